@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# Short names for what one does with this project. CMake does the work; this file installs what is
+# missing, then calls it. `make test PRESET=asan` picks another preset of CMakePresets.json.
+
+PRESET ?= dev
+BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench clean distclean
+
+help:
+	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
+	@echo "make test       set up, build, run all tests"
+	@echo "make bench      set up, build, run the benchmarks"
+	@echo "make clean      remove what was built and the demo's pictures"
+	@echo "make distclean  also remove .deps (LibTorch and the Python packages of the tests)"
+	@echo "Settings: PRESET=dev|ci|asan|cuda, JOBS=<compilers at once>, Torch_DIR=<folder of TorchConfig.cmake>"
+
+demo:
+	@scripts/bootstrap.sh
+	@scripts/build.sh $(PRESET) programs
+	@scripts/demo.sh $(BUILD)/bin
+
+test:
+	@scripts/bootstrap.sh --tests
+	@scripts/build.sh $(PRESET)
+	@ctest --preset $(PRESET)
+
+bench:
+	@scripts/bootstrap.sh
+	@scripts/build.sh $(PRESET) benchmarks
+	@scripts/bench.sh $(BUILD)/bin
+
+clean:
+	rm -rf build build-* demo
+
+distclean: clean
+	rm -rf .deps

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+# What this project's own translation units are built with. Nothing here reaches a user of the library.
+
+find_program(LIGHTLORA_CCACHE ccache)
+find_program(LIGHTLORA_MOLD mold)
+mark_as_advanced(LIGHTLORA_CCACHE LIGHTLORA_MOLD)
+
+# ccache refuses files with a precompiled header unless it is told that time stamps and unused macros do
+# not matter; the base folder lets every build folder of one checkout share the results.
+if(LIGHTLORA_CCACHE AND PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+      env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}" CCACHE_NOHASHDIR=1 "${LIGHTLORA_CCACHE}")
+endif()
+
+# Flags of our own files, always linked PRIVATE.
+add_library(lightlora_development INTERFACE)
+target_link_libraries(lightlora_development INTERFACE lightlora::lightlora)
+target_compile_options(
+  lightlora_development
+  INTERFACE -Wall -Wextra $<$<BOOL:${LIGHTLORA_WERROR}>:-Werror>
+            # ccache needs this to see through a precompiled header.
+            $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
+if(LIGHTLORA_MOLD AND (NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU" OR CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12.1))
+  target_link_options(lightlora_development INTERFACE -fuse-ld=mold)
+endif()
+
+# torch/torch.h costs about 10 s in every file that includes it. This target compiles it once, and the
+# others reuse the result. The library's headers never rely on it: tests/packaging compiles each alone.
+file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/precompiled_torch.cpp" CONTENT "")
+add_library(precompiled_torch OBJECT "${PROJECT_BINARY_DIR}/precompiled_torch.cpp")
+target_link_libraries(precompiled_torch PRIVATE lightlora_development)
+set_target_properties(precompiled_torch PROPERTIES CXX_EXTENSIONS OFF)
+target_precompile_headers(precompiled_torch PRIVATE <torch/torch.h>)
+
+# Common settings of every library, program and test of this project.
+function(lightlora_own_target target)
+  target_link_libraries(${target} PRIVATE lightlora_development)
+  target_precompile_headers(${target} REUSE_FROM precompiled_torch)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF INSTALL_RPATH_USE_LINK_PATH ON)
+endfunction()

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# Makes find_package(lightlora) work, from this build tree and after an install.
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+
+set(_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/lightlora")
+configure_package_config_file(cmake/lightloraConfig.cmake.in "${PROJECT_BINARY_DIR}/lightloraConfig.cmake"
+                              INSTALL_DESTINATION "${_package_dir}" NO_SET_AND_CHECK_MACRO)
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/lightloraConfigVersion.cmake"
+                                 COMPATIBILITY SameMajorVersion ARCH_INDEPENDENT)
+configure_file(cmake/FindLightloraTorch.cmake "${PROJECT_BINARY_DIR}/FindLightloraTorch.cmake" COPYONLY)
+
+if(LIGHTLORA_INSTALL)
+  install(TARGETS lightlora EXPORT lightloraTargets)
+  install(DIRECTORY include/lightlora DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+  install(EXPORT lightloraTargets NAMESPACE lightlora:: DESTINATION "${_package_dir}")
+  install(FILES "${PROJECT_BINARY_DIR}/lightloraConfig.cmake"
+                "${PROJECT_BINARY_DIR}/lightloraConfigVersion.cmake" cmake/FindLightloraTorch.cmake
+          DESTINATION "${_package_dir}")
+  export(EXPORT lightloraTargets NAMESPACE lightlora:: FILE "${PROJECT_BINARY_DIR}/lightloraTargets.cmake")
+endif()

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// \file
+/// Everything of lightlora. See patch.h for the three-line start.
+
+#include <lightlora/adapted_layer.h>
+#include <lightlora/adapter.h>
+#include <lightlora/basis.h>
+#include <lightlora/factors.h>
+#include <lightlora/formats/diffusers.h>
+#include <lightlora/formats/native.h>
+#include <lightlora/formats/safetensors.h>
+#include <lightlora/layers.h>
+#include <lightlora/linear.h>
+#include <lightlora/options.h>
+#include <lightlora/patch.h>
+#include <lightlora/save.h>
+#include <lightlora/state.h>
+#include <lightlora/targets.h>
+#include <lightlora/variants/variants.h>
+#include <lightlora/version.h>

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/layers.h>
+#include <torch/nn/functional/conv.h>
+
+#include <memory>
+#include <optional>
+#include <variant>
+
+namespace lightlora {
+
+namespace detail {
+
+// Copies values and flags into a new layer: torch's own clone would make a plain torch layer of it.
+template <typename Impl>
+std::shared_ptr<torch::nn::Module> copy_values(const Impl& from, std::shared_ptr<Impl> to,
+                                               const std::optional<torch::Device>& device) {
+  const auto targets = to->named_parameters();
+  for (const auto& item : from.named_parameters()) {
+    torch::Tensor target = targets[item.key()];
+    target.set_data(item.value().detach().clone().to(device.value_or(item.value().device())));
+    target.set_requires_grad(item.value().requires_grad());
+  }
+  to->train(from.is_training());
+  return to;
+}
+
+}  // namespace detail
+
+/// A `torch::nn::Linear` with a slot for adapters: for models that one writes oneself.
+/// Equation: y = x (weight + sum of deltas)^T + bias, the deltas as low-rank products
+/// Shapes:   x (..., in), y (..., out)
+/// Dtypes:   any floating dtype; adapters may stay fp32 over a bf16 or fp16 weight
+/// With an empty slot it is `torch::nn::Linear` and costs the same.
+class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
+ public:
+  using torch::nn::LinearImpl::LinearImpl;
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    const auto bias_or_none = bias.defined() ? std::optional<torch::Tensor>(bias) : std::nullopt;
+    if (active_adapters().empty()) return at::linear(x, weight, bias_or_none);
+    const auto [factors, scale] = total_factors(active_adapters());
+    return low_rank_linear(x, weight, bias_or_none, factors, scale,
+                           active_adapters()[0].adapter->layer().name);
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<torch::Device>& device = std::nullopt) const override {
+    return detail::copy_values(*this, std::make_shared<LinearImpl>(options), device);
+  }
+};
+TORCH_MODULE(Linear);
+
+/// A `torch::nn::Conv2d` with a slot for adapters.
+/// Equation: y = conv(x; weight) + scale * conv1x1(conv(x; down); up)
+/// Shapes:   x (batch, in, height, width), down as kernels (r, in, kh, kw), up (out, r, 1, 1)
+/// Grouped convolutions and other paddings than zeros take the weight plus its delta instead.
+class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
+ public:
+  using torch::nn::Conv2dImpl::Conv2dImpl;
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    if (active_adapters().empty()) return torch::nn::Conv2dImpl::forward(x);
+    const bool zeros = std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode());
+    if (options.groups() != 1 || !zeros) {
+      const LayerWeight view(shared_from_this(), weight, /*transposed=*/false);
+      return _conv_forward(x, view.plus(total_delta(active_adapters())));
+    }
+    const auto [factors, scale] = total_factors(active_adapters());
+    const int64_t rank = factors.down.size(0);
+    const auto down = factors.down.to(x.scalar_type())
+                          .reshape({rank, weight.size(1), weight.size(2), weight.size(3)});
+    const auto up = factors.up.to(x.scalar_type()).reshape({weight.size(0), rank, 1, 1});
+    const auto hidden = torch::nn::functional::detail::conv2d(
+        x, down, /*bias=*/{}, options.stride(), options.padding(), options.dilation(), 1);
+    return at::add(_conv_forward(x, weight), at::conv2d(hidden, up), scale);
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<torch::Device>& device = std::nullopt) const override {
+    // torch keeps the options as those of any convolution, which no constructor takes.
+    const auto same = torch::nn::Conv2dOptions(options.in_channels(), options.out_channels(),
+                                               options.kernel_size())
+                          .stride(options.stride())
+                          .padding(options.padding())
+                          .dilation(options.dilation())
+                          .groups(options.groups())
+                          .bias(options.bias())
+                          .padding_mode(options.padding_mode());
+    return detail::copy_values(*this, std::make_shared<Conv2dImpl>(same), device);
+  }
+};
+TORCH_MODULE(Conv2d);
+
+}  // namespace lightlora

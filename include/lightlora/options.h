@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <torch/arg.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lightlora {
+
+/// What the trained values start as. The adapter begins as the identity for each of them.
+/// `up_zero` is the usual start; `down_zero` is its mirror image; `both_zero` is a saddle: every
+/// gradient is exactly zero there, so such an adapter can never move (kept to show just that).
+enum class Init { up_zero, down_zero, both_zero };
+
+/// How the frozen bases of LightLoRA and FusedDownUpLoRA are drawn.
+/// `orthogonal`: orthonormal rows (down_aux) and columns (up_aux), the method's own choice.
+/// `normal`: standard deviation 1, the described experiment that does not learn.
+/// `normal_scaled`: standard deviation 1/sqrt(in) and 1/sqrt(out), so that the directions have
+/// length about one, as the orthonormal ones have.
+enum class AuxInit { orthogonal, normal, normal_scaled };
+
+namespace detail {
+
+template <typename Enum, std::size_t N>
+using EnumNames = std::array<std::pair<Enum, const char*>, N>;
+
+inline const EnumNames<Init, 3>& names_of(Init) {
+  static const EnumNames<Init, 3> names{{{Init::up_zero, "up_zero"},
+                                         {Init::down_zero, "down_zero"},
+                                         {Init::both_zero, "both_zero"}}};
+  return names;
+}
+
+inline const EnumNames<AuxInit, 3>& names_of(AuxInit) {
+  static const EnumNames<AuxInit, 3> names{{{AuxInit::orthogonal, "orthogonal"},
+                                            {AuxInit::normal, "normal"},
+                                            {AuxInit::normal_scaled, "normal_scaled"}}};
+  return names;
+}
+
+template <typename Enum>
+std::string enum_to_string(Enum value) {
+  for (const auto& [candidate, name] : names_of(value)) {
+    if (candidate == value) return name;
+  }
+  TORCH_INTERNAL_ASSERT(false, "an enumerator without a name");
+}
+
+template <typename Enum>
+Enum enum_from_string(const std::string& text) {
+  std::string known;
+  for (const auto& [value, name] : names_of(Enum{})) {
+    if (text == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  TORCH_CHECK_VALUE(false, "lightlora: expected one of ", known, ", got '", text, "'");
+}
+
+}  // namespace detail
+
+/// The name of an initialisation, as flags and files spell it.
+inline std::string to_string(Init init) { return detail::enum_to_string(init); }
+/// The name of a kind of basis, as flags and files spell it.
+inline std::string to_string(AuxInit aux_init) { return detail::enum_to_string(aux_init); }
+/// The initialisation of that name; c10::ValueError lists the known ones.
+inline Init parse_init(const std::string& name) { return detail::enum_from_string<Init>(name); }
+/// The kind of basis of that name; c10::ValueError lists the known ones.
+inline AuxInit parse_aux_init(const std::string& name) {
+  return detail::enum_from_string<AuxInit>(name);
+}
+
+/// Options shared by all variants; a variant ignores what it has no use for.
+///
+/// Example: `LoRAOptions().rank(8).network_alpha(4)`.
+struct LoRAOptions {
+  LoRAOptions() = default;
+  /// The one option that nearly everyone sets.
+  /* implicit */ LoRAOptions(int64_t rank) : rank_(rank) {}
+
+  /// Inner width of the two trained factors. Fused trains its whole core and uses it for `split`
+  /// and for the scale only. Default: 4.
+  TORCH_ARG(int64_t, rank) = 4;
+  /// Scale of the delta times the rank: `scale = network_alpha / rank`. Unset: scale 1.
+  TORCH_ARG(std::optional<double>, network_alpha) = std::nullopt;
+  /// What the trained values start as. Default: `up_zero`.
+  TORCH_ARG(Init, init) = Init::up_zero;
+  /// How the frozen bases are drawn (Light, Fused). Default: `orthogonal`.
+  TORCH_ARG(AuxInit, aux_init) = AuxInit::orthogonal;
+  /// Directions on the input side, clamped to the layer's input width (Light, Fused). Default: 100.
+  TORCH_ARG(int64_t, aux_in) = 100;
+  /// Directions on the output side, clamped to the layer's output width (Light, Fused). Default: 50.
+  TORCH_ARG(int64_t, aux_out) = 50;
+  /// Seed of the frozen bases (Light, Fused); with the layer's name and shape it names them
+  /// completely, so that files need not hold them. Default: 0.
+  TORCH_ARG(uint64_t, aux_seed) = 0;
+};
+
+/// The layer that an adapter belongs to, seen as one matrix.
+struct LayerInfo {
+  /// Path of the layer in its model, as `named_modules()` spells it ("" for a single layer).
+  std::string name;
+  /// Columns of the weight seen as a matrix: inputs (for a convolution, inputs times kernel size).
+  int64_t in = 0;
+  /// Rows of the weight seen as a matrix: outputs.
+  int64_t out = 0;
+  /// Kernel size of a convolution, which its inputs are multiplied by; empty for other layers.
+  std::vector<int64_t> kernel = {};
+};
+
+}  // namespace lightlora

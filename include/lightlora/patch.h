@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/layers.h>
+#include <lightlora/state.h>
+#include <lightlora/targets.h>
+#include <lightlora/variants/variants.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <type_traits>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace lightlora {
+
+/// What `patch` did.
+struct PatchReport {
+  std::vector<Targets::Hits> hits;  ///< how many layers each target selected
+  int64_t layers = 0;               ///< layers that carry an adapter
+  int64_t trainable = 0;            ///< values that train
+  int64_t total = 0;                ///< values of the base model
+
+  /// "trainable 19,200 of 859,520,964 (0.002%) in 128 layers"
+  std::string to_string() const;
+};
+
+namespace detail {
+
+// Layers that some handle has patched, so that two handles cannot bind one weight.
+class PatchedLayers {
+ public:
+  static PatchedLayers& instance() {
+    static PatchedLayers layers;
+    return layers;
+  }
+  bool insert(const torch::nn::Module* layer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return layers_.insert(layer).second;
+  }
+  void erase(const torch::nn::Module* layer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    layers_.erase(layer);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_set<const torch::nn::Module*> layers_;
+};
+
+inline std::string with_commas(int64_t value) {
+  std::string text = std::to_string(value);
+  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) {
+    text.insert(static_cast<std::size_t>(at), ",");
+  }
+  return text;
+}
+
+}  // namespace detail
+
+class PatchedImpl;
+
+/// While it lives, the patched model computes with its active adapters. Movable, not copyable.
+class Activation {
+ public:
+  explicit Activation(std::shared_ptr<PatchedImpl> patched);
+  ~Activation();
+  Activation(Activation&&) = default;
+  Activation& operator=(Activation&&) = delete;
+  Activation(const Activation&) = delete;
+  Activation& operator=(const Activation&) = delete;
+
+ private:
+  std::shared_ptr<PatchedImpl> patched_;
+};
+
+/// The adapters of one patched model. Made by `patch`, used through the holder `Patched`.
+///
+/// The model itself is not changed: without an activation it computes as before, and saving or
+/// cloning it sees the base. One thread may activate at a time; once active, any number of threads
+/// may run inference.
+class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
+ public:
+  explicit PatchedImpl(torch::nn::Module& model) {
+    collect(model);
+    freeze(model);
+  }
+  ~PatchedImpl() { release(); }
+  PatchedImpl(const PatchedImpl&) = delete;
+  PatchedImpl& operator=(const PatchedImpl&) = delete;
+
+  /// Adds adapters under a new name and makes them active with weight 1.
+  /// Errors: c10::Error if the name is taken, a target matches nothing, a layer is patched by
+  ///         another handle, or the model is merged or active
+  void add(const std::string& name, const AdapterFactory& make, const LoRAOptions& options,
+           const Targets& targets);
+  /// Adds the adapters of a state under a new name and makes them active with weight 1.
+  /// Errors: as above, and if the state has layers that the model lacks or of other shapes
+  void add(const std::string& name, const AdapterState& state);
+
+  /// Chooses which adapters take part, with which weights; the others rest.
+  void set_active(const std::map<std::string, double>& weights);
+  const std::map<std::string, double>& active() const { return active_; }
+
+  /// The model computes with the active adapters while the result lives. May be nested. A plain
+  /// layer's weight is bound once per activation, so make one for each backward pass.
+  Activation activate() { return Activation(shared_from_this()); }
+
+  /// Adds the active adapters' deltas into the weights, rounding once; keeps the old weights.
+  /// Errors: c10::Error if merged already or active; with `safe`, if a result would not be finite,
+  ///         and then nothing has changed
+  void merge(bool safe = false);
+  /// Puts the old weights back, bit for bit. Errors: c10::Error if not merged
+  void unmerge();
+  bool merged() const { return merged_; }
+
+  /// Takes all adapters off, unmerges, and gives the parameters back the flags they had.
+  /// Errors: c10::Error if active
+  void remove();
+
+  /// Everything that trains, for an optimiser.
+  std::vector<torch::Tensor> parameters() const;
+  /// The trained tensors of one adapter set as "<layer path>.<tensor>".
+  NamedTensors named_parameters(const std::string& name = "default") const;
+  /// The adapters of one set, in the model's order.
+  std::vector<std::shared_ptr<Adapter>> adapters(const std::string& name = "default") const;
+
+  /// Copies of the values of one set.
+  AdapterState state(const std::string& name = "default", Bases bases = Bases::by_seed) const;
+  /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
+  void load_state(const AdapterState& state, const std::string& name = "default");
+
+  /// Moves the adapters; the model is moved by its own `to`.
+  void to(torch::Device device);
+  /// Training or evaluation mode of the adapters.
+  void train(bool on = true);
+  void eval() { train(false); }
+
+  const PatchReport& report() const { return report_; }
+
+ private:
+  friend class Activation;
+
+  struct Site {
+    std::string path;
+    LayerWeight weight;
+    std::map<std::string, std::shared_ptr<Adapter>> adapters;
+    torch::Tensor kept;  // the weight before merging
+  };
+
+  void collect(torch::nn::Module& model);
+  void freeze(torch::nn::Module& model);
+  void release();
+  void enter();
+  void leave();
+  void require_idle(const char* action) const;
+  void require_set(const std::string& name) const;
+  void attach(Site& site, const std::string& name, std::shared_ptr<Adapter> adapter);
+  void begin_set(const std::string& name);
+  void finish_set(const std::string& name);
+  std::vector<ActiveAdapter> active_of(const Site& site) const;
+  Site& site_of(const std::string& path);
+
+  std::vector<Site> sites_;  // every layer that could carry an adapter
+  std::map<std::string, double> active_;
+  std::vector<std::string> sets_;
+  std::vector<std::pair<torch::Tensor, bool>> flags_;
+  std::vector<std::unique_ptr<WeightBinding>> bound_;
+  int depth_ = 0;
+  bool merged_ = false;
+  PatchReport report_;
+};
+
+/// Handle of a patched model: shared, like a module holder.
+class Patched {
+ public:
+  Patched() = default;
+  explicit Patched(std::shared_ptr<PatchedImpl> impl) : impl_(std::move(impl)) {}
+
+  PatchedImpl* operator->() const { return impl_.get(); }
+  PatchedImpl& operator*() const { return *impl_; }
+  explicit operator bool() const { return impl_ != nullptr; }
+
+  /// Calls the model with the adapters active: `lora(model, x)`.
+  template <typename Model, typename... Arguments>
+  auto operator()(Model& model, Arguments&&... arguments) const {
+    const auto on = impl_->activate();
+    if constexpr (std::is_base_of_v<torch::nn::Module, Model>) {
+      return model.forward(std::forward<Arguments>(arguments)...);
+    } else {
+      return model->forward(std::forward<Arguments>(arguments)...);
+    }
+  }
+
+ private:
+  std::shared_ptr<PatchedImpl> impl_;
+};
+
+/// Adapts layers of any module tree, with a variant chosen at run time: "classic", "light", ...
+///
+/// Freezes every parameter of the model, as PEFT does; shared layers get one adapter.
+/// Errors: c10::Error if a target matches nothing (close names are listed) or a layer is patched
+///         already; c10::ValueError for options that do not fit, with the layer's path
+inline Patched patch(torch::nn::Module& model, const std::string& variant,
+                     const LoRAOptions& options, const Targets& targets,
+                     const std::string& name = "default") {
+  const AdapterFactory make = find_variant(variant).make;
+  auto impl = std::make_shared<PatchedImpl>(model);
+  impl->add(name, make, options, targets);
+  return Patched(std::move(impl));
+}
+
+/// Adapts layers with a variant chosen at compile time:
+/// `auto lora = patch<LightLoRA>(*model, LoRAOptions(4), {"to_q", "to_v"});`
+template <template <typename> class Variant>
+Patched patch(torch::nn::Module& model, const LoRAOptions& options, const Targets& targets,
+              const std::string& name = "default") {
+  using AdapterImpl = typename Variant<torch::nn::Linear>::AdapterType;
+  auto impl = std::make_shared<PatchedImpl>(model);
+  impl->add(name, variant_entry<AdapterImpl>().make, options, targets);
+  return Patched(std::move(impl));
+}
+
+/// Adapts exactly the layers that a state names.
+inline Patched patch(torch::nn::Module& model, const AdapterState& state,
+                     const std::string& name = "default") {
+  auto impl = std::make_shared<PatchedImpl>(model);
+  impl->add(name, state);
+  return Patched(std::move(impl));
+}
+
+}  // namespace lightlora
+
+#include <lightlora/patch_impl.h>

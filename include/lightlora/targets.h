@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <map>
+#include <regex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lightlora {
+
+/// Which layers of a model to adapt, and where rank and alpha differ from the options.
+///
+/// A name selects the layer of that path and every layer whose path ends in "." + name, as PEFT's
+/// `target_modules` list does: `Targets{"to_q", "to_out.0"}`. Every pattern must match something.
+class Targets {
+ public:
+  using Predicate = std::function<bool(const std::string& path)>;
+
+  /// No layer yet; add some with the functions below.
+  Targets() = default;
+  /// Layers by path or suffix.
+  /* implicit */ Targets(std::initializer_list<std::string> names) { add_names(names); }
+  /// Layers by path or suffix.
+  /* implicit */ Targets(const std::vector<std::string>& names) { add_names(names); }
+
+  /// Every layer that can be adapted.
+  static Targets all() {
+    return Targets().where("every layer", [](const std::string&) { return true; });
+  }
+
+  /// Adds every layer whose whole path matches the (ECMAScript) expression.
+  /// Errors: c10::ValueError if the expression is malformed
+  Targets& regex(const std::string& expression) {
+    return where("regex " + expression, full_match(expression));
+  }
+  /// Adds every layer for whose path the predicate holds; `label` names it in messages.
+  Targets& where(std::string label, Predicate predicate) {
+    include_.push_back({std::move(label), std::move(predicate)});
+    return *this;
+  }
+  /// Leaves out layers by path or suffix, whatever selected them.
+  Targets& exclude(const std::vector<std::string>& names) {
+    for (const auto& name : names) exclude_.push_back({name, by_name(name)});
+    return *this;
+  }
+  /// Another rank for the layers of this path or suffix; of several that match, the first counts.
+  Targets& rank_pattern(const std::string& name, int64_t rank) {
+    ranks_.push_back({{name, by_name(name)}, rank});
+    return *this;
+  }
+  /// Another network_alpha for the layers of this path or suffix; the first that matches counts.
+  Targets& alpha_pattern(const std::string& name, double network_alpha) {
+    alphas_.push_back({{name, by_name(name)}, network_alpha});
+    return *this;
+  }
+
+  /// A pattern's text and how many layers it selected.
+  struct Hits {
+    std::string pattern;
+    int64_t count = 0;
+  };
+
+  /// The selected ones of `paths`, in their order; `hits`, if given, receives each pattern's count.
+  /// Errors: c10::Error if a pattern matches nothing; the message lists close names
+  std::vector<std::string> select(const std::vector<std::string>& paths,
+                                  std::vector<Hits>* hits = nullptr) const;
+
+  /// The rank that a pattern gives this layer, or `otherwise`.
+  int64_t rank_of(const std::string& path, int64_t otherwise) const {
+    return first_match(ranks_, path, otherwise);
+  }
+  /// Whether a pattern gives this layer its own network_alpha, and then which.
+  bool has_alpha(const std::string& path, double& network_alpha) const {
+    for (const auto& [pattern, value] : alphas_) {
+      if (pattern.matches(path)) {
+        network_alpha = value;
+        return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  struct Pattern {
+    std::string text;
+    Predicate matches;
+  };
+
+  static Predicate by_name(const std::string& name) {
+    return [name](const std::string& path) {
+      if (path.size() <= name.size()) return path == name;
+      const std::size_t start = path.size() - name.size();
+      return path[start - 1] == '.' && path.compare(start, name.size(), name) == 0;
+    };
+  }
+
+  static Predicate full_match(const std::string& expression) {
+    try {
+      return [re = std::regex(expression)](const std::string& path) {
+        return std::regex_match(path, re);
+      };
+    } catch (const std::regex_error& error) {
+      TORCH_CHECK_VALUE(false, "lightlora::Targets: '", expression,
+                        "': expected a regular expression, got one with an error: ", error.what());
+    }
+  }
+
+  template <typename Value>
+  static Value first_match(const std::vector<std::pair<Pattern, Value>>& patterns,
+                           const std::string& path, Value otherwise) {
+    for (const auto& [pattern, value] : patterns) {
+      if (pattern.matches(path)) return value;
+    }
+    return otherwise;
+  }
+
+  template <typename Names>
+  void add_names(const Names& names) {
+    for (const auto& name : names) include_.push_back({name, by_name(name)});
+  }
+
+  static int64_t require_hits(const Pattern& pattern, const std::vector<std::string>& paths);
+
+  std::vector<Pattern> include_;
+  std::vector<Pattern> exclude_;
+  std::vector<std::pair<Pattern, int64_t>> ranks_;
+  std::vector<std::pair<Pattern, double>> alphas_;
+};
+
+namespace detail {
+
+inline std::size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+// The `most` names nearest to `wanted`, quoted. A name counts by its best suffix at a dot, because
+// that is how people write targets.
+inline std::string nearest_names(const std::string& wanted, const std::vector<std::string>& names,
+                                 std::size_t most = 3) {
+  std::map<std::string, std::size_t> suffixes;
+  for (const auto& name : names) {
+    for (std::size_t at = 0; at != std::string::npos;
+         at = name.find('.', at) == std::string::npos ? std::string::npos
+                                                      : name.find('.', at) + 1) {
+      const std::string suffix = name.substr(at);
+      suffixes.emplace(suffix, edit_distance(wanted, suffix));
+    }
+  }
+  std::vector<std::pair<std::size_t, std::string>> ranked;
+  for (const auto& [suffix, distance] : suffixes) ranked.emplace_back(distance, suffix);
+  std::sort(ranked.begin(), ranked.end());
+  std::string text;
+  for (std::size_t i = 0; i < std::min(most, ranked.size()); ++i) {
+    text += (i > 0 ? ", '" : "'") + ranked[i].second + "'";
+  }
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace detail
+
+inline int64_t Targets::require_hits(const Pattern& pattern,
+                                     const std::vector<std::string>& paths) {
+  const auto count = std::count_if(paths.begin(), paths.end(), pattern.matches);
+  TORCH_CHECK(count > 0, "lightlora::patch: target '", pattern.text,
+              "': expected at least one layer of that name among ", paths.size(),
+              " adaptable layers, got none; hint: the nearest names are ",
+              detail::nearest_names(pattern.text, paths));
+  return count;
+}
+
+inline std::vector<std::string> Targets::select(const std::vector<std::string>& paths,
+                                                std::vector<Hits>* hits) const {
+  TORCH_CHECK_VALUE(!include_.empty(), "lightlora::patch: expected at least one target, got none; ",
+                    "hint: Targets{\"to_q\", \"to_v\"}, or Targets::all()");
+  for (const auto& pattern : include_) {
+    const int64_t count = require_hits(pattern, paths);
+    if (hits) hits->push_back({pattern.text, count});
+  }
+  for (const auto& pattern : exclude_) require_hits(pattern, paths);
+  for (const auto& item : ranks_) require_hits(item.first, paths);
+  for (const auto& item : alphas_) require_hits(item.first, paths);
+
+  const auto matches_one = [](const std::vector<Pattern>& patterns, const std::string& path) {
+    return std::any_of(patterns.begin(), patterns.end(),
+                       [&](const Pattern& pattern) { return pattern.matches(path); });
+  };
+  std::vector<std::string> selected;
+  for (const auto& path : paths) {
+    if (matches_one(include_, path) && !matches_one(exclude_, path)) selected.push_back(path);
+  }
+  TORCH_CHECK(!selected.empty(),
+              "lightlora::patch: expected at least one layer to adapt, got none: ",
+              "every selected layer is excluded");
+  return selected;
+}
+
+}  // namespace lightlora

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/ops/linalg_svd.h>
+#include <lightlora/adapted_layer.h>
+#include <lightlora/adapter.h>
+#include <lightlora/basis.h>
+#include <lightlora/variants/light_lora.h>
+#include <torch/nn/init.h>
+
+#include <memory>
+
+namespace lightlora {
+
+/// Adapter that trains one full core between two frozen bases, to be cut to a low rank afterwards.
+/// Equation: delta = scale * up_aux * down_up * down_aux
+/// Paper:    the frozen bases of arXiv:2307.06949, section 3.2, with its two trained factors fused
+/// Shapes:   trained down_up (b, a), starts at zero; frozen down_aux (a, in) with orthonormal rows,
+///           up_aux (out, b) with orthonormal columns; a = min(aux_in, in), b = min(aux_out, out)
+/// Dtypes:   fp32, whatever the base is cast to; products run in the dtype of the input
+/// Errors:   c10::ValueError if rank < 1, rank > min(a, b), or `init` is not the default: the core
+///           has no second factor that could start elsewhere than zero
+/// `rank` is used only by `split` and for the scale, network_alpha / rank when network_alpha is set.
+class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
+ public:
+  static constexpr const char* kVariant = "fused";
+
+  FusedAdapterImpl(LoRAOptions options, LayerInfo layer)
+      : AdapterModule(std::move(options), std::move(layer)) {
+    TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "lightlora: '", layer_.name,
+                      "': expected no init with the fused variant, whose core always starts at "
+                      "zero, got ",
+                      to_string(options_.init()));
+    reset();
+  }
+
+  void reset() override {
+    const detail::AuxShape aux(options_, layer_);
+    down_up = register_parameter("down_up", torch::empty({aux.out, aux.in}));
+    down_aux = register_buffer("down_aux",
+                               make_basis(Side::down, aux.in, layer_.in, options_.aux_seed(),
+                                          layer_.name, options_.aux_init()));
+    up_aux = register_buffer("up_aux", make_basis(Side::up, aux.out, layer_.out,
+                                                  options_.aux_seed(), layer_.name,
+                                                  options_.aux_init()));
+    reset_parameters();
+  }
+
+  void reset_parameters() override { torch::nn::init::zeros_(down_up); }
+
+  int64_t rank() const override { return std::min(down_up.size(0), down_up.size(1)); }
+
+  // The inner width of the factors is the smaller side of the core.
+  Factors factors() const override {
+    if (down_up.size(0) <= down_up.size(1)) return {down_up.mm(down_aux), up_aux};
+    return {down_aux, up_aux.mm(down_up)};
+  }
+
+  /// The best approximation of this delta of the given rank, as a LightLoRA adapter on the same
+  /// bases: core = U S Vh, then up = U S and down = Vh, cut to `rank`. With orthonormal bases this
+  /// is the best one of that rank for the delta itself; at rank min(a, b) it is exact.
+  /// Errors: c10::ValueError unless 1 <= rank <= min(a, b)
+  std::shared_ptr<LightAdapterImpl> split(int64_t rank) const {
+    TORCH_CHECK_VALUE(rank >= 1 && rank <= this->rank(), "lightlora::split: '", layer_.name,
+                      "': expected 1 <= rank <= ", this->rank(), ", got ", rank);
+    torch::NoGradGuard no_grad;
+    LoRAOptions options = options_;
+    options.rank(rank).network_alpha(std::nullopt);
+    auto light = std::make_shared<LightAdapterImpl>(options, layer_);
+    light->to(down_up.device(), down_up.scalar_type());
+    light->set_scale(scale());
+    const auto [u, s, vh] = at::linalg_svd(down_up.to(torch::kDouble), /*full_matrices=*/false);
+    light->up.copy_(u.slice(1, 0, rank) * s.slice(0, 0, rank));
+    light->down.copy_(vh.slice(0, 0, rank));
+    light->down_aux.copy_(down_aux);
+    light->up_aux.copy_(up_aux);
+    return light;
+  }
+
+  torch::Tensor down_up;   ///< (b, a), trained
+  torch::Tensor down_aux;  ///< (a, in), frozen
+  torch::Tensor up_aux;    ///< (out, b), frozen
+
+ protected:
+  std::string remarks() const override {
+    return detail::AuxShape(options_, layer_).remarks(options_);
+  }
+};
+
+/// A layer of type `Layer` with a FusedDownUpLoRA adapter.
+template <typename Layer>
+using FusedDownUpLoRA = AdaptedLayer<Layer, FusedAdapterImpl>;
+
+}  // namespace lightlora

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs what the build needs and is missing: Debian packages, and LibTorch into .deps/python.
+#
+#   scripts/bootstrap.sh           for the library and the programs
+#   scripts/bootstrap.sh --tests   also the Python packages that the interoperability tests talk to
+#
+# Debian packages are installed when this runs as root; otherwise the command is printed and the script
+# stops. LibTorch comes from the PyPI wheel unless Torch_DIR or CMAKE_PREFIX_PATH names one already.
+# A second run finds everything in place and takes a fraction of a second.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly environment=.deps/python
+readonly debian_packages=(
+  g++ make cmake ninja-build ccache mold python3 python3-venv
+  libcli11-dev nlohmann-json3-dev libstb-dev libutf8proc-dev
+  libpng-dev libjpeg-dev libwebp-dev libexif-dev catch2
+)
+
+with_tests=false
+case "${1:-}" in
+  "") ;;
+  --tests) with_tests=true ;;
+  *)
+    echo "bootstrap: '$1': expected --tests or nothing" >&2
+    exit 2
+    ;;
+esac
+
+fail() {
+  echo "bootstrap: $*" >&2
+  exit 1
+}
+
+install_debian_packages() {
+  if ! command -v dpkg-query >/dev/null; then
+    # Not Debian: the build's own checks name what is missing.
+    command -v cmake >/dev/null && command -v ninja >/dev/null && command -v python3 >/dev/null ||
+      fail "expected cmake, ninja and python3 in PATH, and the libraries that Debian calls: ${debian_packages[*]}"
+    return
+  fi
+  local missing=() package installed
+  installed=" $(dpkg-query -W -f='${db:Status-Status}:${Package} ' "${debian_packages[@]}" 2>/dev/null || true)"
+  for package in "${debian_packages[@]}"; do
+    [[ $installed == *" installed:$package "* ]] || missing+=("$package")
+  done
+  ((${#missing[@]})) || return 0
+  if [[ $(id -u) -ne 0 ]]; then
+    fail "these Debian packages are missing; run this and start again:
+  sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}"
+  fi
+  echo "bootstrap: installing Debian packages: ${missing[*]}"
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Succeeds if the caller's settings name a LibTorch, in the places where cmake/FindLightloraTorch.cmake looks.
+libtorch_is_given() {
+  if [[ -n ${Torch_DIR:-} ]]; then
+    [[ -f $Torch_DIR/TorchConfig.cmake ]] ||
+      fail "'$Torch_DIR': expected TorchConfig.cmake in Torch_DIR, got none"
+    return 0
+  fi
+  local prefix suffix prefixes
+  IFS=':;' read -r -a prefixes <<<"${CMAKE_PREFIX_PATH:-}"
+  for prefix in "${prefixes[@]}"; do
+    for suffix in Torch share/cmake/Torch lib/cmake/Torch; do
+      [[ -n $prefix && -f $prefix/$suffix/TorchConfig.cmake ]] && return 0
+    done
+  done
+  return 1
+}
+
+has_nvidia_driver() {
+  [[ -e /proc/driver/nvidia/version ]] || command -v nvidia-smi >/dev/null ||
+    /sbin/ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'
+}
+
+# is_installed <requirement file>: whether exactly this text was installed into this environment before.
+is_installed() { cmp -s "scripts/$1" "$environment/installed/$1"; }
+
+# pip_install <requirement file> [options]: once per text of the file.
+pip_install() {
+  local file=$1
+  shift
+  if [[ ! -x $environment/bin/python3 ]]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+      fail "expected Python 3.10 or newer, got $(python3 --version 2>&1)"
+    python3 -m venv "$environment"
+  fi
+  "$environment/bin/python3" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+    --retries 8 "$@" -r "scripts/$file" || return 1
+  mkdir -p "$environment/installed"
+  cp "scripts/$file" "$environment/installed/$file"
+}
+
+install_libtorch() {
+  if has_nvidia_driver; then
+    is_installed requirements-test.txt || is_installed requirements-libtorch-cuda.txt && return
+    echo "bootstrap: installing LibTorch with CUDA into .deps (a download of about 2.7 GB)"
+    pip_install requirements-libtorch-cuda.txt || fail "could not install LibTorch from PyPI (see above)"
+  else
+    is_installed requirements-libtorch.txt && return
+    echo "bootstrap: installing LibTorch into .deps (a download of about 0.5 GB)"
+    pip_install requirements-libtorch.txt --no-deps || fail "could not install LibTorch from PyPI (see above)"
+  fi
+}
+
+install_test_packages() {
+  is_installed requirements-test.txt && return
+  echo "bootstrap: installing diffusers, PEFT and PyTorch for the tests into .deps (a download of 2.2 GB)"
+  pip_install requirements-test.txt ||
+    echo "bootstrap: PyPI did not deliver the Python packages of the tests; the tests that need them will be skipped" >&2
+}
+
+install_debian_packages
+libtorch_is_given || install_libtorch
+if $with_tests; then
+  install_test_packages
+fi

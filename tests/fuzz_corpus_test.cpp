@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Replays the fuzzers' corpus: the promises in fuzz/targets.h hold for every file, and the files
+// that have a verdict in their name get it.
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <string>
+#include <string_view>
+
+#include "fuzz/targets.h"
+#include "support.h"
+
+namespace {
+
+std::string content(const std::filesystem::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+/// Number of files with a verdict.
+int replay(const std::string& target, const std::function<bool(std::string_view)>& accepts) {
+  int with_verdict = 0;
+  const std::filesystem::path corpus = LIGHTLORA_SOURCE_DIR "/tests/fuzz/corpus";
+  for (const auto& file : std::filesystem::directory_iterator(corpus / target)) {
+    const std::string name = file.path().filename().string();
+    const std::string verdict = name.substr(0, name.find('_'));
+    CAPTURE(name);
+    bool accepted = false;
+    REQUIRE_NOTHROW(accepted = accepts(content(file.path())));
+    if (verdict == name) continue;
+    ++with_verdict;
+    CHECK(accepted == (verdict == "valid"));
+    if (target == "safetensors" && verdict != "valid") {
+      CHECK(fuzz::read_header(content(file.path()), /*allow_trailing_bytes=*/true).has_value() ==
+            (verdict == "trailing"));
+    }
+  }
+  return with_verdict;
+}
+
+}  // namespace
+
+TEST_CASE("fuzz: the promises hold for the safetensors corpus", "[fuzz]") {
+  CHECK(replay("safetensors", fuzz::safetensors) == 49);
+}
+
+TEST_CASE("fuzz: the promises hold for the JSON corpus", "[fuzz]") {
+  CHECK(replay("json", fuzz::json) == 22);
+}
+
+TEST_CASE("fuzz: a broken promise is noticed", "[fuzz]") {
+  auto header = fuzz::read_header(std::string("\x02\0\0\0\0\0\0\0{}xyz", 13), true).value();
+  CHECK_NOTHROW(fuzz::check_tiling(header, "0123456789xyz"));
+  CHECK_THROWS_WITH(fuzz::check_tiling(header, "0123456789xy"), "the data end with the file");
+  header.tensors.push_back({"a", 0, {2}, 0, 3});
+  header.trailing_bytes = 0;
+  CHECK_THROWS_WITH(fuzz::check_tiling(header, "0123456789xyz"),
+                    "a tensor has the bytes of its shape");
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layers that the generic tests run every variant on, and a directional derivative check.
+#pragma once
+
+#include <lightlora/lightlora.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "support.h"
+
+namespace lightlora_tests {
+
+using torch::Tensor;
+
+/// One layer as a model of its own, with inputs for it. Its path in the model is "0".
+struct Subject {
+  std::string name;
+  std::function<torch::nn::Sequential()> make;
+  std::function<Tensor()> input;
+  bool integer_input = false;
+
+  torch::nn::Sequential model(torch::ScalarType dtype) const {
+    torch::manual_seed(7);
+    auto result = make();
+    result->to(dtype);
+    return result;
+  }
+  Tensor x(torch::ScalarType dtype) const { return integer_input ? input() : input().to(dtype); }
+};
+
+inline Tensor random_input(std::vector<int64_t> sizes) {
+  torch::manual_seed(11);
+  return torch::randn(sizes, torch::kDouble);
+}
+
+/// Every layer type that can be adapted, plain and drop-in, with in != out everywhere.
+inline const std::vector<Subject>& subjects() {
+  using torch::nn::Sequential;
+  static const std::vector<Subject> all{
+      {"Linear", [] { return Sequential(torch::nn::Linear(70, 90)); },
+       [] { return random_input({5, 3, 70}); }},
+      {"Linear without bias",
+       [] { return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false))); },
+       [] { return random_input({4, 110}); }},
+      {"drop-in Linear", [] { return Sequential(lightlora::Linear(70, 90)); },
+       [] { return random_input({5, 3, 70}); }},
+      {"Conv1d",
+       [] { return Sequential(torch::nn::Conv1d(torch::nn::Conv1dOptions(6, 40, 5).dilation(2))); },
+       [] { return random_input({2, 6, 20}); }},
+      {"Conv2d",
+       [] {
+         return Sequential(
+             torch::nn::Conv2d(torch::nn::Conv2dOptions(6, 40, 3).stride(2).padding(1)));
+       },
+       [] { return random_input({2, 6, 9, 7}); }},
+      {"Conv2d with groups",
+       [] { return Sequential(torch::nn::Conv2d(torch::nn::Conv2dOptions(12, 40, 3).groups(2))); },
+       [] { return random_input({2, 12, 6, 6}); }},
+      {"drop-in Conv2d",
+       [] {
+         return Sequential(
+             lightlora::Conv2d(torch::nn::Conv2dOptions(6, 40, 3).stride(2).padding(1)));
+       },
+       [] { return random_input({2, 6, 9, 7}); }},
+      {"drop-in Conv2d with groups and reflection",
+       [] {
+         return Sequential(lightlora::Conv2d(torch::nn::Conv2dOptions(12, 40, 3)
+                                                 .groups(2)
+                                                 .padding(1)
+                                                 .padding_mode(torch::kReflect)));
+       },
+       [] { return random_input({2, 12, 6, 6}); }},
+      {"Conv3d", [] { return Sequential(torch::nn::Conv3d(torch::nn::Conv3dOptions(4, 24, 2))); },
+       [] { return random_input({1, 4, 4, 5, 3}); }},
+      {"Embedding", [] { return Sequential(torch::nn::Embedding(120, 80)); },
+       [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
+  };
+  return all;
+}
+
+/// Options with alpha != rank and rank > 1.
+inline lightlora::LoRAOptions usual_options() {
+  return lightlora::LoRAOptions(3).network_alpha(1.5).aux_in(48).aux_out(24).aux_seed(5);
+}
+
+/// Gives every trained value something else than its start, so that the delta is not zero.
+inline void randomise(const lightlora::Patched& lora) {
+  torch::NoGradGuard no_grad;
+  torch::manual_seed(23);
+  for (auto& parameter : lora->parameters()) {
+    parameter.copy_(torch::randn(parameter.sizes(), torch::kDouble) * 0.3);
+  }
+}
+
+/// Calls `body` for every variant on every layer type, with names for failure messages.
+template <typename Body>
+void for_each_case(Body body) {
+  for (const auto& variant : lightlora::variants()) {
+    for (const auto& subject : subjects()) {
+      INFO(variant.name << " on " << subject.name);
+      body(variant.name, subject);
+    }
+  }
+}
+
+/// Relative difference of autograd's directional derivative of `f` and a central difference, for
+/// one tensor and a random direction. `f` gives a scalar in double.
+inline double derivative_error(const std::function<Tensor()>& f, Tensor parameter) {
+  const Tensor direction = torch::randn_like(parameter);
+  parameter.mutable_grad() = Tensor();
+  f().backward();
+  TORCH_CHECK(parameter.grad().defined(), "expected a gradient, got none");
+  const double analytic = (parameter.grad() * direction).sum().item<double>();
+  torch::NoGradGuard no_grad;
+  const double step = 1e-6;
+  parameter.add_(direction, step);
+  const double above = f().item<double>();
+  parameter.add_(direction, -2 * step);
+  const double below = f().item<double>();
+  parameter.add_(direction, step);
+  const double numeric = (above - below) / (2 * step);
+  return std::abs(analytic - numeric) / std::max(std::abs(numeric), 1e-6);
+}
+
+}  // namespace lightlora_tests

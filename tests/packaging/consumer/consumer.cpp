@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stranger's program: adapts a model whose layers never heard of lightlora, and checks that the
+// adapter takes part. Prints "consumer: ok" and returns 0, or says what went wrong and returns 1.
+#include <lightlora/lightlora.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
+
+#include <cstdio>
+
+int main() {
+  torch::manual_seed(0);
+  torch::nn::Sequential model(torch::nn::Linear(128, 64), torch::nn::ReLU(),
+                              torch::nn::Linear(64, 32));
+  const auto input = torch::randn({3, 128});
+  const auto before = model->forward(input);
+
+  auto lora = lightlora::patch<lightlora::LightLoRA>(
+      *model, lightlora::LoRAOptions(/*rank=*/2).network_alpha(4), {"0", "2"});
+  const bool starts_as_base = torch::equal(lora(model, input), before);
+  {
+    const torch::NoGradGuard no_grad;
+    for (auto& parameter : lora->parameters()) parameter.fill_(0.1);
+  }
+  const auto adapted = lora(model, input);
+  lora->merge();
+  const auto merged = model->forward(input);
+  lora->unmerge();
+
+  const bool changes = !torch::allclose(adapted, before);
+  const bool merges = torch::allclose(merged, adapted, /*rtol=*/1e-4, /*atol=*/1e-4);
+  const bool restores = torch::equal(model->forward(input), before);
+  const bool ok = starts_as_base && changes && merges && restores;
+  std::printf("consumer: %s (lightlora %s)\n", ok ? "ok" : "failed", LIGHTLORA_VERSION);
+  return ok ? 0 : 1;
+}

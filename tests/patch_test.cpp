@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <lightlora/patch.h>
+#include <lightlora/linear.h>
+
+#include "support.h"
+
+using namespace lightlora;
+using torch::Tensor;
+
+namespace {
+
+// Typed members, a Sequential, a ModuleList, and one layer registered twice.
+struct ZooImpl : torch::nn::Module {
+  ZooImpl() {
+    in = register_module("first", torch::nn::Linear(12, 16));
+    shared = register_module("shared", torch::nn::Linear(16, 16));
+    body = register_module(
+        "body", torch::nn::Sequential(torch::nn::Linear(16, 20), torch::nn::ReLU(), shared_in()));
+    list = register_module("list", torch::nn::ModuleList(torch::nn::Linear(20, 24)));
+    norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({24})));
+    again = register_module("again", shared.ptr());
+  }
+  torch::nn::Linear shared_in() { return torch::nn::Linear(20, 20); }
+  Tensor forward(Tensor x) {
+    x = shared(in(x).relu());
+    x = body->forward(std::dynamic_pointer_cast<torch::nn::LinearImpl>(again)->forward(x));
+    return norm(list[0]->as<torch::nn::Linear>()->forward(x));
+  }
+  torch::nn::Linear in{nullptr}, shared{nullptr};
+  torch::nn::Sequential body{nullptr};
+  torch::nn::ModuleList list{nullptr};
+  torch::nn::LayerNorm norm{nullptr};
+  std::shared_ptr<torch::nn::Module> again;
+};
+TORCH_MODULE(Zoo);
+
+Tensor input() {
+  torch::manual_seed(2);
+  return torch::randn({5, 12});
+}
+
+void randomise(const Patched& lora, const std::string& name = "default") {
+  torch::NoGradGuard no_grad;
+  for (auto& item : lora->named_parameters(name)) item.value().normal_();
+}
+
+}  // namespace
+
+TEST_CASE("patch: typed members, Sequential and ModuleList are all adapted", "[patch]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all());
+  std::vector<std::string> paths;
+  for (const auto& adapter : lora->adapters()) paths.push_back(adapter->layer().name);
+  CHECK(paths == std::vector<std::string>{"first", "shared", "body.0", "body.2", "list.0"});
+  const Tensor x = input(), base = model(x);
+  for (const auto& adapter : lora->adapters()) {
+    INFO(adapter->layer().name);
+    auto& classic = dynamic_cast<ClassicAdapterImpl&>(*adapter);
+    torch::NoGradGuard no_grad;
+    classic.up.normal_();
+    CHECK(relative_error(lora(model, x), base) > 1e-3);
+    classic.up.zero_();
+    CHECK(torch::equal(lora(model, x), base));
+  }
+}
+
+TEST_CASE("patch: a layer that is registered twice is adapted and counted once", "[patch]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"shared"});
+  CHECK(lora->report().layers == 1);
+  CHECK(lora->report().trainable == 2 * (16 + 16));
+  CHECK(lora->report().total == 12 * 16 + 16 + 16 * 16 + 16 + 16 * 20 + 20 + 20 * 20 + 20 +
+                                    20 * 24 + 24 + 24 + 24);
+}
+
+TEST_CASE("patch: the model without an activation computes as before", "[patch]") {
+  Zoo model;
+  const Tensor x = input(), before = model(x);
+  const auto lora = patch<LightLoRA>(*model, 2, {"first", "0"});
+  randomise(lora);
+  CHECK(torch::equal(model(x), before));
+  Tensor inside;
+  {
+    const auto on = lora->activate();
+    inside = model(x);
+    const auto nested = lora->activate();
+    CHECK(torch::equal(model(x), inside));
+  }
+  CHECK_FALSE(torch::equal(inside, before));
+  CHECK(torch::equal(model(x), before));
+  CHECK(torch::equal(lora(model, x), inside));
+}
+
+TEST_CASE("patch: an exception inside an activation restores the model", "[patch]") {
+  Zoo model;
+  const Tensor x = input(), before = model(x);
+  const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all());
+  randomise(lora);
+  CHECK_THROWS(lora(model, torch::randn({5, 13})));
+  CHECK(torch::equal(model(x), before));
+}
+
+TEST_CASE("patch: freezes the whole base, and remove gives the flags back", "[patch]") {
+  Zoo model;
+  model->norm->weight.set_requires_grad(false);
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
+  for (const auto& parameter : model->parameters()) CHECK_FALSE(parameter.requires_grad());
+  lora->remove();
+  CHECK(model->in->weight.requires_grad());
+  CHECK(model->list[0]->as<torch::nn::Linear>()->weight.requires_grad());
+  CHECK_FALSE(model->norm->weight.requires_grad());
+  CHECK(lora->parameters().empty());
+}
+
+TEST_CASE("patch: saving and cloning the model see the base, even while active", "[patch]") {
+  Zoo model;
+  const Tensor x = input(), before = model(x);
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
+  randomise(lora);
+  const auto on = lora->activate();
+  std::stringstream stream;
+  torch::save(model, stream);
+  Zoo loaded;
+  torch::load(loaded, stream);
+  CHECK(torch::equal(loaded(x), before));
+}
+
+TEST_CASE("patch: a target that matches nothing leaves the model as it was", "[patch]") {
+  Zoo model;
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"to_q"}),
+                    ContainsSubstring("target 'to_q': expected at least one layer"));
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
+  CHECK(lora->report().layers == 1);
+}
+
+TEST_CASE("patch: a model without adaptable layers is an error", "[patch]") {
+  torch::nn::Sequential model(torch::nn::ReLU{});
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets::all()),
+                    ContainsSubstring("expected a model with layers that can be adapted (Linear"));
+}
+
+TEST_CASE("patch: bad options name the layer", "[patch]") {
+  Zoo model;
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 0, {"first"}),
+                    ContainsSubstring("'first': expected rank > 0, got 0"));
+  CHECK_THROWS_WITH(patch<LightLoRA>(*model, 13, {"first"}),
+                    ContainsSubstring("'first': expected rank <= 12"));
+  // Nothing of the failed attempts is left behind.
+  CHECK(patch<ClassicLoRA>(*model, 2, {"first"})->report().layers == 1);
+}
+
+TEST_CASE("patch: a layer takes adapters from one handle at a time", "[patch]") {
+  Zoo model;
+  const auto first = patch<ClassicLoRA>(*model, 2, {"first"});
+  CHECK_THROWS_WITH(patch<LightLoRA>(*model, 2, {"first"}),
+                    ContainsSubstring("'first': expected a layer without adapters") &&
+                        ContainsSubstring("hint: add a second set with lora->add"));
+  CHECK(patch<LightLoRA>(*model, 2, {"shared"})->report().layers == 1);
+  first->remove();
+  CHECK(patch<LightLoRA>(*model, 2, {"first"})->report().layers == 1);
+}
+
+TEST_CASE("patch: several named sets add up with their weights", "[patch]") {
+  for (const bool drop_in : {false, true}) {
+    INFO((drop_in ? "drop-in" : "plain"));
+    torch::manual_seed(0);
+    torch::nn::Sequential model;
+    if (drop_in) {
+      model->push_back(lightlora::Linear(12, 9));
+    } else {
+      model->push_back(torch::nn::Linear(12, 9));
+    }
+    model->to(torch::kDouble);
+    const Tensor x = input().to(torch::kDouble), base = model->forward(x);
+    const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(2).network_alpha(1), {"0"}, "one");
+    lora->add("two", find_variant("light").make, LoRAOptions(3), {"0"});
+    randomise(lora, "one");
+    randomise(lora, "two");
+    const auto only = [&](double one, double two) {
+      lora->set_active({{"one", one}, {"two", two}});
+      return lora(model, x) - base;
+    };
+    const Tensor one = only(1, 0), two = only(0, 1);
+    CHECK(one.norm().item<double>() > 0.1);
+    CHECK(two.norm().item<double>() > 0.1);
+    CHECK(close(only(0.5, -2), 0.5 * one - 2 * two, 1e-12));
+    lora->merge();
+    CHECK(close(model->forward(x) - base, 0.5 * one - 2 * two, 1e-12));
+    lora->unmerge();
+    lora->set_active({{"two", 1}});
+    CHECK(close(lora(model, x) - base, two, 1e-12));
+    lora->set_active({});
+    CHECK(torch::equal(lora(model, x), base));
+    CHECK(lora->parameters().size() == 4);
+    CHECK_THROWS_WITH(lora->set_active({{"three", 1}}), ContainsSubstring("('one', 'two'), got"));
+    CHECK_THROWS_WITH(lora->add("one", find_variant("light").make, 2, {"0"}),
+                      ContainsSubstring("got 'one' a second time"));
+  }
+}
+
+TEST_CASE("patch: rank and alpha patterns reach their layers", "[patch]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(
+      *model, LoRAOptions(4).network_alpha(4),
+      Targets{"first", "shared"}.rank_pattern("shared", 2).alpha_pattern("first", 1));
+  CHECK(lora->adapters()[0]->rank() == 4);
+  CHECK(lora->adapters()[0]->scale() == 0.25);
+  CHECK(lora->adapters()[1]->rank() == 2);
+  CHECK(lora->adapters()[1]->scale() == 2);
+}
+
+TEST_CASE("merge: twice, or while active, is an error", "[patch]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
+  CHECK_THROWS_WITH(lora->unmerge(), ContainsSubstring("expected merged adapters"));
+  {
+    const auto on = lora->activate();
+    CHECK_THROWS_WITH(lora->merge(), ContainsSubstring("expected no activation to be alive"));
+    CHECK_THROWS_WITH(lora->remove(), ContainsSubstring("expected no activation to be alive"));
+  }
+  lora->merge();
+  CHECK(lora->merged());
+  CHECK_THROWS_WITH(lora->merge(), ContainsSubstring("expected unmerged adapters"));
+}
+
+TEST_CASE("merge: the safe form refuses what is not finite and changes nothing", "[patch]") {
+  Zoo model;
+  const Tensor x = input(), before = model(x);
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "shared"});
+  randomise(lora);
+  torch::NoGradGuard no_grad;
+  lora->named_parameters()["shared.up"][3][1] = std::nan("");
+  CHECK_THROWS_WITH(lora->merge(/*safe=*/true), ContainsSubstring("'shared': expected finite"));
+  CHECK_FALSE(lora->merged());
+  CHECK(torch::equal(model(x), before));
+}
+
+TEST_CASE("merge: half-precision weights get the fp32 sum, rounded once", "[patch]") {
+  torch::nn::Sequential model(torch::nn::Linear(12, 16));
+  model->to(torch::kBFloat16);
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"0"});
+  randomise(lora);
+  const auto weight = model->parameters()[0];
+  torch::NoGradGuard no_grad;
+  const Tensor expected = (weight.to(torch::kFloat) + lora->adapters()[0]->delta())
+                              .to(torch::kBFloat16);
+  lora->merge();
+  CHECK(torch::equal(weight, expected));
+}
+
+TEST_CASE("training through a plain half-precision layer is refused, through a drop-in not",
+          "[patch]") {
+  torch::nn::Sequential plain(torch::nn::Linear(12, 16));
+  plain->to(torch::kBFloat16);
+  const auto lora = patch<ClassicLoRA>(*plain, 2, {"0"});
+  const Tensor x = input().to(torch::kBFloat16);
+  CHECK_THROWS_WITH(lora(plain, x), ContainsSubstring("'0': expected an fp32 weight") &&
+                                        ContainsSubstring("hint: build the model with"));
+  CHECK_NOTHROW(plain->forward(x));
+
+  torch::nn::Sequential drop_in(lightlora::Linear(12, 16));
+  drop_in->to(torch::kBFloat16);
+  const auto fast = patch<ClassicLoRA>(*drop_in, 2, {"0"});
+  fast(drop_in, x).sum().backward();
+  for (const auto& item : fast->named_parameters()) {
+    CHECK(item.value().grad().scalar_type() == torch::kFloat);
+  }
+}
+
+TEST_CASE("load_state: the wrong layers or shapes change nothing", "[patch]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "shared"});
+  randomise(lora);
+  const auto good = lora->state();
+  auto wrong = good;
+  wrong[1].trained["down"] = torch::zeros({3, 16});
+  wrong[0].trained["down"].zero_();
+  CHECK_THROWS_WITH(lora->load_state(wrong),
+                    ContainsSubstring("'shared': expected 'down' [2, 16], got [3, 16]"));
+  CHECK(torch::equal(lora->named_parameters()["first.down"], lora->state()[0].trained["down"]));
+  CHECK(lora->named_parameters()["first.down"].norm().item<double>() > 0);
+  wrong = good;
+  wrong.pop_back();
+  CHECK_THROWS_WITH(lora->load_state(wrong), ContainsSubstring("'shared': expected values"));
+  wrong = good;
+  wrong[0].variant = "light";
+  CHECK_THROWS_WITH(lora->load_state(wrong),
+                    ContainsSubstring("'first': expected a classic adapter, got a light one"));
+  wrong = good;
+  wrong[0].trained.erase("up");
+  CHECK_THROWS_WITH(lora->load_state(wrong), ContainsSubstring("expected a tensor 'up', got none"));
+}
+
+TEST_CASE("patch from a state: another model is an error that counts and names", "[patch]") {
+  Zoo model;
+  auto state = patch<ClassicLoRA>(*model, 2, {"first", "shared"})->state();
+  torch::nn::Sequential other(torch::nn::Linear(3, 4));
+  CHECK_THROWS_WITH(patch(*other, state),
+                    ContainsSubstring("all 2 layers of the adapter, got 0; missing 'first' and more"));
+  state[1].layer.name = "body.0";
+  Zoo fresh;
+  CHECK_THROWS_WITH(patch(*fresh, state),
+                    ContainsSubstring("'body.0': expected an adapter for 16 -> 20, got 16 -> 16"));
+}
+
+TEST_CASE("the report reads as PEFT's does", "[patch]") {
+  PatchReport report;
+  report.trainable = 19200;
+  report.total = 859520964;
+  report.layers = 128;
+  CHECK(report.to_string() == "trainable 19,200 of 859,520,964 (0.002%) in 128 layers");
+}
+
+TEST_CASE("drop-in layers are torch layers that clone as themselves", "[linear]") {
+  lightlora::Linear linear(torch::nn::LinearOptions(6, 4).bias(false));
+  CHECK(dynamic_cast<torch::nn::LinearImpl*>(linear.get()) != nullptr);
+  linear->weight.set_requires_grad(false);
+  const auto copy = linear->clone();
+  REQUIRE(dynamic_cast<lightlora::LinearImpl*>(copy.get()) != nullptr);
+  CHECK(torch::equal(copy->parameters()[0], linear->weight));
+  CHECK_FALSE(copy->parameters()[0].requires_grad());
+  lightlora::Conv2d conv(torch::nn::Conv2dOptions(3, 4, 3).stride(2).padding(1));
+  const auto conv_copy = std::dynamic_pointer_cast<lightlora::Conv2dImpl>(conv->clone());
+  REQUIRE(conv_copy);
+  const Tensor x = torch::randn({1, 3, 8, 8});
+  CHECK(torch::equal(conv_copy->forward(x), conv(x)));
+  CHECK(torch::equal(conv(x), torch::conv2d(x, conv->weight, conv->bias, 2, 1)));
+}
+
+TEST_CASE("a drop-in layer names itself when the input does not fit", "[linear]") {
+  torch::nn::Sequential model(lightlora::Linear(6, 4));
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"0"});
+  CHECK_THROWS_WITH(lora(model, torch::randn({2, 7})),
+                    ContainsSubstring("'0': expected x (..., 6), got [2, 7]"));
+}

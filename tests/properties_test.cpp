@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every variant must do on every layer type. A variant in the list is a variant tested.
+#include "models.h"
+
+using namespace lightlora_tests;
+using lightlora::LoRAOptions;
+using lightlora::patch;
+
+namespace {
+
+// Two routes of one result in double differ by rounding alone.
+constexpr double kDouble = 1e-12;
+
+struct Case {
+  torch::nn::Sequential model;
+  lightlora::Patched lora;
+  Tensor x;
+
+  Case(const std::string& variant, const Subject& subject,
+       torch::ScalarType dtype = torch::kDouble)
+      : model(subject.model(dtype)),
+        lora(patch(*model, variant, usual_options(), {"0"})),
+        x(subject.x(dtype)) {}
+
+  Tensor base() { return model->forward(x); }
+  Tensor adapted() { return lora(model, x); }
+  std::shared_ptr<lightlora::Adapter> adapter() const { return lora->adapters()[0]; }
+};
+
+}  // namespace
+
+TEST_CASE("a new adapter is the identity, bit for bit", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject, torch::kFloat);
+    CHECK(torch::equal(c.adapted(), c.base()));
+  });
+}
+
+TEST_CASE("the delta is scale times the composed factors", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    randomise(c.lora);
+    const auto adapter = c.adapter();
+    const auto factors = adapter->factors();
+    CHECK(adapter->scale() == 0.5);
+    CHECK(factors.down.size(1) == adapter->layer().in);
+    CHECK(factors.up.size(0) == adapter->layer().out);
+    CHECK(factors.down.size(0) == adapter->rank());
+    CHECK(adapter->delta().norm().item<double>() > 0.1);
+    CHECK(close(adapter->delta(), torch::mm(factors.up, factors.down) * 0.5, kDouble));
+  });
+}
+
+TEST_CASE("the merged model equals the adapted one, and unmerging restores every bit",
+          "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    randomise(c.lora);
+    const Tensor before = c.base();
+    const Tensor weight = c.model->parameters()[0].clone();
+    const Tensor adapted = c.adapted();
+    CHECK(relative_error(adapted, before) > 1e-3);
+    c.lora->merge();
+    CHECK(close(c.base(), adapted, kDouble));
+    CHECK(torch::equal(c.adapted(), c.base()));
+    c.lora->unmerge();
+    CHECK(torch::equal(c.model->parameters()[0], weight));
+    CHECK(torch::equal(c.base(), before));
+  });
+}
+
+TEST_CASE("scale 0 gives the base and scale 2 twice the delta", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    randomise(c.lora);
+    const auto difference_at = [&](double scale) {
+      c.adapter()->set_scale(scale);
+      return c.adapted() - c.base();
+    };
+    const Tensor once = difference_at(1);
+    CHECK(difference_at(0).norm().item<double>() == 0);
+    CHECK(close(difference_at(2), 2 * once, 1e-10));
+    CHECK(once.norm().item<double>() > 0.1);
+  });
+}
+
+TEST_CASE("gradients of every trained tensor agree with finite differences", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    randomise(c.lora);
+    const Tensor weights = torch::randn_like(c.base());
+    const auto loss = [&] { return (c.adapted().tanh() * weights).sum(); };
+    for (const auto& item : c.lora->named_parameters()) {
+      INFO(item.key());
+      CHECK(derivative_error(loss, item.value()) < 1e-6);
+    }
+    if (!subject.integer_input) {
+      c.x.requires_grad_();
+      CHECK(derivative_error(loss, c.x) < 1e-6);
+    }
+  });
+}
+
+TEST_CASE("no gradient reaches the base or the frozen bases", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject, torch::kFloat);
+    randomise(c.lora);
+    c.adapted().square().sum().backward();
+    for (const auto& parameter : c.model->parameters()) {
+      CHECK_FALSE(parameter.requires_grad());
+      CHECK_FALSE(parameter.grad().defined());
+    }
+    for (const auto& item : c.adapter()->frozen()) {
+      CHECK_FALSE(item.value().requires_grad());
+      CHECK_FALSE(item.value().grad().defined());
+    }
+    for (const auto& parameter : c.lora->parameters()) CHECK(parameter.grad().defined());
+  });
+}
+
+TEST_CASE("training moves every trained tensor and leaves the base as it was", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject, torch::kFloat);
+    const Tensor weight = c.model->parameters()[0].clone();
+    const Tensor target = c.base() + torch::randn_like(c.base());
+    std::vector<Tensor> start;
+    for (const auto& parameter : c.lora->parameters()) start.push_back(parameter.clone());
+    torch::optim::AdamW optimizer(c.lora->parameters(), torch::optim::AdamWOptions(1e-2));
+    double first = 0, last = 0;
+    for (int step = 0; step < 30; ++step) {
+      optimizer.zero_grad();
+      const Tensor loss = torch::mse_loss(c.adapted(), target);
+      loss.backward();
+      optimizer.step();
+      last = loss.item<double>();
+      if (step == 0) first = last;
+    }
+    CHECK(last < first);
+    const auto now = c.lora->parameters();
+    for (std::size_t i = 0; i < now.size(); ++i) CHECK_FALSE(torch::equal(now[i], start[i]));
+    CHECK(torch::equal(c.model->parameters()[0], weight));
+  });
+}
+
+TEST_CASE("a saved adapter loads into a new model with the same output", "[properties]") {
+  const ScratchFolder folder;
+  for_each_case([&](const std::string& variant, const Subject& subject) {
+    for (const auto bases : {lightlora::Bases::by_seed, lightlora::Bases::embedded}) {
+      Case c(variant, subject, torch::kFloat);
+      randomise(c.lora);
+      const Tensor adapted = c.adapted();
+      const auto file = folder.file("adapter.safetensors");
+      lightlora::save(c.lora, file, "default", bases);
+
+      Case same_options(variant, subject, torch::kFloat);
+      lightlora::load(same_options.lora, file);
+      CHECK(torch::equal(same_options.adapted(), adapted));
+
+      auto fresh = subject.model(torch::kFloat);
+      auto from_file = patch(*fresh, lightlora::load_state(file));
+      CHECK(torch::equal(from_file(fresh, c.x), adapted));
+      CHECK(from_file->adapters()[0]->description() == c.adapter()->description());
+    }
+  });
+}
+
+TEST_CASE("classic factors made from an adapter give the same delta", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    randomise(c.lora);
+    auto state = lightlora::to_classic(*c.adapter());
+    const auto classic = lightlora::make_adapter(state);
+    CHECK(classic->variant() == "classic");
+    // The copy is computed in fp32.
+    CHECK(close(classic->delta(), c.adapter()->delta(), 1e-6));
+  });
+}
+
+TEST_CASE("half-precision inference stays near the fp32 result", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject, torch::kFloat);
+    randomise(c.lora);
+    const Tensor exact = c.adapted();
+    c.model->to(torch::kBFloat16);
+    if (!subject.integer_input) c.x = c.x.to(torch::kBFloat16);
+    torch::NoGradGuard no_grad;
+    const Tensor half = c.adapted();
+    CHECK(half.scalar_type() == torch::kBFloat16);
+    for (const auto& parameter : c.lora->parameters()) {
+      CHECK(parameter.scalar_type() == torch::kFloat);
+    }
+    // bf16 has eight bits: 0.4 % for a rounding, a few of them in a row.
+    CHECK(close(half, exact, 2e-2));
+  });
+}
+
+TEST_CASE("trained and frozen counts follow from the shapes", "[properties]") {
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    const auto adapter = c.adapter();
+    const auto [in, out] = std::pair(adapter->layer().in, adapter->layer().out);
+    const int64_t a = std::min<int64_t>(48, in), b = std::min<int64_t>(24, out);
+    if (variant == "classic") {
+      CHECK(adapter->trained_count() == 3 * (in + out));
+      CHECK(adapter->frozen_count() == 0);
+    } else {
+      CHECK(adapter->trained_count() == (variant == "light" ? 3 * (a + b) : a * b));
+      CHECK(adapter->frozen_count() == a * in + b * out);
+    }
+    CHECK(c.lora->report().trainable == adapter->trained_count());
+  });
+}
+
+TEST_CASE("an adapter's module clones with its values, independent of the first", "[properties]") {
+  for (const auto& variant : lightlora::variants()) {
+    INFO(variant.name);
+    const auto adapter = variant.make(usual_options(), {"layer", 70, 90, {}});
+    torch::NoGradGuard no_grad;
+    for (const auto& item : adapter->trained()) torch::Tensor(item.value()).normal_();
+    const auto module = adapter->module().clone();
+    const auto copy = std::dynamic_pointer_cast<lightlora::Adapter>(module);
+    REQUIRE(copy);
+    CHECK(torch::equal(copy->delta(), adapter->delta()));
+    CHECK(copy->frozen_count() == adapter->frozen_count());
+    for (const auto& item : adapter->trained()) torch::Tensor(item.value()).zero_();
+    CHECK(copy->delta().norm().item<double>() > 0);
+    CHECK(adapter->delta().norm().item<double>() == 0);
+  }
+}
+
+TEST_CASE("2-D, 3-D and empty inputs keep their leading sizes", "[properties]") {
+  for (const auto& variant : lightlora::variants()) {
+    for (const char* kind : {"Linear", "drop-in Linear"}) {
+      for (const auto& subject : subjects()) {
+        if (subject.name != kind) continue;
+        INFO(variant.name << " on " << subject.name);
+        Case c(variant.name, subject);
+        randomise(c.lora);
+        const Tensor full = c.adapted();
+        const Tensor flat = c.lora(c.model, c.x.reshape({15, 70}));
+        CHECK(close(flat, full.reshape({15, 90}), kDouble));
+        const Tensor strided = c.x.transpose(0, 1);
+        CHECK(close(c.lora(c.model, strided), full.transpose(0, 1), kDouble));
+        CHECK(close(c.lora(c.model, c.x[0][0]), full[0][0], kDouble));
+        CHECK(c.lora(c.model, torch::empty({0, 70}, torch::kDouble)).sizes() ==
+              torch::IntArrayRef({0, 90}));
+        CHECK(c.lora(c.model, torch::empty({0, 5, 70}, torch::kDouble)).sizes() ==
+              torch::IntArrayRef({0, 5, 90}));
+      }
+    }
+  }
+}
+
+TEST_CASE("drop-in layers and patched plain layers give the same numbers", "[properties]") {
+  const std::pair<const char*, const char*> pairs[] = {{"Linear", "drop-in Linear"},
+                                                       {"Conv2d", "drop-in Conv2d"}};
+  const auto find = [](const std::string& name) -> const Subject& {
+    return *std::find_if(subjects().begin(), subjects().end(),
+                         [&](const Subject& subject) { return subject.name == name; });
+  };
+  for (const auto& variant : lightlora::variants()) {
+    for (const auto& [plain_name, drop_in_name] : pairs) {
+      INFO(variant.name << ": " << drop_in_name);
+      Case plain(variant.name, find(plain_name));
+      Case drop_in(variant.name, find(drop_in_name));
+      randomise(plain.lora);
+      randomise(drop_in.lora);
+      REQUIRE(close(drop_in.base(), plain.base(), kDouble));
+      const Tensor expected = plain.adapted();
+      CHECK(close(drop_in.adapted(), expected, kDouble));
+      expected.square().sum().backward();
+      drop_in.adapted().square().sum().backward();
+      const auto a = plain.lora->parameters(), b = drop_in.lora->parameters();
+      for (std::size_t i = 0; i < a.size(); ++i) CHECK(close(b[i].grad(), a[i].grad(), kDouble));
+    }
+  }
+}
+
+TEST_CASE("adapters move to the GPU with their results", "[properties][cuda]") {
+  if (!torch::cuda::is_available()) {
+    WARN("no GPU here: this case checks nothing");
+    return;
+  }
+  for_each_case([](const std::string& variant, const Subject& subject) {
+    Case c(variant, subject);
+    randomise(c.lora);
+    const Tensor expected = c.adapted();
+    c.model->to(torch::kCUDA);
+    c.lora->to(torch::kCUDA);
+    c.x = c.x.to(torch::kCUDA);
+    CHECK(close(c.adapted(), expected, 1e-10));
+  });
+}

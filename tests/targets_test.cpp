@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <lightlora/targets.h>
+
+#include "support.h"
+
+using lightlora::Targets;
+
+namespace {
+
+using Paths = std::vector<std::string>;
+const Paths kPaths{"enc.0.attn.to_q", "enc.0.attn.to_k", "enc.0.attn.to_out.0", "enc.1.attn.to_q",
+                   "to_q", "not_to_q"};
+
+}  // namespace
+
+TEST_CASE("a name selects the path itself and paths that end in it at a dot", "[targets]") {
+  CHECK(Targets{"to_q"}.select(kPaths) == Paths{"enc.0.attn.to_q", "enc.1.attn.to_q", "to_q"});
+  CHECK(Targets{"to_out.0"}.select(kPaths) == Paths{"enc.0.attn.to_out.0"});
+  CHECK(Targets{"enc.1.attn.to_q"}.select(kPaths) == Paths{"enc.1.attn.to_q"});
+}
+
+TEST_CASE("selection keeps the model's order and counts each pattern", "[targets]") {
+  std::vector<Targets::Hits> hits;
+  CHECK(Targets{"to_k", "to_q"}.select(kPaths, &hits) ==
+        Paths{"enc.0.attn.to_q", "enc.0.attn.to_k", "enc.1.attn.to_q", "to_q"});
+  REQUIRE(hits.size() == 2);
+  CHECK(hits[0].pattern == "to_k");
+  CHECK(hits[0].count == 1);
+  CHECK(hits[1].count == 3);
+}
+
+TEST_CASE("regular expressions match whole paths", "[targets]") {
+  CHECK(Targets().regex("enc\\.[01]\\..*to_q").select(kPaths) ==
+        Paths{"enc.0.attn.to_q", "enc.1.attn.to_q"});
+  CHECK_THROWS_WITH(Targets().regex("to_(q"), ContainsSubstring("'to_(q': expected a regular"));
+}
+
+TEST_CASE("predicates and all() select by path", "[targets]") {
+  CHECK(Targets::all().select(kPaths) == kPaths);
+  const auto first = [](const std::string& path) { return path.rfind("enc.0", 0) == 0; };
+  CHECK(Targets().where("first encoder", first).select(kPaths).size() == 3);
+}
+
+TEST_CASE("excludes win over includes", "[targets]") {
+  CHECK(Targets{"to_q"}.exclude({"enc.1.attn.to_q", "enc.0.attn.to_q"}).select(kPaths) ==
+        Paths{"to_q"});
+  CHECK_THROWS_WITH(Targets{"to_k"}.exclude({"to_k"}).select(kPaths),
+                    ContainsSubstring("every selected layer is excluded"));
+}
+
+TEST_CASE("a pattern that matches nothing is an error that lists close names", "[targets]") {
+  CHECK_THROWS_WITH(Targets({"to_qq"}).select(kPaths),
+                    ContainsSubstring("target 'to_qq': expected at least one layer") &&
+                        ContainsSubstring("nearest names are 'to_q'"));
+  CHECK_THROWS_WITH(Targets({"to_q"}).exclude({"to_v"}).select(kPaths),
+                    ContainsSubstring("target 'to_v'"));
+  CHECK_THROWS_WITH(Targets({"to_q"}).rank_pattern("ff", 2).select(kPaths),
+                    ContainsSubstring("target 'ff'"));
+  CHECK_THROWS_WITH(Targets().select(kPaths), ContainsSubstring("expected at least one target"));
+}
+
+TEST_CASE("rank and alpha patterns: the first match counts", "[targets]") {
+  const auto targets = Targets{"to_q"}
+                           .rank_pattern("enc.0.attn.to_q", 8)
+                           .rank_pattern("to_q", 2)
+                           .alpha_pattern("enc.1.attn.to_q", 3.5);
+  CHECK(targets.rank_of("enc.0.attn.to_q", 4) == 8);
+  CHECK(targets.rank_of("to_q", 4) == 2);
+  CHECK(targets.rank_of("to_k", 4) == 4);
+  double alpha = 0;
+  CHECK(targets.has_alpha("enc.1.attn.to_q", alpha));
+  CHECK(alpha == 3.5);
+  CHECK_FALSE(targets.has_alpha("to_q", alpha));
+}
