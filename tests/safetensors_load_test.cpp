@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <lightlora/formats/safetensors.h>
 
+#include <cmath>
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "safetensors_bytes.h"
@@ -130,8 +133,8 @@ TEST_CASE("safetensors: types that LibTorch cannot hold are listed, not loaded",
   for (const char* dtype : {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
                             "U16", "U32", "U64", "C64"}) {
     CAPTURE(dtype);
-    const int index = detail::safetensors_dtype_index(dtype);
-    const int size = detail::safetensors_dtypes[index].bits;  // of 8 elements
+    const int index = lightlora::detail::safetensors_dtype_index(dtype);
+    const int size = lightlora::detail::safetensors_dtypes[index].bits;  // of 8 elements
     bytes::write(folder.file("x"),
                  file("{" + entry("a", dtype, "[8]", "[0," + std::to_string(size) + "]") + "}",
                       std::string(static_cast<size_t>(size), '\0')));

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace cli {
+
+/// A file size for people, in powers of 1000 as file managers show it: "812 bytes", "320.4 KB",
+/// "1.6 GB".
+std::string format_bytes(int64_t bytes);
+
+/// A length of time for people: "0.42 s", "38 s", "1 min 05 s", "2 h 03 min".
+/// Negative or not finite gives "?".
+std::string format_duration(double seconds);
+
+/// A length of time for a narrow place: "01:05", "2:03:07"; "?" as above.
+std::string format_clock(double seconds);
+
+/// A count with thousands apart: "19,200".
+std::string format_count(int64_t count);
+
+}  // namespace cli

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stable_diffusion/pipeline.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "stable_diffusion/json_file.h"
+#include "stable_diffusion/weights.h"
+
+namespace sd {
+namespace {
+
+namespace fs = std::filesystem;
+
+const char* const parts[] = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"};
+
+// The class that `model_index.json` names for each part with weights.
+const std::pair<const char*, const char*> known_classes[] = {
+    {"unet", "UNet2DConditionModel"}, {"vae", "AutoencoderKL"}, {"text_encoder", "CLIPTextModel"}};
+
+template <typename Module>
+void finish(Module& module, const StableDiffusionOptions& options) {
+  module->to(options.device());
+  module->eval();
+  for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
+}
+
+template <typename Module>
+Module require_part(const Module& module, const char* name) {
+  TORCH_CHECK(!module.is_empty(), "sd::StableDiffusion: expected the ", name,
+              " to be loaded, got a pipeline without it; hint: load_", name, "(true)");
+  return module;
+}
+
+}  // namespace
+
+StableDiffusion::StableDiffusion(const std::string& folder, StableDiffusionOptions options)
+    : folder_(folder), options_(std::move(options)) {
+  check_index();
+  scheduler_config_ = read_scheduler_config(part("scheduler"));
+  NoiseSchedule{*scheduler_config_};  // refuses a file that no scheduler could use
+  unet_options_ = UNet2DConditionModelOptions::from_json(config("unet"), part("unet/config.json"));
+  vae_options_ = AutoencoderKLOptions::from_json(config("vae"), part("vae/config.json"));
+  check_parts();
+  if (options_.load_text_encoder()) load_text_encoder();
+  if (options_.load_unet()) load_unet();
+  if (options_.load_vae()) load_vae();
+}
+
+std::string StableDiffusion::part(const std::string& name) const {
+  return (fs::path(folder_) / name).string();
+}
+
+nlohmann::json StableDiffusion::config(const std::string& name) const {
+  return read_json_file(part(name + "/config.json"));
+}
+
+void StableDiffusion::check_index() const {
+  TORCH_CHECK(fs::exists(folder_), "'", folder_,
+              "': expected a diffusers folder, got nothing there; hint: is the path right?");
+  TORCH_CHECK(fs::is_directory(folder_), "'", folder_,
+              "': expected a diffusers folder, got a file; hint: diffusers' from_single_file and "
+              "save_pretrained make a folder of it");
+  const std::string path = part("model_index.json");
+  TORCH_CHECK(fs::exists(path), "'", folder_,
+              "': expected a diffusers folder, got one without model_index.json; hint: the folder "
+              "that holds unet/, vae/ and text_encoder/");
+  const auto index = read_json_file(path);
+  TORCH_CHECK(!index.contains("text_encoder_2") && !index.contains("transformer"), "'", path,
+              "': expected Stable Diffusion 1.x or 2.x, got ",
+              index.value("_class_name", nlohmann::json()).dump());
+  for (const auto& [name, known] : known_classes) {
+    const auto entry = index.find(name);
+    const bool named = entry != index.end() && entry->is_array() && entry->size() == 2;
+    TORCH_CHECK(!named || (*entry)[1] == known, "'", path, "': expected ", name, " to be ", known,
+                ", got ", (*entry)[1].dump(), "; hint: Stable Diffusion 1.x and 2.x are supported");
+  }
+  for (const auto* name : parts) {
+    TORCH_CHECK(fs::is_directory(part(name)), "'", part(name),
+                "': expected a folder, got none; hint: an unfinished download of the model?");
+  }
+}
+
+void StableDiffusion::check_parts() const {
+  const auto text = CLIPTextModelOptions::from_json(config("text_encoder"));
+  for (const int64_t width : unet_options_.cross_attention_dim()) {
+    TORCH_CHECK(width == text.hidden_size(), "'", folder_, "': expected a text encoder of width ",
+                width, " (the unet's cross_attention_dim), got ", text.hidden_size(),
+                "; hint: the parts belong to two models");
+  }
+  const int64_t channels = vae_options_.latent_channels();
+  TORCH_CHECK(unet_options_.in_channels() == channels && unet_options_.out_channels() == channels,
+              "'", folder_, "': expected a unet of ", channels, " channels (the vae's), got ",
+              unet_options_.in_channels(), " in and ", unet_options_.out_channels(),
+              " out; hint: inpainting and upscaling models are not supported");
+}
+
+void StableDiffusion::load_text_encoder() {
+  const auto options =
+      CLIPTextModelOptions::from_json(config("text_encoder"), part("text_encoder/config.json"));
+  tokenizer_ = std::make_unique<Tokenizer>(part("tokenizer"), options.max_position_embeddings());
+  TORCH_CHECK(tokenizer_->model_max_length() <= options.max_position_embeddings(), "'",
+              part("tokenizer"), "': expected at most ", options.max_position_embeddings(),
+              " tokens (the text encoder's positions), got ", tokenizer_->model_max_length());
+  TORCH_CHECK(tokenizer_->size() <= options.vocab_size(), "'", part("tokenizer"),
+              "': expected at most ", options.vocab_size(), " entries (the text encoder's), got ",
+              tokenizer_->size(), "; hint: the parts belong to two models");
+  const UninitializedModules uninitialized(options_.dtype());
+  text_encoder_ = CLIPTextModel(options);
+  load_weights(*text_encoder_, find_weights(part("text_encoder"), "model"),
+               CLIPTextModelImpl::parameter_name);
+  finish(text_encoder_, options_);
+}
+
+void StableDiffusion::load_unet() {
+  const UninitializedModules uninitialized(options_.dtype());
+  unet_ = UNet2DConditionModel(unet_options_);
+  load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"));
+  finish(unet_, options_);
+}
+
+void StableDiffusion::load_vae() {
+  const bool upcast = vae_options_.force_upcast() && at::isReducedFloatingType(options_.dtype());
+  const UninitializedModules uninitialized(
+      options_.vae_dtype().value_or(upcast ? at::kFloat : options_.dtype()));
+  vae_ = AutoencoderKL(vae_options_);
+  load_weights(*vae_, find_weights(part("vae"), "diffusion_pytorch_model"), vae_legacy_name);
+  finish(vae_, options_);
+}
+
+const Tokenizer& StableDiffusion::tokenizer() const {
+  require_part(text_encoder_, "text_encoder");
+  return *tokenizer_;
+}
+
+Tokenizer& StableDiffusion::tokenizer() {
+  require_part(text_encoder_, "text_encoder");
+  return *tokenizer_;
+}
+
+UNet2DConditionModel StableDiffusion::unet() const { return require_part(unet_, "unet"); }
+
+AutoencoderKL StableDiffusion::vae() const { return require_part(vae_, "vae"); }
+
+CLIPTextModel StableDiffusion::text_encoder() const {
+  return require_part(text_encoder_, "text_encoder");
+}
+
+std::vector<int64_t> StableDiffusion::default_size() const {
+  const auto& size = unet_options_.sample_size();
+  TORCH_CHECK(!size.empty(), "'", part("unet/config.json"),
+              "': expected a sample_size, got none; hint: give the height and width");
+  return {size.front() * vae_scale_factor(), size.back() * vae_scale_factor()};
+}
+
+torch::Tensor StableDiffusion::encode_prompt(const std::vector<std::string>& texts,
+                                             int64_t clip_skip) {
+  std::vector<int64_t> ids;
+  for (const auto& text : texts) {
+    const auto encoded = tokenizer().encode(text);
+    ids.insert(ids.end(), encoded.begin(), encoded.end());
+  }
+  const auto rows = static_cast<int64_t>(texts.size());
+  const auto batch = torch::tensor(ids, at::kLong).view({rows, -1}).to(options_.device());
+  return text_encoder()->hidden_state(batch, clip_skip);
+}
+
+torch::Tensor StableDiffusion::encode_image(const torch::Tensor& pixels,
+                                            const at::Generator& generator) {
+  auto model = vae();
+  const auto weight = model->parameters().front();
+  const auto distribution = model->encode(pixels.to(weight.device(), weight.scalar_type()));
+  return distribution.sample(generator) * vae_options_.scaling_factor();
+}
+
+torch::Tensor StableDiffusion::decode(const torch::Tensor& latents) {
+  auto model = vae();
+  const auto weight = model->parameters().front();
+  std::vector<torch::Tensor> pictures;
+  // One at a time: the decoder's activations are many times the size of a picture.
+  for (const auto& latent : latents.split(1)) {
+    const auto input =
+        (latent / vae_options_.scaling_factor()).to(weight.device(), weight.scalar_type());
+    pictures.push_back((model->decode(input).to(at::kFloat) / 2 + 0.5).clamp(0, 1));
+  }
+  return at::cat(pictures);
+}
+
+torch::Tensor StableDiffusion::initial_noise(const SampleOptions& options,
+                                             const at::Generator& generator) const {
+  const int64_t channels = unet_options_.in_channels();
+  const int64_t factor = vae_scale_factor();
+  if (options.initial_latents().defined()) {
+    const auto& given = options.initial_latents();
+    TORCH_CHECK_VALUE(given.dim() == 4 && given.size(0) > 0 && given.size(1) == channels,
+                      "initial latents: expected shape (n, ", channels, ", h, w), got ",
+                      given.sizes());
+    TORCH_CHECK_VALUE(
+        options.height().value_or(given.size(2) * factor) == given.size(2) * factor &&
+            options.width().value_or(given.size(3) * factor) == given.size(3) * factor,
+        "--height and --width: expected ", given.size(2) * factor, " and ", given.size(3) * factor,
+        " as the initial latents, got another size; hint: "
+        "leave them out");
+    return given;
+  }
+  const bool sized = options.height() && options.width();
+  const auto own = sized ? std::vector<int64_t>{0, 0} : default_size();
+  const int64_t height = options.height().value_or(own[0]);
+  const int64_t width = options.width().value_or(own[1]);
+  TORCH_CHECK_VALUE(height > 0 && width > 0 && height % factor == 0 && width % factor == 0,
+                    "--height and --width: expected positive multiples of ", factor, ", got ",
+                    height, " and ", width);
+  TORCH_CHECK_VALUE(options.num_images_per_prompt() > 0,
+                    "--num_images_per_prompt: expected at least 1, got ",
+                    options.num_images_per_prompt());
+  // In the model's dtype, as diffusers: a generator gives other numbers for another dtype.
+  return at::randn({options.num_images_per_prompt(), channels, height / factor, width / factor},
+                   generator, at::TensorOptions().dtype(options_.dtype()));
+}
+
+// The guided prediction in the latents' dtype. `context` is the prompt's encoding, behind that of
+// the negative prompt if there is guidance; both go through the UNet as one batch.
+torch::Tensor StableDiffusion::predict(const torch::Tensor& latents, double timestep,
+                                       const torch::Tensor& context, double guidance_scale) {
+  const bool guided = guidance_scale > 1.0;
+  const auto input = (guided ? at::cat({latents, latents}) : latents).to(options_.dtype());
+  const auto time = at::full({}, timestep, at::TensorOptions(at::kFloat).device(options_.device()));
+  const auto output = unet()->forward(input, time, context).to(latents.scalar_type());
+  if (!guided) return output;
+  const auto halves = output.chunk(2);
+  return halves[0] + guidance_scale * (halves[1] - halves[0]);
+}
+
+SampleResult StableDiffusion::sample(const SampleOptions& options) {
+  const at::NoGradGuard no_grad;
+  auto scheduler = make_scheduler(options.scheduler(), *scheduler_config_);
+  scheduler->set_timesteps(options.num_inference_steps());
+  StepOptions step;
+  step.eta = options.eta();
+  step.generator = at::detail::createCPUGenerator(options.seed());
+  const auto dtype = at::isReducedFloatingType(options_.dtype()) ? at::kFloat : options_.dtype();
+  auto latents = initial_noise(options, step.generator).to(options_.device(), dtype) *
+                 scheduler->init_noise_sigma();
+  auto context = encode_prompt({options.prompt()}, options.clip_skip());
+  const int64_t count = latents.size(0);
+  context = context.expand({count, -1, -1});
+  if (options.guidance_scale() > 1.0) {
+    const auto negative = encode_prompt({options.negative_prompt()}).expand({count, -1, -1});
+    context = at::cat({negative, context});
+  }
+  const auto& timesteps = scheduler->timesteps();
+  const auto total = static_cast<int64_t>(timesteps.size());
+  if (options.callback()) options.callback()(0, total);
+  for (size_t i = 0; i < timesteps.size(); ++i) {
+    const auto output = predict(scheduler->scale_model_input(latents, i), timesteps[i], context,
+                                options.guidance_scale());
+    latents = scheduler->step(output, i, latents, step);
+    if (options.callback()) options.callback()(static_cast<int64_t>(i) + 1, total);
+  }
+  return {latents, options.decode() ? decode(latents) : torch::Tensor()};
+}
+
+}  // namespace sd

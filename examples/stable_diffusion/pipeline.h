@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Generator.h>
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stable_diffusion/clip.h"
+#include "stable_diffusion/schedulers.h"
+#include "stable_diffusion/tokenizer.h"
+#include "stable_diffusion/unet.h"
+#include "stable_diffusion/vae.h"
+
+namespace sd {
+
+/// What to load of a diffusers folder, and where to.
+struct StableDiffusionOptions {
+  TORCH_ARG(torch::Device, device) = torch::kCPU;
+  /// Of the UNet and the text encoder.
+  TORCH_ARG(at::ScalarType, dtype) = at::kFloat;
+  /// Of the autoencoder. Default: `dtype`, but fp32 instead of fp16 and bf16 where its
+  /// configuration says `force_upcast`, as it does for Stable Diffusion 1.x and 2.x.
+  TORCH_ARG(std::optional<at::ScalarType>, vae_dtype) = std::nullopt;
+  TORCH_ARG(bool, load_unet) = true;
+  TORCH_ARG(bool, load_vae) = true;
+  /// With the tokenizer. Default: true.
+  TORCH_ARG(bool, load_text_encoder) = true;
+};
+
+/// One call of `StableDiffusion::sample`, with diffusers' names and defaults.
+struct SampleOptions {
+  TORCH_ARG(std::string, prompt);
+  /// What guidance leads away from. Default: the empty prompt.
+  TORCH_ARG(std::string, negative_prompt);
+  TORCH_ARG(int64_t, num_inference_steps) = 50;
+  /// How far to go beyond the prompt's prediction; up to 1 there is no guidance.
+  TORCH_ARG(double, guidance_scale) = 7.5;
+  /// In pixels. Default: the model's own size.
+  TORCH_ARG(std::optional<int64_t>, height) = std::nullopt;
+  TORCH_ARG(std::optional<int64_t>, width) = std::nullopt;
+  TORCH_ARG(int64_t, num_images_per_prompt) = 1;
+  TORCH_ARG(uint64_t, seed) = 0;
+  /// One of `scheduler_names()`, over the folder's scheduler file.
+  TORCH_ARG(std::string, scheduler) = "ddim";
+  TORCH_ARG(double, eta) = 0.0;
+  /// Layers of the text encoder to leave out at its end (of the prompt's encoding only, as
+  /// diffusers).
+  TORCH_ARG(int64_t, clip_skip) = 0;
+  /// Unit normal (n, 4, h, w) to start from instead of the seed's; it sets size and number.
+  TORCH_ARG(torch::Tensor, initial_latents);
+  /// Decode the latents into pictures. Default: true.
+  TORCH_ARG(bool, decode) = true;
+  /// Called before the first and after each step with the steps done and their number.
+  using Callback = std::function<void(int64_t done, int64_t total)>;
+  TORCH_ARG(Callback, callback);
+};
+
+struct SampleResult {
+  torch::Tensor latents;   ///< (n, 4, h, w) as the UNet knows them, on the model's device
+  torch::Tensor pictures;  ///< (n, 3, H, W) in [0, 1] fp32; undefined if not asked for
+};
+
+/// A Stable Diffusion 1.x or 2.x model from a diffusers folder: `model_index.json`, `unet/`,
+/// `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`. The modules are public: adapters are put
+/// into them and trainers call them. They start in evaluation mode without gradients. Errors:
+/// c10::Error or c10::ValueError naming the folder or file, with a hint Differs from diffusers: the
+/// scheduler's file counts as it stands (StableDiffusionPipeline replaces steps_offset 0 by 1 and
+/// switches clip_sample off), and latents stay in fp32 between the steps
+class StableDiffusion {
+ public:
+  explicit StableDiffusion(const std::string& folder, StableDiffusionOptions options = {});
+
+  /// The text encoder's last states, (texts, tokens, width) on the device.
+  torch::Tensor encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
+
+  /// Latents of pictures as the UNet knows them (times scaling_factor), drawn from their
+  /// distribution. Shapes: pixels (B, 3, H, W) in [-1, 1], result (B, 4, H / factor, W / factor) in
+  /// the VAE's dtype
+  torch::Tensor encode_image(const torch::Tensor& pixels, const at::Generator& generator);
+
+  /// Pictures of latents as the UNet knows them: (B, 3, H, W) in [0, 1] fp32.
+  torch::Tensor decode(const torch::Tensor& latents);
+
+  SampleResult sample(const SampleOptions& options);
+
+  const std::string& folder() const { return folder_; }
+  const StableDiffusionOptions& options() const { return options_; }
+  const SchedulerConfig& scheduler_config() const { return *scheduler_config_; }
+  /// Errors of the four: c10::Error if that part was not loaded
+  const Tokenizer& tokenizer() const;
+  Tokenizer& tokenizer();
+  UNet2DConditionModel unet() const;
+  AutoencoderKL vae() const;
+  CLIPTextModel text_encoder() const;
+
+  /// Pixels per latent in each direction.
+  int64_t vae_scale_factor() const { return vae_options_.downsampling(); }
+  /// Height and width in pixels that the model was made for.
+  std::vector<int64_t> default_size() const;
+
+ private:
+  void check_index() const;
+  void check_parts() const;
+  std::string part(const std::string& name) const;
+  nlohmann::json config(const std::string& name) const;
+  void load_unet();
+  void load_vae();
+  void load_text_encoder();
+
+  torch::Tensor initial_noise(const SampleOptions& options, const at::Generator& generator) const;
+  torch::Tensor predict(const torch::Tensor& latents, double timestep, const torch::Tensor& context,
+                        double guidance_scale);
+
+  std::string folder_;
+  StableDiffusionOptions options_;
+  UNet2DConditionModelOptions unet_options_;
+  AutoencoderKLOptions vae_options_;
+  std::optional<SchedulerConfig> scheduler_config_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  UNet2DConditionModel unet_{nullptr};
+  AutoencoderKL vae_{nullptr};
+  CLIPTextModel text_encoder_{nullptr};
+};
+
+}  // namespace sd

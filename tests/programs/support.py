@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of whole programs share. Only the standard library, so that they run everywhere."""
+
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+BIN = pathlib.Path(os.environ["LIGHTLORA_BIN"])
+SOURCE = pathlib.Path(os.environ["LIGHTLORA_SOURCE_DIR"])
+MODEL = SOURCE / "examples/assets/base"
+SUBJECT = SOURCE / "examples/assets/teddy_bear"
+
+
+def run(program, *arguments, **options):
+    """Runs one of our programs and returns the finished process with its output as text."""
+    command = [str(BIN / program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+
+
+def run_ok(program, *arguments):
+    """As run, but anything else than success is an error that shows both outputs."""
+    done = run(program, *arguments)
+    assert done.returncode == 0, f"{program} {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.stderr == "", f"{program}: expected nothing on standard error, got {done.stderr!r}"
+    return done.stdout
+
+
+def train(output, *more, steps=3):
+    """A few training steps on the bundled model and subject."""
+    return run_ok("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL,
+                  "--instance_data_dir", SUBJECT, "--instance_prompt", "a sks bear",
+                  "--output_dir", output, "--train_batch_size", 2, "--max_train_steps", steps,
+                  "--device", "cpu", *more)
+
+
+def draw(output, *more):
+    """Four denoising steps on the bundled model."""
+    return run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--num_inference_steps", 4,
+                  "--device", "cpu", "--output", output, *more)
+
+
+def read_safetensors(path):
+    """Header and data bytes of a safetensors file."""
+    data = pathlib.Path(path).read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8:8 + size]), data[8 + size:]
+
+
+def write_safetensors(path, tensors):
+    """Writes {name: (shape, list of floats)} as F32."""
+    header, data = {}, b""
+    for name, (shape, values) in tensors.items():
+        start = len(data)
+        data += struct.pack(f"<{len(values)}f", *values)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, len(data)]}
+    text = json.dumps(header).encode()
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def scratch():
+    return tempfile.TemporaryDirectory(prefix="lightlora-")
+
+
+def main(tests):
+    """Runs every function of a module's globals whose name begins with test_."""
+    names = [name for name in tests if name.startswith("test_")]
+    for name in names:
+        tests[name]()
+        print("ok:", name)
+    print(f"{len(names)} passed, 0 failed")
+    sys.exit(0)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer and the generator, from the command line."""
+
+import json
+import pathlib
+import shutil
+
+from support import MODEL, SUBJECT, draw, main, read_safetensors, run, run_ok, scratch, train
+
+FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
+
+
+def test_equal_runs_give_equal_bytes_and_another_seed_does_not():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+            train(folder / name, "--seed", seed)
+        for name in FILES:
+            a, b, c = [(folder / x / name).read_bytes() for x in "abc"]
+            assert a == b, name
+            assert a != c, name
+
+
+def test_native_and_exported_files_draw_the_same_picture():
+    prompt = ["--prompt", "a sks bear on a blue background", "--seed", 3]
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        draw(folder / "base.png", *prompt)
+        base = read_latents(folder, prompt)
+        for variant in ["classic", "light", "fused"]:
+            out = folder / variant
+            train(out, "--variant", variant, "--network_alpha", 8, "--rank", 2, "--learning_rate", "0.02")
+            first, second = [read_latents(folder, [*prompt, "--lora", out / name]) for name in FILES]
+            # Two orders of the same fp32 sums.
+            assert distance(first, second) < 1e-4 * distance(first, base), variant
+            assert distance(first, base) > 1e-2, variant
+            off = read_latents(folder, [*prompt, "--lora", f"{out / FILES[0]}:0"])
+            assert off == base, variant
+
+
+def read_latents(folder, arguments):
+    import array
+    draw(folder / "x.png", *arguments, "--save_latents", folder / "latents.safetensors")
+    header, data = read_safetensors(folder / "latents.safetensors")
+    assert header["latents"]["shape"] == [1, 4, 16, 16]
+    return array.array("f", data)
+
+
+def distance(a, b):
+    return sum((x - y) ** 2 for x, y in zip(a, b)) ** 0.5
+
+
+def test_split_rank_cuts_the_exported_file():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        train(folder / "full", "--variant", "fused")
+        train(folder / "cut", "--variant", "fused", "--split_rank", 3)
+        ranks = set()
+        for name in ["full", "cut"]:
+            header, _ = read_safetensors(folder / name / FILES[1])
+            ranks.add((name, *{v["shape"][0] for k, v in header.items() if k.endswith("down.weight")}))
+        assert ranks == {("full", 50), ("cut", 3)}, ranks
+        assert (folder / "full" / FILES[0]).read_bytes() == (folder / "cut" / FILES[0]).read_bytes()
+
+
+def test_native_file_is_compact_and_has_no_lora_in_its_names():
+    with scratch() as folder:
+        train(folder)
+        header, data = read_safetensors(pathlib.Path(folder) / FILES[0])
+        metadata = header.pop("__metadata__")
+        assert metadata["format"] == "lightlora" and metadata["instance_prompt"] == "a sks bear"
+        assert not any("lora" in name for name in header), list(header)
+        layers = sum(entry["shape"][0] for name, entry in header.items() if name.endswith("down"))
+        assert len(data) == layers * 4 * (100 + 50) * 4, (layers, len(data))
+
+
+def test_saved_latents_restart_the_same_picture():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        from support import write_safetensors
+        values = [((i * 2654435761) % 1000) / 500 - 1 for i in range(2 * 4 * 16 * 16)]
+        write_safetensors(folder / "start.safetensors", {"latents": ([2, 4, 16, 16], values)})
+        arguments = ["--prompt", "a red apple", "--initial_latents", folder / "start.safetensors"]
+        draw(folder / "x.png", *arguments, "--seed", 1)
+        draw(folder / "y.png", *arguments, "--seed", 2)
+        pictures = sorted(path.name for path in folder.glob("*.png"))
+        assert pictures == ["x-0.png", "x-1.png", "y-0.png", "y-1.png"], pictures
+        pixels = [png_pixels(folder / name) for name in pictures]
+        assert pixels[0] == pixels[2] and pixels[1] == pixels[3] and pixels[0] != pixels[1]
+
+
+def png_pixels(path):
+    """The compressed pixels: everything but the text chunks, which name the settings."""
+    data, at, kept = path.read_bytes(), 8, b""
+    while at < len(data):
+        size = int.from_bytes(data[at:at + 4], "big")
+        if data[at + 4:at + 8] == b"IDAT":
+            kept += data[at + 8:at + 8 + size]
+        at += size + 12
+    assert kept
+    return kept
+
+
+def test_png_carries_its_settings():
+    with scratch() as folder:
+        picture = pathlib.Path(folder) / "x.png"
+        draw(picture, "--prompt", "a red apple", "--negative_prompt", "blue", "--seed", 5)
+        data = picture.read_bytes()
+        for text in [b"parameters\0a red apple\nNegative prompt: blue\nSteps: 4", b"Seed: 5", b"Size: 64x64"]:
+            assert text in data, text
+
+
+def test_print_tokens():
+    output = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt",
+                    "a red apple " * 40, "--print_tokens")
+    chunks = [json.loads(line) for line in output.splitlines()]
+    assert len(chunks) >= 2 and all(len(chunk) == 77 for chunk in chunks)
+
+
+def test_files_that_are_no_pictures_are_named_and_left_out():
+    with scratch() as folder:
+        pictures = pathlib.Path(folder) / "pictures"
+        shutil.copytree(SUBJECT, pictures)
+        (pictures / "notes.txt").write_text("bought in May\n")
+        output = run_ok("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL,
+                        "--instance_data_dir", pictures, "--instance-prompt", "a sks bear", "--output_dir",
+                        pathlib.Path(folder) / "out", "--max_train_steps", 1, "--device", "cpu")
+        assert "'notes.txt'" in output and "not a picture" in output
+        assert "Num examples = 6" in output
+
+
+def test_both_zero_warns_and_does_not_move():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        output = train(folder / "out", "--init", "both_zero")
+        assert "saddle" in output
+        _, data = read_safetensors(folder / "out" / FILES[0])
+        assert not any(data)
+
+
+def test_precisions_and_schedules():
+    with scratch() as folder:
+        out = pathlib.Path(folder) / "out"
+        output = train(out, "--mixed_precision", "bf16", "--lr_scheduler", "cosine", "--lr_warmup_steps", 1,
+                       "--gradient_accumulation_steps", 2)
+        assert "Total train batch size = 4" in output
+        header, _ = read_safetensors(out / FILES[0])
+        assert {v["dtype"] for k, v in header.items() if k != "__metadata__"} == {"F32"}
+
+
+def test_help_and_version():
+    for program in ["train_dreambooth_lora", "text_to_image"]:
+        text = run_ok(program, "--help")
+        assert "--pretrained_model_name_or_path" in text and "xample" in text
+        assert run_ok(program, "--version").strip()
+
+
+main(globals())
