@@ -15,6 +15,7 @@
 #include "images/load.h"
 #include "images/measures.h"
 #include "images/png.h"
+#include "images/resize.h"
 #include "images/sheet.h"
 #include "images/tensor.h"
 #include "stable_diffusion/device.h"

@@ -134,10 +134,10 @@ TEST_CASE("safetensors: types that LibTorch cannot hold are listed, not loaded",
                             "U16", "U32", "U64", "C64"}) {
     CAPTURE(dtype);
     const int index = lightlora::detail::safetensors_dtype_index(dtype);
-    const int size = lightlora::detail::safetensors_dtypes[index].bits;  // of 8 elements
+    const uint64_t size = lightlora::detail::safetensors_dtypes[index].bits;  // of 8 elements
     bytes::write(folder.file("x"),
                  file("{" + entry("a", dtype, "[8]", "[0," + std::to_string(size) + "]") + "}",
-                      std::string(static_cast<size_t>(size), '\0')));
+                      std::string(size, '\0')));
     const SafetensorsFile opened(folder.file("x"));
     CHECK(opened.info("a").dtype == at::ScalarType::Undefined);
     CHECK(opened.info("a").dtype_name == dtype);

@@ -23,6 +23,7 @@ at::Tensor to_map(const at::Tensor& tokens, const at::Tensor& like);
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                      int64_t heads, bool upcast);
 
+/// Sizes of one Attention.
 struct AttentionOptions {
   AttentionOptions(int64_t query_dim, int64_t context_dim, int64_t heads, int64_t dim_head)
       : query_dim_(query_dim), context_dim_(context_dim), heads_(heads), dim_head_(dim_head) {}
@@ -95,6 +96,7 @@ class FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
 };
 TORCH_MODULE(FeedForward);
 
+/// Sizes and switches of one Transformer2DModel.
 struct Transformer2DModelOptions {
   Transformer2DModelOptions(int64_t channels, int64_t heads, int64_t cross_attention_dim)
       : channels_(channels), heads_(heads), cross_attention_dim_(cross_attention_dim) {}

@@ -22,7 +22,7 @@ struct UNetBlockOptions {
   int64_t downsample_padding = 1;
 };
 
-/// Registers a block's resnets and transformers under diffusers' names.
+/// A block's resnets and transformers, as registered under diffusers' names.
 struct ResnetsAndAttentions {
   torch::nn::ModuleList resnets, attentions;
 

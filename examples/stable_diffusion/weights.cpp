@@ -12,6 +12,8 @@
 #include <map>
 #include <set>
 #include <system_error>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "stable_diffusion/json_file.h"
@@ -124,7 +126,7 @@ void check_shapes(const std::map<std::string, torch::Tensor>& targets,
                 "; hint: config.json beside the file describes another model");
     TORCH_CHECK(at::isFloatingType(source.info->dtype) == target.is_floating_point(), "'",
                 source.file->path(), "': tensor '", source.info->name, "': expected ",
-                target.dtype().name(), ", got ", source.info->dtype,
+                target.dtype().name(), ", got ", source.info->dtype_name,
                 "; hint: a quantised model? Use its fp16, bf16 or fp32 files");
   }
 }
@@ -183,11 +185,15 @@ void load_weights(torch::nn::Module& module, const std::string& path, const Rena
   auto targets = targets_of(module);
   check_names(targets, sources, path);
   check_shapes(targets, sources);
+  // In the order of the bytes, so that a file that is not in memory yet is read from front to back.
+  std::vector<std::pair<Source, torch::Tensor>> order;
+  for (const auto& [name, target] : targets) order.emplace_back(sources.at(name), target);
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.first.file->path(), a.first.info->begin) <
+           std::tie(b.first.file->path(), b.first.info->begin);
+  });
   const at::NoGradGuard no_grad;
-  for (auto& [name, target] : targets) {
-    const Source& source = sources.at(name);
-    target.copy_(source.file->load(source.info->name));
-  }
+  for (auto& [source, target] : order) target.copy_(source.file->load(source.info->name));
 }
 
 struct UninitializedModules::Impl {

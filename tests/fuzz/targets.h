@@ -43,7 +43,8 @@ inline void check_tiling(const Header& header, std::string_view file) {
   for (const auto& tensor : header.tensors) {
     demand(tensor.begin == end && tensor.end >= end, "tensors follow each other");
     end = tensor.end;
-    long double bits = lightlora::detail::safetensors_dtypes[tensor.dtype].bits, strides = 1;
+    auto bits = static_cast<long double>(lightlora::detail::safetensors_dtypes[tensor.dtype].bits);
+    long double strides = 1;
     for (const int64_t size : tensor.shape) {
       demand(size >= 0, "sizes are not negative");
       bits *= static_cast<long double>(size);

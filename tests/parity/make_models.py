@@ -6,9 +6,9 @@ Made with Python 3.11, torch 2.11.0 (CPU), diffusers 0.42.1, safetensors 0.8.0:
     python tests/parity/make_models.py
 
 writes one folder per model below tests/parity/data: the model's config.json as diffusers saves it,
-its weights rounded to fp16 (in fp16), and `numbers.safetensors` with inputs and outputs, computed in
-fp64 with the same rounded weights. Inputs are random but representable in fp16, so that every dtype
-starts from equal values.
+its weights rounded to fp16 (in fp16), and `numbers.safetensors` with inputs and outputs, computed
+in fp64 with the same rounded weights. Inputs are random but representable in fp16, so that every
+dtype starts from equal values.
 """
 
 import json
@@ -65,7 +65,11 @@ UNETS = {
             upcast_attention=True,
         ),
         size=(4, 8),
-        modules=["down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.2.attentions.1"],
+        modules=[
+            "down_blocks.1.attentions.0",
+            "mid_block.attentions.0",
+            "up_blocks.2.attentions.1",
+        ],
     ),
     # Sizes that do not divide, and the switches that published models rarely touch.
     "unet_odd": dict(
@@ -94,7 +98,11 @@ UNETS = {
             act_fn="swish",
         ),
         size=(13, 7),
-        modules=["down_blocks.0.downsamplers.0", "down_blocks.1.attentions.1", "mid_block.resnets.0"],
+        modules=[
+            "down_blocks.0.downsamplers.0",
+            "down_blocks.1.attentions.1",
+            "mid_block.resnets.0",
+        ],
     ),
 }
 

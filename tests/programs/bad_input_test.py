@@ -62,7 +62,7 @@ def test_truncated_safetensors():
         shutil.copytree(MODEL, model)
         weights = model / "unet/diffusion_pytorch_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1000])
-        draw_fails(1, str(weights), "truncated", model=model)
+        draw_fails(1, str(weights), "cut off", model=model)
 
 
 def test_empty_folder_and_text_called_png():

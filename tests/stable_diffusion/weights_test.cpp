@@ -115,7 +115,7 @@ TEST_CASE("weights: a missing, unknown or misshapen tensor is named and nothing 
   SECTION("integers") {
     map["fc.weight"] = at::zeros({2, 3}, at::kLong);
     lightlora::save_safetensors(path, map);
-    REQUIRE_THAT(error_of(*net, path), ContainsSubstring("expected float, got Long; hint:"));
+    REQUIRE_THAT(error_of(*net, path), ContainsSubstring("expected float, got I64; hint:"));
   }
   SECTION("no file") {
     REQUIRE_THAT(error_of(*net, path), ContainsSubstring("expected a safetensors file, got none"));

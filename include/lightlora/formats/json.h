@@ -144,7 +144,7 @@ inline JsonValue parse_json(std::string_view text, JsonLimits limits = {}) {
 
 /// How a JSON text is laid out.
 struct JsonStyle {
-  int indent = 0;          ///< spaces for each level; 0 writes one line without any space
+  size_t indent = 0;       ///< spaces for each level; 0 writes one line without any space
   bool sort_keys = false;  ///< members in the order of their keys' code points
   bool ascii = false;      ///< other characters as \u escapes, as Python's json.dumps does
 };

@@ -61,7 +61,7 @@ namespace detail {
 
 struct SafetensorsDtype {
   const char* name;
-  int bits;
+  uint64_t bits;
 };
 
 /// All types of the format, in the order that the reference writer sorts by (descending).

@@ -273,7 +273,7 @@ inline SafetensorsHeader parse_safetensors_header(std::string_view file,
            "download it again");
   }
   uint64_t length = 0;
-  for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(file[i]);
+  for (size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(file[i]);
   if (length < 2 || length > safetensors_max_header) {
     refuse(SafetensorsFault::header_length, "a header of 2 to 100000000 bytes",
            std::to_string(length), "this is no safetensors file");

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""before_after writes its three pictures and the two measures."""
+
+import pathlib
+import re
+
+from support import MODEL, SOURCE, SUBJECT, main, run_ok, scratch, train
+
+
+def test_pictures_and_measures():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        train(folder / "lora", steps=1)
+        output = run_ok("before_after", "--pretrained_model_name_or_path", MODEL, "--lora",
+                        folder / "lora/lightlora.safetensors", "--prompt", "a sks bear on a blue background",
+                        "--prompt", "a sks bear", "--seeds", 1, "--num_inference_steps", 2, "--subject_pictures",
+                        SUBJECT, "--output_dir", folder / "out", "--emoji_vectors",
+                        SOURCE / "examples/assets/measures/emoji.safetensors", "--emoji", "teddy bear",
+                        "--device", "cpu")
+        names = sorted(path.name for path in (folder / "out").iterdir())
+        assert names == ["after.png", "before.png", "contact_sheet.png"], names
+        for row in ["before:", "after:"]:
+            line = next(line for line in output.splitlines() if line.startswith(row))
+            assert re.search(r"number \d+ of 974 emoji .* [01] of 1 pictures", line), line
+
+
+main(globals())
