@@ -18,7 +18,7 @@ help:
 
 demo:
 	@scripts/bootstrap.sh
-	@scripts/build.sh $(PRESET) programs
+	@scripts/build.sh $(PRESET) demo_programs
 	@scripts/demo.sh $(BUILD)/bin
 
 test:
@@ -27,6 +27,7 @@ test:
 	@ctest --preset $(PRESET)
 
 bench:
+	@test -n "$(wildcard benchmarks/*.cpp)" || { echo "make bench: this checkout has no benchmarks" >&2; exit 1; }
 	@scripts/bootstrap.sh
 	@scripts/build.sh $(PRESET) benchmarks
 	@scripts/bench.sh $(BUILD)/bin

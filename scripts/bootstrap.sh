@@ -16,6 +16,7 @@ readonly debian_packages=(
   g++ make cmake ninja-build ccache mold python3 python3-venv
   libcli11-dev nlohmann-json3-dev libstb-dev libutf8proc-dev
   libpng-dev libjpeg-dev libwebp-dev libexif-dev catch2
+  libfreetype-dev fonts-noto-color-emoji unicode-data
 )
 
 with_tests=false

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -106,9 +107,6 @@ void StableDiffusion::load_text_encoder() {
   TORCH_CHECK(tokenizer_->model_max_length() <= options.max_position_embeddings(), "'",
               part("tokenizer"), "': expected at most ", options.max_position_embeddings(),
               " tokens (the text encoder's positions), got ", tokenizer_->model_max_length());
-  TORCH_CHECK(tokenizer_->size() <= options.vocab_size(), "'", part("tokenizer"),
-              "': expected at most ", options.vocab_size(), " entries (the text encoder's), got ",
-              tokenizer_->size(), "; hint: the parts belong to two models");
   const UninitializedModules uninitialized(options_.dtype());
   text_encoder_ = CLIPTextModel(options);
   load_weights(*text_encoder_, find_weights(part("text_encoder"), "model"),
@@ -159,11 +157,17 @@ std::vector<int64_t> StableDiffusion::default_size() const {
 
 torch::Tensor StableDiffusion::encode_prompt(const std::vector<std::string>& texts,
                                              int64_t clip_skip) {
+  TORCH_CHECK_VALUE(!texts.empty(), "sd::StableDiffusion::encode_prompt: expected texts, got none");
   std::vector<int64_t> ids;
   for (const auto& text : texts) {
     const auto encoded = tokenizer().encode(text);
     ids.insert(ids.end(), encoded.begin(), encoded.end());
   }
+  const int64_t largest = *std::max_element(ids.begin(), ids.end());
+  const int64_t known = text_encoder()->options.vocab_size();
+  TORCH_CHECK(largest < known, "'", part("tokenizer"), "': expected ids below ", known,
+              " (the text encoder's vocab_size), got ", largest,
+              "; hint: the tokenizer belongs to another model");
   const auto rows = static_cast<int64_t>(texts.size());
   const auto batch = torch::tensor(ids, at::kLong).view({rows, -1}).to(options_.device());
   return text_encoder()->hidden_state(batch, clip_skip);

@@ -55,6 +55,8 @@ straße STRASSE ẞ|ǅ ǆ Ǆ ǈ|ﬁ ﬂ ﬀ|Ａｂｃ１２３ ＡＢＣ！|ｶ�
 a\u0000b|a\u0001\u001f\u007fb|\u001c\u001d|a\u000bb\u000cc|\ue000 \uf8ff|\U000e0041\U000e007f|\ufffd|\ufffe|\U0010ffff|\u0378 \u0e5c|\U0001fae8
 a\u0323\u0301|a\u0301\u0323|\u0345\u0301a|e\u0327\u0301|\u1e9b\u0323|q\u0307\u0323|Z\u0351\u036b\u0343a\u030d|o\u0302\u0301 ộ o\u0323\u0302|\u0958 \u0915\u093c|\u2126 Ω Å K
 \u1ac1\u0301a\u1ac0|\u0d3b\u0301|\U00011938 \U00011935\U00011930|\U0001e130\U0001e2ae|\ua7cb \ua7dc \ua7ce|\U00010d50 \U00016ea0|\u1c89|\U0001ccf0\U00010d40|\U00013460|\U0002ebf0
+x\u1c89y|x\ua7cby z\ua7dcz|x\U00013460y|\u4e00\U0002ebf0\u4e8c|!\U00016100!|x\U00010d40y|!\U0001e5f1!
+<|ENDOFTEXT|>>!|!<|EndOfText|>!|<|STARTOFTEXT|>'s|<|StartOfText|><|EndOfText|>
 snake_case_name|kebab-case-name|CamelCase|a/b\\c|(a:1.2) [b] {{c}}|<lora:x:0.8>|<cat-toy> a|$5 €6 £7 ¥8|50% off & more|~`^|@#$%^&*()_+-=
 """.replace("\n", "|").split("|")
 

@@ -178,6 +178,21 @@ TEST_CASE("unet: channels last passes through and gives the same", "[unet]") {
   }
 }
 
+TEST_CASE("unet: a transformer keeps the memory format of its input", "[unet]") {
+  const at::NoGradGuard no_grad;
+  for (const bool linear : {false, true}) {
+    CAPTURE(linear);
+    sd::Transformer2DModel layer(
+        sd::Transformer2DModelOptions(/*channels=*/16, /*heads=*/2, /*cross_attention_dim=*/6)
+            .groups(4)
+            .use_linear_projection(linear));
+    const auto x = at::randn({2, 16, 3, 5}), context = at::randn({2, 7, 6});
+    CHECK(layer(x, context).is_contiguous());
+    const auto channels_last = x.contiguous(at::MemoryFormat::ChannelsLast);
+    CHECK(layer(channels_last, context).is_contiguous(at::MemoryFormat::ChannelsLast));
+  }
+}
+
 TEST_CASE("unet: bf16 stays near fp32", "[unet]") {
   const at::NoGradGuard no_grad;
   for (const auto* name : kModels) {

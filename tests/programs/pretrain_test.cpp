@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "pretraining/dataset.h"
+#include "pretraining/folder.h"
+#include "pretraining/stages.h"
+#include "stable_diffusion/json_file.h"
+#include "stable_diffusion/tokenizer.h"
+#include "stable_diffusion/weights.h"
+#include "support.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using pretraining::Role;
+
+// A font is not needed: two coloured squares and a bar stand for emoji.
+pretraining::EmojiSet square_emoji() {
+  pretraining::EmojiSet set;
+  set.bitmaps = at::zeros({4, 4, 40, 40}, at::kByte);
+  for (int64_t i = 0; i < 4; ++i) {
+    auto inside = set.bitmaps[i].slice(1, 4 + 4 * i, 36).slice(2, 4, 36);
+    inside[i % 3].fill_(200);
+    inside[3].fill_(255);
+  }
+  set.names = {"red box", "green box", "blue bar", "dark bar"};
+  set.roles = {Role::kNamed, Role::kNamed, Role::kUnseen, Role::kSubject};
+  return set;
+}
+
+json tiny_config() {
+  json config =
+      sd::read_json_file(std::string(LIGHTLORA_SOURCE_DIR) + "/examples/pretraining/base.json");
+  config["dataset"]["size"] = 16;
+  config["dataset"]["captions_with_made_up_word"] = 0.0;
+  config["vae"]["model"].update(
+      {{"block_out_channels", {8, 8, 8}}, {"norm_num_groups", 2}, {"sample_size", 16}});
+  for (const char* stage : {"vae", "decoder", "diffusion"}) {
+    config[stage].update({{"steps", 24},
+                          {"batch", 4},
+                          {"warmup_steps", 2},
+                          {"log_every", 8},
+                          {"validate_every", 24},
+                          {"save_every", 12},
+                          {"ema_decay", 0.5},
+                          {"validation_pictures", 4},
+                          {"validation_samples", 2},
+                          {"validation_sampling_steps", 2},
+                          {"learning_rate", 0.005}});
+  }
+  config["diffusion"]["latent_pool"] = 32;
+  config["text_encoder"]["model"].update({{"hidden_size", 16},
+                                          {"intermediate_size", 32},
+                                          {"max_position_embeddings", 16},
+                                          {"num_attention_heads", 2},
+                                          {"num_hidden_layers", 1}});
+  config["unet"]["model"].update({{"block_out_channels", {8, 8, 16}},
+                                  {"norm_num_groups", 2},
+                                  {"attention_head_dim", 2},
+                                  {"cross_attention_dim", 16},
+                                  {"sample_size", 4}});
+  return config;
+}
+
+// A folder of its own for a test, with the data set in it; gone when the test ends.
+class Workspace {
+ public:
+  explicit Workspace(const std::string& name)
+      : root_(fs::temp_directory_path() / ("lightlora_pretrain_" + name)) {
+    fs::remove_all(root_);
+    fs::create_directories(root_ / "data");
+    square_emoji().save((root_ / "data" / "emoji.safetensors").string());
+  }
+  ~Workspace() { fs::remove_all(root_); }
+
+  pretraining::StageOptions options(const std::string& model, bool bf16 = false) const {
+    pretraining::StageOptions options;
+    options.config = tiny_config();
+    options.dataset_dir = (root_ / "data").string();
+    options.output_dir = (root_ / model).string();
+    options.bf16 = bf16;
+    return options;
+  }
+
+ private:
+  fs::path root_;
+};
+
+std::vector<double> logged(const pretraining::StageOptions& options, const std::string& stage,
+                           const std::string& key) {
+  std::ifstream file(options.output_dir + "/logs/" + stage + ".jsonl");
+  std::vector<double> values;
+  for (std::string line; std::getline(file, line);) {
+    const json entry = json::parse(line);
+    if (entry.contains(key)) values.push_back(entry.at(key));
+  }
+  return values;
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << file.rdbuf();
+  return bytes.str();
+}
+
+}  // namespace
+
+TEST_CASE("pretrain: a sample depends on the seed and its index alone", "[pretrain]") {
+  const json options = tiny_config().at("dataset");
+  pretraining::Composer one(square_emoji(), {0, 1}, options),
+      other(square_emoji(), {0, 1}, options);
+  other.sample(3);
+  const auto expected = one.sample(11), sample = other.sample(11);
+  CHECK(sample.caption == expected.caption);
+  CHECK(at::equal(sample.picture, expected.picture));
+  CHECK_FALSE(at::equal(one.sample(12).picture, expected.picture));
+  CHECK(expected.emoji < 2);
+}
+
+TEST_CASE("pretrain: every word of a caption is one token", "[pretrain]") {
+  const Workspace workspace("tokenizer");
+  const auto options = workspace.options("model");
+  const int64_t size = pretraining::train_tokenizer(options);
+  const sd::Tokenizer tokenizer(options.output_dir + "/tokenizer");
+  CHECK(tokenizer.size() == size);
+  CHECK(tokenizer.tokenize("a red box on a purple background").size() == 7);
+  CHECK(tokenizer.encode("a sks box").size() == 16);
+}
+
+TEST_CASE("pretrain: each stage's loss falls and the folder loads", "[pretrain]") {
+  const Workspace workspace("stages");
+  const bool bf16 = GENERATE(false, true);
+  const auto options = workspace.options(bf16 ? "bf16" : "fp32", bf16);
+  pretraining::train_tokenizer(options);
+  CHECK(pretraining::train_vae(options) == 24);
+  CHECK(pretraining::train_diffusion(options) == 24);
+  for (const char* stage : {"vae", "diffusion"}) {
+    const auto losses = logged(options, stage, "loss");
+    INFO(stage);
+    REQUIRE(losses.size() == 3);
+    CHECK(losses.back() < losses.front());
+  }
+  CHECK(logged(options, "vae", "psnr_unseen").size() == 1);
+  CHECK(logged(options, "diffusion", "validation_loss").size() == 1);
+
+  const std::string unet_config = options.output_dir + "/unet/config.json";
+  sd::UNet2DConditionModel unet(
+      sd::UNet2DConditionModelOptions::from_json(sd::read_json_file(unet_config), unet_config));
+  sd::load_weights(*unet,
+                   sd::find_weights(options.output_dir + "/unet", "diffusion_pytorch_model"));
+  CHECK(fs::exists(options.output_dir + "/model_index.json"));
+  CHECK(fs::exists(options.output_dir + "/samples/diffusion-24.png"));
+}
+
+TEST_CASE("pretrain: the decoder stage improves the decoder and keeps the latents", "[pretrain]") {
+  const Workspace workspace("decoder");
+  auto options = workspace.options("model");
+  options.stop_at = 2;
+  pretraining::train_vae(options);
+  options.stop_at = -1;
+  const auto latents_of = [&] {
+    torch::NoGradGuard no_grad;
+    torch::manual_seed(1);
+    return pretraining::load_vae(options.output_dir)->encode(at::randn({1, 3, 16, 16})).mean();
+  };
+  const auto latents = latents_of();
+  const std::string config = bytes_of(options.output_dir + "/vae/config.json");
+  CHECK(pretraining::train_decoder(options) == 24);
+  CHECK(at::equal(latents_of(), latents));
+  CHECK(bytes_of(options.output_dir + "/vae/config.json") == config);
+  const auto losses = logged(options, "decoder", "loss");
+  CHECK(losses.back() < losses.front());
+}
+
+TEST_CASE("pretrain: a stage that paused ends with the same bytes", "[pretrain]") {
+  const Workspace workspace("resume");
+  auto paused = workspace.options("paused"), straight = workspace.options("straight");
+  for (auto* options : {&paused, &straight}) {
+    pretraining::train_tokenizer(*options);
+    options->stop_at = options == &paused ? 7 : -1;
+    pretraining::train_vae(*options);
+    options->stop_at = -1;
+    pretraining::train_vae(*options);
+    options->stop_at = options == &paused ? 5 : -1;
+    pretraining::train_diffusion(*options);
+    options->stop_at = -1;
+    pretraining::train_diffusion(*options);
+  }
+  for (const char* file :
+       {"/vae/diffusion_pytorch_model.safetensors", "/text_encoder/model.safetensors",
+        "/unet/diffusion_pytorch_model.safetensors"}) {
+    INFO(file);
+    CHECK(bytes_of(paused.output_dir + file) == bytes_of(straight.output_dir + file));
+  }
+}
+
+TEST_CASE("pretrain: a checkpoint of another size is refused", "[pretrain]") {
+  const Workspace workspace("refused");
+  auto options = workspace.options("model");
+  options.stop_at = 1;
+  pretraining::train_vae(options);
+  options.config["vae"]["model"]["block_out_channels"] = {8, 8, 16};
+  CHECK_THROWS_WITH(pretraining::train_vae(options), ContainsSubstring("of shape"));
+}
