@@ -5,6 +5,7 @@
 #include <lightlora/version.h>
 #include <torch/torch.h>
 
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -76,9 +77,8 @@ void add_flags(cli::App& app, Flags& f) {
 }
 
 void print_tokens(const Flags& flags) {
-  const auto options = sd::StableDiffusionOptions().load_unet(false).load_vae(false);
-  const sd::StableDiffusion pipeline(flags.model, options);
-  for (const auto& chunk : pipeline.tokenizer().encode_chunks(flags.prompt)) {
+  const sd::Tokenizer tokenizer((std::filesystem::path(flags.model) / "tokenizer").string());
+  for (const auto& chunk : tokenizer.encode_chunks(flags.prompt)) {
     std::cout << nlohmann::json(chunk).dump() << "\n";
   }
 }
@@ -134,6 +134,10 @@ void generate(const Flags& flags) {
   for (const auto& text : flags.loras) choices.push_back(sd::parse_lora(text));
   const auto loras = sd::merge_loras(pipeline, choices, flags.split_rank);
 
+  for (const auto& prompt : {flags.prompt, flags.negative_prompt}) {
+    const auto warning = pipeline.tokenizer().truncation_warning(prompt);
+    if (!warning.empty()) std::cout << "notice: " << warning << "\n";
+  }
   const uint64_t seed = flags.seed.value_or(std::random_device{}());
   auto sampling = sample_options(flags, seed);
   cli::Progress progress("Drawing", flags.num_inference_steps);

@@ -116,11 +116,18 @@ void check_names(const std::map<std::string, torch::Tensor>& targets,
               "; hint: config.json beside the file describes another model");
 }
 
+// A matrix may also lie in the file as the kernel of a 1x1 convolution, which it was in old models.
+bool same_shape(at::IntArrayRef target, at::IntArrayRef source) {
+  return target.size() <= source.size() && target == source.slice(0, target.size()) &&
+         std::all_of(source.begin() + static_cast<std::ptrdiff_t>(target.size()), source.end(),
+                     [](int64_t size) { return size == 1; });
+}
+
 void check_shapes(const std::map<std::string, torch::Tensor>& targets,
                   const std::map<std::string, Source>& sources) {
   for (const auto& [name, target] : targets) {
     const Source& source = sources.at(name);
-    TORCH_CHECK(target.sizes() == at::IntArrayRef(source.info->shape), "'", source.file->path(),
+    TORCH_CHECK(same_shape(target.sizes(), source.info->shape), "'", source.file->path(),
                 "': tensor '", source.info->name, "': expected shape ", target.sizes(), ", got ",
                 at::IntArrayRef(source.info->shape),
                 "; hint: config.json beside the file describes another model");
@@ -193,7 +200,9 @@ void load_weights(torch::nn::Module& module, const std::string& path, const Rena
            std::tie(b.first.file->path(), b.first.info->begin);
   });
   const at::NoGradGuard no_grad;
-  for (auto& [source, target] : order) target.copy_(source.file->load(source.info->name));
+  for (auto& [source, target] : order) {
+    target.copy_(source.file->load(source.info->name).view(target.sizes()));
+  }
 }
 
 struct UninitializedModules::Impl {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/Context.h>
 #include <c10/core/ScalarType.h>
 #include <torch/nn/module.h>
 

@@ -40,25 +40,25 @@ STYLES = [
 ]
 
 WRITTEN = """\
-|.|,|!|!!|!!!?!|...|a|A|aA1b2C3|  leading and trailing  |tab\there|line\nbreak\r\nand more
-don't|DON'T|y'all'd've|'s|''s|'tis|rock 'n' roll|it’s|s't're've'm'll'd|I'M|we'LL|'Re
-<|startoftext|>|<|endoftext|>|a<|endoftext|>b|x <|startoftext|> y|<|StartOfText|>|<|ENDOFTEXT|> z
-<|startoftext|><|endoftext|><|endoftext|>|<|startoftext|<|endoftext|>>|!<|endoftext|>!|< |endoftext|>
-café|cafe\u0301|CAFÉ|naïve façade|Ångström|A\u030angstro\u0308m|Ελληνικά ΣΊΣΥΦΟΣ|ΣΑΣ ΌΔΟΣ|İstanbul|ISTANBUL ıi
-straße STRASSE ẞ|ǅ ǆ Ǆ ǈ|ﬁ ﬂ ﬀ|Ａｂｃ１２３ ＡＢＣ！|ｶﾞ ガ カ\u3099|Œuvre œ Æ æ Þ ð|Łódź Žižek Čapek|Ñandú ñ n\u0303
-Привет, МИР! Ёжик|Україна її ґ|Здравей ЪЬ|Ӂ Ӝ Ѐ|Հայերեն ԵՒ և|ქართული ᲥᲐᲠᲗᲣᲚᲘ|עברית שָׁלוֹם|العربية مُحَمَّد ١٢٣|فارسی می‌خواهم ۱۲۳
-हिन्दी नमस्ते १२३|বাংলা ৪৫|தமிழ் தமிழ்|ภาษาไทย ก็ ๑๒|ລາວ|မြန်မာ|ខ្មែរ|བོད་ཡིག|ኢትዮጵያ ፩፪|ᏣᎳᎩ ꮳꮃꭹ|ᐃᓄᒃᑎᑐᑦ
-日本語の絵、富士山と桜。|中文：一只红色的苹果|繁體中文「圖畫」|한국어 그림 고양이|한\u1100\u1161\u11a8글|カタカナ ﾊﾝｶｸ|〆切 々 〇 ㊗ ㍿|𠮷野家 𩸽|㈱ ㋿ ㎏
-🍎|👩‍👩‍👧‍👦 family|❤️ vs ❤|🏳️‍🌈🏴‍☠️|👍🏽👍🏿|🇫🇷🇯🇵 flags|1️⃣2️⃣|😀😃a😄b|☃ ☂ ★ ♥ ✓|→ ← ⇒ ∞ ≠ ≤|∑ ∫ √ π ∂
-½ ¼ ⅓ ⅞|Ⅷ ⅷ ↂ|² ³ ⁴ ₂|① ⑳ ⓪|㉈ ㊿|٠١٢ ۰۱۲ ०१२|12345|1,234.56|3.14e-10|0x1F|v1.5|1st 2nd 3rd|x²+y²
-\u00a0a\u00a0b|a\u2003b\u2009c|a\u3000b|a\u200bb|a\u200db|a\ufeffb|a\u1680b\u205fc|a\u0085b|a\u2028b\u2029c|a\u180eb|\u00ad soft\u00adhyphen
-a\u0000b|a\u0001\u001f\u007fb|\u001c\u001d|a\u000bb\u000cc|\ue000 \uf8ff|\U000e0041\U000e007f|\ufffd|\ufffe|\U0010ffff|\u0378 \u0e5c|\U0001fae8
-a\u0323\u0301|a\u0301\u0323|\u0345\u0301a|e\u0327\u0301|\u1e9b\u0323|q\u0307\u0323|Z\u0351\u036b\u0343a\u030d|o\u0302\u0301 ộ o\u0323\u0302|\u0958 \u0915\u093c|\u2126 Ω Å K
-\u1ac1\u0301a\u1ac0|\u0d3b\u0301|\U00011938 \U00011935\U00011930|\U0001e130\U0001e2ae|\ua7cb \ua7dc \ua7ce|\U00010d50 \U00016ea0|\u1c89|\U0001ccf0\U00010d40|\U00013460|\U0002ebf0
-x\u1c89y|x\ua7cby z\ua7dcz|x\U00013460y|\u4e00\U0002ebf0\u4e8c|!\U00016100!|x\U00010d40y|!\U0001e5f1!
-<|ENDOFTEXT|>>!|!<|EndOfText|>!|<|STARTOFTEXT|>'s|<|StartOfText|><|EndOfText|>
-snake_case_name|kebab-case-name|CamelCase|a/b\\c|(a:1.2) [b] {{c}}|<lora:x:0.8>|<cat-toy> a|$5 €6 £7 ¥8|50% off & more|~`^|@#$%^&*()_+-=
-""".replace("\n", "|").split("|")
+║.║,║!║!!║!!!?!║...║a║A║aA1b2C3║  leading and trailing  ║tab\there║line\nbreak\r\nand more
+don't║DON'T║y'all'd've║'s║''s║'tis║rock 'n' roll║it’s║s't're've'm'll'd║I'M║we'LL║'Re
+<|startoftext|>║<|endoftext|>║a<|endoftext|>b║x <|startoftext|> y║<|StartOfText|>║<|ENDOFTEXT|> z
+<|startoftext|><|endoftext|><|endoftext|>║<|startoftext║<|endoftext|>>║!<|endoftext|>!║< |endoftext|>
+café║cafe\u0301║CAFÉ║naïve façade║Ångström║A\u030angstro\u0308m║Ελληνικά ΣΊΣΥΦΟΣ║ΣΑΣ ΌΔΟΣ║İstanbul║ISTANBUL ıi
+straße STRASSE ẞ║ǅ ǆ Ǆ ǈ║ﬁ ﬂ ﬀ║Ａｂｃ１２３ ＡＢＣ！║ｶﾞ ガ カ\u3099║Œuvre œ Æ æ Þ ð║Łódź Žižek Čapek║Ñandú ñ n\u0303
+Привет, МИР! Ёжик║Україна її ґ║Здравей ЪЬ║Ӂ Ӝ Ѐ║Հայերեն ԵՒ և║ქართული ᲥᲐᲠᲗᲣᲚᲘ║עברית שָׁלוֹם║العربية مُحَمَّد ١٢٣║فارسی می‌خواهم ۱۲۳
+हिन्दी नमस्ते १२३║বাংলা ৪৫║தமிழ் தமிழ்║ภาษาไทย ก็ ๑๒║ລາວ║မြန်မာ║ខ្មែរ║བོད་ཡིག║ኢትዮጵያ ፩፪║ᏣᎳᎩ ꮳꮃꭹ║ᐃᓄᒃᑎᑐᑦ
+日本語の絵、富士山と桜。║中文：一只红色的苹果║繁體中文「圖畫」║한국어 그림 고양이║한\u1100\u1161\u11a8글║カタカナ ﾊﾝｶｸ║〆切 々 〇 ㊗ ㍿║𠮷野家 𩸽║㈱ ㋿ ㎏
+🍎║👩‍👩‍👧‍👦 family║❤️ vs ❤║🏳️‍🌈🏴‍☠️║👍🏽👍🏿║🇫🇷🇯🇵 flags║1️⃣2️⃣║😀😃a😄b║☃ ☂ ★ ♥ ✓║→ ← ⇒ ∞ ≠ ≤║∑ ∫ √ π ∂
+½ ¼ ⅓ ⅞║Ⅷ ⅷ ↂ║² ³ ⁴ ₂║① ⑳ ⓪║㉈ ㊿║٠١٢ ۰۱۲ ०१२║12345║1,234.56║3.14e-10║0x1F║v1.5║1st 2nd 3rd║x²+y²
+\u00a0a\u00a0b║a\u2003b\u2009c║a\u3000b║a\u200bb║a\u200db║a\ufeffb║a\u1680b\u205fc║a\u0085b║a\u2028b\u2029c║a\u180eb║\u00ad soft\u00adhyphen
+a\u0000b║a\u0001\u001f\u007fb║\u001c\u001d║a\u000bb\u000cc║\ue000 \uf8ff║\U000e0041\U000e007f║\ufffd║\ufffe║\U0010ffff║\u0378 \u0e5c║\U0001fae8
+a\u0323\u0301║a\u0301\u0323║\u0345\u0301a║e\u0327\u0301║\u1e9b\u0323║q\u0307\u0323║Z\u0351\u036b\u0343a\u030d║o\u0302\u0301 ộ o\u0323\u0302║\u0958 \u0915\u093c║\u2126 Ω Å K
+\u1ac1\u0301a\u1ac0║\u0d3b\u0301║\U00011938 \U00011935\U00011930║\U0001e130\U0001e2ae║\ua7cb \ua7dc \ua7ce║\U00010d50 \U00016ea0║\u1c89║\U0001ccf0\U00010d40║\U00013460║\U0002ebf0
+x\u1c89y║x\ua7cby z\ua7dcz║x\U00013460y║\u4e00\U0002ebf0\u4e8c║!\U00016100!║x\U00010d40y║!\U0001e5f1!
+<|ENDOFTEXT|>>!║!<|EndOfText|>!║<|STARTOFTEXT|>'s║<|StartOfText|><|EndOfText|>
+snake_case_name║kebab-case-name║CamelCase║a/b\\c║(a:1.2) [b] {{c}}║<lora:x:0.8>║<cat-toy> a║$5 €6 £7 ¥8║50% off & more║~`^|@#$%^&*()_+-=
+""".replace("\n", "║").split("║")
 
 
 def random_prompts():

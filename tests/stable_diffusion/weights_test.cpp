@@ -123,6 +123,23 @@ TEST_CASE("weights: a missing, unknown or misshapen tensor is named and nothing 
   REQUIRE(at::equal(net->fc->weight, before));
 }
 
+TEST_CASE("weights: a matrix stored as a 1x1 kernel is read, one stored as a 3x1 kernel is not",
+          "[weights]") {
+  const ScratchFolder scratch;
+  auto map = values();
+  const at::Tensor weight = map["fc.weight"];
+  map["fc.weight"] = weight.view({2, 3, 1, 1});
+  lightlora::save_safetensors(scratch.file("w.safetensors"), map);
+  Net net;
+  sd::load_weights(*net, scratch.file("w.safetensors"));
+  CHECK(torch::equal(net->fc->weight, weight));
+  map["fc.weight"] = at::zeros({2, 3, 3, 1});
+  lightlora::save_safetensors(scratch.file("w.safetensors"), map);
+  CHECK_THAT(error_of(*net, scratch.file("w.safetensors")),
+             ContainsSubstring("expected shape [2, 3], got [2, 3, 3, 1]"));
+  CHECK(torch::equal(net->fc->weight, weight));
+}
+
 TEST_CASE("weights: a buffer of positions is passed over", "[weights]") {
   const ScratchFolder scratch;
   auto map = values();
