@@ -41,7 +41,7 @@ void add_flags(cli::App& app, Flags& f) {
                  "Stable Diffusion model: a folder in diffusers layout")
       ->required();
   app.add_option("--lora", f.loras,
-                 "LoRA file, native or diffusers', as FILE or FILE:WEIGHT; may be repeated");
+                 "LoRA of any common dialect, or a PEFT folder, as FILE or FILE:WEIGHT; repeatable");
   app.add_option("--split_rank", f.split_rank,
                  "Cut Fused adapters of native files to this rank (default: their full rank)")
       ->check(cli::at_least(1));

@@ -133,7 +133,7 @@ TEST_CASE("save_safetensors: tensors of any layout are written densely", "[safet
                           {"empty", torch::empty({0, 3})},
                           {"expanded", torch::ones({1}).expand({5})},
                           {"strided", torch::arange(10, at::kHalf).slice(0, 1, 10, 3)},
-                          {"negated", at::imag(torch::complex(base, base).conj())},
+                          {"negated", at::_neg_view(torch::ones({3}))},
                           {"needs gradient", torch::ones({2}).requires_grad_()},
                           {"nan", torch::full({2}, NAN)}};
   save_safetensors(folder.file("x"), tensors);

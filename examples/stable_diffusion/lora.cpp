@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stable_diffusion/lora.h"
 
-#include <lightlora/formats/diffusers.h>
+#include <lightlora/formats/dialects.h>
 
 #include <cmath>
 #include <cstdlib>

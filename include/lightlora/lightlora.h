@@ -8,8 +8,11 @@
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
 #include <lightlora/factors.h>
+#include <lightlora/formats/dialects.h>
 #include <lightlora/formats/diffusers.h>
+#include <lightlora/formats/kohya.h>
 #include <lightlora/formats/native.h>
+#include <lightlora/formats/peft.h>
 #include <lightlora/formats/safetensors.h>
 #include <lightlora/layers.h>
 #include <lightlora/linear.h>
@@ -18,5 +21,6 @@
 #include <lightlora/save.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
+#include <lightlora/truncate.h>
 #include <lightlora/variants/variants.h>
 #include <lightlora/version.h>

@@ -3,10 +3,12 @@
 
 #include <lightlora/formats/module_names.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace lightlora::detail {
 
@@ -37,12 +39,11 @@ inline std::string unsupported_algorithm(std::string_view key) {
       {"ia3_l", "IA3"},
       {"on_input", "IA3"},
       {"lora_embedding_", "LoRA of an embedding"},
-      {"lora_B.bias", "LoRA with a bias"},
-      {"w_norm", "a trained normalisation"},
-      {"b_norm", "a trained normalisation"}};
+      {"lora_B.bias", "LoRA with a bias"}};
   for (const auto& [mark, name] : marks) {
     if (key.find(mark) != key.npos) return name;
   }
+  if (ends_with(key, ".w_norm") || ends_with(key, ".b_norm")) return "a trained normalisation";
   if (ends_with(key, ".diff") || ends_with(key, ".diff_b")) return "full weight differences";
   for (const char* ending : {".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"}) {
     if (ends_with(key, ending)) return "GLoRA";
@@ -58,23 +59,22 @@ inline std::string cut_role(std::string_view& key, const char*& dialect) {
     const char* role;
     const char* dialect;
   };
-  static const Ending endings[] = {
-      {".lora_down", "down", "kohya"},
-      {".lora_up", "up", "kohya"},
-      {".lora_linear_layer.down", "down", "diffusers (before 0.22)"},
-      {".lora_linear_layer.up", "up", "diffusers (before 0.22)"},
-      {".lora.down", "down", "diffusers"},
-      {".lora.up", "up", "diffusers"},
-      {".lora.down_aux", "down_aux", "seed article"},
-      {".lora.up_aux", "up_aux", "seed article"},
-      {".lora.down_up", "down_up", "seed article"},
-      {"_lora.down", "down", "diffusers attention processors"},
-      {"_lora.up", "up", "diffusers attention processors"},
-      {"_lora.down_aux", "down_aux", "seed article"},
-      {"_lora.up_aux", "up_aux", "seed article"},
-      {"_lora.down_up", "down_up", "seed article"},
-      {".lora_A", "down", "diffusers"},
-      {".lora_B", "up", "diffusers"}};
+  static const Ending endings[] = {{".lora_down", "down", "kohya"},
+                                   {".lora_up", "up", "kohya"},
+                                   {".lora_linear_layer.down", "down", "diffusers"},
+                                   {".lora_linear_layer.up", "up", "diffusers"},
+                                   {".lora.down", "down", "diffusers"},
+                                   {".lora.up", "up", "diffusers"},
+                                   {".lora.down_aux", "down_aux", "seed article"},
+                                   {".lora.up_aux", "up_aux", "seed article"},
+                                   {".lora.down_up", "down_up", "seed article"},
+                                   {"_lora.down", "down", "diffusers attention processors"},
+                                   {"_lora.up", "up", "diffusers attention processors"},
+                                   {"_lora.down_aux", "down_aux", "seed article"},
+                                   {"_lora.up_aux", "up_aux", "seed article"},
+                                   {"_lora.down_up", "down_up", "seed article"},
+                                   {".lora_A", "down", "diffusers"},
+                                   {".lora_B", "up", "diffusers"}};
   if (ends_with(key, ".alpha")) {
     key.remove_suffix(6);
     return "alpha";
@@ -184,7 +184,7 @@ inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
   return key;
 }
 
-/// Why keys may have been left over, as the end of an error.
+// Why this key may have been left over, or an empty text.
 inline std::string likely_cause(const std::string& key) {
   const auto holds = [&](const char* text) { return key.find(text) != key.npos; };
   if (holds("lora_te2_") || holds("text_encoder_2") || holds("add_k_proj") ||
@@ -200,7 +200,17 @@ inline std::string likely_cause(const std::string& key) {
   if (holds("emb_params") || holds("string_to_param") || starts_with(key, "clip_l")) {
     return "it looks like a learned embedding, not a LoRA";
   }
-  if (!holds("lora")) return "no LoRA tensors: it looks like the weights of a whole model";
+  return "";
+}
+
+/// Why keys may have been left over, as the end of an error.
+inline std::string likely_cause(const std::vector<std::string>& keys) {
+  for (const auto& key : keys) {
+    if (auto cause = likely_cause(key); !cause.empty()) return cause;
+  }
+  const bool weights = std::none_of(keys.begin(), keys.end(),
+                                    [](const auto& key) { return key.find("lora") != key.npos; });
+  if (weights) return "these look like weights of a whole model, not of a LoRA";
   return "the file was made for another model, or the names were edited";
 }
 

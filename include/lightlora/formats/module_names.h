@@ -109,9 +109,7 @@ inline std::optional<std::string> ldm_resnet(const std::string& block, int index
   return std::nullopt;
 }
 
-inline std::string numbered(const char* block, int index) {
-  return block + std::to_string(index);
-}
+inline std::string numbered(const char* block, int index) { return block + std::to_string(index); }
 
 // "input_blocks_K_S_leaf" and "output_blocks_K_S_leaf": each level of Stable Diffusion 1.x has
 // three of them, and S tells the residual block, the attention and the resampler apart.

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA files of diffusers and PEFT, and of kohya's kind, draw the same picture here; ours load there in full."""
+
+import json
+import pathlib
+
+import numpy
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from support import MODEL, draw, main, run_ok, scratch
+
+PROMPT = "a red apple on a blue background"
+UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+RANK, ALPHA = 3, 6
+
+
+def pipeline():
+    pipe = StableDiffusionPipeline.from_pretrained(str(MODEL), torch_dtype=torch.float32, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture_there(pipe, latents):
+    result = pipe(PROMPT, num_inference_steps=4, guidance_scale=7.5, latents=latents.clone(), output_type="np")
+    return numpy.round(result.images[0] * 255)
+
+
+def picture_here(folder, lora):
+    draw(folder / "here.png", "--prompt", PROMPT, "--initial_latents", folder / "latents.safetensors", "--lora", lora)
+    return numpy.asarray(Image.open(folder / "here.png"), dtype=float)
+
+
+def randomise(model):
+    """Values large enough to be seen in the picture."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+
+
+def config(layers, **more):
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers, init_lora_weights="gaussian", **more)
+
+
+def compare(title, here, there, base):
+    error, effect = abs(here - there).mean(), abs(there - base).mean()
+    print(f"{title}: mean absolute difference {error:.4f} of 255, effect of the LoRA {effect:.2f}")
+    assert error <= 1.0, error
+    assert effect > 2.0, "the LoRA changed too little for this test to mean anything"
+
+
+def start(folder):
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents}, folder / "latents.safetensors")
+    return latents
+
+
+def save_with_diffusers(pipe, folder):
+    """Both models' adapters as the training scripts of diffusers save them, alpha in the metadata."""
+    metadata = _collate_lora_metadata({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    StableDiffusionPipeline.save_lora_weights(
+        str(folder),
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)),
+        text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.text_encoder)),
+        **metadata)
+
+
+def kohya_file(state, path):
+    """The same adapters under kohya's names, with alpha tensors, and text_model. in front as everybody writes it."""
+    tensors = {}
+    for key, value in state.items():
+        component, layer = key.split(".", 1)
+        for ending, factor in [(".lora.down.weight", "lora_down"), (".lora.up.weight", "lora_up"),
+                               (".lora_A.weight", "lora_down"), (".lora_B.weight", "lora_up"),
+                               (".lora_linear_layer.down.weight", "lora_down"),
+                               (".lora_linear_layer.up.weight", "lora_up")]:
+            if layer.endswith(ending):
+                name = layer[:-len(ending)]
+                if component == "text_encoder" and not name.startswith("text_model."):
+                    name = "text_model." + name
+                flat = ("lora_unet_" if component == "unet" else "lora_te_") + name.replace(".", "_")
+                tensors[f"{flat}.{factor}.weight"] = value
+                tensors[f"{flat}.alpha"] = torch.tensor(ALPHA)
+    assert len(tensors) * 2 == len(state) * 3
+    save_file(tensors, path)
+
+
+def test_diffusers_and_kohya_files_draw_the_same_picture():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents = start(folder)
+        pipe = pipeline()
+        base = picture_there(pipe, latents)
+        pipe.unet.add_adapter(config(UNET_LAYERS + ["proj_in", "conv1"]))
+        pipe.text_encoder.add_adapter(config(TEXT_LAYERS))
+        randomise(pipe.unet)
+        randomise(pipe.text_encoder)
+        there = picture_there(pipe, latents)
+        save_with_diffusers(pipe, folder / "diffusers")
+        saved = folder / "diffusers/pytorch_lora_weights.safetensors"
+        compare("diffusers file", picture_here(folder, saved), there, base)
+        kohya_file(load_file(saved), folder / "kohya.safetensors")
+        compare("kohya file", picture_here(folder, folder / "kohya.safetensors"), there, base)
+
+
+def test_peft_folder_draws_the_same_picture():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents = start(folder)
+        pipe = pipeline()
+        base = picture_there(pipe, latents)
+        adapted = get_peft_model(pipe.unet, config(UNET_LAYERS, use_rslora=True, rank_pattern={"attn2.to_q": 5},
+                                                   alpha_pattern={"attn1.to_k": 1}))
+        randomise(adapted)
+        pipe.unet = adapted.base_model.model
+        there = picture_there(pipe, latents)
+        adapted.save_pretrained(str(folder / "peft"))
+        compare("PEFT folder", picture_here(folder, folder / "peft"), there, base)
+
+
+def lora_layers(model):
+    return sum(hasattr(module, "lora_A") for module in model.modules())
+
+
+def test_our_files_load_in_full():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents = start(folder)
+        pipe = pipeline()
+        base = picture_there(pipe, latents)
+        pipe.unet.add_adapter(config(UNET_LAYERS))
+        pipe.text_encoder.add_adapter(config(TEXT_LAYERS))
+        randomise(pipe.unet)
+        randomise(pipe.text_encoder)
+        expected = picture_there(pipe, latents)
+        counts = lora_layers(pipe.unet), lora_layers(pipe.text_encoder)
+        save_with_diffusers(pipe, folder / "diffusers")
+        source = folder / "diffusers/pytorch_lora_weights.safetensors"
+        for to, name in [("diffusers", "ours.safetensors"), ("kohya", "kohya.safetensors"), ("peft", "peft")]:
+            extra = ["--flat_text_encoder"] if to == "peft" and not hasattr(pipe.text_encoder, "text_model") else []
+            run_ok("convert_lora", "--input", source, "--output", folder / name, "--to", to, *extra)
+            fresh = pipeline()
+            if to == "peft":
+                for part in ["unet", "text_encoder"]:
+                    model = PeftModel.from_pretrained(getattr(fresh, part), str(folder / name / part))
+                    setattr(fresh, part, model.base_model.model)
+                    stored = json.loads((folder / name / part / "adapter_config.json").read_text())
+                    assert len(stored["target_modules"]) == lora_layers(getattr(fresh, part))
+            else:
+                fresh.load_lora_weights(str(folder), weight_name=name)
+            assert (lora_layers(fresh.unet), lora_layers(fresh.text_encoder)) == counts, to
+            compare(f"our {to} file there", picture_there(fresh, latents), expected, base)
+
+
+main(globals())
