@@ -2,7 +2,7 @@
 // Adapts a small model that knows nothing of lightlora, trains it, saves it, loads it, merges it.
 // Prints what trains, that the loss fell, and that the merged model equals the adapted one:
 //
-//   trainable 2,400 of 74,304 (3.2%) in 2 layers
+//   trainable 2,112 of 74,208 (2.85%) in 2 layers
 //   loss fell: yes
 //   first_adapter.safetensors loads, merged equals adapted: yes
 #include <lightlora/lightlora.h>
