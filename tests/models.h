@@ -85,6 +85,28 @@ inline lightlora::LoRAOptions usual_options() {
   return lightlora::LoRAOptions(3).network_alpha(1.5).aux_in(48).aux_out(24).aux_seed(5);
 }
 
+/// A variant with options, as the generic tests run it.
+struct Recipe {
+  std::string name;
+  std::string variant;
+  lightlora::LoRAOptions options;
+};
+
+/// Every variant in the list, and DoRA over two of them: one with factors of its own, one without.
+inline const std::vector<Recipe>& recipes() {
+  static const std::vector<Recipe> all = [] {
+    std::vector<Recipe> result;
+    for (const auto& variant : lightlora::variants()) {
+      result.push_back({variant.name, variant.name, usual_options()});
+    }
+    for (const char* variant : {"classic", "lokr"}) {
+      result.push_back({std::string(variant) + " with DoRA", variant, usual_options().dora(true)});
+    }
+    return result;
+  }();
+  return all;
+}
+
 /// Gives every trained value something else than its start, so that the delta is not zero.
 inline void randomise(const lightlora::Patched& lora) {
   torch::NoGradGuard no_grad;
@@ -94,13 +116,13 @@ inline void randomise(const lightlora::Patched& lora) {
   }
 }
 
-/// Calls `body` for every variant on every layer type, with names for failure messages.
+/// Calls `body` for every recipe on every layer type, with names for failure messages.
 template <typename Body>
 void for_each_case(Body body) {
-  for (const auto& variant : lightlora::variants()) {
+  for (const auto& recipe : recipes()) {
     for (const auto& subject : subjects()) {
-      INFO(variant.name << " on " << subject.name);
-      body(variant.name, subject);
+      INFO(recipe.name << " on " << subject.name);
+      body(recipe, subject);
     }
   }
 }

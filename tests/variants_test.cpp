@@ -182,6 +182,115 @@ TEST_CASE("rank 0 and unknown names are errors", "[variants]") {
   CHECK(to_string(parse_aux_init("normal_scaled")) == "normal_scaled");
 }
 
+TEST_CASE("trained and frozen counts follow from the shapes", "[variants]") {
+  const auto counts = [](const char* variant, const LoRAOptions& options) {
+    const auto adapter = find_variant(variant).make(options, kLayer);  // 320 -> 640
+    return std::pair(adapter->trained_count(), adapter->frozen_count());
+  };
+  using Counts = std::pair<int64_t, int64_t>;
+  CHECK(counts("classic", 4) == Counts(4 * 960, 0));
+  CHECK(counts("light", 4) == Counts(4 * 150, 100 * 320 + 50 * 640));
+  CHECK(counts("fused", 4) == Counts(100 * 50, 100 * 320 + 50 * 640));
+  CHECK(counts("loha", 4) == Counts(2 * 4 * 960, 0));
+  // 640 = 20 x 32 and 320 = 16 x 20.
+  CHECK(counts("lokr", 4) == Counts(20 * 16 + 4 * (32 + 20), 0));
+  CHECK(counts("lokr", LoRAOptions(4).decompose_both(true)) ==
+        Counts(4 * (20 + 16) + 4 * (32 + 20), 0));
+  CHECK(counts("lokr", LoRAOptions(16)) == Counts(20 * 16 + 32 * 20, 0));
+  CHECK(counts("lokr", LoRAOptions(4).decompose_factor(8)) == Counts(8 * 8 + 4 * (80 + 40), 0));
+  CHECK(counts("lokr", LoRAOptions(4).lokr_shape({2, 5})) == Counts(10 + 4 * (320 + 64), 0));
+  CHECK(counts("vera", 16) == Counts(16 + 640, 16 * 960));
+  CHECK(counts("ia3", 4) == Counts(640, 0));
+  CHECK(counts("ia3", LoRAOptions(4).scale_input(true)) == Counts(320, 0));
+  CHECK(counts("lora_xs", 4) == Counts(16, 4 * 960));
+  CHECK(counts("classic", LoRAOptions(4).dora(true)) == Counts(4 * 960 + 640, 0));
+}
+
+TEST_CASE("loha: the product is that of two low-rank matrices, dense or as factors", "[variants]") {
+  torch::manual_seed(2);
+  for (const int64_t rank : {3, 20}) {
+    LoHaAdapterImpl loha(LoRAOptions(rank).network_alpha(rank * 0.5), kLayer);
+    loha.to(torch::kDouble);
+    torch::NoGradGuard no_grad;
+    for (auto& parameter : loha.parameters()) parameter.normal_();
+    const Tensor expected =
+        0.5 * loha.hada_w1_a.mm(loha.hada_w1_b) * loha.hada_w2_a.mm(loha.hada_w2_b);
+    CHECK(close(loha.delta(), expected, 1e-12));
+    CHECK(loha.has_factors() == (rank == 3));  // 9 directions are cheap, 400 are not
+    CHECK(loha.rank() == (rank == 3 ? 9 : 20));
+    const Factors factors = loha.factors();
+    CHECK(close(0.5 * factors.up.mm(factors.down), expected, 1e-12));
+  }
+}
+
+TEST_CASE("lokr: sizes are split as LyCORIS splits them", "[variants]") {
+  const auto split = [](int64_t size, int64_t factor) { return kronecker_split(size, factor); };
+  using Pair = std::pair<int64_t, int64_t>;
+  CHECK(split(256, -1) == Pair(16, 16));
+  CHECK(split(128, -1) == Pair(8, 16));
+  CHECK(split(127, -1) == Pair(1, 127));
+  CHECK(split(128, 4) == Pair(4, 32));
+  CHECK(split(320, 7) == Pair(5, 64));
+  CHECK_THROWS_WITH(split(320, 0), ContainsSubstring("got 320 and 0"));
+  CHECK_THROWS_WITH(LoKrAdapterImpl(LoRAOptions(4).lokr_shape({3, 2}), kLayer),
+                    ContainsSubstring("'block.to_q': expected a lokr_shape"));
+}
+
+TEST_CASE("ia3: at scale 1 outputs, or inputs, are multiplied by l", "[variants]") {
+  torch::manual_seed(2);
+  const Tensor weight = torch::randn({640, 320}), x = torch::randn({3, 320});
+  for (const bool input : {false, true}) {
+    IA3AdapterImpl ia3(LoRAOptions(4).scale_input(input), kLayer);
+    torch::NoGradGuard no_grad;
+    ia3.l.normal_();
+    const Tensor expected =
+        input ? (x * ia3.l).mm(weight.t()) : x.mm(weight.t()) * ia3.l.view({1, 640});
+    CHECK(close(x.mm((weight + ia3.delta(weight)).t()), expected, 1e-5));
+  }
+  CHECK_THROWS_WITH(IA3AdapterImpl(LoRAOptions(4).dora(true), kLayer),
+                    ContainsSubstring("'block.to_q': expected no DoRA with the ia3 variant"));
+}
+
+TEST_CASE("lora_xs: the bases are the leading singular vectors of the weight", "[variants]") {
+  torch::manual_seed(2);
+  const Tensor weight = torch::randn({640, 320}, torch::kDouble);
+  LoRAXSAdapterImpl xs(LoRAOptions(5), kLayer);
+  xs.to(torch::kDouble);
+  xs.prepare(weight);
+  torch::NoGradGuard no_grad;
+  xs.core.copy_(torch::eye(5));
+  // With the identity as its core the delta is the weight's best approximation of that rank.
+  const auto values = torch::linalg_svdvals(weight);
+  const double best = values.slice(0, 5).norm().item<double>();
+  CHECK(std::abs(l2(weight - xs.delta()) / best - 1) < 1e-10);
+}
+
+TEST_CASE("dora: the adapted weight has rows of the trained lengths", "[variants]") {
+  torch::manual_seed(2);
+  const Tensor weight = torch::randn({640, 320}, torch::kDouble);
+  ClassicAdapterImpl dora(LoRAOptions(4).network_alpha(2).dora(true), kLayer);
+  dora.to(torch::kDouble);
+  dora.prepare(weight);
+  CHECK(torch::equal(dora.trained()["magnitude"], weight.norm(2, 1, true)));
+  torch::NoGradGuard no_grad;
+  dora.up.normal_();
+  const Tensor moved = weight + 0.5 * dora.up.mm(dora.down);
+  const Tensor lengths = weight.norm(2, 1, true);
+  CHECK(close(weight + dora.delta(weight), lengths * moved / moved.norm(2, 1, true), 1e-12));
+  dora.trained()["magnitude"].mul_(3);
+  CHECK(close((weight + dora.delta(weight)).norm(2, 1, true), 3 * lengths, 1e-12));
+  CHECK_THAT(dora.description(), ContainsSubstring(", DoRA"));
+}
+
+TEST_CASE("rslora: the scale falls with the root of the rank", "[variants]") {
+  const auto scale = [](const LoRAOptions& options) {
+    return ClassicAdapterImpl(options, kLayer).scale();
+  };
+  CHECK(scale(LoRAOptions(16).network_alpha(8)) == 0.5);
+  CHECK(scale(LoRAOptions(16).network_alpha(8).rslora(true)) == 2.0);
+  CHECK(scale(LoRAOptions(16).rslora(true)) == 1.0);
+}
+
 TEST_CASE("a layer with its adapter as one module clones, prints and stays frozen", "[variants]") {
   LightLoRA<torch::nn::Linear> layer(torch::nn::Linear(120, 80), LoRAOptions(4), "head");
   {

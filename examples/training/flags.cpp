@@ -12,9 +12,13 @@ namespace training {
 
 namespace {
 
+// The variants that a file for other programs can hold as low-rank factors.
 std::vector<std::string> variant_names() {
   std::vector<std::string> names;
-  for (const auto& variant : lightlora::variants()) names.push_back(variant.name);
+  for (const auto& variant : lightlora::variants()) {
+    const auto probe = variant.make(lightlora::LoRAOptions(4), {"probe", 64, 64, {}});
+    if (probe->has_factors()) names.push_back(variant.name);
+  }
   return names;
 }
 

@@ -19,6 +19,8 @@ template <typename Layer, typename AdapterImpl>
 class AdaptedLayerImpl : public torch::nn::Module {
  public:
   /// `name` takes part in naming the frozen bases; layers of one shape should differ in it.
+  /// Errors: c10::ValueError for options that do not fit the layer, or with a dropout unless the
+  ///         layer is a Linear
   explicit AdaptedLayerImpl(Layer layer, LoRAOptions options = {}, std::string name = "") {
     base = register_module("base", std::move(layer));
     freeze_base();
@@ -27,16 +29,22 @@ class AdaptedLayerImpl : public torch::nn::Module {
                       ", got ", base->name());
     adapter = register_module("adapter", std::make_shared<AdapterImpl>(
                                              std::move(options), weight->info(std::move(name))));
-    const auto dtype = base->weight.scalar_type();
-    adapter->to(base->weight.device(), dtype == torch::kDouble ? dtype : torch::kFloat);
+    if constexpr (!kIsLinear) require_no_dropout(*adapter);
+    fit(*adapter, *weight);
   }
 
   torch::Tensor forward(const torch::Tensor& x) {
-    if constexpr (std::is_base_of_v<torch::nn::LinearImpl, typename Layer::ContainedType>) {
+    if constexpr (kIsLinear) {
+      const std::vector<ActiveAdapter> active{{adapter, 1.0}};
+      const bool dropping = any_dropout(active);
+      if (dropping || !adapter->has_factors()) {
+        return linear_by_parts(x, base->weight, bias(), active, dropping);
+      }
       return low_rank_linear(x, base->weight, bias(), adapter->factors(), adapter->scale(),
                              adapter->layer().name);
     } else {
-      const WeightBinding bound(*find_weight(base.ptr()), adapter->delta(), adapter->layer().name);
+      const LayerWeight weight = *find_weight(base.ptr());
+      const WeightBinding bound(weight, adapter->delta(weight.matrix()), adapter->layer().name);
       return base->forward(x);
     }
   }
@@ -63,6 +71,9 @@ class AdaptedLayerImpl : public torch::nn::Module {
   std::shared_ptr<AdapterImpl> adapter;  ///< what is trained
 
  private:
+  static constexpr bool kIsLinear =
+      std::is_base_of_v<torch::nn::LinearImpl, typename Layer::ContainedType>;
+
   std::optional<torch::Tensor> bias() const {
     return base->bias.defined() ? std::optional<torch::Tensor>(base->bias) : std::nullopt;
   }

@@ -6,6 +6,7 @@
 #include <torch/nn/cloneable.h>
 #include <torch/ordered_dict.h>
 
+#include <cmath>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -18,44 +19,94 @@ using NamedTensors = torch::OrderedDict<std::string, torch::Tensor>;
 /// What every variant is: trained values of one layer, and how they compose to a weight delta.
 /// Merging, patching, files and the fast forward pass are written against this class alone.
 ///
-/// Equation: delta = scale * up * down with (down, up) = factors()
+/// Equation: delta = scale * up * down with (down, up) = factors(); variants without cheap factors
+///           give the delta itself
+///
+/// What a variant cannot do, or needs, it declares: `has_factors`, `needs_weight` and
+/// `bases_from_weight` are all that generic code ever asks.
 class Adapter {
  public:
   virtual ~Adapter() = default;
 
   /// The variant's name in files and flags, such as "light".
   virtual std::string variant() const = 0;
-  /// The composed factors, differentiable with respect to the trained values.
-  /// Shapes: down (r, in), up (out, r)
-  virtual Factors factors() const = 0;
   /// Sets the trained values to their start, as `options().init()` says.
   virtual void reset_parameters() = 0;
   /// The adapter as a torch module: its parameters are what is trained, its buffers what is frozen.
   virtual torch::nn::Module& module() = 0;
+  /// The same, to read from.
   virtual const torch::nn::Module& module() const = 0;
 
-  /// The layer that the adapter was made for.
-  const LayerInfo& layer() const { return layer_; }
-  const LoRAOptions& options() const { return options_; }
+  /// Whether the delta is `scale * up * down` with factors that are cheaper than the delta.
+  virtual bool has_factors() const { return !options_.dora(); }
+  /// Whether the delta depends on the layer's weight, which `delta` must then be given.
+  virtual bool needs_weight() const { return options_.dora(); }
+  /// Whether the frozen bases are made of the layer's weight by `prepare`, instead of a seed. Files
+  /// hold such bases always.
+  virtual bool bases_from_weight() const { return false; }
 
-  /// Factor of the delta: `network_alpha / rank`, or 1 without `network_alpha`, until it is set.
-  double scale() const { return scale_; }
-  void set_scale(double scale) { scale_ = scale; }
-  /// Inner width of the factors.
-  virtual int64_t rank() const { return options_.rank(); }
+  /// The composed factors, differentiable with respect to the trained values. With DoRA, those of
+  /// the part that is added to the weight before its rows are brought to their length.
+  /// Shapes: down (r, in), up (out, r)
+  /// Errors: c10::Error for a variant that has no factors
+  virtual Factors factors() const {
+    TORCH_CHECK(false, "lightlora: '", layer_.name, "': expected a variant with low-rank factors, ",
+                "got ", variant(), "; hint: use delta(), or to_classic() for its best factors");
+  }
+  /// Takes from the layer's weight what an adapter starts from: DoRA's magnitudes, LoRA-XS's bases.
+  /// Shapes: weight (out, in)
+  virtual void prepare(const torch::Tensor& weight) {
+    if (!magnitude_.defined()) return;
+    torch::NoGradGuard no_grad;
+    magnitude_.copy_(row_norms(weight.to(magnitude_.device(), magnitude_.scalar_type())));
+  }
 
-  /// scale * up * down as one matrix (out, in), in the dtype of the factors.
-  torch::Tensor delta() const {
+  /// What is added to the layer's weight, as one matrix in the dtype of the trained values.
+  /// Equation: scale * up * down; with DoRA magnitude * (weight + that) / |weight + that| - weight,
+  ///           the row lengths |.| taken as constants in the backward pass (the paper's section 4.3)
+  /// Shapes:   weight (out, in), needed only if `needs_weight`; result (out, in)
+  /// Errors:   c10::Error if the weight is needed and missing
+  torch::Tensor delta(const torch::Tensor& weight = {}) const {
+    TORCH_CHECK(!needs_weight() || weight.defined(), "lightlora: '", layer_.name,
+                "': expected the layer's weight, which the delta of ",
+                options_.dora() ? "DoRA" : variant(),
+                " depends on, got none; hint: patch a model with the adapter first");
+    if (!options_.dora()) return added(weight);
+    const torch::Tensor base = weight.to(magnitude_.scalar_type());
+    const torch::Tensor moved = base + added(base);
+    const torch::Tensor lengths = row_norms(moved.detach()).clamp_min(1e-12);
+    return magnitude_ / lengths * moved - base;
+  }
+  /// The part of the delta that the variant itself makes: all of it, unless DoRA is on.
+  /// Shapes: weight (out, in), read only by variants that need it; result (out, in)
+  virtual torch::Tensor added(const torch::Tensor& /*weight*/) const {
     const Factors f = factors();
     return f.up.mm(f.down) * scale_;
   }
+
+  /// The layer that the adapter was made for.
+  const LayerInfo& layer() const { return layer_; }
+  /// The options that it was made with.
+  const LoRAOptions& options() const { return options_; }
+
+  /// Factor of the delta: `network_alpha / rank` (with `rslora`: by sqrt(rank)), or 1 without
+  /// `network_alpha`, until it is set.
+  double scale() const { return scale_; }
+  /// Sets the factor of the delta.
+  void set_scale(double scale) { scale_ = scale; }
+  /// Inner width of the factors; of a variant without any, its option `rank`.
+  virtual int64_t rank() const { return options_.rank(); }
 
   /// What is trained, by its name in files.
   NamedTensors trained() const { return module().named_parameters(/*recurse=*/false); }
   /// What is frozen, by its name in files.
   NamedTensors frozen() const { return module().named_buffers(/*recurse=*/false); }
+  /// Number of trained values.
   int64_t trained_count() const { return count(trained()); }
+  /// Number of frozen values.
   int64_t frozen_count() const { return count(frozen()); }
+  /// Whether a trained tensor lies on the output side, where LoRA+ trains faster.
+  virtual bool is_up_side(const std::string& name) const { return name == "up"; }
 
   /// One line for people: variant, layer, shape, rank, scale, counts, and any clamped size.
   std::string description() const {
@@ -64,31 +115,50 @@ class Adapter {
          << layer_.out << "): rank " << rank() << ", scale " << scale_ << ", trains "
          << trained_count() << " values";
     if (frozen_count() > 0) text << ", " << frozen_count() << " frozen";
+    if (options_.dora()) text << ", DoRA";
     text << remarks();
     return text.str();
   }
 
  protected:
+  /// Errors: c10::ValueError for a rank below 1, a dropout outside [0, 1), or a layer without values
   Adapter(LoRAOptions options, LayerInfo layer)
       : options_(std::move(options)), layer_(std::move(layer)) {
     TORCH_CHECK_VALUE(options_.rank() > 0, "lightlora: '", layer_.name,
                       "': expected rank > 0, got ", options_.rank(),
                       "; hint: 4 is the usual start");
+    TORCH_CHECK_VALUE(options_.dropout() >= 0 && options_.dropout() < 1, "lightlora: '",
+                      layer_.name, "': expected 0 <= dropout < 1, got ", options_.dropout());
     TORCH_CHECK_VALUE(layer_.in > 0 && layer_.out > 0, "lightlora: '", layer_.name,
                       "': expected a layer with inputs and outputs, got ", layer_.in, " -> ",
                       layer_.out);
     if (options_.network_alpha()) {
-      scale_ = *options_.network_alpha() / static_cast<double>(options_.rank());
+      const auto rank = static_cast<double>(options_.rank());
+      scale_ = *options_.network_alpha() / (options_.rslora() ? std::sqrt(rank) : rank);
     }
   }
 
   /// Anything that `description` should add, beginning with ", ".
   virtual std::string remarks() const { return ""; }
 
-  LoRAOptions options_;
-  LayerInfo layer_;
+  /// For variants that can start in one way only.
+  /// Errors: c10::ValueError if `init` is not the default
+  void require_usual_init(const char* reason) const {
+    TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "lightlora: '", layer_.name,
+                      "': expected no init with the ", variant(), " variant, ", reason, ", got ",
+                      to_string(options_.init()));
+  }
+
+  LoRAOptions options_;       ///< what the adapter was made with
+  LayerInfo layer_;           ///< what it was made for
+  torch::Tensor magnitude_;   ///< DoRA's row lengths (out, 1), trained; undefined without DoRA
 
  private:
+  // Copied first: a reduction's order, and so its last bit, depends on the strides.
+  static torch::Tensor row_norms(const torch::Tensor& matrix) {
+    return matrix.contiguous().norm(2, 1, /*keepdim=*/true);
+  }
+
   static int64_t count(const NamedTensors& tensors) {
     int64_t sum = 0;
     for (const auto& item : tensors) sum += item.value().numel();
@@ -103,6 +173,7 @@ class Adapter {
 template <typename Derived>
 class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
  public:
+  /// Takes the options and the layer; the variant's constructor then calls `reset()`.
   AdapterModule(LoRAOptions options, LayerInfo layer)
       : Adapter(std::move(options), std::move(layer)) {}
 
@@ -110,9 +181,22 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
   torch::nn::Module& module() override { return *this; }
   const torch::nn::Module& module() const override { return *this; }
 
+  /// Registers all tensors anew and sets them to their start.
+  void reset() final {
+    register_tensors();
+    if (options_.dora()) {
+      magnitude_ = this->register_parameter("magnitude", torch::ones({layer_.out, 1}));
+    }
+    reset_parameters();
+  }
+
   void pretty_print(std::ostream& stream) const override {
     stream << "lightlora::" << description();
   }
+
+ protected:
+  /// Registers what the variant trains as parameters and what is frozen as buffers.
+  virtual void register_tensors() = 0;
 };
 
 namespace detail {

@@ -16,6 +16,7 @@
 #include <lightlora/formats/safetensors.h>
 #include <lightlora/layers.h>
 #include <lightlora/linear.h>
+#include <lightlora/low_rank.h>
 #include <lightlora/options.h>
 #include <lightlora/patch.h>
 #include <lightlora/save.h>

@@ -3,6 +3,7 @@
 
 #include <lightlora/layers.h>
 #include <torch/nn/functional/conv.h>
+#include <torch/nn/functional/padding.h>
 
 #include <memory>
 #include <optional>
@@ -40,6 +41,10 @@ class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
   torch::Tensor forward(const torch::Tensor& x) {
     const auto bias_or_none = bias.defined() ? std::optional<torch::Tensor>(bias) : std::nullopt;
     if (active_adapters().empty()) return at::linear(x, weight, bias_or_none);
+    const bool dropping = is_training() && any_dropout(active_adapters());
+    if (dropping || !all_have_factors(active_adapters())) {
+      return linear_by_parts(x, weight, bias_or_none, active_adapters(), dropping);
+    }
     const auto [factors, scale] = total_factors(active_adapters());
     return low_rank_linear(x, weight, bias_or_none, factors, scale,
                            active_adapters()[0].adapter->layer().name);
@@ -55,17 +60,17 @@ TORCH_MODULE(Linear);
 /// A `torch::nn::Conv2d` with a slot for adapters.
 /// Equation: y = conv(x; weight) + scale * conv1x1(conv(x; down); up)
 /// Shapes:   x (batch, in, height, width), down as kernels (r, in, kh, kw), up (out, r, 1, 1)
-/// Grouped convolutions and other paddings than zeros take the weight plus its delta instead.
+/// Grouped convolutions, other paddings than zeros and variants without factors take the weight plus
+/// its delta instead.
 class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
  public:
   using torch::nn::Conv2dImpl::Conv2dImpl;
 
   torch::Tensor forward(const torch::Tensor& x) {
     if (active_adapters().empty()) return torch::nn::Conv2dImpl::forward(x);
-    const bool zeros = std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode());
-    if (options.groups() != 1 || !zeros) {
-      const LayerWeight view(shared_from_this(), weight, /*transposed=*/false);
-      return _conv_forward(x, view.plus(total_delta(active_adapters())));
+    const bool dropping = is_training() && any_dropout(active_adapters());
+    if (dropping || !all_have_factors(active_adapters()) || options.groups() != 1 || !pads_zeros()) {
+      return forward_by_parts(x, dropping);
     }
     const auto [factors, scale] = total_factors(active_adapters());
     const int64_t rank = factors.down.size(0);
@@ -89,6 +94,45 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
                           .bias(options.bias())
                           .padding_mode(options.padding_mode());
     return detail::copy_values(*this, std::make_shared<Conv2dImpl>(same), device);
+  }
+
+ private:
+  bool pads_zeros() const {
+    return std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode());
+  }
+
+  // As `linear_by_parts`.
+  torch::Tensor forward_by_parts(const torch::Tensor& x, bool dropping) {
+    const LayerWeight view(shared_from_this(), weight, /*transposed=*/false);
+    if (!dropping && !detail::autocast_dtype(x) && !at::isReducedFloatingType(x.scalar_type())) {
+      return _conv_forward(x, view.plus(total_delta(active_adapters(), view.matrix())));
+    }
+    torch::Tensor y = _conv_forward(x, weight);
+    for (const auto& item : active_adapters()) {
+      const torch::Tensor kernels = view.shaped(item.adapter->delta(view.matrix()));
+      y = at::add(y, convolve(dropping ? adapter_input(item, x) : x, kernels.to(x.scalar_type())),
+                  item.weight);
+    }
+    return y;
+  }
+
+  // The convolution without its bias.
+  torch::Tensor convolve(const torch::Tensor& x, const torch::Tensor& kernels) const {
+    namespace F = torch::nn::functional;
+    if (pads_zeros()) {
+      return F::detail::conv2d(x, kernels, /*bias=*/{}, options.stride(), options.padding(),
+                               options.dilation(), options.groups());
+    }
+    F::PadFuncOptions padding(_reversed_padding_repeated_twice);
+    if (std::holds_alternative<torch::enumtype::kReflect>(options.padding_mode())) {
+      padding.mode(torch::kReflect);
+    } else if (std::holds_alternative<torch::enumtype::kReplicate>(options.padding_mode())) {
+      padding.mode(torch::kReplicate);
+    } else {
+      padding.mode(torch::kCircular);
+    }
+    return F::detail::conv2d(F::pad(x, padding), kernels, /*bias=*/{}, options.stride(),
+                             /*padding=*/0, options.dilation(), options.groups());
   }
 };
 TORCH_MODULE(Conv2d);

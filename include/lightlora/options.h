@@ -6,7 +6,9 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -96,9 +98,30 @@ struct LoRAOptions {
   TORCH_ARG(int64_t, aux_in) = 100;
   /// Directions on the output side, clamped to the layer's output width (Light, Fused). Default: 50.
   TORCH_ARG(int64_t, aux_out) = 50;
-  /// Seed of the frozen bases (Light, Fused); with the layer's name and shape it names them
+  /// Seed of the frozen bases (Light, Fused, VeRA); with the layer's name and shape it names them
   /// completely, so that files need not hold them. Default: 0.
   TORCH_ARG(uint64_t, aux_seed) = 0;
+  /// Rank-stabilised scale, `network_alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv:2312.03732): the
+  /// size of the delta then does not fall with the rank. Default: false.
+  TORCH_ARG(bool, rslora) = false;
+  /// DoRA (Liu et al. 2024, arXiv:2402.09353): the rows of weight + delta are brought to a trained
+  /// length, `magnitude`. With any variant that adds to the weight; (IA)3 refuses it. Default: false.
+  TORCH_ARG(bool, dora) = false;
+  /// Probability of leaving out an input of the adapter (not of its layer) in training; for drop-in
+  /// layers and adapted modules, see docs/library.md. Default: 0.
+  TORCH_ARG(double, dropout) = 0.0;
+  /// LoKr: the smaller side of the split of inputs and outputs; -1 takes the most even one.
+  /// Default: -1.
+  TORCH_ARG(int64_t, decompose_factor) = -1;
+  /// LoKr: whether the left matrix may be of low rank too. Default: false.
+  TORCH_ARG(bool, decompose_both) = false;
+  /// LoKr: both matrices in full, whatever the rank. Default: false.
+  TORCH_ARG(bool, full_matrix) = false;
+  /// LoKr: rows and columns of the left matrix, in place of `decompose_factor`. Default: empty.
+  TORCH_ARG(std::vector<int64_t>, lokr_shape) = {};
+  /// (IA)3: scales the layer's inputs, as the paper does for the second feed-forward layer, instead
+  /// of its outputs. Default: false.
+  TORCH_ARG(bool, scale_input) = false;
 };
 
 /// The layer that an adapter belongs to, seen as one matrix.
@@ -112,5 +135,47 @@ struct LayerInfo {
   /// Kernel size of a convolution, which its inputs are multiplied by; empty for other layers.
   std::vector<int64_t> kernel = {};
 };
+
+namespace detail {
+
+// The names of the fields below.
+constexpr const char* kStructureFields[] = {"dora",        "decompose_factor", "decompose_both",
+                                            "full_matrix", "lokr_shape",       "scale_input"};
+
+// The options that only some variants have, as text: what a file says beside rank, alpha and bases
+// so that the same tensors can be made again. Options at their default are left out.
+inline std::map<std::string, std::string> structure_fields(const LoRAOptions& options) {
+  std::map<std::string, std::string> fields;
+  if (options.dora()) fields["dora"] = "1";
+  if (options.decompose_factor() != -1) {
+    fields["decompose_factor"] = std::to_string(options.decompose_factor());
+  }
+  if (options.decompose_both()) fields["decompose_both"] = "1";
+  if (options.full_matrix()) fields["full_matrix"] = "1";
+  if (!options.lokr_shape().empty()) {
+    fields["lokr_shape"] = std::to_string(options.lokr_shape().front()) + " " +
+                           std::to_string(options.lokr_shape().back());
+  }
+  if (options.scale_input()) fields["scale_input"] = "1";
+  return fields;
+}
+
+// Sets one of the fields that `structure_fields` writes; false if the name is none of them or the
+// text is not a number.
+inline bool set_structure_field(LoRAOptions& options, const std::string& name,
+                                const std::string& text) {
+  std::istringstream numbers(text);
+  int64_t first = 0, second = 0;
+  if (!(numbers >> first)) return false;
+  if (name == "dora") return options.dora(first != 0), true;
+  if (name == "decompose_factor") return options.decompose_factor(first), true;
+  if (name == "decompose_both") return options.decompose_both(first != 0), true;
+  if (name == "full_matrix") return options.full_matrix(first != 0), true;
+  if (name == "scale_input") return options.scale_input(first != 0), true;
+  if (name != "lokr_shape" || !(numbers >> second)) return false;
+  return options.lokr_shape({first, second}), true;
+}
+
+}  // namespace detail
 
 }  // namespace lightlora

@@ -149,6 +149,10 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
     LayerWeight weight;
     std::map<std::string, std::shared_ptr<Adapter>> adapters;
     torch::Tensor kept;  // the weight before merging
+
+    torch::Tensor total_delta(const std::vector<ActiveAdapter>& active) const {
+      return lightlora::total_delta(active, weight.matrix());
+    }
   };
 
   void collect(torch::nn::Module& model);

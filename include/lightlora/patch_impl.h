@@ -101,9 +101,6 @@ inline void PatchedImpl::attach(Site& site, const std::string& name,
                 "hint: add a second set with lora->add(name, ...), or remove() the first handle");
     ++report_.layers;
   }
-  const auto dtype = site.weight.tensor().scalar_type();
-  adapter->module().to(site.weight.tensor().device(),
-                       dtype == torch::kDouble ? torch::kDouble : torch::kFloat);
   report_.trainable += adapter->trained_count();
   site.adapters[name] = std::move(adapter);
 }
@@ -127,6 +124,8 @@ inline void PatchedImpl::add(const std::string& name, const AdapterFactory& make
     if (double alpha = 0; targets.has_alpha(path, alpha)) own.network_alpha(alpha);
     Site& site = site_of(path);
     made.emplace_back(&site, make(own, site.weight.info(path)));
+    if (!site.weight.slot()) require_no_dropout(*made.back().second);
+    fit(*made.back().second, site.weight);
   }
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
   report_.hits.insert(report_.hits.end(), hits.begin(), hits.end());
@@ -157,6 +156,7 @@ inline void PatchedImpl::add(const std::string& name, const AdapterState& state)
                 layer.layer.in, " -> ", layer.layer.out,
                 "; hint: it was trained on another model");
     made.emplace_back(&site, make_adapter(layer));
+    place(*made.back().second, site.weight);
   }
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
   finish_set(name);
@@ -187,7 +187,7 @@ inline void PatchedImpl::enter() {
         slot->set_active_adapters(std::move(active));
       } else {
         bound_.push_back(
-            std::make_unique<WeightBinding>(site.weight, total_delta(active), site.path));
+            std::make_unique<WeightBinding>(site.weight, site.total_delta(active), site.path));
       }
     }
   } catch (...) {
@@ -213,7 +213,7 @@ inline void PatchedImpl::merge(bool safe) {
     for (const auto& site : sites_) {
       const auto active = active_of(site);
       TORCH_CHECK(active.empty() ||
-                      site.weight.plus(total_delta(active)).isfinite().all().item<bool>(),
+                      site.weight.plus(site.total_delta(active)).isfinite().all().item<bool>(),
                   "lightlora::merge: '", site.path,
                   "': expected finite weights after merging, got some that are not; hint: the ",
                   "adapter diverged, or its scale overflows ",
@@ -224,7 +224,7 @@ inline void PatchedImpl::merge(bool safe) {
     const auto active = active_of(site);
     if (active.empty()) continue;
     site.kept = site.weight.tensor().detach().clone();
-    site.weight.tensor().copy_(site.weight.plus(total_delta(active)));
+    site.weight.tensor().copy_(site.weight.plus(site.total_delta(active)));
   }
   merged_ = true;
 }

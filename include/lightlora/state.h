@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lightlora/adapter.h>
+#include <lightlora/low_rank.h>
 #include <lightlora/variants/variants.h>
 
 #include <map>
@@ -29,7 +30,7 @@ using AdapterState = std::vector<LayerState>;
 /// Whether a state also holds the frozen bases.
 enum class Bases { by_seed, embedded };
 
-/// A copy of an adapter's values on the CPU.
+/// A copy of an adapter's values on the CPU. Bases made of the layer's weight are always in it.
 inline LayerState state_of(const Adapter& adapter, Bases bases = Bases::by_seed) {
   const auto copy = [](const NamedTensors& tensors) {
     std::map<std::string, at::Tensor> result;
@@ -41,7 +42,9 @@ inline LayerState state_of(const Adapter& adapter, Bases bases = Bases::by_seed)
   };
   return {adapter.variant(), adapter.layer(), adapter.options(), adapter.scale(),
           copy(adapter.trained()),
-          bases == Bases::embedded ? copy(adapter.frozen()) : std::map<std::string, at::Tensor>{}};
+          bases == Bases::embedded || adapter.bases_from_weight()
+              ? copy(adapter.frozen())
+              : std::map<std::string, at::Tensor>{}};
 }
 
 /// Whether a state's values can be put into an adapter.
@@ -65,6 +68,12 @@ inline void check_fits(const Adapter& adapter, const LayerState& state) {
   }
   for (const auto& item : adapter.frozen()) {
     const auto found = state.frozen.find(item.key());
+    if (adapter.bases_from_weight()) {
+      TORCH_CHECK(found != state.frozen.end() && found->second.sizes() == item.value().sizes(),
+                  where, ": expected a frozen tensor '", item.key(), "' ", item.value().sizes(),
+                  ", got ", found == state.frozen.end() ? "none" : "one of another shape");
+      continue;
+    }
     if (found == state.frozen.end()) continue;
     const at::Tensor own = item.value().cpu().to(at::kDouble);
     // Embedded bases may have been rounded to half precision.
@@ -81,6 +90,9 @@ inline void restore(Adapter& adapter, const LayerState& state) {
   check_fits(adapter, state);
   torch::NoGradGuard no_grad;
   for (auto& item : adapter.trained()) item.value().copy_(state.trained.at(item.key()));
+  if (adapter.bases_from_weight()) {
+    for (auto& item : adapter.frozen()) item.value().copy_(state.frozen.at(item.key()));
+  }
   adapter.set_scale(state.scale);
 }
 
@@ -91,27 +103,44 @@ inline std::shared_ptr<Adapter> make_adapter(const LayerState& state) {
   return adapter;
 }
 
-/// The same deltas as plain low-rank factors with the scale folded in, for tools that know nothing
-/// of variants: Light loses its bases into its factors, Fused keeps its full inner width.
-/// The scale is split evenly between the two factors so that neither underflows in fp16.
-inline LayerState to_classic(const Adapter& adapter) {
+/// The same delta as plain low-rank factors with the scale folded in, for tools that know nothing of
+/// variants: Light loses its bases into its factors, Fused keeps its full inner width, a variant
+/// without factors is decomposed. Exact up to rounding with `Keep::all()`, and whenever the rank
+/// suffices. The scale is split evenly between the two factors so that neither underflows in fp16.
+/// Shapes: weight (out, in), needed only if the adapter's `needs_weight`
+/// Errors: c10::Error if the weight is needed and missing
+inline LayerState to_classic(const Adapter& adapter, const Keep& keep = Keep::all(),
+                             const at::Tensor& weight = {}) {
   torch::NoGradGuard no_grad;
-  const Factors factors = adapter.factors();
-  const double root = std::sqrt(std::abs(adapter.scale()));
-  const double sign = adapter.scale() < 0 ? -1.0 : 1.0;
-  LayerState state{"classic", adapter.layer(), LoRAOptions(factors.down.size(0)), 1.0, {}, {}};
-  const auto dense = [](const at::Tensor& t) { return t.detach().to(at::kCPU).contiguous(); };
-  // A scale of one leaves the values bit for bit.
-  const bool plain = adapter.scale() == 1.0;
-  state.trained["down"] = dense(plain ? factors.down.clone() : factors.down * root);
-  state.trained["up"] = dense(plain ? factors.up.clone() : factors.up * (root * sign));
+  Factors factors;
+  if (!adapter.has_factors()) {
+    factors = factorise(adapter.delta(weight), keep);
+  } else {
+    factors = adapter.factors();
+    const double root = std::sqrt(std::abs(adapter.scale()));
+    // A scale of one leaves the values bit for bit.
+    if (adapter.scale() != 1.0) {
+      factors = {factors.down * root, factors.up * (adapter.scale() < 0 ? -root : root)};
+    }
+    if (!keep.everything()) factors = truncate(factors, keep);
+  }
+  LayerState state{ClassicAdapterImpl::kVariant, adapter.layer(),
+                   LoRAOptions(factors.down.size(0)), 1.0, {}, {}};
+  const auto dense = [&](const at::Tensor& t) {
+    return t.detach().to(at::kCPU, t.scalar_type() == at::kDouble ? at::kFloat : t.scalar_type(),
+                         /*non_blocking=*/false, /*copy=*/true)
+        .contiguous();
+  };
+  state.trained["down"] = dense(factors.down);
+  state.trained["up"] = dense(factors.up);
   return state;
 }
 
-/// `to_classic` of every layer.
-inline AdapterState to_classic(const AdapterState& state) {
+/// `to_classic` of every layer of a state. Variants whose delta depends on the layers' weights need
+/// the model: patch it and call its `to_classic`.
+inline AdapterState to_classic(const AdapterState& state, const Keep& keep = Keep::all()) {
   AdapterState result;
-  for (const auto& layer : state) result.push_back(to_classic(*make_adapter(layer)));
+  for (const auto& layer : state) result.push_back(to_classic(*make_adapter(layer), keep));
   return result;
 }
 

@@ -1,37 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/linalg_qr.h>
-#include <ATen/ops/linalg_svd.h>
 #include <lightlora/state.h>
 
 #include <optional>
-#include <tuple>
 
 namespace lightlora {
 
 /// The best approximation of a layer's delta of at most this rank, as classic factors with the
 /// scale folded in; a layer of that rank or less is only made classic.
-/// Equation: up down = (Qu Ru)(Qd Rd)^T = Qu (U S V^T) Qd^T, cut to `rank`: the singular values are
-///           found on the small core Ru Rd^T, never on the (out, in) delta
 /// Errors: c10::ValueError if rank < 1
 inline LayerState truncate_rank(const LayerState& layer, int64_t rank) {
   TORCH_CHECK_VALUE(rank >= 1, "lightlora::truncate_rank: '", layer.layer.name,
                     "': expected rank >= 1, got ", rank);
-  LayerState classic = to_classic(*make_adapter(layer));
-  if (classic.options.rank() <= rank) return classic;
-  const auto up = at::linalg_qr(classic.trained.at("up").to(at::kDouble));
-  const auto down = at::linalg_qr(classic.trained.at("down").to(at::kDouble).t());
-  const auto [u, s, vh] = at::linalg_svd(std::get<1>(up).mm(std::get<1>(down).t()),
-                                         /*full_matrices=*/false);
-  const at::Tensor root = s.slice(0, 0, rank).sqrt();
-  classic.trained["up"] =
-      (std::get<0>(up).mm(u.slice(1, 0, rank)) * root).to(at::kFloat).contiguous();
-  classic.trained["down"] = (root.unsqueeze(1) * vh.slice(0, 0, rank).mm(std::get<0>(down).t()))
-                                .to(at::kFloat)
-                                .contiguous();
-  classic.options.rank(rank);
-  return classic;
+  const auto adapter = make_adapter(layer);
+  if (adapter->has_factors() && adapter->rank() <= rank) return to_classic(*adapter);
+  return to_classic(*adapter, Keep::rank(rank));
 }
 
 /// As `truncate_rank`, but a Fused layer becomes Light and a Light one stays it, on the same bases:

@@ -32,6 +32,7 @@ class NativeFields {
   NativeFields(const std::string& path, const Metadata& metadata)
       : path_(path), metadata_(metadata) {}
 
+  const std::string& path() const { return path_; }
   bool has(const std::string& key) const { return metadata_.count(key) > 0; }
   const std::string& text(const std::string& key) const {
     const auto found = metadata_.find(key);
@@ -71,6 +72,7 @@ inline Metadata group_fields(const LayerState& layer) {
     fields["aux_seed"] = std::to_string(options.aux_seed());
     fields["aux_init"] = to_string(options.aux_init());
   }
+  fields.merge(structure_fields(options));
   return fields;
 }
 
@@ -95,6 +97,12 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
     layer.options.aux_out(fields.number<int64_t>(key("aux_out")));
     layer.options.aux_seed(fields.number<uint64_t>(key("aux_seed")));
     layer.options.aux_init(parse_aux_init(fields.text(key("aux_init"))));
+  }
+  for (const char* name : kStructureFields) {
+    if (!fields.has(key(name))) continue;
+    TORCH_CHECK(set_structure_field(layer.options, name, fields.text(key(name))), "'",
+                fields.path(), "': expected a number in metadata '", key(name), "', got '",
+                fields.text(key(name)), "'");
   }
   return layer;
 }

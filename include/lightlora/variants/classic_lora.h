@@ -24,12 +24,6 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
     reset();
   }
 
-  void reset() override {
-    down = register_parameter("down", torch::empty({options_.rank(), layer_.in}));
-    up = register_parameter("up", torch::empty({layer_.out, options_.rank()}));
-    reset_parameters();
-  }
-
   void reset_parameters() override {
     torch::NoGradGuard no_grad;
     const double std = 1.0 / static_cast<double>(options_.rank());
@@ -41,6 +35,12 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
 
   torch::Tensor down;  ///< (rank, in), trained
   torch::Tensor up;    ///< (out, rank), trained
+
+ protected:
+  void register_tensors() override {
+    down = register_parameter("down", torch::empty({options_.rank(), layer_.in}));
+    up = register_parameter("up", torch::empty({layer_.out, options_.rank()}));
+  }
 };
 
 /// A layer of type `Layer` with a ClassicLoRA adapter.

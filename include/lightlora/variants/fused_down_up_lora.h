@@ -27,23 +27,8 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
 
   FusedAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
-    TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "lightlora: '", layer_.name,
-                      "': expected no init with the fused variant, whose core always starts at "
-                      "zero, got ",
-                      to_string(options_.init()));
+    require_usual_init("whose core always starts at zero");
     reset();
-  }
-
-  void reset() override {
-    const detail::AuxShape aux(options_, layer_);
-    down_up = register_parameter("down_up", torch::empty({aux.out, aux.in}));
-    down_aux = register_buffer("down_aux",
-                               make_basis(Side::down, aux.in, layer_.in, options_.aux_seed(),
-                                          layer_.name, options_.aux_init()));
-    up_aux = register_buffer("up_aux", make_basis(Side::up, aux.out, layer_.out,
-                                                  options_.aux_seed(), layer_.name,
-                                                  options_.aux_init()));
-    reset_parameters();
   }
 
   void reset_parameters() override { torch::nn::init::zeros_(down_up); }
@@ -74,6 +59,7 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
     light->down.copy_(vh.slice(0, 0, rank));
     light->down_aux.copy_(down_aux);
     light->up_aux.copy_(up_aux);
+    if (magnitude_.defined()) light->trained()["magnitude"].copy_(magnitude_);
     return light;
   }
 
@@ -82,6 +68,17 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
   torch::Tensor up_aux;    ///< (out, b), frozen
 
  protected:
+  void register_tensors() override {
+    const detail::AuxShape aux(options_, layer_);
+    down_up = register_parameter("down_up", torch::empty({aux.out, aux.in}));
+    down_aux = register_buffer("down_aux",
+                               make_basis(Side::down, aux.in, layer_.in, options_.aux_seed(),
+                                          layer_.name, options_.aux_init()));
+    up_aux = register_buffer("up_aux", make_basis(Side::up, aux.out, layer_.out,
+                                                  options_.aux_seed(), layer_.name,
+                                                  options_.aux_init()));
+  }
+
   std::string remarks() const override {
     return detail::AuxShape(options_, layer_).remarks(options_);
   }

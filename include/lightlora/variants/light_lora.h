@@ -27,19 +27,6 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl> {
     reset();
   }
 
-  void reset() override {
-    const detail::AuxShape aux(options_, layer_);
-    down = register_parameter("down", torch::empty({options_.rank(), aux.in}));
-    up = register_parameter("up", torch::empty({aux.out, options_.rank()}));
-    down_aux = register_buffer("down_aux",
-                               make_basis(Side::down, aux.in, layer_.in, options_.aux_seed(),
-                                          layer_.name, options_.aux_init()));
-    up_aux = register_buffer("up_aux", make_basis(Side::up, aux.out, layer_.out,
-                                                  options_.aux_seed(), layer_.name,
-                                                  options_.aux_init()));
-    reset_parameters();
-  }
-
   void reset_parameters() override {
     options_.init() == Init::up_zero ? start(down) : torch::nn::init::zeros_(down);
     options_.init() == Init::down_zero ? start(up) : torch::nn::init::zeros_(up);
@@ -54,6 +41,18 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl> {
   torch::Tensor up_aux;    ///< (out, b), frozen
 
  protected:
+  void register_tensors() override {
+    const detail::AuxShape aux(options_, layer_);
+    down = register_parameter("down", torch::empty({options_.rank(), aux.in}));
+    up = register_parameter("up", torch::empty({aux.out, options_.rank()}));
+    down_aux = register_buffer("down_aux",
+                               make_basis(Side::down, aux.in, layer_.in, options_.aux_seed(),
+                                          layer_.name, options_.aux_init()));
+    up_aux = register_buffer("up_aux", make_basis(Side::up, aux.out, layer_.out,
+                                                  options_.aux_seed(), layer_.name,
+                                                  options_.aux_init()));
+  }
+
   std::string remarks() const override {
     return detail::AuxShape(options_, layer_).remarks(options_);
   }

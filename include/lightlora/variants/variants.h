@@ -3,7 +3,12 @@
 
 #include <lightlora/variants/classic_lora.h>
 #include <lightlora/variants/fused_down_up_lora.h>
+#include <lightlora/variants/ia3.h>
 #include <lightlora/variants/light_lora.h>
+#include <lightlora/variants/loha.h>
+#include <lightlora/variants/lokr.h>
+#include <lightlora/variants/lora_xs.h>
+#include <lightlora/variants/vera.h>
 
 #include <memory>
 #include <string>
@@ -35,6 +40,11 @@ inline const std::vector<VariantEntry>& variants() {
       variant_entry<ClassicAdapterImpl>(),
       variant_entry<LightAdapterImpl>(),
       variant_entry<FusedAdapterImpl>(),
+      variant_entry<LoHaAdapterImpl>(),
+      variant_entry<LoKrAdapterImpl>(),
+      variant_entry<VeRAAdapterImpl>(),
+      variant_entry<IA3AdapterImpl>(),
+      variant_entry<LoRAXSAdapterImpl>(),
   };
   return entries;
 }
