@@ -222,11 +222,12 @@ TEST_CASE("PEFT folders, one or one for each model", "[dialects]") {
   write("bare", unet, "");
   CHECK_THROWS_WITH(load_lora(files.folder().file("bare")), ContainsSubstring("lora_alpha"));
   write("dora", unet, R"({"r": 2, "use_dora": true})");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("dora")), ContainsSubstring("DoRA"));
+  CHECK_THROWS_WITH(load_lora(files.folder().file("dora")),
+                    ContainsSubstring("exactly if the configuration says use_dora, got none"));
   write("pissa", unet, R"({"r": 2, "init_lora_weights": "pissa_niter_4"})");
   CHECK_THROWS_WITH(load_lora(files.folder().file("pissa")), ContainsSubstring("unchanged base"));
-  write("loha", unet, R"({"peft_type": "LOHA", "r": 2})");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("loha")), ContainsSubstring("LOHA"));
+  write("vera", unet, R"({"peft_type": "VERA", "r": 2})");
+  CHECK_THROWS_WITH(load_lora(files.folder().file("vera")), ContainsSubstring("got VERA"));
   std::filesystem::create_directories(files.folder().path() / "empty");
   CHECK_THROWS_WITH(load_lora(files.folder().file("empty")),
                     ContainsSubstring("adapter_model.safetensors"));
@@ -236,16 +237,10 @@ TEST_CASE("other methods are named", "[dialects]") {
   Files files;
   const std::string layer = "lora_unet_mid_block_attentions_0_proj_in.";
   const std::pair<std::string, const char*> cases[] = {
-      {layer + "dora_scale", "DoRA"},
-      {"base_model.model.conv_in.lora_magnitude_vector", "DoRA"},
-      {layer + "hada_w1_a", "LoHa"},
-      {layer + "lokr_w1", "LoKr"},
-      {layer + "lora_mid.weight", "Tucker"},
       {layer + "oft_blocks", "OFT"},
       {layer + "on_input", "IA3"},
       {layer + "diff", "full weight differences"},
-      {layer + "w_norm", "normalisation"},
-      {"bundle_emb.cat.emb_params", "bundled embedding"}};
+      {layer + "w_norm", "normalisation"}};
   for (const auto& [key, algorithm] : cases) {
     auto tensors = kohya_file();
     tensors[key] = torch::ones({2, 2});
@@ -280,6 +275,45 @@ TEST_CASE("names that match no layer are counted, shown and explained", "[dialec
   CHECK_THAT(message,
              ContainsSubstring("got 2 of 18 that match no layer: 'a?b', 'text_encoder_2.x'"));
   CHECK_THAT(message, ContainsSubstring("SDXL"));
+}
+
+TEST_CASE("unmatched tensors are passed over only if asked for", "[dialects]") {
+  Files files;
+  auto tensors = kohya_file();
+  tensors["lora_unet_mid_block_attentions_0_proj_in.oft_blocks"] = torch::ones({2, 2});
+  tensors["something.else"] = torch::ones({2, 2});
+  files.error(tensors);
+  const auto path = files.folder().file("lora.safetensors");
+  const auto contents = read_lora(path, LoRAReadOptions().ignore_unmatched(true));
+  check_deltas(contents.components, attention_layers());
+  CHECK(contents.ignored == std::vector<std::string>{"something.else",
+                                                     "lora_unet_mid_block_attentions_0_proj_in.oft_"
+                                                     "blocks"});
+  save_safetensors(path, {{"something.else", torch::ones(2)}});
+  CHECK_THROWS_WITH(read_lora(path, LoRAReadOptions().ignore_unmatched(true)),
+                    ContainsSubstring("expected LoRA tensors, got none"));
+}
+
+TEST_CASE("bytes behind the last tensor are allowed only if asked for", "[dialects]") {
+  Files files;
+  files.read(kohya_file());
+  const auto path = files.folder().file("lora.safetensors");
+  std::ofstream(path, std::ios::binary | std::ios::app) << "more";
+  CHECK_THROWS_WITH(load_lora(path), ContainsSubstring("allow_trailing_bytes"));
+  check_deltas(read_lora(path, LoRAReadOptions().allow_trailing_bytes(true)).components,
+               attention_layers());
+}
+
+TEST_CASE("embeddings bundled with a LoRA are named and read by themselves", "[dialects]") {
+  Files files;
+  auto tensors = kohya_file();
+  tensors["bundle_emb.cat.string_to_param.*"] = torch::ones({2, 4});
+  check_deltas(files.read(tensors), attention_layers());
+  const auto path = files.folder().file("lora.safetensors");
+  CHECK(read_lora(path).embeddings == std::set<std::string>{"cat"});
+  const auto embeddings = load_embeddings(path);
+  REQUIRE(embeddings.size() == 1);
+  CHECK(embeddings[0].token == "cat");
 }
 
 TEST_CASE("broken pairs name their layer", "[dialects]") {

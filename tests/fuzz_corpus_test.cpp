@@ -49,6 +49,16 @@ TEST_CASE("fuzz: the promises hold for the JSON corpus", "[fuzz]") {
   CHECK(replay("json", fuzz::json) == 22);
 }
 
+TEST_CASE("fuzz: the promises hold for the torch.save corpus", "[fuzz]") {
+  CHECK(replay("torch_file", fuzz::torch_file) == 31);
+}
+
+TEST_CASE("fuzz: the promises hold for the names of tensors", "[fuzz]") {
+  CHECK(replay("lora_keys", [](std::string_view name) {
+          return fuzz::lora_key(std::string(name));
+        }) == 39);
+}
+
 TEST_CASE("fuzz: a broken promise is noticed", "[fuzz]") {
   auto header = fuzz::read_header(std::string("\x02\0\0\0\0\0\0\0{}xyz", 13), true).value();
   CHECK_NOTHROW(fuzz::check_tiling(header, "0123456789xyz"));

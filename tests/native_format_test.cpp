@@ -92,6 +92,29 @@ TEST_CASE("the native LightLoRA file of SD 1.5 is at most 330 KB, rank 1 at most
   CHECK(size(LoRAOptions(1)) <= 90'000);
 }
 
+TEST_CASE("in fp16 it is at most 170 KB, rank 1 with the text encoder at most 130 KB", "[native]") {
+  const ScratchFolder folder;
+  std::vector<LayerInfo> text;
+  for (int i = 0; i < 12; ++i) {
+    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
+      text.push_back({"text_model.encoder.layers." + std::to_string(i) + ".self_attn." + name, 768,
+                      768, {}});
+    }
+  }
+  Components half{{"unet", state_for(sd15_attention(), LoRAOptions(4))}};
+  for (auto& layer : half["unet"]) {
+    for (auto& item : layer.trained) item.second = item.second.to(torch::kHalf);
+  }
+  save_native(folder.file("half"), half);
+  CHECK(std::filesystem::file_size(folder.file("half")) <= 170'000);
+  const Components both{{"unet", state_for(sd15_attention(), LoRAOptions(1))},
+                        {"text_encoder", state_for(text, LoRAOptions(1))}};
+  save_native(folder.file("both"), both);
+  CHECK(std::filesystem::file_size(folder.file("both")) <= 130'000);
+  // Nothing else is needed to rebuild every layer.
+  CHECK(load_native(SafetensorsFile(folder.file("both"))).at("text_encoder").size() == 48);
+}
+
 TEST_CASE("native files keep every option, several components and every bit", "[native]") {
   const ScratchFolder folder;
   const auto file = folder.file("x.safetensors");

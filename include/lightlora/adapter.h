@@ -10,6 +10,7 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace lightlora {
 
@@ -58,7 +59,7 @@ class Adapter {
   virtual void prepare(const torch::Tensor& weight) {
     if (!magnitude_.defined()) return;
     torch::NoGradGuard no_grad;
-    magnitude_.copy_(row_norms(weight.to(magnitude_.device(), magnitude_.scalar_type())));
+    magnitude_.copy_(lengths_of(weight.to(magnitude_.device(), magnitude_.scalar_type())));
   }
 
   /// What is added to the layer's weight, as one matrix in the dtype of the trained values.
@@ -74,8 +75,8 @@ class Adapter {
     if (!options_.dora()) return added(weight);
     const torch::Tensor base = weight.to(magnitude_.scalar_type());
     const torch::Tensor moved = base + added(base);
-    const torch::Tensor lengths = row_norms(moved.detach()).clamp_min(1e-12);
-    return magnitude_ / lengths * moved - base;
+    const torch::Tensor lengths = lengths_of(moved.detach()).clamp_min(1e-12);
+    return over_matrix(magnitude_ / lengths) * moved - base;
   }
   /// The part of the delta that the variant itself makes: all of it, unless DoRA is on.
   /// Shapes: weight (out, in), read only by variants that need it; result (out, in)
@@ -151,12 +152,30 @@ class Adapter {
 
   LoRAOptions options_;       ///< what the adapter was made with
   LayerInfo layer_;           ///< what it was made for
-  torch::Tensor magnitude_;   ///< DoRA's row lengths (out, 1), trained; undefined without DoRA
+  /// DoRA's lengths, trained: (out, 1), or (1, channels) with `dora_inputs`; undefined without DoRA
+  torch::Tensor magnitude_;
+
+  /// The sizes of `magnitude_`.
+  std::vector<int64_t> magnitude_sizes() const {
+    if (!options_.dora_inputs()) return {layer_.out, 1};
+    int64_t kernel = 1;
+    for (const int64_t size : layer_.kernel) kernel *= size;
+    return {1, layer_.in / kernel};
+  }
 
  private:
-  // Copied first: a reduction's order, and so its last bit, depends on the strides.
-  static torch::Tensor row_norms(const torch::Tensor& matrix) {
-    return matrix.contiguous().norm(2, 1, /*keepdim=*/true);
+  // The lengths that `magnitude_` is compared with: of each row, or of all values of an input
+  // channel. Copied first: a reduction's order, and so its last bit, depends on the strides.
+  torch::Tensor lengths_of(const torch::Tensor& matrix) const {
+    if (!options_.dora_inputs()) return matrix.contiguous().norm(2, 1, /*keepdim=*/true);
+    const torch::Tensor channels = matrix.reshape({layer_.out, magnitude_.size(1), -1});
+    return channels.transpose(0, 1).reshape({magnitude_.size(1), -1}).norm(2, 1).unsqueeze(0);
+  }
+
+  // One value for each row, or for each column of its channel.
+  torch::Tensor over_matrix(const torch::Tensor& values) const {
+    if (!options_.dora_inputs()) return values;
+    return values.repeat_interleave(layer_.in / values.size(1), 1);
   }
 
   static int64_t count(const NamedTensors& tensors) {
@@ -185,7 +204,7 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
   void reset() final {
     register_tensors();
     if (options_.dora()) {
-      magnitude_ = this->register_parameter("magnitude", torch::ones({layer_.out, 1}));
+      magnitude_ = this->register_parameter("magnitude", torch::ones(magnitude_sizes()));
     }
     reset_parameters();
   }

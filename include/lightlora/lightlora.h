@@ -10,6 +10,7 @@
 #include <lightlora/factors.h>
 #include <lightlora/formats/dialects.h>
 #include <lightlora/formats/diffusers.h>
+#include <lightlora/formats/embeddings.h>
 #include <lightlora/formats/kohya.h>
 #include <lightlora/formats/native.h>
 #include <lightlora/formats/peft.h>

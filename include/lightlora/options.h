@@ -107,6 +107,9 @@ struct LoRAOptions {
   /// DoRA (Liu et al. 2024, arXiv:2402.09353): the rows of weight + delta are brought to a trained
   /// length, `magnitude`. With any variant that adds to the weight; (IA)3 refuses it. Default: false.
   TORCH_ARG(bool, dora) = false;
+  /// DoRA: one length for each input channel in place of each output, as LyCORIS had it before 3.2.
+  /// Default: false.
+  TORCH_ARG(bool, dora_inputs) = false;
   /// Probability of leaving out an input of the adapter (not of its layer) in training; for drop-in
   /// layers and adapted modules, see docs/library.md. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
@@ -139,14 +142,15 @@ struct LayerInfo {
 namespace detail {
 
 // The names of the fields below.
-constexpr const char* kStructureFields[] = {"dora",        "decompose_factor", "decompose_both",
-                                            "full_matrix", "lokr_shape",       "scale_input"};
+constexpr const char* kStructureFields[] = {"dora",           "dora_inputs", "decompose_factor",
+                                            "decompose_both", "full_matrix", "lokr_shape",       "scale_input"};
 
 // The options that only some variants have, as text: what a file says beside rank, alpha and bases
 // so that the same tensors can be made again. Options at their default are left out.
 inline std::map<std::string, std::string> structure_fields(const LoRAOptions& options) {
   std::map<std::string, std::string> fields;
   if (options.dora()) fields["dora"] = "1";
+  if (options.dora_inputs()) fields["dora_inputs"] = "1";
   if (options.decompose_factor() != -1) {
     fields["decompose_factor"] = std::to_string(options.decompose_factor());
   }
@@ -168,6 +172,7 @@ inline bool set_structure_field(LoRAOptions& options, const std::string& name,
   int64_t first = 0, second = 0;
   if (!(numbers >> first)) return false;
   if (name == "dora") return options.dora(first != 0), true;
+  if (name == "dora_inputs") return options.dora_inputs(first != 0), true;
   if (name == "decompose_factor") return options.decompose_factor(first), true;
   if (name == "decompose_both") return options.decompose_both(first != 0), true;
   if (name == "full_matrix") return options.full_matrix(first != 0), true;

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seeds of the fuzzers: corpus/safetensors and corpus/json. Python's standard library only.
+"""Writes the seeds of the fuzzers: corpus/<target> for each. Python's standard library only.
 
 The first word of a name is what the reader must say of the file: valid, trailing (accepted only if bytes
 behind the last tensor are allowed) or invalid. fuzz_corpus_test.cpp checks it. Seeds that the fuzzers
 found are named by their hash and carry no verdict.
 """
 
+import io
 import json
 import pathlib
 import struct
+import zipfile
 
 HERE = pathlib.Path(__file__).parent / "corpus"
 
@@ -110,8 +112,88 @@ JSON = {
 }
 
 
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def storage(kind="FloatStorage", count=6, key="0"):
+    return b"(" + text("storage") + b"ctorch\n" + kind.encode() + b"\n" + text(key) + text("cpu") + b"K" + bytes([count]) + b"tQ"
+
+
+def tensor(offset=0, sizes=(2, 3), strides=(3, 1), **more):
+    numbers = lambda values: b"(" + b"".join(b"K" + bytes([v]) for v in values) + b"t"
+    return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(**more) + b"K" + bytes([offset]) + numbers(sizes) +
+            numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR")
+
+
+def pickle(*items, start=b"\x80\x02"):
+    return start + b"}(" + b"".join(items) + b"u."
+
+
+def archive(pickled, data=bytes(24), compression=zipfile.ZIP_STORED, name="archive/data.pkl"):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as file:
+        for entry, content in ((name, pickled), ("archive/data/0", data), ("archive/version", b"3\n")):
+            file.writestr(zipfile.ZipInfo(entry), content, compression)
+    return stream.getvalue()
+
+
+ONE = pickle(text("a"), tensor())
+TORCH_FILE = {
+    "valid_empty": pickle(),
+    "valid_one": ONE,
+    "valid_zip": archive(ONE),
+    "valid_comment": archive(ONE)[:-2] + b"\x03\0PK\x05",
+    "valid_view": pickle(text("a"), tensor(1, (2, 2), (2, 1)), text("b"), tensor(5, (1,), (1,), kind="HalfStorage")),
+    "valid_zero_size": pickle(text("a"), tensor(0, (0, 3), (3, 1), count=0)),
+    "valid_protocol_4": pickle(b"\x8c\x01a\x94", tensor(), start=b"\x80\x04\x95\xff\0\0\0\0\0\0\0"),
+    "valid_embedding": pickle(text("string_to_token"), b"}" + text("*") + b"M\x09\x01s", text("string_to_param"),
+                              b"}" + text("*") + tensor() + b"s", text("name"), text("cat"), text("step"), b"J\0\0\0\x80"),
+    "valid_parameter": pickle(text("a"), b"ctorch._utils\n_rebuild_parameter\n(" + tensor() + b"\x88NtR"),
+    "valid_parameter_dict": pickle(text("a"), b"ctorch.nn.modules.container\nParameterDict\n)\x81}" + text("_parameters") +
+                                   b"}" + text("*") + tensor() + b"ssb"),
+    "valid_pairs": b"\x80\x02ccollections\nOrderedDict\n(((" + text("a") + tensor() + b"tltR.",
+    "valid_memo": b"\x80\x02}q\x00" + text("a") + b"h\x00s.",
+    "valid_numbers": pickle(text("a"), b"G\x3f\xf0\0\0\0\0\0\0", text("b"), b"\x8a\x02\xff\xff", text("c"), b"\x8a\x09" + b"\xff" * 9),
+    "valid_opaque": pickle(text("a"), b"cnumpy\ndtype\n(" + text("f4") + b"\x89\x88tR(K\x01Ntb"),
+    "valid_shared": b"\x80\x02]q\x00(h\x00h\x00e.",
+    "invalid_nothing": b"",
+    "invalid_system": pickle(text("a"), b"cposix\nsystem\n(" + text("true") + b"tR"),
+    "invalid_eval": b"\x80\x02c__builtin__\neval\n(" + text("1") + b"tR.",
+    "invalid_stack_global": b"\x80\x04\x8c\x05posix\x8c\x06system\x93.",
+    "invalid_module": b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81.",
+    "invalid_class": b"\x80\x02(i__main__\nX\n.",
+    "invalid_early": ONE[:-20],
+    "invalid_protocol": b"\x80\x06}.",
+    "invalid_text": b"\x80\x02X\x01\0\0\0\xff.",
+    "invalid_beyond": pickle(text("a"), tensor(1)),
+    "invalid_larger": pickle(text("a"), tensor(0, (4, 6), (0, 1))),
+    "invalid_type": pickle(text("a"), tensor(kind="ComplexFloatStorage")),
+    "invalid_copies": b"\x80\x02](" + b"NN\x86" * 100 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 20 + b".",
+    "invalid_zip_cut": archive(ONE)[:-30],
+    "invalid_zip_compressed": archive(ONE, compression=zipfile.ZIP_DEFLATED),
+    "invalid_zip_start": b"PK\x03\x04",
+}
+LAYER, TEXT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1", "text_model.encoder.layers.0.self_attn"
+FLAT = "lora_unet_" + LAYER.replace(".", "_")
+LORA_KEYS = {"valid": [
+    f"{LAYER}.processor.to_q_lora.down.weight", f"unet.{LAYER}.processor.to_out_lora.up.weight", f"text_encoder.{TEXT}.to_q_lora.up.weight",
+    f"text_encoder.{TEXT}.k_proj.to_k_lora.down.weight", f"text_encoder.{TEXT}.q_proj.lora_linear_layer.up.weight",
+    f"unet.unet.{LAYER}.to_q.lora.down.weight", f"unet.{LAYER}.to_out.0.lora_A.weight", "unet.mid_block.resnets.0.conv1.lora_B.default.weight",
+    f"text_encoder.{TEXT[11:]}.q_proj.lora_A.weight", f"base_model.model.{LAYER}.to_q.lora_A.weight",
+    f"base_model.model.{TEXT}.q_proj.lora_magnitude_vector", "base_model.model.my.layer.hada_w1_a", f"{FLAT}_to_q.lora_down.weight",
+    f"{FLAT}_to_q.alpha", f"{FLAT}_to_q.dora_scale", "lora_unet_conv_in.lora_mid.weight", "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+    "lora_te1_encoder_layers_0_mlp_fc2.hada_t1", "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lokr_w2_b",
+    "lora_unet_output_blocks_5_2_conv.lokr_w1", "lora_unet_middle_block_1_proj_in.lora_A.weight", "lycoris_mid_block_attentions_0_proj_in.lokr_t2",
+    f"unet.{LAYER}.processor.to_q_lora.down_aux.weight", f"unet.{LAYER}.to_q.lora.down_up.weight"], "invalid": [
+    "", ".", "unet.", "lora_unet_", "lora_unet_.alpha", "unet:0:up", "emb_params", "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+    "lora_unet_mid_block_attentions_0_proj_im.lora_up.weight", "unet.text_encoder.x.lora_A.weight", f"{FLAT}_to_q.oft_blocks", f"{FLAT}_to_q.diff",
+    "bundle_emb.cat.emb_params", "lora_unet_down_blocks_9999_attentions_0_proj_in.alpha", f"{LAYER}.to_q.weight"]}
+
+
 def main():
-    for folder, seeds in (("safetensors", SAFETENSORS), ("json", JSON)):
+    keys = {f"{verdict}_{i}": name.encode() for verdict, names in LORA_KEYS.items() for i, name in enumerate(names)}
+    for folder, seeds in (("safetensors", SAFETENSORS), ("json", JSON), ("torch_file", TORCH_FILE), ("lora_keys", keys)):
         (HERE / folder).mkdir(parents=True, exist_ok=True)
         for name, content in seeds.items():
             (HERE / folder / name).write_bytes(content)

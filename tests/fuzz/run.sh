@@ -5,8 +5,8 @@
 #
 #   tests/fuzz/run.sh [seconds for each target, default 60] [target ...]
 #
-# Targets are the files *_fuzz.cpp here: safetensors (validation of a whole file's header) and json (reader
-# and writer). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to
+# Targets are the files *_fuzz.cpp here: safetensors (validation of a whole file's header), json (reader and
+# writer), torch_file (zip container and pickle) and lora_keys (tensor names of every dialect). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to
 # build-fuzz/ in the source folder; a failing input is left there as crash-*, and the script exits with 1.
 # To keep a failing or otherwise telling input, copy it to corpus/<target>: fuzz_corpus_test.cpp replays
 # these files in every test run.
@@ -17,7 +17,7 @@ source_dir="$(cd "$here/../.." && pwd)"
 build="$source_dir/build-fuzz"
 seconds="${1:-60}"
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json)
+[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json torch_file lora_keys)
 
 for target in "${targets[@]}"; do
   mkdir -p "$build/$target"

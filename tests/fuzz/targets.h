@@ -4,6 +4,8 @@
 #pragma once
 
 #include <lightlora/formats/json.h>
+#include <lightlora/formats/lora_keys.h>
+#include <lightlora/formats/pickle.h>
 #include <lightlora/formats/safetensors_header.h>
 
 #include <cstdint>
@@ -112,6 +114,79 @@ inline bool json(std::string_view text) {
   }
   const std::string sorted = write_json(value, {0, true, false});
   demand(write_json(parse_json(sorted), {0, true, false}) == sorted, "sorting is stable");
+  return true;
+}
+
+/// Demands that every tensor of a pickle lies in its storage.
+inline void check_pickle(const lightlora::detail::Pickle& pickle) {
+  using namespace lightlora::detail;
+  for (const auto& [name, index] : PickleFlattener(pickle).leaves().tensors) {
+    const auto& tensor = pickle.tensors.at(index);
+    demand(lightlora::is_utf8(name), "names are UTF-8");
+    demand(safetensors_dtype_index(tensor.dtype) >= 0, "types are known");
+    demand(tensor.sizes.size() == tensor.strides.size(), "each dimension has a stride");
+    long double last = static_cast<long double>(tensor.offset), count = 1;
+    for (size_t i = 0; i < tensor.sizes.size(); ++i) {
+      demand(tensor.sizes[i] >= 0 && tensor.strides[i] >= 0, "sizes are not negative");
+      count *= static_cast<long double>(tensor.sizes[i]);
+      last += static_cast<long double>(tensor.sizes[i] - 1) *
+              static_cast<long double>(tensor.strides[i]);
+    }
+    demand(count == 0 || last < static_cast<long double>(tensor.storage_size),
+           "a tensor lies in its storage");
+    demand(count <= static_cast<long double>(tensor.storage_size),
+           "a tensor is not larger than its storage");
+  }
+}
+
+/// Whether a file of torch.save, or the bare pickle of one, is accepted.
+/// Errors: std::logic_error if a promise is broken
+inline bool torch_file(std::string_view file) {
+  using namespace lightlora::detail;
+  try {
+    if (!is_zip(file)) {
+      check_pickle(read_pickle(file));
+      return true;
+    }
+    uint64_t total = 0;
+    for (const auto& [name, entry] : read_zip(file)) {
+      demand(entry.begin <= file.size() && entry.size <= file.size() - entry.begin,
+             "entries lie in the file");
+      total += entry.size;
+      const auto bytes = file.substr(entry.begin, entry.size);
+      if (ends_with(name, "/data.pkl")) check_pickle(read_pickle(bytes));
+    }
+    demand(total <= file.size(), "entries are no larger than the file");
+  } catch (const ArchiveError& error) {
+    demand(is_one_line(error.what()), "an error message is one line of UTF-8");
+    return false;
+  }
+  return true;
+}
+
+/// Whether a tensor's name is one of a LoRA, in any dialect.
+/// Errors: std::logic_error if a promise is broken
+inline bool lora_key(const std::string& name) {
+  using namespace lightlora::detail;
+  const auto key = parse_lora_key(name);
+  likely_cause({name});
+  if (!key) return false;
+  if (!key->algorithm.empty()) {
+    demand(key->layer.empty(), "a method that is not read names no layer");
+    return false;
+  }
+  demand(!key->role.empty() && *key->dialect != '\0', "a layer's tensor has a role and a dialect");
+  demand(key->redundant == key->layer.empty(), "a key names a layer unless it is redundant");
+  if (key->redundant) return true;
+  demand(key->component == "unet" || key->component == "text_encoder" || key->component.empty(),
+         "components are known");
+  if (std::string(key->dialect) == "kohya" && name.rfind("lora_", 0) == 0) {
+    demand(key->component == "unet" ? is_unet_layer(key->layer) : is_text_layer(key->layer),
+           "kohya's names are those of known layers");
+    const auto again = parse_lora_key(key->component + "." + key->layer + ".lora_A.weight");
+    demand(again && again->layer == key->layer && again->component == key->component,
+           "a layer's own name means that layer");
+  }
   return true;
 }
 

@@ -148,7 +148,7 @@ def test_errors():
         fails(2, "--rank", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--rank", 0)
         fails(1, "no-such-file", "--input", folder / "no-such-file", "--inspect")
         write_safetensors(folder / "loha", {"lora_unet_conv_in.hada_w1_a": ([1, 1], [1.0])})
-        fails(1, "LoHa", "--input", folder / "loha", "--output", folder / "out", "--to", "native")
+        fails(1, "expected a tensor 'hada_w1_b'", "--input", folder / "loha", "--output", folder / "out", "--to", "native")
         fails(1, "create the folder", "--input", folder / "start", "--output", folder / "no/out", "--to", "native")
         assert not (folder / "out").exists()
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/formats/layer_methods.h>
 #include <lightlora/formats/lora_keys.h>
 #include <lightlora/formats/native.h>
 #include <lightlora/formats/peft_config.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/formats/torch_file.h>
+#include <torch/arg.h>
 
 #include <algorithm>
 #include <cmath>
@@ -20,12 +22,23 @@
 
 namespace lightlora {
 
+/// What to let pass in a LoRA file that is usually an error.
+struct LoRAReadOptions {
+  /// Bytes behind the last tensor of a safetensors file. Default: false
+  TORCH_ARG(bool, allow_trailing_bytes) = false;
+  /// Tensors of no known name or of methods that are not read here: the layers that are understood
+  /// are read, and `LoRAContents::ignored` lists the rest. Default: false
+  TORCH_ARG(bool, ignore_unmatched) = false;
+};
+
 /// What a LoRA file holds: its adapters, and what is worth showing about the file itself.
 struct LoRAContents {
   Components components;
   std::set<std::string> dialects;
   std::set<std::string> dtypes;
   Metadata metadata;
+  std::set<std::string> embeddings;  ///< bundled with it, for `load_embeddings`
+  std::vector<std::string> ignored;  ///< tensors passed over because the options say so
   int64_t tensors = 0;
   int64_t bytes = 0;
 };
@@ -40,13 +53,14 @@ struct LayerTensors {
   std::optional<double> alpha;
 };
 
-/// Collects the tensors of one file layer by layer and makes classic adapters of them.
+/// Collects the tensors of one file layer by layer and makes adapters of them.
 class DialectReader {
  public:
   /// `component` overrides what the names say, for folders that are named after it.
-  DialectReader(const SafetensorsFile& file, std::string component)
+  DialectReader(const TensorFile& file, std::string component, bool ignore_unmatched)
       : file_(file), component_(std::move(component)) {
     for (const auto& info : file_.tensors()) add(info);
+    if (ignore_unmatched) ignore_leftovers();
     check_leftovers();
   }
 
@@ -56,14 +70,21 @@ class DialectReader {
     for (const auto& [key, tensors] : layers_) {
       const auto config = configs.find(key.first);
       result[key.first].push_back(
-          layer_state(config == configs.end() ? nullptr : &config->second, key.second, tensors));
+          layer_state(config == configs.end() ? nullptr : &config->second, key.first, key.second,
+                      tensors));
     }
     return result;
   }
   const std::set<std::string>& dialects() const { return dialects_; }
+  const std::set<std::string>& embeddings() const { return embeddings_; }
+  const std::vector<std::string>& ignored() const { return ignored_; }
 
  private:
   void add(const TensorInfo& info) {
+    if (const auto embedding = bundled_embedding(info.name); !embedding.empty()) {
+      embeddings_.insert(embedding);
+      return;
+    }
     auto key = parse_lora_key(info.name);
     if (!key) return unknown_.push_back(info.name);
     if (!key->algorithm.empty()) return unsupported_[key->algorithm].push_back(info.name);
@@ -81,13 +102,20 @@ class DialectReader {
     if (key->role == "alpha") {
       layer.alpha = alpha_of(info.name, key->layer);
     } else {
-      layer.factors[key->role] = factor_of(info.name, key->layer);
+      layer.factors[key->role] = factor_of(info.name, *key);
+    }
+  }
+
+  void ignore_leftovers() {
+    ignored_ = std::exchange(unknown_, {});
+    for (const auto& [algorithm, keys] : std::exchange(unsupported_, {})) {
+      ignored_.insert(ignored_.end(), keys.begin(), keys.end());
     }
   }
 
   void check_leftovers() const {
     for (const auto& [algorithm, keys] : unsupported_) {
-      TORCH_CHECK(false, "'", file_.path(), "': expected plain LoRA factors, got ", algorithm,
+      TORCH_CHECK(false, "'", file_.path(), "': expected LoRA, LoHa or LoKr tensors, got ", algorithm,
                   ", which is not supported, in ", keys.size(), " of ", file_.tensors().size(),
                   " tensors (first ", shown(keys.front()),
                   "); hint: merge it with the tool that made it, and extract a LoRA");
@@ -106,79 +134,24 @@ class DialectReader {
                 unknown_.size() > 3 ? ", ..." : "", "; hint: ", likely_cause(unknown_));
   }
 
-  LayerState layer_state(const PeftConfig* config, const std::string& name,
-                         const LayerTensors& tensors) const {
-    const auto [down, up, kernel] = factors_of(name, tensors);
-    LayerState state;
-    state.variant = ClassicAdapterImpl::kVariant;
-    state.layer = {name, down.size(1), up.size(0), kernel};
-    const int64_t rank = down.size(0);
-    state.options.rank(rank);
-    state.trained = {{"down", down}, {"up", up}};
-    if (const auto scale = scale_of(config, name, tensors, rank)) {
+  LayerState layer_state(const PeftConfig* config, const std::string& component,
+                         const std::string& name, const LayerTensors& tensors) const {
+    auto [state, divisor] = LayerAssembler(where(name), component, name, tensors.factors).assemble();
+    TORCH_CHECK(config == nullptr || config->dora() == state.options.dora(), where(name),
+                "expected DoRA magnitudes exactly if the configuration says use_dora, got ",
+                state.options.dora() ? "some without it" : "none");
+    if (const auto scale = scale_of(config, name, tensors, divisor)) {
       state.scale = *scale;
-      state.options.network_alpha(*scale * static_cast<double>(rank));
+      state.options.network_alpha(*scale * static_cast<double>(state.options.rank()));
     }
     return state;
-  }
-
-  struct Factors {
-    at::Tensor down, up;
-    std::vector<int64_t> kernel;
-  };
-
-  // The pair of matrices, and the kernel of a convolution.
-  Factors factors_of(const std::string& name, const LayerTensors& tensors) const {
-    const auto& found = tensors.factors;
-    const auto get = [&](const char* role) {
-      const auto item = found.find(role);
-      return item == found.end() ? at::Tensor() : item->second;
-    };
-    at::Tensor down = get("down"), up = get("up");
-    if (const auto core = get("down_up"); core.defined()) {
-      TORCH_CHECK(!down.defined() && !up.defined(), where(name),
-                  "expected either down_up or down and up, got both");
-      down = core;
-      up = get("up_aux");
-      TORCH_CHECK(up.defined() && get("down_aux").defined(), where(name),
-                  "expected down_aux and up_aux beside down_up, got not both");
-      down = product(name, down, get("down_aux"));
-      return {down, checked_up(name, down, up), {}};
-    }
-    TORCH_CHECK(down.defined() && up.defined(), where(name), "expected both factors, got only ",
-                down.defined() ? "down"
-                : up.defined() ? "up"
-                               : "an alpha",
-                "; hint: the file is incomplete");
-    const auto kernel = down.dim() > 2 ? down.sizes().slice(2).vec() : std::vector<int64_t>{};
-    down = down.flatten(1);
-    up = checked_up(name, down, up);
-    if (get("down_aux").defined()) down = product(name, down, get("down_aux"));
-    if (get("up_aux").defined()) up = product(name, get("up_aux"), up);
-    return {down, up, kernel};
-  }
-
-  at::Tensor product(const std::string& name, const at::Tensor& a, const at::Tensor& b) const {
-    TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), where(name),
-                "expected factors and bases that fit, got ", a.sizes(), " and ", b.sizes());
-    return a.mm(b);
-  }
-
-  at::Tensor checked_up(const std::string& name, const at::Tensor& down,
-                        const at::Tensor& up) const {
-    TORCH_CHECK(up.numel() == up.size(0) * up.size(1), where(name),
-                "expected an up factor with a 1x1 kernel, got ", up.sizes());
-    TORCH_CHECK(down.size(0) == up.size(1) && down.numel() > 0 && up.numel() > 0, where(name),
-                "expected two factors of one rank, got down ", down.sizes(), " and up ",
-                up.sizes());
-    return up.flatten(1);
   }
 
   // alpha of the file comes before a configuration; neither means scale 1.
   std::optional<double> scale_of(const PeftConfig* config, const std::string& name,
                                  const LayerTensors& tensors, int64_t rank) const {
     std::optional<double> scale;
-    if (tensors.alpha) scale = *tensors.alpha / static_cast<double>(rank);
+    if (tensors.alpha && rank > 0) scale = *tensors.alpha / static_cast<double>(rank);
     if (config == nullptr) return scale;
     const double configured = config->scale(name, rank);
     TORCH_CHECK(!scale || std::abs(*scale - configured) <= 1e-6 * std::abs(configured), where(name),
@@ -200,11 +173,13 @@ class DialectReader {
     return alpha;
   }
 
-  at::Tensor factor_of(const std::string& key, const std::string& layer) const {
-    const at::Tensor tensor = file_.load(key);
-    TORCH_CHECK(tensor.is_floating_point() && tensor.dim() >= 2 && tensor.dim() <= 5, where(layer),
+  at::Tensor factor_of(const std::string& name, const LoRAKey& key) const {
+    const at::Tensor tensor = file_.load(name);
+    const int64_t least = key.role == "magnitude" ? 1 : 2;
+    TORCH_CHECK(tensor.is_floating_point() && tensor.dim() >= least && tensor.dim() <= 5,
+                where(key.layer),
                 "expected a matrix or a convolution's kernel of floating-point values as ",
-                shown(key), ", got ", tensor.scalar_type(), " ", tensor.sizes());
+                shown(name), ", got ", tensor.scalar_type(), " ", tensor.sizes());
     return tensor.to(at::kFloat);
   }
 
@@ -212,10 +187,11 @@ class DialectReader {
     return "'" + file_.path() + "': layer " + shown(layer) + ": ";
   }
 
-  const SafetensorsFile& file_;
+  const TensorFile& file_;
   std::string component_;
   std::map<std::pair<std::string, std::string>, LayerTensors> layers_;
-  std::vector<std::string> unknown_;
+  std::vector<std::string> unknown_, ignored_;
+  std::set<std::string> embeddings_;
   std::map<std::string, std::vector<std::string>> unsupported_;
   std::set<std::string> dialects_;
 };
@@ -236,7 +212,7 @@ inline std::string text_of_file(const std::filesystem::path& path) {
 }
 
 // The configurations that come with a file: in its metadata (diffusers) or beside it (PEFT).
-inline PeftConfigs configs_of(const SafetensorsFile& file) {
+inline PeftConfigs configs_of(const TensorFile& file) {
   PeftConfigs configs;
   const auto found = file.metadata().find("lora_adapter_metadata");
   if (found != file.metadata().end()) {
@@ -267,8 +243,10 @@ inline PeftConfigs configs_of(const SafetensorsFile& file) {
 }
 
 inline void read_lora_file(const std::string& path, const std::string& component,
-                           LoRAContents& contents) {
-  const SafetensorsFile file(path);
+                           const LoRAReadOptions& options, LoRAContents& contents) {
+  const auto opened = open_tensor_file(
+      path, SafetensorsOptions().allow_trailing_bytes(options.allow_trailing_bytes()));
+  const TensorFile& file = *opened;
   contents.tensors += static_cast<int64_t>(file.tensors().size());
   contents.bytes += static_cast<int64_t>(std::filesystem::file_size(path));
   contents.metadata.insert(file.metadata().begin(), file.metadata().end());
@@ -278,8 +256,10 @@ inline void read_lora_file(const std::string& path, const std::string& component
     contents.components = load_native(file);
     return;
   }
-  const DialectReader reader(file, component);
+  const DialectReader reader(file, component, options.ignore_unmatched());
   contents.dialects.insert(reader.dialects().begin(), reader.dialects().end());
+  contents.embeddings.insert(reader.embeddings().begin(), reader.embeddings().end());
+  contents.ignored.insert(contents.ignored.end(), reader.ignored().begin(), reader.ignored().end());
   for (auto& [name, state] : reader.components(configs_of(file))) {
     auto& all = contents.components[name];
     all.insert(all.end(), state.begin(), state.end());
@@ -290,29 +270,32 @@ inline void read_lora_file(const std::string& path, const std::string& component
 
 /// Reads a LoRA of any dialect, with what is worth showing about it. The dialect is found for each
 /// tensor by itself, so files that mix spellings are read: native; diffusers since 0.12; PEFT, as a
-/// file or a folder, also one with the folders `unet` and `text_encoder`; kohya and A1111, with
-/// diffusers' or the original block names. A folder of diffusers is read too.
-/// Scale: an `.alpha` tensor, or the configuration of PEFT or diffusers, divided by the rank; else
-/// 1 Dtypes: any floating-point dtype, as fp32 (native files as they are) Errors: c10::Error naming
-/// the file and the layer or the tensors: a name of no dialect or a method
-///         other than plain low-rank factors, a layer given twice, a factor without its partner,
-///         factors of two ranks, an alpha that is zero or not a number, two scales that disagree
-inline LoRAContents read_lora(const std::string& path) {
+/// file or a folder, also one with the folders `unet` and `text_encoder`; kohya, A1111 and LyCORIS,
+/// with diffusers' or the original block names. A folder of diffusers is read too, and files of
+/// torch.save. Methods: LoRA, also of convolutions and with a Tucker core; LoHa; LoKr; each with
+/// DoRA.
+/// Scale: an `.alpha` tensor, or the configuration of PEFT or diffusers, divided by the rank; else 1
+/// Dtypes: any floating-point dtype, as fp32 (native files as they are)
+/// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of
+///         another method, a layer given twice, a tensor without its partner, factors of two ranks,
+///         an alpha that is zero or not a number, two scales that disagree
+inline LoRAContents read_lora(const std::string& path, const LoRAReadOptions& options = {}) {
   namespace fs = std::filesystem;
   LoRAContents contents;
   if (!fs::is_directory(path)) {
-    detail::read_lora_file(path, "", contents);
+    detail::read_lora_file(path, "", options, contents);
     return contents;
   }
   const fs::path folder(path);
-  for (const char* name : {"adapter_model.safetensors", "pytorch_lora_weights.safetensors"}) {
+  for (const char* name : {"adapter_model.safetensors", "pytorch_lora_weights.safetensors",
+                           "pytorch_lora_weights.bin"}) {
     if (!fs::exists(folder / name)) continue;
-    detail::read_lora_file((folder / name).string(), "", contents);
+    detail::read_lora_file((folder / name).string(), "", options, contents);
     return contents;
   }
   for (const char* component : {"unet", "text_encoder"}) {
     const fs::path file = folder / component / "adapter_model.safetensors";
-    if (fs::exists(file)) detail::read_lora_file(file.string(), component, contents);
+    if (fs::exists(file)) detail::read_lora_file(file.string(), component, options, contents);
   }
   TORCH_CHECK(
       !contents.components.empty(), "'", path,

@@ -57,6 +57,9 @@ inline TensorMap to_diffusers(const Components& components, at::ScalarType dtype
     const std::string prefix = layer.component.empty() ? "" : layer.component + ".";
     tensors[prefix + layer.name + spelling.down] = layer.down;
     tensors[prefix + layer.name + spelling.up] = layer.up;
+    if (layer.magnitude.defined()) {
+      tensors[prefix + layer.name + ".lora_magnitude_vector"] = detail::peft_magnitude(layer);
+    }
   }
   return tensors;
 }

@@ -49,8 +49,10 @@ inline void complete_attention(std::vector<PortableLayer>& layers) {
                          std::any_of(missing.begin(), missing.end(),
                                      [&](const auto& added) { return added.name == other; });
       if (known) continue;
+      TORCH_CHECK(!layer->magnitude.defined(), "lightlora: '", name,
+                  "': expected DoRA for all four projections of an attention, got none for ", other);
       missing.push_back(
-          {layer->component, other, at::zeros_like(layer->down), at::zeros_like(layer->up)});
+          {layer->component, other, at::zeros_like(layer->down), at::zeros_like(layer->up), {}});
     }
   }
   layers.insert(layers.end(), missing.begin(), missing.end());
@@ -78,7 +80,7 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
 /// The tensors of a file with kohya's names: classic factors with the scale folded in, one rank,
 /// alpha = rank in the dtype of the weights. At rank 1 there is no alpha, because one widespread
 /// reader divides it by the wrong size there, and without it all read alpha = rank.
-/// Shapes: as `to_diffusers`, alpha ()
+/// Shapes: as `to_diffusers`, alpha (); DoRA's dora_scale (out, 1), (out, 1, 1, 1) for Conv2d
 /// Errors: c10::Error for layers that are not Stable Diffusion's
 inline TensorMap to_kohya(const Components& components, at::ScalarType dtype = at::kFloat) {
   auto layers = detail::portable_layers(components, dtype);
@@ -89,6 +91,11 @@ inline TensorMap to_kohya(const Components& components, at::ScalarType dtype = a
     const int64_t rank = layer.down.size(0);
     tensors[name + ".lora_down.weight"] = layer.down;
     tensors[name + ".lora_up.weight"] = layer.up;
+    if (layer.magnitude.defined()) {
+      auto sizes = layer.magnitude.sizes().vec();
+      sizes.resize(static_cast<std::size_t>(layer.down.dim()), 1);
+      tensors[name + ".dora_scale"] = layer.magnitude.reshape(sizes);
+    }
     if (rank > 1) tensors[name + ".alpha"] = at::full({}, rank, at::TensorOptions().dtype(dtype));
   }
   return tensors;

@@ -4,7 +4,9 @@
 #include <lightlora/formats/module_names.h>
 
 #include <algorithm>
+#include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,21 +19,17 @@ namespace lightlora::detail {
 struct LoRAKey {
   std::string component;  ///< "unet", "text_encoder", or "" for a layer of another model
   std::string layer;      ///< the layer's name in our models
-  std::string role;       ///< down, up, alpha, or down_aux, up_aux, down_up of the seed article
+  /// down, up, alpha; mid (Tucker); magnitude (PEFT) and dora_scale (LyCORIS) of DoRA; LyCORIS'
+  /// hada_* and lokr_*; down_aux, up_aux, down_up of the seed article
+  std::string role;
   const char* dialect = "";
   std::string algorithm;   ///< a known method that is not read here
   bool redundant = false;  ///< stored by old diffusers, used by nobody
 };
 
-// Endings of methods that are not plain low-rank pairs, and what they are called.
+// Endings of methods that are not read here, and what they are called.
 inline std::string unsupported_algorithm(std::string_view key) {
   static const std::pair<const char*, const char*> marks[] = {
-      {"bundle_emb.", "a bundled embedding"},
-      {"lora_magnitude_vector", "DoRA"},
-      {"dora_scale", "DoRA"},
-      {"hada_", "LoHa"},
-      {"lokr_", "LoKr"},
-      {"lora_mid", "Tucker decomposition (lora_mid)"},
       {"oft_blocks", "OFT"},
       {"oft_diag", "OFT"},
       {"oft_R", "OFT"},
@@ -49,6 +47,29 @@ inline std::string unsupported_algorithm(std::string_view key) {
     if (ends_with(key, ending)) return "GLoRA";
   }
   return "";
+}
+
+// The name of the embedding that a tensor bundled with a LoRA belongs to, or an empty text:
+// "bundle_emb.<name>.string_to_param.*".
+inline std::string bundled_embedding(std::string_view key) {
+  if (!take(key, "bundle_emb.")) return "";
+  return std::string(key.substr(0, key.find('.')));
+}
+
+// Cuts the name of a LoHa or LoKr tensor off `key` and returns it; PEFT may write `.default` behind.
+inline std::string cut_lycoris_role(std::string_view& key) {
+  std::string_view stem = key;
+  if (ends_with(stem, ".default")) stem.remove_suffix(8);
+  const std::size_t dot = stem.rfind('.');
+  if (dot == stem.npos) return "";
+  static const std::set<std::string, std::less<>> roles{
+      "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+      "lokr_w1",   "lokr_w1_a", "lokr_w1_b", "lokr_w2",   "lokr_w2_a", "lokr_w2_b",
+      "lokr_t1",   "lokr_t2"};
+  const auto role = roles.find(stem.substr(dot + 1));
+  if (role == roles.end()) return "";
+  key = stem.substr(0, dot);
+  return *role;
 }
 
 // Cuts the ending that names the factor off `key`, and returns the factor. `dialect` is set if the
@@ -74,10 +95,18 @@ inline std::string cut_role(std::string_view& key, const char*& dialect) {
                                    {"_lora.up_aux", "up_aux", "seed article"},
                                    {"_lora.down_up", "down_up", "seed article"},
                                    {".lora_A", "down", "diffusers"},
-                                   {".lora_B", "up", "diffusers"}};
+                                   {".lora_B", "up", "diffusers"},
+                                   {".lora_mid", "mid", "kohya"},
+                                   {".dora_scale", "dora_scale", "kohya"},
+                                   {".lora_magnitude_vector", "magnitude", "diffusers"}};
   if (ends_with(key, ".alpha")) {
     key.remove_suffix(6);
+    dialect = "diffusers";
     return "alpha";
+  }
+  if (const std::string role = cut_lycoris_role(key); !role.empty()) {
+    dialect = "LyCORIS";
+    return role;
   }
   if (ends_with(key, ".weight")) key.remove_suffix(7);
   if (ends_with(key, ".default")) key.remove_suffix(8);
@@ -124,6 +153,11 @@ inline std::optional<LoRAKey> parse_flat_stem(std::string_view stem) {
   } else if (take(stem, "lora_te_") || take(stem, "lora_te1_")) {
     key.component = "text_encoder";
     layer = text_layer_from_flat(stem);
+  } else if (take(stem, "lycoris_")) {
+    // LyCORIS used by itself has one prefix for whatever it wraps.
+    layer = unet_layer_from_flat(stem);
+    key.component = layer ? "unet" : "text_encoder";
+    if (!layer) layer = text_layer_from_flat(stem);
   }
   if (!layer) return std::nullopt;
   key.layer = *layer;
@@ -176,7 +210,8 @@ inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
   const char* dialect = "";
   const std::string role = cut_role(stem, dialect);
   if (role.empty()) return std::nullopt;
-  const bool flat = stem.find('.') == stem.npos && starts_with(stem, "lora_");
+  const bool flat = stem.find('.') == stem.npos &&
+                    (starts_with(stem, "lora_") || starts_with(stem, "lycoris_"));
   auto key = flat ? parse_flat_stem(stem) : parse_dotted_stem(stem);
   if (!key) return std::nullopt;
   key->role = role;

@@ -110,7 +110,7 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
 }  // namespace detail
 
 /// Whether a file is of this library's own format.
-inline bool is_native(const SafetensorsFile& file) {
+inline bool is_native(const TensorFile& file) {
   const auto found = file.metadata().find("format");
   return found != file.metadata().end() && found->second == "lightlora";
 }
@@ -156,7 +156,7 @@ inline void save_native(const std::string& path, const Components& components,
 }
 
 /// Reads a native file. Errors: c10::Error with the file and what is missing or malformed
-inline Components load_native(const SafetensorsFile& file) {
+inline Components load_native(const TensorFile& file) {
   const detail::NativeFields fields(file.path(), file.metadata());
   TORCH_CHECK(is_native(file), "'", file.path(),
               "': expected a native lightlora file (metadata format = lightlora), got another ",

@@ -42,7 +42,7 @@ inline JsonValue auto_mapping(const std::string& component) {
   return {};
 }
 
-inline std::string peft_config(const std::string& component, int64_t rank,
+inline std::string peft_config(const std::string& component, int64_t rank, bool dora,
                                std::vector<std::string> modules) {
   std::sort(modules.begin(), modules.end());
   JsonValue::Array targets(modules.begin(), modules.end());
@@ -61,7 +61,7 @@ inline std::string peft_config(const std::string& component, int64_t rank,
                                  {"alpha_pattern", JsonValue::Object{}},
                                  {"target_modules", std::move(targets)},
                                  {"task_type", JsonValue()},
-                                 {"use_dora", false},
+                                 {"use_dora", dora},
                                  {"use_rslora", false}};
   return write_json(config, {/*indent=*/2, /*sort_keys=*/true, /*ascii=*/true});
 }
@@ -71,6 +71,7 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
   TensorMap tensors;
   std::vector<std::string> modules;
   int64_t rank = 0;
+  std::size_t magnitudes = 0;
   for (const auto& layer : portable_layers({{component, state}}, options.dtype())) {
     std::string_view name = layer.name;
     if (component == "text_encoder" && !options.text_model()) take(name, "text_model.");
@@ -78,11 +79,17 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
     rank = layer.down.size(0);
     tensors["base_model.model." + modules.back() + ".lora_A.weight"] = layer.down;
     tensors["base_model.model." + modules.back() + ".lora_B.weight"] = layer.up;
+    if (!layer.magnitude.defined()) continue;
+    tensors["base_model.model." + modules.back() + ".lora_magnitude_vector"] = peft_magnitude(layer);
+    ++magnitudes;
   }
+  TORCH_CHECK(magnitudes == 0 || magnitudes == modules.size(), "'", folder.string(),
+              "': expected DoRA in all layers or in none, as PEFT's configuration can say, got it in ",
+              magnitudes, " of ", modules.size());
   std::filesystem::create_directories(folder);
   save_safetensors((folder / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
   AtomicFile config((folder / "adapter_config.json").string());
-  config.write(peft_config(component, rank, std::move(modules)) + "\n");
+  config.write(peft_config(component, rank, magnitudes > 0, std::move(modules)) + "\n");
   config.commit();
 }
 

@@ -27,21 +27,23 @@ class PeftConfig {
         return value != nullptr && value->is_null() ? nullptr : value;
       };
       if (const auto* value = field("r")) rank_ = value->integer();
-      if (const auto* value = field("lora_alpha")) alpha_ = value->number();
+      // LoHa's and LoKr's configurations call it alpha.
+      for (const char* name : {"lora_alpha", "alpha"}) {
+        if (const auto* value = field(name)) alpha_ = value->number();
+      }
       if (const auto* value = field("use_rslora")) rslora_ = value->boolean();
       if (const auto* value = field("rank_pattern")) ranks_ = pattern(*value);
       if (const auto* value = field("alpha_pattern")) alphas_ = pattern(*value);
-      const auto* dora = field("use_dora");
-      TORCH_CHECK(dora == nullptr || !dora->boolean(), "'", source_,
-                  "': expected plain LoRA, got DoRA (use_dora), which is not supported");
+      if (const auto* value = field("use_dora")) dora_ = value->boolean();
       const auto* init = field("init_lora_weights");
       TORCH_CHECK(
           init == nullptr || init->type() != JsonType::string || !alters_base(init->string()), "'",
           source_, "': expected adapters of the unchanged base model, got those of ",
           "initialisation '", init->string(), "'; hint: convert them to plain LoRA with PEFT");
       const auto* type = field("peft_type");
-      TORCH_CHECK(type == nullptr || type->string() == "LORA", "'", source_,
-                  "': expected the PEFT method LORA, got ", type->string(),
+      const std::string method = type == nullptr ? "LORA" : type->string();
+      TORCH_CHECK(method == "LORA" || method == "LOHA" || method == "LOKR", "'", source_,
+                  "': expected the PEFT method LORA, LOHA or LOKR, got ", method,
                   ", which is not supported");
     } catch (const JsonError& error) {
       TORCH_CHECK(false, "'", source_, "': expected the fields of PEFT's LoraConfig, got '",
@@ -49,12 +51,15 @@ class PeftConfig {
     }
   }
 
-  /// Alpha and scale of a layer whose factors have that rank.
+  /// Whether the layers have DoRA magnitudes.
+  bool dora() const { return dora_; }
+
+  /// Alpha and scale of a layer whose factors have that rank; 0 if they do not tell it.
   /// Errors: c10::Error if the configuration says another rank
   double scale(const std::string& layer, int64_t rank) const {
-    const auto divisor = static_cast<double>(rank);
     const double stated = lookup(ranks_, layer, static_cast<double>(rank_));
-    TORCH_CHECK(stated == divisor, "'", source_, "': layer '", layer, "': expected rank ", rank,
+    const double divisor = rank > 0 ? static_cast<double>(rank) : stated;
+    TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer '", layer, "': expected rank ", rank,
                 " as its tensors have, got ", stated,
                 "; hint: the configuration belongs to another file");
     const double alpha = lookup(alphas_, layer, alpha_);
@@ -109,7 +114,7 @@ class PeftConfig {
   std::string source_;
   int64_t rank_ = 8;  // PEFT's own defaults
   double alpha_ = 8;
-  bool rslora_ = false;
+  bool rslora_ = false, dora_ = false;
   Pattern ranks_, alphas_;
 };
 

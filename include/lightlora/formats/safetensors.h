@@ -8,6 +8,7 @@
 #include <lightlora/formats/mapped_file.h>
 #include <lightlora/formats/safetensors_data.h>
 #include <lightlora/formats/safetensors_header.h>
+#include <lightlora/formats/tensor_file.h>
 #include <torch/arg.h>
 
 #include <cstdint>
@@ -22,16 +23,6 @@
 #endif
 
 namespace lightlora {
-
-/// What one tensor of a file is, without its values.
-struct TensorInfo {
-  std::string name;
-  at::ScalarType dtype;  ///< Undefined for a type that cannot be loaded here
-  std::vector<int64_t> shape;
-  std::string dtype_name;  ///< the format's name of the type, as `F32`
-  uint64_t begin;          ///< first byte, counted from the start of the data
-  uint64_t end;            ///< one behind the last byte
-};
 
 /// How strictly a file is read.
 struct SafetensorsOptions {
@@ -65,10 +56,10 @@ class SafetensorsError : public c10::Error {
 /// loaded Errors: SafetensorsError for what is wrong in the file, c10::Error if it cannot be opened
 /// Differs from the reference (safetensors 0.8.0): it refuses a name given twice, an empty name and
 /// dimensions that LibTorch cannot hold, all of which the reference lets pass
-class SafetensorsFile {
+class SafetensorsFile : public TensorFile {
  public:
   explicit SafetensorsFile(std::string path, SafetensorsOptions options = {})
-      : path_(std::move(path)),
+      : TensorFile(std::move(path)),
         options_(options),
         file_(std::make_shared<const detail::MappedFile>(path_)) {
     detail::SafetensorsHeader header = parse();
@@ -76,36 +67,29 @@ class SafetensorsFile {
     data_start_ = header.data_start;
     trailing_bytes_ = header.trailing_bytes;
     for (auto& entry : header.tensors) {
-      positions_.emplace(entry.name, tensors_.size());
-      tensors_.push_back({std::move(entry.name), detail::scalar_type(entry.dtype),
-                          std::move(entry.shape), detail::safetensors_dtypes[entry.dtype].name,
-                          entry.begin, entry.end});
+      add({std::move(entry.name), detail::scalar_type(entry.dtype), std::move(entry.shape),
+           detail::safetensors_dtypes[entry.dtype].name, entry.begin, entry.end});
     }
   }
 
-  const std::string& path() const { return path_; }
-  const Metadata& metadata() const { return metadata_; }
-  /// The tensors in the order of their bytes.
-  const std::vector<TensorInfo>& tensors() const { return tensors_; }
-  bool contains(const std::string& name) const { return positions_.count(name) > 0; }
   /// Bytes behind the last tensor; not 0 only with `allow_trailing_bytes`.
   uint64_t trailing_bytes() const { return trailing_bytes_; }
 
   /// What the tensor of that name is. Errors: SafetensorsError if there is none
   const TensorInfo& info(const std::string& name) const {
-    const auto position = positions_.find(name);
-    if (position == positions_.end()) {
+    const TensorInfo* found = find(name);
+    if (found == nullptr) {
       fail(SafetensorsFault::missing_tensor,
            "expected tensor " + detail::shown(name) + ", got a file of " +
                std::to_string(tensors_.size()) + " tensors without it");
     }
-    return tensors_[position->second];
+    return *found;
   }
 
   /// A dense copy of one tensor on the CPU, in the file's dtype. Errors: SafetensorsError if there
   /// is none of that name, if its dtype is not supported, or for values that cannot be or are not
   /// wanted
-  at::Tensor load(const std::string& name) const {
+  at::Tensor load(const std::string& name) const override {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == at::ScalarType::Undefined) {
       fail(SafetensorsFault::unsupported_dtype,
@@ -117,13 +101,6 @@ class SafetensorsFile {
     const auto bytes = file_->bytes().substr(data_start_ + tensor.begin, tensor.end - tensor.begin);
     detail::copy_bytes(result.mutable_data_ptr(), bytes);
     check_values(tensor, result);
-    return result;
-  }
-
-  /// All tensors, as `load` gives them.
-  TensorMap load_all() const {
-    TensorMap result;
-    for (const auto& tensor : tensors_) result.emplace(tensor.name, load(tensor.name));
     return result;
   }
 
@@ -159,12 +136,8 @@ class SafetensorsFile {
                            "'" + path_ + "': " + what);
   }
 
-  std::string path_;
   SafetensorsOptions options_;
   std::shared_ptr<const detail::MappedFile> file_;
-  Metadata metadata_;
-  std::vector<TensorInfo> tensors_;
-  std::map<std::string, size_t> positions_;
   uint64_t data_start_ = 0;
   uint64_t trailing_bytes_ = 0;
 };

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/formats/safetensors_data.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lightlora {
+
+/// What one tensor of a file is, without its values.
+struct TensorInfo {
+  std::string name;
+  at::ScalarType dtype;  ///< Undefined for a type that cannot be loaded here
+  std::vector<int64_t> shape;
+  std::string dtype_name;  ///< safetensors' name of the type, as `F32`
+  uint64_t begin;          ///< first byte, counted from the start of the data
+  uint64_t end;            ///< one behind the last byte
+};
+
+/// A file of named tensors, opened for reading: `SafetensorsFile` or `TorchFile`; `open_tensor_file`
+/// chooses by the first bytes. The values of a tensor are read when it is loaded.
+class TensorFile {
+ public:
+  virtual ~TensorFile() = default;
+
+  const std::string& path() const { return path_; }
+  /// What the file says beside its tensors, as text.
+  const Metadata& metadata() const { return metadata_; }
+  /// The tensors in the order of their bytes.
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  bool contains(const std::string& name) const { return positions_.count(name) > 0; }
+
+  /// A dense copy of one tensor on the CPU, in the file's dtype.
+  /// Errors: c10::Error if there is none of that name or its dtype cannot be loaded
+  virtual at::Tensor load(const std::string& name) const = 0;
+
+  /// All tensors, as `load` gives them.
+  TensorMap load_all() const {
+    TensorMap result;
+    for (const auto& tensor : tensors_) result.emplace(tensor.name, load(tensor.name));
+    return result;
+  }
+
+ protected:
+  explicit TensorFile(std::string path) : path_(std::move(path)) {}
+  TensorFile(const TensorFile&) = default;
+  TensorFile& operator=(const TensorFile&) = default;
+
+  /// The tensor of that name, or null.
+  const TensorInfo* find(const std::string& name) const {
+    const auto position = positions_.find(name);
+    return position == positions_.end() ? nullptr : &tensors_[position->second];
+  }
+  void add(TensorInfo info) {
+    positions_.emplace(info.name, tensors_.size());
+    tensors_.push_back(std::move(info));
+  }
+
+  std::string path_;
+  Metadata metadata_;
+  std::vector<TensorInfo> tensors_;
+  std::map<std::string, size_t> positions_;
+};
+
+}  // namespace lightlora
