@@ -49,6 +49,14 @@ inline const std::vector<Subject>& subjects() {
       {"Conv1d",
        [] { return Sequential(torch::nn::Conv1d(torch::nn::Conv1dOptions(6, 40, 5).dilation(2))); },
        [] { return random_input({2, 6, 20}); }},
+      {"Conv1d with stride and circular padding",
+       [] {
+         return Sequential(torch::nn::Conv1d(torch::nn::Conv1dOptions(8, 24, 3)
+                                                 .stride(2)
+                                                 .padding(1)
+                                                 .padding_mode(torch::kCircular)));
+       },
+       [] { return random_input({2, 8, 9}); }},
       {"Conv2d",
        [] {
          return Sequential(
@@ -74,6 +82,12 @@ inline const std::vector<Subject>& subjects() {
        [] { return random_input({2, 12, 6, 6}); }},
       {"Conv3d", [] { return Sequential(torch::nn::Conv3d(torch::nn::Conv3dOptions(4, 24, 2))); },
        [] { return random_input({1, 4, 4, 5, 3}); }},
+      {"Conv3d with groups, dilation and padding",
+       [] {
+         return Sequential(torch::nn::Conv3d(
+             torch::nn::Conv3dOptions(6, 24, 2).groups(2).dilation(2).padding({1, 0, 1})));
+       },
+       [] { return random_input({1, 6, 4, 5, 3}); }},
       {"Embedding", [] { return Sequential(torch::nn::Embedding(120, 80)); },
        [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
   };

@@ -26,7 +26,7 @@ struct Case {
   Tensor adapted() { return lora(model, x); }
   std::shared_ptr<lightlora::Adapter> adapter() const { return lora->adapters()[0]; }
   // The layer's weight as a matrix, which the delta of some variants depends on.
-  Tensor weight() const { return lightlora::find_weight(model->ptr(0))->matrix(); }
+  Tensor weight() const { return lora->weight_of("0"); }
   Tensor delta() const { return adapter()->delta(weight()); }
 };
 

@@ -3,25 +3,29 @@
 
 #include "support.h"
 
+using lightlora::TargetLayer;
 using lightlora::Targets;
 
 namespace {
 
 using Paths = std::vector<std::string>;
-const Paths kPaths{"enc.0.attn.to_q", "enc.0.attn.to_k", "enc.0.attn.to_out.0", "enc.1.attn.to_q",
-                   "to_q", "not_to_q"};
+const std::vector<TargetLayer> kLayers{
+    {"enc.0.attn.to_q", "Linear", ""},     {"enc.0.attn.to_k", "Linear", ""},
+    {"enc.0.attn.to_out.0", "Linear", ""}, {"enc.1.attn.to_q", "Linear", ""},
+    {"to_q", "Linear", ""},                {"not_to_q", "Conv2d", ""},
+    {"memory", "torch::nn::LSTMImpl", "a recurrent layer"}};
 
 }  // namespace
 
 TEST_CASE("a name selects the path itself and paths that end in it at a dot", "[targets]") {
-  CHECK(Targets{"to_q"}.select(kPaths) == Paths{"enc.0.attn.to_q", "enc.1.attn.to_q", "to_q"});
-  CHECK(Targets{"to_out.0"}.select(kPaths) == Paths{"enc.0.attn.to_out.0"});
-  CHECK(Targets{"enc.1.attn.to_q"}.select(kPaths) == Paths{"enc.1.attn.to_q"});
+  CHECK(Targets{"to_q"}.select(kLayers) == Paths{"enc.0.attn.to_q", "enc.1.attn.to_q", "to_q"});
+  CHECK(Targets{"to_out.0"}.select(kLayers) == Paths{"enc.0.attn.to_out.0"});
+  CHECK(Targets{"enc.1.attn.to_q"}.select(kLayers) == Paths{"enc.1.attn.to_q"});
 }
 
 TEST_CASE("selection keeps the model's order and counts each pattern", "[targets]") {
   std::vector<Targets::Hits> hits;
-  CHECK(Targets{"to_k", "to_q"}.select(kPaths, &hits) ==
+  CHECK(Targets{"to_k", "to_q"}.select(kLayers, &hits) ==
         Paths{"enc.0.attn.to_q", "enc.0.attn.to_k", "enc.1.attn.to_q", "to_q"});
   REQUIRE(hits.size() == 2);
   CHECK(hits[0].pattern == "to_k");
@@ -30,33 +34,44 @@ TEST_CASE("selection keeps the model's order and counts each pattern", "[targets
 }
 
 TEST_CASE("regular expressions match whole paths", "[targets]") {
-  CHECK(Targets().regex("enc\\.[01]\\..*to_q").select(kPaths) ==
+  CHECK(Targets().regex("enc\\.[01]\\..*to_q").select(kLayers) ==
         Paths{"enc.0.attn.to_q", "enc.1.attn.to_q"});
   CHECK_THROWS_WITH(Targets().regex("to_(q"), ContainsSubstring("'to_(q': expected a regular"));
 }
 
-TEST_CASE("predicates and all() select by path", "[targets]") {
-  CHECK(Targets::all().select(kPaths) == kPaths);
+TEST_CASE("predicates see the path or the layer; all() and all_linear() need no names",
+          "[targets]") {
+  CHECK(Targets::all().select(kLayers).size() == 6);
+  CHECK(Targets::all_linear().exclude({"to_q"}).select(kLayers) ==
+        Paths{"enc.0.attn.to_k", "enc.0.attn.to_out.0"});
+  const auto convolution = [](const TargetLayer& layer) { return layer.type == "Conv2d"; };
+  CHECK(Targets().where("convolutions", convolution).select(kLayers) == Paths{"not_to_q"});
   const auto first = [](const std::string& path) { return path.rfind("enc.0", 0) == 0; };
-  CHECK(Targets().where("first encoder", first).select(kPaths).size() == 3);
+  CHECK(Targets().where("first encoder", first).select(kLayers).size() == 3);
 }
 
 TEST_CASE("excludes win over includes", "[targets]") {
-  CHECK(Targets{"to_q"}.exclude({"enc.1.attn.to_q", "enc.0.attn.to_q"}).select(kPaths) ==
+  CHECK(Targets{"to_q"}.exclude({"enc.1.attn.to_q", "enc.0.attn.to_q"}).select(kLayers) ==
         Paths{"to_q"});
-  CHECK_THROWS_WITH(Targets{"to_k"}.exclude({"to_k"}).select(kPaths),
+  CHECK_THROWS_WITH(Targets{"to_k"}.exclude({"to_k"}).select(kLayers),
                     ContainsSubstring("every selected layer is excluded"));
 }
 
 TEST_CASE("a pattern that matches nothing is an error that lists close names", "[targets]") {
-  CHECK_THROWS_WITH(Targets({"to_qq"}).select(kPaths),
+  CHECK_THROWS_WITH(Targets({"to_qq"}).select(kLayers),
                     ContainsSubstring("target 'to_qq': expected at least one layer") &&
                         ContainsSubstring("nearest names are 'to_q'"));
-  CHECK_THROWS_WITH(Targets({"to_q"}).exclude({"to_v"}).select(kPaths),
+  CHECK_THROWS_WITH(Targets({"to_q"}).exclude({"to_v"}).select(kLayers),
                     ContainsSubstring("target 'to_v'"));
-  CHECK_THROWS_WITH(Targets({"to_q"}).rank_pattern("ff", 2).select(kPaths),
+  CHECK_THROWS_WITH(Targets({"to_q"}).rank_pattern("ff", 2).select(kLayers),
                     ContainsSubstring("target 'ff'"));
-  CHECK_THROWS_WITH(Targets().select(kPaths), ContainsSubstring("expected at least one target"));
+  CHECK_THROWS_WITH(Targets().select(kLayers), ContainsSubstring("expected at least one target"));
+}
+
+TEST_CASE("a pattern that names a refused layer says why it is refused", "[targets]") {
+  CHECK_THROWS_WITH(Targets({"memory"}).select(kLayers),
+                    ContainsSubstring("target 'memory': expected a layer that can be adapted, got "
+                                      "'memory', a torch::nn::LSTMImpl: a recurrent layer"));
 }
 
 TEST_CASE("rank and alpha patterns: the first match counts", "[targets]") {

@@ -24,15 +24,18 @@ class AdaptedLayerImpl : public torch::nn::Module {
   explicit AdaptedLayerImpl(Layer layer, LoRAOptions options = {}, std::string name = "") {
     base = register_module("base", std::move(layer));
     freeze_base();
-    const auto weight = find_weight(base.ptr());
-    TORCH_CHECK_VALUE(weight, "lightlora: '", name, "': expected one of ", adaptable_types(),
-                      ", got ", base->name());
+    const auto weights = find_weights(base.ptr());
+    TORCH_CHECK_VALUE(weights.size() == 1, "lightlora: '", name,
+                      "': expected a layer with one weight among ", adaptable_types(), ", got ",
+                      base->name(), "; hint: patch() adapts models with any of them");
+    const LayerWeight& weight = weights[0];
     adapter = register_module("adapter", std::make_shared<AdapterImpl>(
-                                             std::move(options), weight->info(std::move(name))));
+                                             std::move(options), weight.info(std::move(name))));
     if constexpr (!kIsLinear) require_no_dropout(*adapter);
-    fit(*adapter, *weight);
+    fit(*adapter, weight);
   }
 
+  /// The layer with its adapter.
   torch::Tensor forward(const torch::Tensor& x) {
     if constexpr (kIsLinear) {
       const std::vector<ActiveAdapter> active{{adapter, 1.0}};
@@ -43,7 +46,7 @@ class AdaptedLayerImpl : public torch::nn::Module {
       return low_rank_linear(x, base->weight, bias(), adapter->factors(), adapter->scale(),
                              adapter->layer().name);
     } else {
-      const LayerWeight weight = *find_weight(base.ptr());
+      const LayerWeight weight = find_weights(base.ptr())[0];
       const WeightBinding bound(weight, adapter->delta(weight.matrix()), adapter->layer().name);
       return base->forward(x);
     }
@@ -65,6 +68,7 @@ class AdaptedLayerImpl : public torch::nn::Module {
     return copy;
   }
 
+  /// The adapter's description.
   void pretty_print(std::ostream& stream) const override { adapter->pretty_print(stream); }
 
   Layer base{nullptr};                   ///< the layer, frozen
@@ -87,7 +91,9 @@ class AdaptedLayerImpl : public torch::nn::Module {
 template <typename Layer, typename AdapterImpl>
 class AdaptedLayer : public torch::nn::ModuleHolder<AdaptedLayerImpl<Layer, AdapterImpl>> {
  public:
+  /// The module.
   using Impl = AdaptedLayerImpl<Layer, AdapterImpl>;
+  /// The variant's module.
   using AdapterType = AdapterImpl;
   using torch::nn::ModuleHolder<Impl>::ModuleHolder;
 };

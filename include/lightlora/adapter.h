@@ -106,6 +106,16 @@ class Adapter {
   int64_t trained_count() const { return count(trained()); }
   /// Number of frozen values.
   int64_t frozen_count() const { return count(frozen()); }
+  /// Multiplies the part of the delta that the variant makes (`added`) by a factor, shared evenly
+  /// between the trained tensors, in which it is linear each. DoRA's magnitudes stay.
+  virtual void rescale(double factor) {
+    torch::NoGradGuard no_grad;
+    NamedTensors tensors = trained();
+    const auto count = static_cast<double>(tensors.size()) - (options_.dora() ? 1 : 0);
+    for (auto& item : tensors) {
+      if (item.key() != "magnitude") item.value().mul_(std::pow(factor, 1.0 / count));
+    }
+  }
   /// Whether a trained tensor lies on the output side, where LoRA+ trains faster.
   virtual bool is_up_side(const std::string& name) const { return name == "up"; }
 
@@ -196,8 +206,11 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
   AdapterModule(LoRAOptions options, LayerInfo layer)
       : Adapter(std::move(options), std::move(layer)) {}
 
+  /// `Derived::kVariant`.
   std::string variant() const override { return Derived::kVariant; }
+  /// This module.
   torch::nn::Module& module() override { return *this; }
+  /// This module, to read from.
   const torch::nn::Module& module() const override { return *this; }
 
   /// Registers all tensors anew and sets them to their start.
@@ -209,6 +222,7 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
     reset_parameters();
   }
 
+  /// The description.
   void pretty_print(std::ostream& stream) const override {
     stream << "lightlora::" << description();
   }

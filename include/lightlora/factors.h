@@ -15,8 +15,8 @@ namespace lightlora {
 /// A low-rank weight delta without its scale: delta = scale * up * down.
 /// Shapes: down (r, in), up (out, r)
 struct Factors {
-  at::Tensor down;
-  at::Tensor up;
+  at::Tensor down;  ///< (r, in)
+  at::Tensor up;    ///< (out, r)
 };
 
 /// One set of factors for the sum of several: the ranks add up, the scales go into `up`.

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <lightlora/adapter.h>
+#include <lightlora/targets.h>
+#include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
@@ -10,14 +12,16 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace lightlora {
 
 /// An adapter that takes part in a forward pass, with its weight in the sum.
 struct ActiveAdapter {
-  std::shared_ptr<const Adapter> adapter;
-  double weight = 1.0;
+  std::shared_ptr<const Adapter> adapter;  ///< never null
+  double weight = 1.0;                     ///< factor of its delta
 };
 
 /// Sum of the deltas of several adapters of one layer, each times its weight in the sum.
@@ -97,7 +101,9 @@ inline torch::Tensor linear_by_parts(const torch::Tensor& x, const torch::Tensor
 /// `Patched` fills and empties it; a layer with an empty slot is exactly the torch layer.
 class AdapterSlot {
  public:
+  /// What joins the forward pass now.
   const std::vector<ActiveAdapter>& active_adapters() const { return active_; }
+  /// Replaces it.
   void set_active_adapters(std::vector<ActiveAdapter> active) { active_ = std::move(active); }
 
  protected:
@@ -108,13 +114,25 @@ class AdapterSlot {
 };
 
 /// The weight of one layer of a model: where it is, and how it reads as a matrix (out, in).
-/// A layer type that can be adapted is one line in `find_weight`.
+/// A layer type that can be adapted is one line in `find_weights`.
 class LayerWeight {
  public:
-  LayerWeight(std::shared_ptr<torch::nn::Module> layer, torch::Tensor& weight, bool transposed)
-      : layer_(std::move(layer)), weight_(&weight), transposed_(transposed) {}
+  /// `type` is the layer's type for people and targets, `part` the weight's name in a layer that has
+  /// several; a transposed weight is stored as (in, out).
+  LayerWeight(std::shared_ptr<torch::nn::Module> layer, torch::Tensor& weight, const char* type,
+              bool transposed = false, std::string part = "")
+      : layer_(std::move(layer)),
+        weight_(&weight),
+        type_(type),
+        part_(std::move(part)),
+        transposed_(transposed) {}
 
+  /// The layer.
   const std::shared_ptr<torch::nn::Module>& layer() const { return layer_; }
+  /// "Linear", "Conv2d", ...
+  const std::string& type() const { return type_; }
+  /// Which of a layer's weights this is, such as "in_proj"; empty for layers with one weight.
+  const std::string& part() const { return part_; }
   /// The layer's own member; assigning another tensor to it is how a plain layer is adapted.
   torch::Tensor& tensor() const { return *weight_; }
   /// The layer's slot, or null for a layer that does not know about adapters.
@@ -129,7 +147,11 @@ class LayerWeight {
   }
 
   /// The weight as a matrix (out, in).
-  torch::Tensor matrix() const { return transposed_ ? weight_->t() : weight_->flatten(1); }
+  torch::Tensor matrix() const { return as_matrix(*weight_); }
+  /// A tensor of the weight's shape as a matrix (out, in).
+  torch::Tensor as_matrix(const torch::Tensor& weight) const {
+    return transposed_ ? weight.t() : weight.flatten(1);
+  }
   /// A matrix (out, in) in the shape of the weight.
   torch::Tensor shaped(const torch::Tensor& matrix) const {
     return (transposed_ ? matrix.t() : matrix).reshape(weight_->sizes());
@@ -143,34 +165,108 @@ class LayerWeight {
  private:
   std::shared_ptr<torch::nn::Module> layer_;
   torch::Tensor* weight_;
+  std::string type_;
+  std::string part_;
   bool transposed_;
 };
 
 namespace detail {
 
+using LayerWeights = std::vector<LayerWeight>;
+
 template <typename Impl>
-std::optional<LayerWeight> weight_if(const std::shared_ptr<torch::nn::Module>& module,
-                                     bool transposed = false) {
-  if (auto layer = std::dynamic_pointer_cast<Impl>(module)) {
-    return LayerWeight(module, layer->weight, transposed);
+bool add_weight(LayerWeights& found, const std::shared_ptr<torch::nn::Module>& module,
+                const char* type, bool transposed = false) {
+  auto* layer = dynamic_cast<Impl*>(module.get());
+  if (layer && layer->weight.defined()) {
+    found.emplace_back(module, layer->weight, type, transposed);
   }
-  return std::nullopt;
+  return layer != nullptr;
+}
+
+// Its output projection is a Linear of its own among the model's modules.
+inline bool add_attention(LayerWeights& found, const std::shared_ptr<torch::nn::Module>& module) {
+  auto* layer = dynamic_cast<torch::nn::MultiheadAttentionImpl*>(module.get());
+  if (!layer) return false;
+  const auto add = [&](torch::Tensor& weight, const char* part) {
+    if (weight.defined()) {
+      found.emplace_back(module, weight, "MultiheadAttention", /*transposed=*/false, part);
+    }
+  };
+  add(layer->in_proj_weight, "in_proj");
+  add(layer->q_proj_weight, "q_proj");  // with kdim or vdim in place of in_proj
+  add(layer->k_proj_weight, "k_proj");
+  add(layer->v_proj_weight, "v_proj");
+  return true;
 }
 
 }  // namespace detail
 
-/// The adaptable weight of a module, or nothing if its type cannot be adapted.
-inline std::optional<LayerWeight> find_weight(const std::shared_ptr<torch::nn::Module>& module) {
-  using detail::weight_if;
-  if (auto found = weight_if<torch::nn::LinearImpl>(module)) return found;
-  if (auto found = weight_if<torch::nn::Conv1dImpl>(module)) return found;
-  if (auto found = weight_if<torch::nn::Conv2dImpl>(module)) return found;
-  if (auto found = weight_if<torch::nn::Conv3dImpl>(module)) return found;
-  return weight_if<torch::nn::EmbeddingImpl>(module, /*transposed=*/true);
+/// The adaptable weights of a module: one for most layers, the input projections of a
+/// MultiheadAttention, none for a module that cannot be adapted.
+inline std::vector<LayerWeight> find_weights(const std::shared_ptr<torch::nn::Module>& module) {
+  using detail::add_weight;
+  std::vector<LayerWeight> found;
+  add_weight<torch::nn::LinearImpl>(found, module, "Linear") ||
+      add_weight<torch::nn::Conv1dImpl>(found, module, "Conv1d") ||
+      add_weight<torch::nn::Conv2dImpl>(found, module, "Conv2d") ||
+      add_weight<torch::nn::Conv3dImpl>(found, module, "Conv3d") ||
+      add_weight<torch::nn::EmbeddingImpl>(found, module, "Embedding", /*transposed=*/true) ||
+      detail::add_attention(found, module);
+  return found;
 }
 
-/// The names of the types that `find_weight` knows, for messages.
-inline const char* adaptable_types() { return "Linear, Conv1d, Conv2d, Conv3d, Embedding"; }
+/// The names of the types that `find_weights` knows, for messages.
+inline const char* adaptable_types() {
+  return "Linear, Conv1d, Conv2d, Conv3d, Embedding, MultiheadAttention";
+}
+
+/// Why a layer with weights cannot be adapted, or an empty text for any other module.
+inline std::string refusal_reason(const torch::nn::Module& module) {
+  static const std::pair<const char*, const char*> reasons[] = {
+      {"Bilinear", "its weight has three dimensions and is no matrix to add low-rank factors to"},
+      {"RNN", "a recurrent layer passes its weights on as a list of their own"},
+      {"LSTM", "a recurrent layer passes its weights on as a list of their own"},
+      {"GRU", "a recurrent layer passes its weights on as a list of their own"},
+      {"ConvTranspose", "the weight of a transposed convolution has inputs and outputs exchanged "
+                        "within its groups"},
+      {"EmbeddingBag", "its rows are summed in one kernel with the stored weight"}};
+  const std::string& name = module.name();
+  for (const auto& [type, reason] : reasons) {
+    if (name.find(std::string("torch::nn::") + type) == 0) return reason;
+  }
+  return "";
+}
+
+/// What of a model can be adapted: each weight once, with its path; and every layer that targets may
+/// name, those that are refused too.
+struct AdaptableLayers {
+  std::vector<std::pair<std::string, LayerWeight>> weights;  ///< by path, in the model's order
+  std::vector<TargetLayer> targets;                          ///< the same paths, and the refused ones
+};
+
+/// Collects what can be adapted below a model, and the model itself if a shared pointer owns it.
+inline AdaptableLayers adaptable_layers(torch::nn::Module& model) {
+  AdaptableLayers found;
+  std::unordered_set<const torch::nn::Module*> seen;
+  const auto visit = [&](const std::string& path, const std::shared_ptr<torch::nn::Module>& module) {
+    if (!seen.insert(module.get()).second) return;
+    for (auto& weight : find_weights(module)) {
+      const char* dot = path.empty() || weight.part().empty() ? "" : ".";
+      const std::string full = path + dot + weight.part();
+      found.targets.push_back({full, weight.type(), ""});
+      found.weights.emplace_back(full, std::move(weight));
+    }
+    if (const auto reason = refusal_reason(*module); !reason.empty()) {
+      found.targets.push_back({path, module->name(), reason});
+    }
+  };
+  if (const auto root = model.weak_from_this().lock()) visit("", root);
+  for (const auto& item : model.named_modules("", /*include_self=*/false)) {
+    visit(item.key(), item.value());
+  }
+  return found;
+}
 
 /// Moves an adapter to its layer's device, in fp32 (fp64 over an fp64 weight).
 inline void place(Adapter& adapter, const LayerWeight& layer) {
@@ -206,6 +302,12 @@ class WeightBinding {
                 "layer, got ", base_.scalar_type(),
                 "; hint: build the model with lightlora::Linear, or keep this layer in fp32");
     weight_.tensor() = weight_.plus(delta);
+  }
+  /// Whether the layer has been moved or cast since: its registered weight then is, the bound one
+  /// is not.
+  bool stale() const {
+    return base_.device() != weight_.tensor().device() ||
+           base_.scalar_type() != weight_.tensor().scalar_type();
   }
   ~WeightBinding() { weight_.tensor() = base_; }
   WeightBinding(const WeightBinding&) = delete;

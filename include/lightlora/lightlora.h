@@ -7,6 +7,9 @@
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
+#include <lightlora/checkpoint.h>
+#include <lightlora/combine.h>
+#include <lightlora/extract.h>
 #include <lightlora/factors.h>
 #include <lightlora/formats/dialects.h>
 #include <lightlora/formats/diffusers.h>
@@ -19,8 +22,10 @@
 #include <lightlora/linear.h>
 #include <lightlora/low_rank.h>
 #include <lightlora/options.h>
+#include <lightlora/param_groups.h>
 #include <lightlora/patch.h>
 #include <lightlora/save.h>
+#include <lightlora/serialize.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
 #include <lightlora/truncate.h>

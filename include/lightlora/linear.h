@@ -38,6 +38,7 @@ class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
  public:
   using torch::nn::LinearImpl::LinearImpl;
 
+  /// x weight^T + bias, and what the active adapters add.
   torch::Tensor forward(const torch::Tensor& x) {
     const auto bias_or_none = bias.defined() ? std::optional<torch::Tensor>(bias) : std::nullopt;
     if (active_adapters().empty()) return at::linear(x, weight, bias_or_none);
@@ -50,6 +51,7 @@ class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
                            active_adapters()[0].adapter->layer().name);
   }
 
+  /// A copy that is a drop-in layer too, with an empty slot.
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override {
     return detail::copy_values(*this, std::make_shared<LinearImpl>(options), device);
@@ -66,6 +68,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
  public:
   using torch::nn::Conv2dImpl::Conv2dImpl;
 
+  /// The convolution, and what the active adapters add.
   torch::Tensor forward(const torch::Tensor& x) {
     if (active_adapters().empty()) return torch::nn::Conv2dImpl::forward(x);
     const bool dropping = is_training() && any_dropout(active_adapters());
@@ -82,6 +85,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
     return at::add(_conv_forward(x, weight), at::conv2d(hidden, up), scale);
   }
 
+  /// A copy that is a drop-in layer too, with an empty slot.
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override {
     // torch keeps the options as those of any convolution, which no constructor takes.
@@ -103,7 +107,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
 
   // As `linear_by_parts`.
   torch::Tensor forward_by_parts(const torch::Tensor& x, bool dropping) {
-    const LayerWeight view(shared_from_this(), weight, /*transposed=*/false);
+    const LayerWeight view(shared_from_this(), weight, "Conv2d");
     if (!dropping && !detail::autocast_dtype(x) && !at::isReducedFloatingType(x.scalar_type())) {
       return _conv_forward(x, view.plus(total_delta(active_adapters(), view.matrix())));
     }

@@ -26,29 +26,31 @@ struct PatchReport {
 
   /// "trainable 19,200 of 859,520,964 (0.002%) in 128 layers"
   std::string to_string() const;
+  /// One line for each target and its count, then `to_string()`.
+  std::string details() const;
 };
 
 namespace detail {
 
-// Layers that some handle has patched, so that two handles cannot bind one weight.
+// Weights (members of layers) that some handle has patched, so that no two handles bind one.
 class PatchedLayers {
  public:
   static PatchedLayers& instance() {
     static PatchedLayers layers;
     return layers;
   }
-  bool insert(const torch::nn::Module* layer) {
+  bool insert(const torch::Tensor* weight) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return layers_.insert(layer).second;
+    return weights_.insert(weight).second;
   }
-  void erase(const torch::nn::Module* layer) {
+  void erase(const torch::Tensor* weight) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    layers_.erase(layer);
+    weights_.erase(weight);
   }
 
  private:
   std::mutex mutex_;
-  std::unordered_set<const torch::nn::Module*> layers_;
+  std::unordered_set<const torch::Tensor*> weights_;
 };
 
 inline std::string with_commas(int64_t value) {
@@ -66,8 +68,10 @@ class PatchedImpl;
 /// While it lives, the patched model computes with its active adapters. Movable, not copyable.
 class Activation {
  public:
+  /// Activates the adapters; `PatchedImpl::activate` is the usual way here.
   explicit Activation(std::shared_ptr<PatchedImpl> patched);
   ~Activation();
+  /// Takes over what the other one would end.
   Activation(Activation&&) = default;
   Activation& operator=(Activation&&) = delete;
   Activation(const Activation&) = delete;
@@ -84,6 +88,8 @@ class Activation {
 /// may run inference.
 class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
  public:
+  /// Freezes the model, which then waits for adapters; `patch` adds them at once.
+  /// Errors: c10::Error if the model has no layer that can be adapted
   explicit PatchedImpl(torch::nn::Module& model) {
     collect(model);
     freeze(model);
@@ -101,8 +107,12 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Errors: as above, and if the state has layers that the model lacks or of other shapes
   void add(const std::string& name, const AdapterState& state);
 
+  /// The names of the adapter sets, in the order in which they were added.
+  const std::vector<std::string>& sets() const { return sets_; }
+
   /// Chooses which adapters take part, with which weights; the others rest.
   void set_active(const std::map<std::string, double>& weights);
+  /// The active sets and their weights.
   const std::map<std::string, double>& active() const { return active_; }
 
   /// The model computes with the active adapters while the result lives. May be nested. A plain
@@ -115,6 +125,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void merge(bool safe = false);
   /// Puts the old weights back, bit for bit. Errors: c10::Error if not merged
   void unmerge();
+  /// Whether the weights hold the adapters.
   bool merged() const { return merged_; }
 
   /// Takes all adapters off, unmerges, and gives the parameters back the flags they had.
@@ -133,12 +144,20 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
   void load_state(const AdapterState& state, const std::string& name = "default");
 
-  /// Moves the adapters; the model is moved by its own `to`.
+  /// The weight of an adaptable layer as a matrix (out, in), without adapters even while merged.
+  /// Errors: c10::Error for an unknown path, or while plain layers are active
+  torch::Tensor weight_of(const std::string& path) const;
+  /// Whether an activation is alive.
+  bool is_active() const { return depth_ > 0; }
+
+  /// Moves the adapters; the model is moved by its own `to`. Errors: c10::Error if active or merged
   void to(torch::Device device);
   /// Training or evaluation mode of the adapters.
   void train(bool on = true);
+  /// Evaluation mode: no dropout.
   void eval() { train(false); }
 
+  /// What the sets adapt, by target, and how much trains.
   const PatchReport& report() const { return report_; }
 
  private:
@@ -161,6 +180,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void enter();
   void leave();
   void require_idle(const char* action) const;
+  void require_in_place() const;
   void require_set(const std::string& name) const;
   void attach(Site& site, const std::string& name, std::shared_ptr<Adapter> adapter);
   void begin_set(const std::string& name);
@@ -169,6 +189,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   Site& site_of(const std::string& path);
 
   std::vector<Site> sites_;  // every layer that could carry an adapter
+  std::vector<TargetLayer> targets_;
   std::map<std::string, double> active_;
   std::vector<std::string> sets_;
   std::vector<std::pair<torch::Tensor, bool>> flags_;
@@ -181,11 +202,16 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 /// Handle of a patched model: shared, like a module holder.
 class Patched {
  public:
+  /// An empty handle.
   Patched() = default;
+  /// A handle of adapters that exist.
   explicit Patched(std::shared_ptr<PatchedImpl> impl) : impl_(std::move(impl)) {}
 
+  /// The adapters.
   PatchedImpl* operator->() const { return impl_.get(); }
+  /// The adapters.
   PatchedImpl& operator*() const { return *impl_; }
+  /// Whether the handle has a model.
   explicit operator bool() const { return impl_ != nullptr; }
 
   /// Calls the model with the adapters active: `lora(model, x)`.

@@ -20,6 +20,14 @@ inline std::string PatchReport::to_string() const {
   return text.str();
 }
 
+inline std::string PatchReport::details() const {
+  std::string text;
+  for (const auto& [pattern, count] : hits) {
+    text += "  " + pattern + ": " + detail::with_commas(count) + (count == 1 ? " layer\n" : " layers\n");
+  }
+  return text + to_string();
+}
+
 inline Activation::Activation(std::shared_ptr<PatchedImpl> patched) : patched_(std::move(patched)) {
   patched_->enter();
 }
@@ -29,17 +37,9 @@ inline Activation::~Activation() {
 }
 
 inline void PatchedImpl::collect(torch::nn::Module& model) {
-  std::unordered_set<const torch::nn::Module*> seen;
-  const auto visit = [&](const std::string& path, const std::shared_ptr<torch::nn::Module>& module) {
-    const auto weight = find_weight(module);
-    if (weight && weight->tensor().defined() && seen.insert(module.get()).second) {
-      sites_.push_back({path, *weight, {}, {}});
-    }
-  };
-  if (const auto root = model.weak_from_this().lock()) visit("", root);
-  for (const auto& item : model.named_modules("", /*include_self=*/false)) {
-    visit(item.key(), item.value());
-  }
+  auto found = adaptable_layers(model);
+  targets_ = std::move(found.targets);
+  for (auto& [path, weight] : found.weights) sites_.push_back({path, std::move(weight), {}, {}});
   TORCH_CHECK(!sites_.empty(), "lightlora::patch: '", model.name(),
               "': expected a model with layers that can be adapted (", adaptable_types(),
               "), got none");
@@ -58,7 +58,7 @@ inline void PatchedImpl::freeze(torch::nn::Module& model) {
 inline void PatchedImpl::release() {
   for (const auto& site : sites_) {
     if (!site.adapters.empty()) {
-      detail::PatchedLayers::instance().erase(site.weight.layer().get());
+      detail::PatchedLayers::instance().erase(&site.weight.tensor());
     }
   }
 }
@@ -95,7 +95,7 @@ inline void PatchedImpl::begin_set(const std::string& name) {
 inline void PatchedImpl::attach(Site& site, const std::string& name,
                                 std::shared_ptr<Adapter> adapter) {
   if (site.adapters.empty()) {
-    TORCH_CHECK(detail::PatchedLayers::instance().insert(site.weight.layer().get()),
+    TORCH_CHECK(detail::PatchedLayers::instance().insert(&site.weight.tensor()),
                 "lightlora::patch: '", site.path,
                 "': expected a layer without adapters, got one that another handle has patched; ",
                 "hint: add a second set with lora->add(name, ...), or remove() the first handle");
@@ -113,12 +113,10 @@ inline void PatchedImpl::finish_set(const std::string& name) {
 inline void PatchedImpl::add(const std::string& name, const AdapterFactory& make,
                              const LoRAOptions& options, const Targets& targets) {
   begin_set(name);
-  std::vector<std::string> paths;
-  for (const auto& site : sites_) paths.push_back(site.path);
   std::vector<Targets::Hits> hits;
   // Everything that can fail is made before anything is attached.
   std::vector<std::pair<Site*, std::shared_ptr<Adapter>>> made;
-  for (const auto& path : targets.select(paths, &hits)) {
+  for (const auto& path : targets.select(targets_, &hits)) {
     LoRAOptions own = options;
     own.rank(targets.rank_of(path, options.rank()));
     if (double alpha = 0; targets.has_alpha(path, alpha)) own.network_alpha(alpha);
@@ -177,7 +175,25 @@ inline std::vector<ActiveAdapter> PatchedImpl::active_of(const Site& site) const
   return result;
 }
 
+inline void PatchedImpl::require_in_place() const {
+  for (const auto& binding : bound_) {
+    TORCH_CHECK(!binding->stale(), "lightlora::activate: expected the model where it was when the ",
+                "adapters were activated, got it moved or cast since; hint: move it while no ",
+                "activation is alive");
+  }
+  for (const auto& site : sites_) {
+    for (const auto& [name, adapter] : site.adapters) {
+      const auto& trained = adapter->trained();
+      const auto device = site.weight.tensor().device();
+      TORCH_CHECK(trained.front().value().device() == device, "lightlora::activate: '", site.path,
+                  "': expected the adapter '", name, "' on ", device, " like its layer, got ",
+                  trained.front().value().device(), "; hint: lora->to(device) moves the adapters");
+    }
+  }
+}
+
 inline void PatchedImpl::enter() {
+  if (!merged_) require_in_place();
   if (depth_++ > 0 || merged_) return;
   try {
     for (auto& site : sites_) {
@@ -303,6 +319,15 @@ inline void PatchedImpl::load_state(const AdapterState& state, const std::string
   // Checked first, so that a mismatch in a late layer leaves the early ones alone.
   for (const auto& adapter : own) check_fits(*adapter, *by_path[adapter->layer().name]);
   for (const auto& adapter : own) restore(*adapter, *by_path[adapter->layer().name]);
+}
+
+inline torch::Tensor PatchedImpl::weight_of(const std::string& path) const {
+  for (const auto& site : sites_) {
+    if (site.path != path) continue;
+    TORCH_CHECK(bound_.empty(), "lightlora: expected no activation to be alive, got one");
+    return site.weight.as_matrix(site.kept.defined() ? site.kept : site.weight.tensor()).detach();
+  }
+  TORCH_CHECK(false, "lightlora: expected the path of an adaptable layer, got '", path, "'");
 }
 
 inline void PatchedImpl::to(torch::Device device) {

@@ -15,10 +15,11 @@ namespace lightlora {
 /// Everything that rebuilds one adapter without its model. Files are read into and written from
 /// this; the dialects know nothing of modules, and the modules nothing of dialects.
 struct LayerState {
-  std::string variant;
-  LayerInfo layer;
-  LoRAOptions options;
-  double scale = 1.0;
+  std::string variant;  ///< its name in the list of variants
+  LayerInfo layer;      ///< what it adapts
+  LoRAOptions options;  ///< what it was made with
+  double scale = 1.0;   ///< factor of the delta
+  /// What was trained, by name, on the CPU.
   std::map<std::string, at::Tensor> trained;
   /// Empty when the bases are to be made again from their seed.
   std::map<std::string, at::Tensor> frozen;
@@ -103,6 +104,23 @@ inline std::shared_ptr<Adapter> make_adapter(const LayerState& state) {
   return adapter;
 }
 
+namespace detail {
+
+// Copies of finished factors as a classic layer of scale 1.
+inline LayerState classic_state(const LayerInfo& layer, const Factors& factors) {
+  const auto dense = [](const at::Tensor& factor) {
+    return factor.detach()
+        .to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true)
+        .contiguous();
+  };
+  LayerState state{ClassicAdapterImpl::kVariant, layer, LoRAOptions(factors.down.size(0)), 1.0, {}, {}};
+  state.trained["down"] = dense(factors.down);
+  state.trained["up"] = dense(factors.up);
+  return state;
+}
+
+}  // namespace detail
+
 /// The same delta as plain low-rank factors with the scale folded in, for tools that know nothing of
 /// variants: Light loses its bases into its factors, Fused keeps its full inner width, a variant
 /// without factors is decomposed. Exact up to rounding with `Keep::all()`, and whenever the rank
@@ -124,16 +142,7 @@ inline LayerState to_classic(const Adapter& adapter, const Keep& keep = Keep::al
     }
     if (!keep.everything()) factors = truncate(factors, keep);
   }
-  LayerState state{ClassicAdapterImpl::kVariant, adapter.layer(),
-                   LoRAOptions(factors.down.size(0)), 1.0, {}, {}};
-  const auto dense = [&](const at::Tensor& t) {
-    return t.detach().to(at::kCPU, t.scalar_type() == at::kDouble ? at::kFloat : t.scalar_type(),
-                         /*non_blocking=*/false, /*copy=*/true)
-        .contiguous();
-  };
-  state.trained["down"] = dense(factors.down);
-  state.trained["up"] = dense(factors.up);
-  return state;
+  return detail::classic_state(adapter.layer(), factors);
 }
 
 /// `to_classic` of every layer of a state. Variants whose delta depends on the layers' weights need

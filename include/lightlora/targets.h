@@ -10,10 +10,18 @@
 #include <map>
 #include <regex>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace lightlora {
+
+/// A layer that targets may select.
+struct TargetLayer {
+  std::string path;     ///< as `named_modules()` spells it
+  std::string type;     ///< "Linear", "Conv2d", "MultiheadAttention", ...
+  std::string refusal;  ///< why it cannot be adapted; empty if it can
+};
 
 /// Which layers of a model to adapt, and where rank and alpha differ from the options.
 ///
@@ -21,7 +29,8 @@ namespace lightlora {
 /// `target_modules` list does: `Targets{"to_q", "to_out.0"}`. Every pattern must match something.
 class Targets {
  public:
-  using Predicate = std::function<bool(const std::string& path)>;
+  /// Says whether a layer is meant.
+  using Predicate = std::function<bool(const TargetLayer& layer)>;
 
   /// No layer yet; add some with the functions below.
   Targets() = default;
@@ -32,7 +41,14 @@ class Targets {
 
   /// Every layer that can be adapted.
   static Targets all() {
-    return Targets().where("every layer", [](const std::string&) { return true; });
+    return Targets().where("every layer", [](const TargetLayer&) { return true; });
+  }
+  /// Every Linear and every projection of a MultiheadAttention. PEFT's "all-linear" also leaves out
+  /// the output layer, which only the caller knows here: `.exclude({"head"})`.
+  static Targets all_linear() {
+    return Targets().where("every Linear", [](const TargetLayer& layer) {
+      return layer.type == "Linear" || layer.type == "MultiheadAttention";
+    });
   }
 
   /// Adds every layer whose whole path matches the (ECMAScript) expression.
@@ -40,9 +56,18 @@ class Targets {
   Targets& regex(const std::string& expression) {
     return where("regex " + expression, full_match(expression));
   }
-  /// Adds every layer for whose path the predicate holds; `label` names it in messages.
-  Targets& where(std::string label, Predicate predicate) {
-    include_.push_back({std::move(label), std::move(predicate)});
+  /// Adds every layer for which the predicate, of a TargetLayer or of its path, holds; `label` names
+  /// it in messages.
+  template <typename Function>
+  Targets& where(std::string label, Function predicate) {
+    if constexpr (std::is_invocable_v<Function, const TargetLayer&>) {
+      include_.push_back({std::move(label), std::move(predicate)});
+    } else {
+      include_.push_back({std::move(label), [predicate = std::move(predicate)](
+                                                const TargetLayer& layer) mutable -> bool {
+                            return predicate(layer.path);
+                          }});
+    }
     return *this;
   }
   /// Leaves out layers by path or suffix, whatever selected them.
@@ -63,13 +88,15 @@ class Targets {
 
   /// A pattern's text and how many layers it selected.
   struct Hits {
-    std::string pattern;
-    int64_t count = 0;
+    std::string pattern;  ///< as it was given
+    int64_t count = 0;    ///< layers
   };
 
-  /// The selected ones of `paths`, in their order; `hits`, if given, receives each pattern's count.
-  /// Errors: c10::Error if a pattern matches nothing; the message lists close names
-  std::vector<std::string> select(const std::vector<std::string>& paths,
+  /// The paths of the selected layers, in their order; `hits`, if given, receives each pattern's
+  /// count.
+  /// Errors: c10::Error if a pattern matches nothing that can be adapted; the message lists close
+  ///         names, or says why the layer that it names is refused
+  std::vector<std::string> select(const std::vector<TargetLayer>& layers,
                                   std::vector<Hits>* hits = nullptr) const;
 
   /// The rank that a pattern gives this layer, or `otherwise`.
@@ -79,7 +106,7 @@ class Targets {
   /// Whether a pattern gives this layer its own network_alpha, and then which.
   bool has_alpha(const std::string& path, double& network_alpha) const {
     for (const auto& [pattern, value] : alphas_) {
-      if (pattern.matches(path)) {
+      if (pattern.matches({path, "", ""})) {
         network_alpha = value;
         return true;
       }
@@ -94,7 +121,8 @@ class Targets {
   };
 
   static Predicate by_name(const std::string& name) {
-    return [name](const std::string& path) {
+    return [name](const TargetLayer& layer) {
+      const std::string& path = layer.path;
       if (path.size() <= name.size()) return path == name;
       const std::size_t start = path.size() - name.size();
       return path[start - 1] == '.' && path.compare(start, name.size(), name) == 0;
@@ -103,8 +131,8 @@ class Targets {
 
   static Predicate full_match(const std::string& expression) {
     try {
-      return [re = std::regex(expression)](const std::string& path) {
-        return std::regex_match(path, re);
+      return [re = std::regex(expression)](const TargetLayer& layer) {
+        return std::regex_match(layer.path, re);
       };
     } catch (const std::regex_error& error) {
       TORCH_CHECK_VALUE(false, "lightlora::Targets: '", expression,
@@ -116,7 +144,7 @@ class Targets {
   static Value first_match(const std::vector<std::pair<Pattern, Value>>& patterns,
                            const std::string& path, Value otherwise) {
     for (const auto& [pattern, value] : patterns) {
-      if (pattern.matches(path)) return value;
+      if (pattern.matches({path, "", ""})) return value;
     }
     return otherwise;
   }
@@ -126,7 +154,7 @@ class Targets {
     for (const auto& name : names) include_.push_back({name, by_name(name)});
   }
 
-  static int64_t require_hits(const Pattern& pattern, const std::vector<std::string>& paths);
+  static int64_t require_hits(const Pattern& pattern, const std::vector<TargetLayer>& layers);
 
   std::vector<Pattern> include_;
   std::vector<Pattern> exclude_;
@@ -177,8 +205,22 @@ inline std::string nearest_names(const std::string& wanted, const std::vector<st
 }  // namespace detail
 
 inline int64_t Targets::require_hits(const Pattern& pattern,
-                                     const std::vector<std::string>& paths) {
-  const auto count = std::count_if(paths.begin(), paths.end(), pattern.matches);
+                                     const std::vector<TargetLayer>& layers) {
+  int64_t count = 0;
+  std::vector<std::string> paths;
+  const TargetLayer* refused = nullptr;
+  for (const auto& layer : layers) {
+    const bool match = pattern.matches(layer);
+    if (!layer.refusal.empty()) {
+      if (match) refused = &layer;
+      continue;
+    }
+    paths.push_back(layer.path);
+    if (match) ++count;
+  }
+  TORCH_CHECK(count > 0 || !refused, "lightlora::patch: target '", pattern.text,
+              "': expected a layer that can be adapted, got '", refused->path, "', a ",
+              refused->type, ": ", refused->refusal);
   TORCH_CHECK(count > 0, "lightlora::patch: target '", pattern.text,
               "': expected at least one layer of that name among ", paths.size(),
               " adaptable layers, got none; hint: the nearest names are ",
@@ -186,25 +228,27 @@ inline int64_t Targets::require_hits(const Pattern& pattern,
   return count;
 }
 
-inline std::vector<std::string> Targets::select(const std::vector<std::string>& paths,
+inline std::vector<std::string> Targets::select(const std::vector<TargetLayer>& layers,
                                                 std::vector<Hits>* hits) const {
   TORCH_CHECK_VALUE(!include_.empty(), "lightlora::patch: expected at least one target, got none; ",
                     "hint: Targets{\"to_q\", \"to_v\"}, or Targets::all()");
   for (const auto& pattern : include_) {
-    const int64_t count = require_hits(pattern, paths);
+    const int64_t count = require_hits(pattern, layers);
     if (hits) hits->push_back({pattern.text, count});
   }
-  for (const auto& pattern : exclude_) require_hits(pattern, paths);
-  for (const auto& item : ranks_) require_hits(item.first, paths);
-  for (const auto& item : alphas_) require_hits(item.first, paths);
+  for (const auto& pattern : exclude_) require_hits(pattern, layers);
+  for (const auto& item : ranks_) require_hits(item.first, layers);
+  for (const auto& item : alphas_) require_hits(item.first, layers);
 
-  const auto matches_one = [](const std::vector<Pattern>& patterns, const std::string& path) {
+  const auto matches_one = [](const std::vector<Pattern>& patterns, const TargetLayer& layer) {
     return std::any_of(patterns.begin(), patterns.end(),
-                       [&](const Pattern& pattern) { return pattern.matches(path); });
+                       [&](const Pattern& pattern) { return pattern.matches(layer); });
   };
   std::vector<std::string> selected;
-  for (const auto& path : paths) {
-    if (matches_one(include_, path) && !matches_one(exclude_, path)) selected.push_back(path);
+  for (const auto& layer : layers) {
+    if (layer.refusal.empty() && matches_one(include_, layer) && !matches_one(exclude_, layer)) {
+      selected.push_back(layer.path);
+    }
   }
   TORCH_CHECK(!selected.empty(),
               "lightlora::patch: expected at least one layer to adapt, got none: ",

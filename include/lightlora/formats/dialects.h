@@ -33,14 +33,14 @@ struct LoRAReadOptions {
 
 /// What a LoRA file holds: its adapters, and what is worth showing about the file itself.
 struct LoRAContents {
-  Components components;
-  std::set<std::string> dialects;
-  std::set<std::string> dtypes;
-  Metadata metadata;
+  Components components;             ///< the adapters of each model
+  std::set<std::string> dialects;    ///< the spellings that occur
+  std::set<std::string> dtypes;      ///< of the tensors
+  Metadata metadata;                 ///< as it stands in the file
   std::set<std::string> embeddings;  ///< bundled with it, for `load_embeddings`
   std::vector<std::string> ignored;  ///< tensors passed over because the options say so
-  int64_t tensors = 0;
-  int64_t bytes = 0;
+  int64_t tensors = 0;               ///< how many there are
+  int64_t bytes = 0;                 ///< of all tensors
 };
 
 namespace detail {

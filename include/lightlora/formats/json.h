@@ -22,31 +22,50 @@ namespace lightlora {
 /// is not.
 class JsonValue {
  public:
+  /// Values in order.
   using Array = std::vector<JsonValue>;
+  /// Members in the order of the text.
   using Object = std::vector<std::pair<std::string, JsonValue>>;
   /// A number as its characters in JSON.
   struct Number {
+    /// As it stands in the text, so that no digit is lost.
     std::string text;
   };
 
   JsonValue() = default;
+  /// A boolean.
   JsonValue(bool value) : value_(value) {}
+  /// A whole number.
   JsonValue(int value) : value_(Number{std::to_string(value)}) {}
+  /// A whole number.
   JsonValue(int64_t value) : value_(Number{std::to_string(value)}) {}
+  /// A number, as its shortest text.
   JsonValue(double value) : value_(Number{double_text(value)}) {}
+  /// A number as text.
   JsonValue(Number value) : value_(std::move(value)) {}
+  /// A string.
   JsonValue(std::string value) : value_(std::move(value)) {}
+  /// A string.
   JsonValue(const char* value) : value_(std::string(value)) {}
+  /// An array.
   JsonValue(Array value) : value_(std::move(value)) {}
+  /// An object.
   JsonValue(Object value) : value_(std::move(value)) {}
 
+  /// What it is.
   JsonType type() const { return static_cast<JsonType>(value_.index()); }
+  /// Whether it is a null.
   bool is_null() const { return type() == JsonType::null; }
 
+  /// The boolean.
   bool boolean() const { return get<bool>(JsonType::boolean); }
+  /// The string.
   const std::string& string() const { return get<std::string>(JsonType::string); }
+  /// The elements.
   const Array& array() const { return get<Array>(JsonType::array); }
+  /// The members.
   const Object& object() const { return get<Object>(JsonType::object); }
+  /// The number as it stands in the text.
   const std::string& number_text() const { return get<Number>(JsonType::number).text; }
 
   /// The number as an integer: no fraction, no exponent, in the range of int64.

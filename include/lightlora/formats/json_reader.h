@@ -22,8 +22,10 @@ enum class JsonFault { syntax, encoding, duplicate_key, limit, type };
 /// Error of the JSON reader and of JsonValue: one line, "expected ..., got ... at byte N".
 class JsonError : public std::runtime_error {
  public:
+  /// The message is one line, ready to be shown.
   JsonError(JsonFault fault, const std::string& message)
       : std::runtime_error(message), fault_(fault) {}
+  /// What kind of error it is.
   JsonFault fault() const { return fault_; }
 
  private:
@@ -79,6 +81,7 @@ inline bool is_utf8(std::string_view text) {
 /// Errors: JsonError with the byte position.
 class JsonReader {
  public:
+  /// Reads from `text`, which must outlive the reader.
   explicit JsonReader(std::string_view text, JsonLimits limits = {})
       : text_(text), limits_(limits) {
     if (text.substr(0, 3) == "\xEF\xBB\xBF") {
@@ -118,11 +121,13 @@ class JsonReader {
     }
   }
 
+  /// Reads a null.
   void null() {
     begin(JsonType::null);
     literal("null");
   }
 
+  /// Reads true or false.
   bool boolean() {
     begin(JsonType::boolean);
     const bool value = text_[position_] == 't';
@@ -144,6 +149,7 @@ class JsonReader {
     return text_.substr(start, position_ - start);
   }
 
+  /// Reads a string, unescaped.
   std::string string() {
     begin(JsonType::string);
     return quoted();
@@ -211,6 +217,7 @@ class JsonReader {
     }
   }
 
+  /// Throws with the place in the text.
   [[noreturn]] void fail(JsonFault fault, const std::string& expected,
                          const std::string& got) const {
     throw JsonError(

@@ -41,8 +41,10 @@ struct SafetensorsSaveOptions {
 /// A file that is not what the safetensors format says; `fault()` names the rule it breaks.
 class SafetensorsError : public c10::Error {
  public:
+  /// The message is one line, ready to be shown.
   SafetensorsError(c10::SourceLocation where, SafetensorsFault fault, std::string message)
       : c10::Error(where, std::move(message)), fault_(fault) {}
+  /// What kind of error it is.
   SafetensorsFault fault() const { return fault_; }
 
  private:
@@ -58,6 +60,7 @@ class SafetensorsError : public c10::Error {
 /// dimensions that LibTorch cannot hold, all of which the reference lets pass
 class SafetensorsFile : public TensorFile {
  public:
+  /// Opens and checks a file; see above for the errors.
   explicit SafetensorsFile(std::string path, SafetensorsOptions options = {})
       : TensorFile(std::move(path)),
         options_(options),

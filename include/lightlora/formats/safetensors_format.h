@@ -49,8 +49,10 @@ enum class SafetensorsFault {
 /// A fault in a file's bytes: one line without the file's name.
 class SafetensorsHeaderError : public std::runtime_error {
  public:
+  /// The message is one line.
   SafetensorsHeaderError(SafetensorsFault fault, const std::string& message)
       : std::runtime_error(message), fault_(fault) {}
+  /// What kind of error it is.
   SafetensorsFault fault() const { return fault_; }
 
  private:

@@ -17,8 +17,10 @@ namespace lightlora {
 /// that is not zero starts as N(0, 1/rank), as diffusers' DreamBooth script has it.
 class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "classic";
 
+  /// An adapter at its start. Errors: as the class says
   ClassicAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     reset();

@@ -23,8 +23,10 @@ namespace lightlora {
 /// `rank` is used only by `split` and for the scale, network_alpha / rank when network_alpha is set.
 class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "fused";
 
+  /// An adapter at its start. Errors: as the class says
   FusedAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose core always starts at zero");

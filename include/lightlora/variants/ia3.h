@@ -17,8 +17,10 @@ namespace lightlora {
 /// several adapters add up instead of multiplying. `rank` is not used.
 class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "ia3";
 
+  /// An adapter at its start. Errors: as the class says
   IA3AdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("which always starts at one");
@@ -34,6 +36,11 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
   bool needs_weight() const override { return true; }
   torch::Tensor added(const torch::Tensor& weight) const override {
     return (l - 1) * weight.to(l.scalar_type()) * scale();
+  }
+
+  void rescale(double factor) override {
+    torch::NoGradGuard no_grad;
+    l.sub_(1).mul_(factor).add_(1);
   }
 
   torch::Tensor l;  ///< (out, 1) or (1, in), trained

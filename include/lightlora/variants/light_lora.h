@@ -20,8 +20,10 @@ namespace lightlora {
 /// otherwise with orthonormal rows (down) or columns (up).
 class LightAdapterImpl : public AdapterModule<LightAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "light";
 
+  /// An adapter at its start. Errors: as the class says
   LightAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     reset();

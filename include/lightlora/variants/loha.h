@@ -18,8 +18,10 @@ namespace lightlora {
 /// (row-wise Kronecker products), so that the delta is never formed.
 class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "loha";
 
+  /// An adapter at its start. Errors: as the class says
   LoHaAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     reset();

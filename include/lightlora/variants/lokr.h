@@ -39,8 +39,10 @@ inline std::pair<int64_t, int64_t> kronecker_split(int64_t size, int64_t factor)
 /// starts at zero. `network_alpha / rank` scales the delta also when both are full, as in PEFT.
 class LoKrAdapterImpl : public AdapterModule<LoKrAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "lokr";
 
+  /// An adapter at its start. Errors: as the class says
   LoKrAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose right matrix always starts at zero");

@@ -20,8 +20,10 @@ namespace lightlora {
 /// N(0, 1e-5), so that a new adapter changes nothing.
 class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "lora_xs";
 
+  /// An adapter at its start. Errors: as the class says
   LoRAXSAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose core always starts at zero");

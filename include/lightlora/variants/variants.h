@@ -21,8 +21,8 @@ using AdapterFactory = std::shared_ptr<Adapter> (*)(LoRAOptions, LayerInfo);
 
 /// A variant by name.
 struct VariantEntry {
-  std::string name;
-  AdapterFactory make;
+  std::string name;     ///< in files and flags
+  AdapterFactory make;  ///< how it is made
 };
 
 /// Entry of a variant's module class.

@@ -21,8 +21,10 @@ namespace lightlora {
 /// that all shapes are cut from. lambda_d starts at 0.1 and lambda_b at zero, as there.
 class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
  public:
+  /// Its name in files and flags.
   static constexpr const char* kVariant = "vera";
 
+  /// An adapter at its start. Errors: as the class says
   VeRAAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose lambda_b always starts at zero");
