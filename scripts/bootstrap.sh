@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly environment=.deps/python
-readonly debian_packages=(
+debian_packages=(
   g++ make cmake ninja-build ccache mold python3 python3-venv
   libcli11-dev nlohmann-json3-dev libstb-dev libutf8proc-dev
   libpng-dev libjpeg-dev libwebp-dev libexif-dev catch2
@@ -115,6 +115,9 @@ install_test_packages() {
     echo "bootstrap: PyPI did not deliver the Python packages of the tests; the tests that need them will be skipped" >&2
 }
 
+if $with_tests; then
+  debian_packages+=(doxygen)  # the API reference
+fi
 install_debian_packages
 libtorch_is_given || install_libtorch
 if $with_tests; then

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds and runs a consumer of the library against the newest torch on PyPI, which this project's own
+# builds need not use yet. Downloads about 0.5 GB into build/newest_torch and keeps it.
+#
+#   scripts/check_newest_torch.sh [version]    a version instead of the newest one
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=$PWD/build/newest_torch
+mkdir -p "$folder"
+python3 -m pip download --disable-pip-version-check --no-deps --only-binary=:all: -q -d "$folder/wheels" "torch${1:+==$1}"
+wheel=$(ls -t "$folder"/wheels/torch-*.whl | head -1)
+name=$(basename "$wheel" | cut -d- -f1,2)
+if [[ ! -d $folder/$name ]]; then
+  mkdir "$folder/$name.part"
+  python3 -m zipfile -e "$wheel" "$folder/$name.part"
+  mv "$folder/$name.part" "$folder/$name"
+fi
+
+echo "check_newest_torch: $name"
+# Its own CUDA libraries are not beside it, and a CPU consumer needs none of them.
+export LIGHTLORA_SOURCE_DIR=$PWD LIGHTLORA_BINARY_DIR=$folder LIGHTLORA_CUDA=OFF
+export LIGHTLORA_TORCH_DIR=$folder/$name/torch/share/cmake/Torch CXX=${CXX:-c++}
+bash tests/packaging/consume.sh add_subdirectory
