@@ -57,11 +57,13 @@ std::string enum_to_string(Enum value) {
 template <typename Enum>
 Enum enum_from_string(const std::string& text) {
   std::string known;
+  std::optional<Enum> found;
   for (const auto& [value, name] : names_of(Enum{})) {
-    if (text == name) return value;
+    if (text == name) found = value;
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  TORCH_CHECK_VALUE(false, "lightlora: expected one of ", known, ", got '", text, "'");
+  TORCH_CHECK_VALUE(found, "lightlora: expected one of ", known, ", got '", text, "'");
+  return *found;
 }
 
 }  // namespace detail

@@ -130,14 +130,16 @@ class Targets {
   }
 
   static Predicate full_match(const std::string& expression) {
+    std::regex compiled;
     try {
-      return [re = std::regex(expression)](const TargetLayer& layer) {
-        return std::regex_match(layer.path, re);
-      };
+      compiled = std::regex(expression);
     } catch (const std::regex_error& error) {
       TORCH_CHECK_VALUE(false, "lightlora::Targets: '", expression,
                         "': expected a regular expression, got one with an error: ", error.what());
     }
+    return [compiled = std::move(compiled)](const TargetLayer& layer) {
+      return std::regex_match(layer.path, compiled);
+    };
   }
 
   template <typename Value>

@@ -17,7 +17,7 @@ with tempfile.TemporaryDirectory() as folder:
     settings = (SOURCE / "docs/Doxyfile").read_text() + f"\nOUTPUT_DIRECTORY = {folder}\n"
     done = subprocess.run(["doxygen", "-"], input=settings, cwd=SOURCE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    pages = list(Path(folder).glob("api/*.html"))
+    pages = list(Path(folder).glob("reference/*.html"))
     assert any("PatchedImpl" in page.name for page in pages), "expected a page for PatchedImpl, got none"
 problems = [line for line in done.stderr.splitlines() if "is not documented" in line]
 print("\n".join(problems) or f"{len(pages)} pages, no undocumented public name")

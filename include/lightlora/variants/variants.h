@@ -52,11 +52,13 @@ inline const std::vector<VariantEntry>& variants() {
 /// The variant of that name; c10::ValueError lists the known ones.
 inline const VariantEntry& find_variant(const std::string& name) {
   std::string known;
+  const VariantEntry* found = nullptr;
   for (const auto& entry : variants()) {
-    if (entry.name == name) return entry;
+    if (entry.name == name) found = &entry;
     known += (known.empty() ? "" : ", ") + entry.name;
   }
-  TORCH_CHECK_VALUE(false, "lightlora: expected a variant among ", known, ", got '", name, "'");
+  TORCH_CHECK_VALUE(found, "lightlora: expected a variant among ", known, ", got '", name, "'");
+  return *found;
 }
 
 }  // namespace lightlora
