@@ -113,7 +113,7 @@ struct LoRAOptions {
   /// Default: false.
   TORCH_ARG(bool, dora_inputs) = false;
   /// Probability of leaving out an input of the adapter (not of its layer) in training; for drop-in
-  /// layers and adapted modules, see docs/library.md. Default: 0.
+  /// layers and adapted modules, see docs/patching.md. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
   /// LoKr: the smaller side of the split of inputs and outputs; -1 takes the most even one.
   /// Default: -1.

@@ -19,8 +19,8 @@ namespace lightlora {
 /// Papers: Gal et al. 2022, "An Image is Worth One Word", arXiv:2208.01618; layer-wise: Voynov et
 ///         al. 2023, "P+", arXiv:2303.09522
 struct LearnedEmbedding {
-  std::string token;
-  at::Tensor vectors;
+  std::string token;   ///< what a prompt calls it
+  at::Tensor vectors;  ///< fp32, see above
   /// The UNet's attentions that read each slice of a layer-wise embedding, such as
   /// "down_blocks.0.attentions.0"; empty for one embedding for all of them.
   std::vector<std::string> layers = {};

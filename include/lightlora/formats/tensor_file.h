@@ -13,12 +13,12 @@ namespace lightlora {
 
 /// What one tensor of a file is, without its values.
 struct TensorInfo {
-  std::string name;
-  at::ScalarType dtype;  ///< Undefined for a type that cannot be loaded here
-  std::vector<int64_t> shape;
-  std::string dtype_name;  ///< safetensors' name of the type, as `F32`
-  uint64_t begin;          ///< first byte, counted from the start of the data
-  uint64_t end;            ///< one behind the last byte
+  std::string name;            ///< unique in its file
+  at::ScalarType dtype;        ///< Undefined for a type that cannot be loaded here
+  std::vector<int64_t> shape;  ///< its sizes
+  std::string dtype_name;      ///< safetensors' name of the type, as `F32`
+  uint64_t begin;              ///< first byte, counted from the start of the data
+  uint64_t end;                ///< one behind the last byte
 };
 
 /// A file of named tensors, opened for reading: `SafetensorsFile` or `TorchFile`; `open_tensor_file`
@@ -27,11 +27,13 @@ class TensorFile {
  public:
   virtual ~TensorFile() = default;
 
+  /// The path that was opened.
   const std::string& path() const { return path_; }
   /// What the file says beside its tensors, as text.
   const Metadata& metadata() const { return metadata_; }
   /// The tensors in the order of their bytes.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  /// Whether there is a tensor of that name.
   bool contains(const std::string& name) const { return positions_.count(name) > 0; }
 
   /// A dense copy of one tensor on the CPU, in the file's dtype.
@@ -46,8 +48,11 @@ class TensorFile {
   }
 
  protected:
+  /// A file without tensors yet.
   explicit TensorFile(std::string path) : path_(std::move(path)) {}
+  /// A second view of the same file.
   TensorFile(const TensorFile&) = default;
+  /// A second view of the same file.
   TensorFile& operator=(const TensorFile&) = default;
 
   /// The tensor of that name, or null.
@@ -55,15 +60,16 @@ class TensorFile {
     const auto position = positions_.find(name);
     return position == positions_.end() ? nullptr : &tensors_[position->second];
   }
+  /// One tensor more.
   void add(TensorInfo info) {
     positions_.emplace(info.name, tensors_.size());
     tensors_.push_back(std::move(info));
   }
 
-  std::string path_;
-  Metadata metadata_;
-  std::vector<TensorInfo> tensors_;
-  std::map<std::string, size_t> positions_;
+  std::string path_;                         ///< as it was given
+  Metadata metadata_;                        ///< what stands beside the tensors
+  std::vector<TensorInfo> tensors_;          ///< in the order of their bytes
+  std::map<std::string, size_t> positions_;  ///< in `tensors_`, by name
 };
 
 }  // namespace lightlora

@@ -26,6 +26,7 @@ namespace lightlora {
 /// (older PyTorch's, TorchScript), a pickle that holds more than tensors, values outside of it
 class TorchFile : public TensorFile {
  public:
+  /// Opens and checks a file; see above for the errors.
   explicit TorchFile(std::string path)
       : TensorFile(std::move(path)), file_(std::make_shared<const detail::MappedFile>(path_)) {
     try {
