@@ -6,12 +6,13 @@ PRESET ?= dev
 BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench clean distclean
+.PHONY: help demo test bench docs clean distclean
 
 help:
 	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
 	@echo "make test       set up, build, run all tests"
 	@echo "make bench      set up, build, run the benchmarks"
+	@echo "make docs       set up, write the documentation site to $(BUILD)/site"
 	@echo "make clean      remove what was built and the demo's pictures"
 	@echo "make distclean  also remove .deps (LibTorch and the Python packages of the tests)"
 	@echo "Settings: PRESET=dev|ci|asan|cuda, JOBS=<compilers at once>, Torch_DIR=<folder of TorchConfig.cmake>"
@@ -31,6 +32,11 @@ bench:
 	@scripts/bootstrap.sh
 	@scripts/build.sh $(PRESET) benchmarks
 	@scripts/bench.sh $(BUILD)/bin
+
+docs:
+	@scripts/bootstrap.sh --tests
+	@scripts/build.sh $(PRESET) docs
+	@echo "$(BUILD)/site/index.html"
 
 clean:
 	rm -rf build build-* demo

@@ -19,7 +19,7 @@ if [[ ! -d $folder/$name ]]; then
 fi
 
 echo "check_newest_torch: $name"
-# Its own CUDA libraries are not beside it, and a CPU consumer needs none of them.
-export LIGHTLORA_SOURCE_DIR=$PWD LIGHTLORA_BINARY_DIR=$folder LIGHTLORA_CUDA=OFF
+
+export LIGHTLORA_SOURCE_DIR=$PWD LIGHTLORA_BINARY_DIR=$folder
 export LIGHTLORA_TORCH_DIR=$folder/$name/torch/share/cmake/Torch CXX=${CXX:-c++}
 bash tests/packaging/consume.sh add_subdirectory
