@@ -8,14 +8,30 @@
 #include <torch/nn/modules/normalization.h>
 
 #include <optional>
+#include <utility>
+#include <vector>
+
+#include "stable_diffusion/gradient_checkpointing.h"
 
 namespace sd {
 
+/// segment.forward(values[0], values[1], ...)
+template <typename Segment, size_t... Index>
+at::Tensor apply_segment(Segment& segment, const std::vector<at::Tensor>& values,
+                         std::index_sequence<Index...>) {
+  return segment.forward(values[Index]...);
+}
+
 /// Calls one segment of a model: a resnet or a transformer. Every block calls its segments through
-/// here, so that gradient checkpointing has a single place; as it stands the call costs nothing.
+/// here, so that gradient checkpointing has a single place; switched off the call costs nothing.
 template <typename Segment, typename... Inputs>
 at::Tensor run_segment(Segment& segment, const Inputs&... inputs) {
-  return segment.forward(inputs...);
+  if (!GradientCheckpointing::enabled()) return segment.forward(inputs...);
+  return recomputed(
+      [&segment](const std::vector<at::Tensor>& values) {
+        return apply_segment(segment, values, std::index_sequence_for<Inputs...>());
+      },
+      {inputs...});
 }
 
 /// fresh + x, where nothing else holds `fresh`: its memory is used again if autograd allows.

@@ -98,6 +98,10 @@ class StableDiffusion {
   AutoencoderKL vae() const;
   CLIPTextModel text_encoder() const;
 
+  /// Lets go of a part that is not needed any more; its memory is free when nobody else holds it.
+  void release_vae() { vae_ = nullptr; }
+  void release_text_encoder() { text_encoder_ = nullptr; }
+
   /// Pixels per latent in each direction.
   int64_t vae_scale_factor() const { return vae_options_.downsampling(); }
   /// Height and width in pixels that the model was made for.

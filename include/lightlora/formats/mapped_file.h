@@ -43,6 +43,15 @@ class MappedFile {
 
   std::string_view bytes() const { return {static_cast<const char*>(address_), size_}; }
 
+  /// Gives the memory of bytes that were read back to the system, which reads them again if they are
+  /// asked for. A large file would otherwise count as used memory until it is closed.
+  void forget(std::string_view part) const {
+    const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto first = reinterpret_cast<uintptr_t>(part.data()) / page * page;
+    const auto end = reinterpret_cast<uintptr_t>(part.data()) + part.size();
+    if (size_ > 0) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+  }
+
   /// Reading a page that is gone ends the process, so ask before: c10::Error if the file was cut
   /// off since it was opened. (A file that is replaced by renaming stays whole in here.)
   void check_unchanged() const {

@@ -103,6 +103,7 @@ class SafetensorsFile : public TensorFile {
     at::Tensor result = at::empty(tensor.shape, at::TensorOptions(at::kCPU).dtype(tensor.dtype));
     const auto bytes = file_->bytes().substr(data_start_ + tensor.begin, tensor.end - tensor.begin);
     detail::copy_bytes(result.mutable_data_ptr(), bytes);
+    file_->forget(bytes);
     check_values(tensor, result);
     return result;
   }
