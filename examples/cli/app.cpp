@@ -114,7 +114,51 @@ CLI::Validator App::is_no_flag() const {
       /*validator_desc=*/"");
 }
 
+void App::add_config_flag() {
+  add_option("--config", config_path_, "TOML file with flags, as max_train_steps = 500; flags on "
+                                       "the command line win");
+}
+
+std::vector<Setting> App::settings() const {
+  std::vector<Setting> result;
+  for (const auto& [option, current] : current_) {
+    Setting setting = current();
+    setting.name = option->get_lnames().front();
+    const bool given = setting.kind == ValueKind::list || !setting.values.empty();
+    if (given && setting.name != "config") result.push_back(std::move(setting));
+  }
+  return result;
+}
+
+std::vector<std::string> App::with_config(const std::vector<std::string>& arguments) const {
+  std::string path;
+  std::vector<const CLI::Option*> given;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const auto equals = arguments[i].find('=');
+    const CLI::Option* option = arguments[i].rfind("--", 0) == 0
+                                    ? get_option_no_throw(arguments[i].substr(0, equals))
+                                    : nullptr;
+    given.push_back(option);
+    if (option == nullptr || option->get_lnames().front() != "config") continue;
+    if (equals != std::string::npos) path = arguments[i].substr(equals + 1);
+    if (equals == std::string::npos && i + 1 < arguments.size()) path = arguments[i + 1];
+  }
+  if (path.empty()) return arguments;
+  std::vector<std::string> all;
+  for (const auto& setting : read_config(path)) {
+    const CLI::Option* option = get_option_no_throw("--" + setting.name);
+    if (option == nullptr) {
+      throw std::invalid_argument("'" + path + "': " + unknown_argument("--" + setting.name));
+    }
+    if (std::find(given.begin(), given.end(), option) != given.end()) continue;
+    for (const auto& value : setting.values) all.push_back("--" + setting.name + "=" + value);
+  }
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  return all;
+}
+
 void App::read(std::vector<std::string> arguments) {
+  if (get_option_no_throw("--config") != nullptr) arguments = with_config(arguments);
   std::vector<std::string> reversed;  // the order that CLI11 wants
   for (auto& argument : arguments) {
     reversed.push_back(argument);

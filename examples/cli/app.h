@@ -3,10 +3,14 @@
 
 #include <CLI/App.hpp>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "cli/config.h"
+#include "cli/format.h"
 
 namespace cli {
 
@@ -34,6 +38,7 @@ class App : public CLI::App {
   CLI::Option* add_option(const std::string& flag, Value& value, const std::string& description) {
     CLI::Option* option = CLI::App::add_option(both_spellings(flag), value, description);
     option->capture_default_str();
+    remember(option, value);
     using Plain = typename PlainType<Value>::type;
     if constexpr (std::is_floating_point_v<Plain>) {
       option->check(parses_as(Number::kReal));
@@ -51,8 +56,17 @@ class App : public CLI::App {
 
   /// A switch: false unless given.
   CLI::Option* add_flag(const std::string& flag, bool& value, const std::string& description) {
-    return CLI::App::add_flag(both_spellings(flag), value, description)->take_last();
+    CLI::Option* option = CLI::App::add_flag(both_spellings(flag), value, description);
+    remember(option, value);
+    return option->take_last();
   }
+
+  /// Adds `--config FILE`: flags from a TOML file, over which the command line wins.
+  void add_config_flag();
+
+  /// What every flag of the program holds now, those without a value left out: the text of it
+  /// (`config_text`) is a configuration file that repeats the run.
+  std::vector<Setting> settings() const;
 
   /// The text of `--help`.
   std::string help_text() const;
@@ -74,6 +88,30 @@ class App : public CLI::App {
     using type = Value;
   };
 
+  // What a variable holds now, as a setting; no values for an empty optional.
+  template <typename Value>
+  static Setting setting_of(const Value& value) {
+    if constexpr (std::is_same_v<Value, bool>) {
+      return {"", ValueKind::toggle, {value ? "true" : "false"}};
+    } else if constexpr (std::is_integral_v<Value>) {
+      return {"", ValueKind::integer, {std::to_string(value)}};
+    } else if constexpr (std::is_floating_point_v<Value>) {
+      return {"", ValueKind::real, {format_exact(value)}};
+    } else if constexpr (std::is_same_v<Value, std::vector<std::string>>) {
+      return {"", ValueKind::list, value};
+    } else if constexpr (std::is_same_v<Value, std::string>) {
+      return {"", ValueKind::text, {value}};
+    } else {
+      return value ? setting_of(*value) : Setting{};
+    }
+  }
+
+  template <typename Value>
+  void remember(const CLI::Option* option, const Value& value) {
+    current_.emplace_back(option, [&value] { return setting_of(value); });
+  }
+
+  std::vector<std::string> with_config(const std::vector<std::string>& arguments) const;
   static std::string both_spellings(const std::string& flag);
   static CLI::Validator parses_as(Number kind);
   CLI::Validator is_no_flag() const;
@@ -81,6 +119,8 @@ class App : public CLI::App {
   std::string unknown_argument(const std::string& argument) const;
 
   std::string example_;
+  std::string config_path_;
+  std::vector<std::pair<const CLI::Option*, std::function<Setting()>>> current_;
 };
 
 /// Checks for `add_option(...)->check(...)`; the message reads "expected <what>, got <value>".

@@ -2,6 +2,7 @@
 #include "cli/format.h"
 
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 
@@ -46,6 +47,11 @@ std::string format_clock(double seconds) {
   const auto whole = static_cast<long long>(seconds);
   if (whole < 3600) return print("%02lld:%02lld", whole / 60, whole % 60);
   return print("%lld:%02lld:%02lld", whole / 3600, whole / 60 % 60, whole % 60);
+}
+
+std::string format_exact(double value) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
 }
 
 std::string format_count(int64_t count) {

@@ -17,6 +17,9 @@ std::string format_duration(double seconds);
 /// A length of time for a narrow place: "01:05", "2:03:07"; "?" as above.
 std::string format_clock(double seconds);
 
+/// The shortest text that reads back as the same number, for files.
+std::string format_exact(double value);
+
 /// A count with thousands apart: "19,200".
 std::string format_count(int64_t count);
 

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace cli {
+
+/// What kind of value a flag takes, as configuration files write it.
+enum class ValueKind { text, integer, real, list, toggle };
+
+/// One flag's value, or a list's values.
+struct Setting {
+  std::string name;  ///< without dashes
+  ValueKind kind = ValueKind::text;
+  std::vector<std::string> values;
+};
+
+/// Reads a TOML file of flags: `max_train_steps = 500`. Tables only group; their names do not count.
+/// Errors: std::invalid_argument with the file and the line
+std::vector<Setting> read_config(const std::string& path);
+
+/// The settings as TOML, one line each, in their order.
+std::string config_text(const std::vector<Setting>& settings);
+
+}  // namespace cli
