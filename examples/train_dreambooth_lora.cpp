@@ -1,123 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0
-// Teaches a Stable Diffusion model a subject from a few pictures, with LoRA adapters in the UNet.
-// Ends with the files written, their sizes, and the command that draws with them.
-#include <lightlora/formats/diffusers.h>
-#include <torch/torch.h>
+// Teaches a Stable Diffusion model a subject from a few pictures, with LoRA adapters in the UNet
+// and, if asked to, the text encoder. Ends with the files written, their sizes, and the command that
+// draws with them.
+#include <lightlora/formats/atomic_file.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <iostream>
 
 #include "cli/app.h"
+#include "cli/config.h"
 #include "cli/format.h"
-#include "cli/interrupt.h"
-#include "cli/progress.h"
 #include "cli/run.h"
 #include "stable_diffusion/device.h"
-#include "stable_diffusion/pipeline.h"
+#include "training/checkpoint.h"
 #include "training/dreambooth.h"
-#include "training/flags.h"
+#include "training/memory.h"
+#include "training/model_card.h"
 
 namespace {
 
+using training::DreamBooth;
 using training::Flags;
 
-// The adapters that the flags describe, in the UNet.
-lightlora::Patched patch_unet(sd::StableDiffusion& pipeline, const Flags& flags) {
-  torch::manual_seed(flags.seed);
-  auto lora = lightlora::patch(*pipeline.unet(), flags.variant, flags.lora_options(),
-                               lightlora::Targets(flags.target_modules));
-  std::cout << lora->report().to_string() << "\n" << lora->adapters()[0]->description() << "\n";
-  if (flags.init == "both_zero") {
-    std::cout << "warning: --init both_zero is a saddle: every gradient is exactly zero there, so "
-                 "nothing will be learned\n";
-  }
-  return lora;
-}
-
-training::ImageDataset load_pictures(const Flags& flags, int64_t resolution) {
-  training::ImageDataset dataset(
-      flags.instance_data_dir,
-      {resolution, flags.center_crop, images::filter_by_name(flags.image_interpolation_mode)});
-  for (const auto& name : dataset.skipped()) {
-    std::cout << "notice: '" << name << "' in " << flags.instance_data_dir
-              << " is not a picture and is left out\n";
-  }
-  return dataset;
-}
-
-void print_start(const Flags& flags, int64_t pictures, int64_t resolution) {
-  const int64_t total_batch = flags.train_batch_size * flags.gradient_accumulation_steps;
+void print_start(const Flags& flags, int64_t samples) {
+  const auto& f = flags.optimization;
+  const int64_t resolution = *flags.data.resolution;
+  const int64_t batches = (samples + f.train_batch_size - 1) / f.train_batch_size;
   std::cout << "***** Running training *****\n"
-            << "  Num examples = " << pictures << " at " << resolution << "x" << resolution << "\n"
-            << "  Instantaneous batch size per device = " << flags.train_batch_size << "\n"
-            << "  Total train batch size = " << total_batch << "\n"
-            << "  Gradient Accumulation steps = " << flags.gradient_accumulation_steps << "\n"
-            << "  Total optimization steps = " << *flags.max_train_steps << "\n"
-            << "  Learning rate = " << *flags.learning_rate << "\n";
+            << "  Num examples = " << samples << " at " << resolution << "x" << resolution << "\n"
+            << "  Num batches each epoch = " << batches << "\n"
+            << "  Instantaneous batch size per device = " << f.train_batch_size << "\n"
+            << "  Total train batch size = " << f.total_batch_size() << "\n"
+            << "  Gradient Accumulation steps = " << f.gradient_accumulation_steps << "\n"
+            << "  Total optimization steps = " << *f.max_train_steps << "\n"
+            << "  Learning rate = " << *f.learning_rate << "\n";
 }
 
-// Trains until done or Ctrl-C.
-void train(training::DreamBoothTrainer& trainer, int64_t steps) {
-  cli::Progress progress("Steps", steps);
-  double smoothed = 0;
-  while (trainer.steps_done() < steps && !cli::interrupted()) {
-    const auto report = trainer.step();
-    // Single losses jump with their timesteps: a running mean over about 50 steps shows the trend.
-    const auto weight = std::max(0.02, 1.0 / static_cast<double>(trainer.steps_done()));
-    smoothed += weight * (report.loss - smoothed);
-    progress.update(trainer.steps_done(),
-                    {{"loss", smoothed}, {"lr", report.learning_rate}});
-  }
-  progress.finish();
-  if (trainer.steps_done() < steps) {
-    std::cout << "stopped by request after " << trainer.steps_done() << " of " << steps
-              << " steps; saving what was learned\n";
-  }
+std::filesystem::path in_output(const Flags& flags, const char* name) {
+  return std::filesystem::path(flags.run.output_dir) / name;
 }
 
-void save(const lightlora::Patched& lora, const Flags& flags) {
-  const lightlora::Components components{{"unet", lora->state()}};
-  lightlora::Components exported = components;
-  if (flags.split_rank) {
-    exported["unet"] = lightlora::split_fused(components.at("unet"), *flags.split_rank);
+void write_config(const cli::App& app, const Flags& flags) {
+  lightlora::detail::AtomicFile file(in_output(flags, "config.toml").string());
+  file.write("# Repeats the run: " + app.get_name() + " --config config.toml\n" +
+             cli::config_text(app.settings()));
+  file.commit();
+}
+
+void write_card(const cli::App& app, const Flags& flags) {
+  training::ModelCard card;
+  card.title = "LoRA of " + flags.instance_prompt;
+  card.base_model = flags.model;
+  card.prompt = flags.instance_prompt;
+  card.trains_text_encoder = flags.adapter.train_text_encoder;
+  card.picture_prompt = flags.run.validation_prompt;
+  if (std::filesystem::exists(in_output(flags, "contact_sheet.png"))) card.pictures = {"contact_sheet.png"};
+  for (const auto& setting : app.settings()) {
+    std::string text;
+    for (const auto& value : setting.values) text += (text.empty() ? "" : ", ") + value;
+    card.settings.emplace_back(setting.name, text);
   }
-  const auto folder = std::filesystem::path(flags.output_dir);
-  const auto native = (folder / "lightlora.safetensors").string();
-  const auto diffusers = (folder / "pytorch_lora_weights.safetensors").string();
-  lightlora::save_native(native, components, {{"instance_prompt", flags.instance_prompt}});
-  lightlora::save_diffusers(diffusers, exported);
-  const auto size = [](const std::string& path) {
-    return cli::format_bytes(static_cast<int64_t>(std::filesystem::file_size(path)));
+  training::write_model_card(flags.run.output_dir, card);
+}
+
+void print_end(const Flags& flags) {
+  const auto print_file = [&](const char* title, const char* name) {
+    const auto path = in_output(flags, name);
+    const auto bytes = static_cast<int64_t>(std::filesystem::file_size(path));
+    std::cout << title << path.string() << " (" << cli::format_bytes(bytes) << ")\n";
   };
-  std::cout << "native file:    " << native << " (" << size(native) << ")\n"
-            << "diffusers file: " << diffusers << " (" << size(diffusers) << ")\n"
-            << "draw with it:   text_to_image --pretrained_model_name_or_path " << flags.model
-            << " --lora " << native << " --prompt \"" << flags.instance_prompt
-            << "\" --output picture.png\n";
+  const int64_t peak = training::peak_memory(sd::pick_device(flags.device));
+  if (peak > 0) std::cout << "peak memory:    " << cli::format_bytes(peak) << "\n";
+  print_file("native file:    ", DreamBooth::kNativeFile);
+  print_file("diffusers file: ", DreamBooth::kDiffusersFile);
+  std::cout << "draw with it:   text_to_image --pretrained_model_name_or_path " << flags.model
+            << " --lora " << in_output(flags, DreamBooth::kNativeFile).string() << " --prompt \""
+            << flags.instance_prompt << "\" --output picture.png\n";
 }
 
-void run(Flags flags) {
+void run(const cli::App& app, Flags& flags) {
   flags.check();
-  std::filesystem::create_directories(flags.output_dir);
-  const auto dtype = flags.weight_dtype();
-  const auto options = sd::StableDiffusionOptions().device(sd::pick_device(flags.device)).dtype(dtype);
-  sd::StableDiffusion pipeline(flags.model, options);
-  const int64_t resolution = flags.resolution.value_or(pipeline.default_size()[0]);
-  auto dataset = load_pictures(flags, resolution);
-  flags.resolve_steps(dataset.size());
-  const auto lora = patch_unet(pipeline, flags);
-  print_start(flags, dataset.size(), resolution);
-
-  training::DreamBoothModels models{pipeline.unet(), pipeline.vae(),
-                                    sd::NoiseSchedule(pipeline.scheduler_config()),
-                                    pipeline.encode_prompt({flags.instance_prompt})};
-  {
-    training::DreamBoothTrainer trainer(models, std::move(dataset), lora, flags.schedule(),
-                                        flags.trainer_options());
-    train(trainer, *flags.max_train_steps);
-  }
-  save(lora, flags);
+  training::prepare_output_folder(flags.run.output_dir);
+  DreamBooth dreambooth(flags);
+  training::Run training_run(dreambooth.trainer(),
+                             dreambooth.run_parts(cli::config_text(app.settings())));
+  training_run.resume();
+  print_start(flags, dreambooth.samples_per_epoch());
+  write_config(app, flags);
+  training_run.train();
+  dreambooth.save_weights(flags.run.output_dir);
+  write_card(app, flags);
+  print_end(flags);
 }
 
 }  // namespace
@@ -130,5 +103,5 @@ int main(int argc, char** argv) {
                "--instance_data_dir photos --instance_prompt 'a photo of sks dog' --output_dir out "
                "--variant light --max_train_steps 500");
   training::add_flags(app, flags);
-  return cli::run(argc, argv, app, [&] { run(flags); });
+  return cli::run(argc, argv, app, [&] { run(app, flags); });
 }

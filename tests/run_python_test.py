@@ -14,7 +14,7 @@ import pathlib
 import runpy
 import sys
 
-OPTIONAL = {"accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "safetensors",
+OPTIONAL = {"accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "safetensors", "tensorboard",
             "tokenizers", "torch", "transformers"}
 
 

@@ -143,6 +143,11 @@ bool is_image_file(const std::string& path) {
   }
 }
 
+std::string describe_other_file(const std::string& path) {
+  if (std::filesystem::is_directory(path)) return "a folder";
+  return looks_like(read_file(path, kHeadBytes));
+}
+
 Folder list_images(const std::string& folder) {
   namespace fs = std::filesystem;
   TORCH_CHECK(fs::exists(folder), "'", folder,

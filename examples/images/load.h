@@ -26,6 +26,10 @@ Image decode_image(const std::vector<uint8_t>& bytes, const std::string& name);
 /// Whether the file begins as a picture that load_image reads; false if it cannot be opened.
 bool is_image_file(const std::string& path);
 
+/// What a file that is no picture seems to be, for messages: "a text file", "a HEIC picture; hint:
+/// convert it to PNG or JPEG first", ...
+std::string describe_other_file(const std::string& path);
+
 /// The entries of a folder, each list sorted by name.
 struct Folder {
   std::vector<std::string> images;  ///< paths of the pictures

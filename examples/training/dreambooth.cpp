@@ -1,114 +1,158 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/dreambooth.h"
 
-#include <torch/nn/functional/loss.h>
+#include <lightlora/formats/diffusers.h>
 
-#include <cmath>
+#include <filesystem>
+#include <iostream>
 #include <utility>
 
-#include "training/random.h"
+#include "stable_diffusion/device.h"
+#include "training/class_pictures.h"
 
 namespace training {
 
-using torch::Tensor;
+namespace {
 
-DreamBoothTrainer::DreamBoothTrainer(DreamBoothModels models, ImageDataset dataset,
-                                     lightlora::Patched lora, LearningRate learning_rate,
-                                     DreamBoothOptions options)
-    : models_(std::move(models)),
-      dataset_(std::move(dataset)),
-      lora_(std::move(lora)),
-      active_(lora_->activate()),
-      learning_rate_(std::move(learning_rate)),
-      options_(options),
-      bank_(lora_->parameters()),
-      optimizer_(bank_.values(), options.adam),
-      scaler_(options.scale_loss, bank_.values().device()),
-      fixed_moments_(static_cast<std::size_t>(dataset_.size())) {
-  models_.unet->train();
+// The pictures of a folder, with a notice for everything else in it.
+std::vector<PictureFile> read_with_notices(const std::string& folder) {
+  auto data = read_data_folder(folder);
+  for (const auto& notice : data.notices) std::cout << "notice: " << notice << "\n";
+  return std::move(data.pictures);
 }
 
-int64_t DreamBoothTrainer::picture_of(int64_t sample) {
-  const int64_t epoch = sample / dataset_.size();
-  if (epoch != epoch_) {
-    auto generator = generator_for(options_.seed, Stream::order, epoch);
-    const Tensor order = torch::randperm(dataset_.size(), generator);
-    order_.assign(order.data_ptr<int64_t>(), order.data_ptr<int64_t>() + order.numel());
-    epoch_ = epoch;
-  }
-  return order_[static_cast<std::size_t>(sample % dataset_.size())];
+sd::StableDiffusionOptions pipeline_options(const Flags& flags, c10::ScalarType dtype) {
+  return sd::StableDiffusionOptions().device(sd::pick_device(flags.device)).dtype(dtype);
 }
 
-Tensor DreamBoothTrainer::latents_of(int64_t picture, at::Generator& generator) {
-  const torch::NoGradGuard no_grad;
-  auto& [mean, std] = fixed_moments_[static_cast<std::size_t>(picture)];
-  if (!mean.defined() || !dataset_.is_fixed(picture)) {
-    const Tensor weight = models_.vae->parameters()[0];
-    const Tensor pixels = dataset_.sample(picture, generator).to(weight.device(), weight.dtype());
-    const auto posterior = models_.vae->encode(pixels.unsqueeze(0));
-    mean = posterior.mean()[0].to(torch::kCPU, torch::kFloat);
-    std = posterior.std()[0].to(torch::kCPU, torch::kFloat);
-  }
-  const Tensor noise = torch::randn(mean.sizes(), generator, torch::kFloat);
-  return (mean + std * noise) * models_.vae->options.scaling_factor();
+std::string in_folder(const std::string& folder, const char* name) {
+  return (std::filesystem::path(folder) / name).string();
 }
 
-DreamBoothTrainer::Draw DreamBoothTrainer::draw(int64_t sample) {
-  const int64_t picture = picture_of(sample);
-  auto generator = generator_for(options_.seed, Stream::sample, sample);
-  Draw result;
-  result.latents = latents_of(picture, generator);
-  result.noise = torch::randn(result.latents.sizes(), generator, torch::kFloat);
-  result.timestep = torch::randint(models_.schedule.num_train_timesteps(), {1}, generator,
-                                   torch::kLong)
-                        .item<int64_t>();
-  return result;
+}  // namespace
+
+DreamBooth::DreamBooth(Flags& flags) : flags_(flags) {
+  auto files = read_with_notices(flags.instance_data_dir);
+  auto held_out = split_off(files, flags.data.validation_split, flags.seed);
+  if (flags.with_prior_preservation) prepare_class_pictures();
+  pipeline_.emplace(flags.model, pipeline_options(flags, flags.weight_dtype()));
+  flags.data.resolution = flags.data.resolution.value_or(pipeline_->default_size()[0]);
+  auto instance = make_source(std::move(files), flags.instance_samples());
+  std::optional<SampleSource> prior;
+  if (flags.with_prior_preservation) {
+    prior = make_source(read_with_notices(flags.class_data_dir), flags.class_samples());
+  }
+  samples_per_epoch_ = instance.samples_per_epoch();
+  auto& optimization = flags.optimization;
+  optimization.resolve(samples_per_epoch_, flags.adapter.usual_rate());
+  validation_interval_ = flags.run.validation_interval(
+      optimization.steps_per_epoch(samples_per_epoch_), !held_out.empty());
+  adapt();
+
+  DiffusionLoss loss(sd::NoiseSchedule(pipeline_->scheduler_config()), optimization.loss_options());
+  auto captions = instance.captions();
+  const auto add_captions = [&](const std::vector<std::string>& more) {
+    captions.insert(captions.end(), more.begin(), more.end());
+  };
+  if (prior) add_captions(prior->captions());
+  if (validates()) {
+    std::optional<SampleSource> held;
+    if (!held_out.empty()) held = make_source(std::move(held_out), flags.instance_samples());
+    validation_loss_.emplace((held ? *held : instance).latents(), flags.instance_prompt, loss,
+                             flags.seed);
+    add_captions(validation_loss_->captions());
+  }
+  PromptStates prompts = encode_prompts(captions);
+  if (flags.data.cache_latents) {
+    instance.latents().encode_all();
+    if (prior) prior->latents().encode_all();
+    if (flags.run.validation_prompt.empty()) pipeline_->release_vae();
+  }
+  trainer_ = std::make_unique<Trainer>(
+      TrainerParts{pipeline_->unet(), std::move(loss), std::move(prompts), std::move(instance),
+                   std::move(prior), adapters_->all(),
+                   adapters_->groups(*optimization.learning_rate)},
+      optimization.schedule(), flags.trainer_options());
 }
 
-double DreamBoothTrainer::backward(int64_t first_sample) {
-  std::vector<Tensor> latents, noise;
-  std::vector<int64_t> timesteps;
-  for (int64_t i = 0; i < options_.train_batch_size; ++i) {
-    const Draw one = draw(first_sample + i);
-    latents.push_back(one.latents);
-    noise.push_back(one.noise);
-    timesteps.push_back(one.timestep);
-  }
-  const auto device = models_.prompt_states.device();
-  const auto dtype = models_.prompt_states.scalar_type();
-  const Tensor x = torch::stack(latents).to(device);
-  const Tensor e = torch::stack(noise).to(device);
-  const Tensor t = torch::tensor(timesteps, torch::kLong).to(device);
-  const Tensor states = models_.prompt_states.expand({options_.train_batch_size, -1, -1});
-  const Tensor noisy = models_.schedule.add_noise(x, e, t).to(dtype);
-  const Tensor predicted = models_.unet->forward(noisy, t, states);
-  const Tensor target = models_.schedule.target(x, e, t);
-  const Tensor loss = torch::mse_loss(predicted.to(torch::kFloat), target);
-  const auto share = 1.0 / static_cast<double>(options_.gradient_accumulation_steps);
-  scaler_.scaled(loss * share).backward();
-  return loss.item<double>() * share;
+// Those that are missing are drawn with a pipeline of its own, which is gone afterwards.
+void DreamBooth::prepare_class_pictures() const {
+  const auto options = flags_.class_pictures();
+  if (missing_class_pictures(options) == 0) return;
+  sd::StableDiffusion pipeline(flags_.model, pipeline_options(flags_, flags_.prior_dtype()));
+  TORCH_CHECK(draw_class_pictures(pipeline, options),
+              "stopped by request while drawing class pictures; hint: the next run goes on there");
 }
 
-StepReport DreamBoothTrainer::step() {
-  StepReport report;
-  bank_.zero_gradients();
-  const int64_t batch = options_.train_batch_size;
-  const int64_t first = done_ * batch * options_.gradient_accumulation_steps;
-  for (int64_t i = 0; i < options_.gradient_accumulation_steps; ++i) {
-    report.loss += backward(first + i * batch);
+void DreamBooth::adapt() {
+  torch::nn::Module* text_encoder =
+      flags_.adapter.train_text_encoder ? pipeline_->text_encoder().get() : nullptr;
+  adapters_.emplace(flags_.adapter, *pipeline_->unet(), text_encoder, flags_.seed);
+  if (flags_.adapter.train_text_encoder) pipeline_->text_encoder()->train();
+  for (const auto& model : adapters_->all()) std::cout << model->report().to_string() << "\n";
+  std::cout << adapters_->unet()->adapters()[0]->description() << "\n";
+  if (flags_.adapter.init == "both_zero") {
+    std::cout << "warning: --init both_zero is a saddle: every gradient is exactly zero there, so "
+                 "nothing will be learned\n";
   }
-  report.learning_rate = learning_rate_.at(done_);
-  const bool finite = scaler_.unscale(bank_.gradients());
-  TORCH_CHECK(std::isfinite(report.loss) && (finite || scaler_.enabled()),
-              "training: step ", done_ + 1, ": expected a finite loss and gradient, got ",
-              report.loss, "; hint: lower --learning_rate, or train in fp32 or bf16");
-  report.skipped = !finite;
-  if (finite) {
-    bank_.clip(options_.max_grad_norm);
-    optimizer_.step(bank_.values(), bank_.gradients(), report.learning_rate);
+}
+
+SampleSource DreamBooth::make_source(std::vector<PictureFile> files, const SampleOptions& options) {
+  ImageDataset dataset(std::move(files), flags_.data.dataset_options(*flags_.data.resolution));
+  return {LatentSource(std::move(dataset), pipeline_->vae(), flags_.data.cache_latents, flags_.seed),
+          options};
+}
+
+// A text encoder that nothing needs any more is dropped.
+PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions) {
+  for (const auto& caption : captions) {
+    const auto warning = pipeline_->tokenizer().truncation_warning(caption);
+    if (!warning.empty()) std::cout << "notice: " << warning << "\n";
   }
-  ++done_;
-  return report;
+  PromptStates prompts(
+      [this](const std::vector<std::string>& texts) {
+        return pipeline_->encode_prompt(texts, flags_.clip_skip);
+      },
+      flags_.adapter.train_text_encoder);
+  prompts.prepare(captions);
+  if (prompts.trains()) return prompts;
+  prompts.release_encoder();
+  if (flags_.run.validation_prompt.empty()) pipeline_->release_text_encoder();
+  return prompts;
+}
+
+RunParts DreamBooth::run_parts(const std::string& settings) {
+  RunParts parts;
+  parts.flags = flags_.run;
+  parts.steps = *flags_.optimization.max_train_steps;
+  parts.validation_interval = validation_interval_;
+  parts.settings = settings;
+  parts.save_weights = [this](const std::string& folder) { save_weights(folder); };
+  parts.load_weights = [this](const std::string& folder) { load_weights(folder); };
+  parts.validation_loss = validation_loss_;
+  if (!flags_.run.validation_prompt.empty()) {
+    parts.validation_pictures.emplace(flags_.validation_pictures());
+  }
+  parts.pipeline = &*pipeline_;
+  return parts;
+}
+
+void DreamBooth::save_weights(const std::string& folder) const {
+  const lightlora::Components components = adapters_->state();
+  lightlora::Components exported = components;
+  if (flags_.adapter.split_rank) {
+    for (auto& item : exported) {
+      item.second = lightlora::split_fused(item.second, *flags_.adapter.split_rank);
+    }
+  }
+  lightlora::save_native(in_folder(folder, kNativeFile), components,
+                         {{"instance_prompt", flags_.instance_prompt}});
+  lightlora::save_diffusers(in_folder(folder, kDiffusersFile), exported);
+}
+
+void DreamBooth::load_weights(const std::string& folder) {
+  const lightlora::SafetensorsFile file(in_folder(folder, kNativeFile));
+  adapters_->load_state(lightlora::load_native(file));
 }
 
 }  // namespace training

@@ -1,87 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/patch.h>
-#include <torch/types.h>
-
-#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "stable_diffusion/schedulers.h"
-#include "stable_diffusion/unet.h"
-#include "stable_diffusion/vae.h"
-#include "training/dataset.h"
-#include "training/optimizer.h"
+#include "stable_diffusion/pipeline.h"
+#include "training/adapters.h"
+#include "training/flags.h"
+#include "training/run.h"
 
 namespace training {
 
-struct DreamBoothOptions {
-  int64_t train_batch_size = 4;
-  int64_t gradient_accumulation_steps = 1;
-  int64_t max_train_steps = 500;
-  uint64_t seed = 0;
-  double max_grad_norm = 1.0;
-  bool scale_loss = false;  ///< for fp16 weights
-  AdamWOptions adam;
-};
-
-/// The frozen models of a run, all on one device; `prompt_states` are the text encoder's states of
-/// the instance prompt, (1, T, C) in the UNet's dtype.
-struct DreamBoothModels {
-  sd::UNet2DConditionModel unet;
-  sd::AutoencoderKL vae;
-  sd::NoiseSchedule schedule;
-  torch::Tensor prompt_states;
-};
-
-/// What one step did.
-struct StepReport {
-  double loss = 0;
-  double learning_rate = 0;
-  bool skipped = false;  ///< an fp16 overflow: the step was left out
-};
-
-/// DreamBooth training of the adapters of a patched UNet.
-/// Equation: loss = mean over the batch of |target - unet(add_noise(x, noise, t), t, prompt)|^2
-/// Paper:    Ruiz et al. 2022, arXiv:2208.12242, without the prior term
-/// Step k draws the same pictures, crops, noise and timesteps in every run of the same seed.
-class DreamBoothTrainer {
+/// A DreamBooth run as its flags describe it: pictures, models, adapters and trainer. Prints notices
+/// about the pictures and what is adapted.
+class DreamBooth {
  public:
-  DreamBoothTrainer(DreamBoothModels models, ImageDataset dataset, lightlora::Patched lora,
-                    LearningRate learning_rate, DreamBoothOptions options);
+  /// Loads everything and fills in the flags that depend on it. `flags` must outlive the object.
+  /// Errors: as the parts; c10::Error if Ctrl-C came while class pictures were drawn
+  explicit DreamBooth(Flags& flags);
+  DreamBooth(const DreamBooth&) = delete;
+  DreamBooth& operator=(const DreamBooth&) = delete;
 
-  /// One optimiser step. Errors: c10::Error naming the step if the loss is not finite; the adapters
-  /// then hold the values of the last good step.
-  StepReport step();
-  /// Steps done so far.
-  int64_t steps_done() const { return done_; }
+  Trainer& trainer() { return *trainer_; }
+  int64_t samples_per_epoch() const { return samples_per_epoch_; }
+  /// What a Run needs; `settings` is the resolved configuration.
+  RunParts run_parts(const std::string& settings);
+
+  /// Writes lightlora.safetensors and pytorch_lora_weights.safetensors into a folder.
+  void save_weights(const std::string& folder) const;
+  /// Puts back what lightlora.safetensors of a folder holds.
+  void load_weights(const std::string& folder);
+
+  static constexpr const char* kNativeFile = "lightlora.safetensors";
+  static constexpr const char* kDiffusersFile = "pytorch_lora_weights.safetensors";
 
  private:
-  /// Random numbers of one sample, all from its own generator.
-  struct Draw {
-    torch::Tensor latents;  // (4, h, w), scaled
-    torch::Tensor noise;    // (4, h, w)
-    int64_t timestep;
-  };
+  bool validates() const { return validation_interval_ > 0; }
+  void prepare_class_pictures() const;
+  void adapt();
+  SampleSource make_source(std::vector<PictureFile> files, const SampleOptions& options);
+  PromptStates encode_prompts(const std::vector<std::string>& captions);
 
-  Draw draw(int64_t sample);
-  int64_t picture_of(int64_t sample);
-  torch::Tensor latents_of(int64_t picture, at::Generator& generator);
-  double backward(int64_t first_sample);
-
-  DreamBoothModels models_;
-  ImageDataset dataset_;
-  lightlora::Patched lora_;
-  lightlora::Activation active_;
-  LearningRate learning_rate_;
-  DreamBoothOptions options_;
-  ParameterBank bank_;
-  AdamW optimizer_;
-  LossScaler scaler_;
-  int64_t done_ = 0;
-  int64_t epoch_ = -1;
-  std::vector<int64_t> order_;
-  std::vector<std::pair<torch::Tensor, torch::Tensor>> fixed_moments_;  // mean, std of each picture
+  Flags& flags_;
+  std::optional<sd::StableDiffusion> pipeline_;
+  std::optional<Adapters> adapters_;
+  std::optional<ValidationLoss> validation_loss_;
+  std::unique_ptr<Trainer> trainer_;
+  int64_t samples_per_epoch_ = 0, validation_interval_ = 0;
 };
 
 }  // namespace training

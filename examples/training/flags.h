@@ -2,55 +2,52 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
-#include <lightlora/options.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "cli/app.h"
-#include "training/dreambooth.h"
+#include "training/adapters.h"
+#include "training/class_pictures.h"
+#include "training/data_flags.h"
+#include "training/optimization_flags.h"
+#include "training/run_flags.h"
+#include "training/trainer.h"
+#include "training/validation.h"
 
 namespace training {
 
-/// The flags of train_dreambooth_lora: diffusers' names and defaults where its script has them.
+/// The flags of train_dreambooth_lora: diffusers' names and defaults where its script has them,
+/// kohya's sd-scripts' for what only that has.
 struct Flags {
   std::string model, instance_data_dir, instance_prompt;
-  std::string output_dir = "lora-dreambooth-model";
 
-  std::string variant = "light", init = "up_zero", aux_init = "orthogonal";
-  int64_t rank = 4, aux_in = 100, aux_out = 50;
-  uint64_t aux_seed = 0;
-  std::optional<double> network_alpha;
-  std::optional<int64_t> split_rank;
-  std::vector<std::string> target_modules{"to_q", "to_k", "to_v", "to_out.0"};
+  bool with_prior_preservation = false;
+  std::string class_data_dir, class_prompt, prior_generation_precision = "auto";
+  int64_t num_class_images = 100, sample_batch_size = 4;
+  double prior_loss_weight = 1;
 
-  std::optional<int64_t> resolution;
-  bool center_crop = false;
-  std::string image_interpolation_mode = "lanczos";
+  DataFlags data;
+  AdapterFlags adapter;
+  OptimizationFlags optimization;
+  RunFlags run;
 
-  int64_t train_batch_size = 4, gradient_accumulation_steps = 1, num_train_epochs = 1;
-  std::optional<int64_t> max_train_steps;
-  std::optional<double> learning_rate;
-  std::string lr_scheduler = "constant";
-  int64_t lr_warmup_steps = 500;
-  double lr_num_cycles = 1, lr_power = 1;
-  AdamWOptions adam;
-  double max_grad_norm = 1.0;
-
+  bool pre_compute_text_embeddings = false;
+  int64_t clip_skip = 0;
   uint64_t seed = 0;
   std::string mixed_precision = "no", device = "auto";
 
+  Flags() { run.output_dir = "lora-dreambooth-model"; }
+
   /// Errors: c10::ValueError for values that do not go together
   void check() const;
-  /// Fills in what depends on the number of pictures and on the variant.
-  void resolve_steps(int64_t pictures);
-  /// Errors: c10::ValueError as LoRAOptions' parsers
-  lightlora::LoRAOptions lora_options() const;
   c10::ScalarType weight_dtype() const;
-  LearningRate schedule() const;
-  DreamBoothOptions trainer_options() const;
+  c10::ScalarType prior_dtype() const;
+  ClassPictureOptions class_pictures() const;
+  TrainerOptions trainer_options() const;
+  ValidationPictureOptions validation_pictures() const;
+  SampleOptions instance_samples() const;
+  SampleOptions class_samples() const;
 };
 
 /// Puts the flags into the program's `--help` and reads them.

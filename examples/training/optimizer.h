@@ -5,96 +5,135 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-// Optimising a few hundred small tensors as one: a step touches one buffer of values and one of
-// gradients, so that AdamW, clipping and zeroing are one kernel each.
+#include "training/parameter_bank.h"
 
 namespace training {
 
-/// Makes many leaf tensors views of one flat buffer, and their gradients views of another.
-/// The tensors stay the same objects; a backward pass adds into the flat gradient.
-class ParameterBank {
- public:
-  /// Errors: c10::ValueError if there are none; c10::Error unless all have one dtype and device
-  explicit ParameterBank(const std::vector<torch::Tensor>& parameters);
-
-  const torch::Tensor& values() const { return values_; }
-  const torch::Tensor& gradients() const { return gradients_; }
-  void zero_gradients() { gradients_.zero_(); }
-
-  /// Scales the gradients down so that their L2 norm is at most `max_norm`, and returns the norm
-  /// they had as a tensor without dimensions: nothing waits for a GPU. No clipping if max_norm <= 0.
-  torch::Tensor clip(double max_norm);
-
- private:
-  torch::Tensor values_, gradients_;
+/// What the optimisers can be told; each takes what it knows.
+struct OptimizerOptions {
+  std::string name = "adamw";      ///< one of `optimizer_names()`
+  double beta1 = 0.9;              ///< adamw, lion, prodigy
+  std::optional<double> beta2;     ///< the same; default: 0.999, lion 0.99
+  std::optional<double> beta3;     ///< prodigy; default: the root of beta2
+  std::optional<double> decay;     ///< weight decay; default: 0.01, adafactor and sgd none
+  double epsilon = 1e-8;           ///< adamw, prodigy
+  double momentum = 0.0;           ///< sgd
+  double d_coef = 1.0;             ///< prodigy: factor of the rate that it finds
+  bool bias_correction = true;     ///< prodigy
+  bool safeguard_warmup = true;    ///< prodigy
 };
 
-struct AdamWOptions {
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double weight_decay = 1e-2;
-  double epsilon = 1e-8;
-};
-
-/// AdamW over one flat tensor. Paper: Loshchilov and Hutter 2017, arXiv:1711.05101
-class AdamW {
+/// One optimiser over one slice of a ParameterBank. Its state is tensors with names, which is all
+/// that a checkpoint has to know.
+class Optimizer {
  public:
-  AdamW(const torch::Tensor& values, AdamWOptions options);
+  virtual ~Optimizer() = default;
 
-  /// One update in place.
-  void step(const torch::Tensor& values, const torch::Tensor& gradients, double learning_rate);
+  /// One update in place; all tensors flat and of one size.
+  virtual void step(const torch::Tensor& values, const torch::Tensor& gradients,
+                    double learning_rate) = 0;
 
-  /// First and second moment and the step count, under names that begin with `prefix`.
+  /// Copies of the state on the CPU, under names that begin with `prefix`.
   lightlora::TensorMap state(const std::string& prefix) const;
+  /// Errors: c10::Error naming a tensor that is missing or of another size
   void load_state(const lightlora::TensorMap& state, const std::string& prefix);
 
+ protected:
+  /// Makes a tensor part of the state; it must from then on be changed in place.
+  torch::Tensor track(const std::string& name, torch::Tensor value);
+
  private:
-  AdamWOptions options_;
+  std::vector<std::pair<std::string, torch::Tensor>> state_;
+};
+
+/// Errors: c10::ValueError that lists the names if there is none of this name
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
+                                          const ParameterBank::Slice& slice);
+
+/// adamw, adafactor, lion, prodigy, sgd
+const std::vector<std::string>& optimizer_names();
+
+/// Paper: Loshchilov and Hutter 2017, arXiv:1711.05101. One fused kernel.
+class AdamW : public Optimizer {
+ public:
+  AdamW(const torch::Tensor& values, const OptimizerOptions& options);
+  void step(const torch::Tensor& values, const torch::Tensor& gradients,
+            double learning_rate) override;
+
+ private:
+  OptimizerOptions options_;
   torch::Tensor first_moment_, second_moment_, steps_;
 };
 
-/// Keeps fp16 gradients from vanishing: the loss is multiplied by a scale that halves when a
-/// gradient overflows and doubles after 2000 steps without. Switched off it costs nothing.
-class LossScaler {
+/// Second moments as a row and a column per matrix, hence almost no memory.
+/// Paper: Shazeer and Stern 2018, arXiv:1804.04235, with a given learning rate and without
+///        momentum, as transformers' Adafactor(scale_parameter=False, relative_step=False)
+class Adafactor : public Optimizer {
  public:
-  LossScaler(bool enabled, torch::Device device);
-
-  bool enabled() const { return scale_.defined(); }
-  /// loss * scale
-  torch::Tensor scaled(const torch::Tensor& loss) const;
-  /// Divides the gradients by the scale, adapts the scale, and says whether they are finite: if
-  /// not, the step is to be left out. Without scaling the gradients are only looked at.
-  bool unscale(const torch::Tensor& gradients);
-  double scale() const;
+  Adafactor(const ParameterBank::Slice& slice, const OptimizerOptions& options);
+  void step(const torch::Tensor& values, const torch::Tensor& gradients,
+            double learning_rate) override;
 
  private:
-  torch::Tensor scale_, growth_;
+  struct Moments {
+    std::vector<int64_t> shape;
+    torch::Tensor row, column, full;  // either the first two or the last
+  };
+  torch::Tensor direction(Moments& moments, const torch::Tensor& gradient, double beta2) const;
+
+  double decay_;
+  std::vector<Moments> moments_;
+  torch::Tensor steps_;
 };
 
-/// Learning rate schedules of diffusers' `get_scheduler`, as a factor of the base rate.
-/// Errors of the constructor: c10::ValueError that lists the known names
-class LearningRate {
+/// The sign of a momentum: wants a third to a tenth of AdamW's learning rate.
+/// Paper: Chen et al. 2023, arXiv:2302.06675
+class Lion : public Optimizer {
  public:
-  /// Names: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial.
-  /// `cycles` and `power` are those of the last two.
-  LearningRate(std::string schedule, double base, int64_t warmup_steps, int64_t total_steps,
-               double cycles = 1, double power = 1);
-
-  /// The rate of a step, counted from 0.
-  double at(int64_t step) const;
-
-  static const std::vector<std::string>& schedules();
+  Lion(const torch::Tensor& values, const OptimizerOptions& options);
+  void step(const torch::Tensor& values, const torch::Tensor& gradients,
+            double learning_rate) override;
 
  private:
-  double factor(int64_t step) const;
+  double beta1_, beta2_, decay_;
+  torch::Tensor moment_;
+};
 
-  std::string schedule_;
-  double base_;
-  int64_t warmup_, total_;
-  double cycles_, power_;
+/// Finds the learning rate itself; the one that it is given is a factor and should be 1.
+/// Paper: Mishchenko and Defazio 2023, arXiv:2306.06101
+class Prodigy : public Optimizer {
+ public:
+  Prodigy(const torch::Tensor& values, const OptimizerOptions& options);
+  void step(const torch::Tensor& values, const torch::Tensor& gradients,
+            double learning_rate) override;
+  /// The learning rate found so far, before the factor.
+  double d() const;
+
+ private:
+  bool estimate(const torch::Tensor& values, const torch::Tensor& gradients, double rate);
+
+  OptimizerOptions options_;
+  double beta2_, beta3_, decay_;
+  torch::Tensor first_moment_, second_moment_, direction_sum_, start_;
+  torch::Tensor numbers_;  // steps, d, largest d, numerator; fp64 on the CPU
+};
+
+/// Stochastic gradient descent with momentum; weight decay is part of the gradient, as torch's.
+class SGD : public Optimizer {
+ public:
+  SGD(const torch::Tensor& values, const OptimizerOptions& options);
+  void step(const torch::Tensor& values, const torch::Tensor& gradients,
+            double learning_rate) override;
+
+ private:
+  double momentum_, decay_;
+  torch::Tensor velocity_;
 };
 
 }  // namespace training

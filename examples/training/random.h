@@ -9,8 +9,19 @@
 namespace training {
 
 /// What a random number is for: each use has streams of its own, so that asking for one more number
-/// somewhere changes nothing elsewhere.
-enum class Stream : uint64_t { order, sample };
+/// somewhere changes nothing elsewhere. New ones go to the end: the place is part of the numbers.
+enum class Stream : uint64_t {
+  order,         ///< in which order the pictures come
+  sample,        ///< crop, latent, noise and timestep of a sample
+  caption,       ///< which captions are dropped
+  split,         ///< which pictures are held out
+  crop,          ///< the one crop of a picture whose latents are cached
+  class_order,   ///< as `order`, of the class pictures
+  class_sample,  ///< as `sample`, of the class pictures
+  class_image,   ///< seeds of class pictures that are drawn
+  validation,    ///< noise and timesteps of the validation loss
+  dropout,       ///< the models' own dropout
+};
 
 /// A CPU generator whose numbers follow from (seed, stream, index) alone. A training run keeps no
 /// random state: step k draws the same numbers whether it was reached in one go, after a restart,

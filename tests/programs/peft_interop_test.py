@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from support import MODEL, draw, main, run_ok, scratch
+from support import MODEL, draw, main, run_ok, scratch, train
 
 PROMPT = "a red apple on a blue background"
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -159,6 +159,19 @@ def test_our_files_load_in_full():
                 fresh.load_lora_weights(str(folder), weight_name=name)
             assert (lora_layers(fresh.unet), lora_layers(fresh.text_encoder)) == counts, to
             compare(f"our {to} file there", picture_there(fresh, latents), expected, base)
+
+
+def test_a_trained_text_encoder_draws_the_same_picture_there():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents = start(folder)
+        fresh = pipeline()
+        base = picture_there(fresh, latents)
+        train(folder / "out", "--train_text_encoder", "--instance_prompt", PROMPT, "--learning_rate", "3e-2", steps=8)
+        here = picture_here(folder, folder / "out/lightlora.safetensors")
+        fresh.load_lora_weights(str(folder / "out"))
+        assert lora_layers(fresh.text_encoder) > 0
+        compare("trained with its text encoder", here, picture_there(fresh, latents), base)
 
 
 main(globals())

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+// Folders `checkpoint-N` in a run's output folder. A checkpoint is there completely or not at all,
+// whenever the process is killed.
+
+namespace training {
+
+struct Checkpoint {
+  int64_t step = 0;
+  std::string path;
+};
+
+/// The checkpoints of an output folder, by step.
+std::vector<Checkpoint> list_checkpoints(const std::string& output_dir);
+
+/// The checkpoint that --resume_from_checkpoint names: the last one for "latest", else the folder of
+/// that path, or of that name in the output folder. Step 0 and no path if "latest" finds none.
+/// Errors: c10::Error if the folder is no checkpoint
+Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wanted);
+
+/// Lets `write` fill a new folder, and gives it the name checkpoint-<step> when that has succeeded.
+/// Errors: what `write` throws; nothing is left of the folder then, and older ones are as they were
+void save_checkpoint(const std::string& output_dir, int64_t step,
+                     const std::function<void(const std::string& folder)>& write);
+
+/// Removes the oldest checkpoints, so that `limit` are left.
+void prune_checkpoints(const std::string& output_dir, int64_t limit);
+
+/// Removes what killed runs left behind, unless the process that writes it is alive.
+void remove_unfinished_checkpoints(const std::string& output_dir);
+
+/// Makes the folder if it is missing, and finds out now whether files can be written there.
+/// Errors: c10::Error if not
+void prepare_output_folder(const std::string& folder);
+
+}  // namespace training

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/memory.h"
+
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <fstream>
+#include <sstream>
+#include <string>
+
+namespace training {
+
+int64_t peak_memory(c10::Device device) {
+  if (!device.is_cpu()) {
+    constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const auto index = device.has_index() ? device.index() : c10::DeviceIndex{0};
+    return c10::getDeviceAllocator(device.type())->getDeviceStats(index).allocated_bytes[kAll].peak;
+  }
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) != 0) continue;
+    int64_t kilobytes = 0;
+    std::istringstream(line.substr(6)) >> kilobytes;
+    return kilobytes * 1024;
+  }
+  return 0;
+}
+
+}  // namespace training

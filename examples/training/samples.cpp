@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/samples.h"
+
+#include <ATen/ATen.h>
+
+#include <set>
+
+namespace training {
+
+SampleSource::SampleSource(LatentSource latents, SampleOptions options)
+    : latents_(std::move(latents)),
+      options_(std::move(options)),
+      order_(latents_.dataset(), options_.batch_size, options_.seed, options_.order) {}
+
+std::vector<std::string> SampleSource::captions() const {
+  std::set<std::string> texts;
+  for (int64_t i = 0; i < latents_.dataset().size(); ++i) {
+    texts.insert(latents_.dataset().caption(i, options_.prompt));
+  }
+  if (options_.caption_dropout_rate > 0) texts.insert("");
+  return {texts.begin(), texts.end()};
+}
+
+std::string SampleSource::caption(int64_t picture, int64_t sample) const {
+  if (options_.caption_dropout_rate > 0) {
+    auto generator = generator_for(options_.seed, Stream::caption, sample);
+    const double chance = at::rand({1}, generator, torch::kDouble).item<double>();
+    if (chance < options_.caption_dropout_rate) return "";
+  }
+  return latents_.dataset().caption(picture, options_.prompt);
+}
+
+TrainingBatch SampleSource::batch(int64_t index, const DiffusionLoss& loss) {
+  TrainingBatch batch;
+  int64_t sample = index * options_.batch_size;
+  for (const int64_t picture : order_.batch(index)) {
+    auto generator = generator_for(options_.seed, options_.sample, sample);
+    const torch::Tensor latents = latents_.sample(picture, generator);
+    batch.samples.push_back(loss.draw(latents, generator));
+    batch.captions.push_back(caption(picture, sample++));
+  }
+  return batch;
+}
+
+}  // namespace training

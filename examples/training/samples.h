@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "training/batches.h"
+#include "training/latents.h"
+#include "training/loss.h"
+
+namespace training {
+
+/// One batch, ready for the loss.
+struct TrainingBatch {
+  std::vector<NoisySample> samples;
+  std::vector<std::string> captions;
+};
+
+struct SampleOptions {
+  int64_t batch_size = 4;
+  uint64_t seed = 0;
+  std::string prompt;            ///< the caption of pictures that have none of their own
+  double caption_dropout_rate = 0;  ///< share of samples whose caption is left empty
+  Stream order = Stream::order, sample = Stream::sample;
+};
+
+/// A data set as an endless row of batches. Batch j follows from the seed and j alone.
+class SampleSource {
+ public:
+  SampleSource(LatentSource latents, SampleOptions options);
+
+  TrainingBatch batch(int64_t index, const DiffusionLoss& loss);
+
+  /// Everything that `batch` can give as a caption.
+  std::vector<std::string> captions() const;
+  LatentSource& latents() { return latents_; }
+  int64_t samples_per_epoch() const { return latents_.dataset().samples_per_epoch(); }
+
+ private:
+  std::string caption(int64_t picture, int64_t sample) const;
+
+  LatentSource latents_;
+  SampleOptions options_;
+  BatchOrder order_;
+};
+
+}  // namespace training

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/trainer.h"
+
+#include <ATen/ATen.h>
+#include <torch/utils.h>
+
+#include <cmath>
+#include <utility>
+
+#include "stable_diffusion/gradient_checkpointing.h"
+
+namespace training {
+
+using torch::Tensor;
+
+namespace {
+
+// A scale of 65536 reaches 1 after 16 halvings; what still overflows then is not the scale's fault.
+constexpr int64_t kMostSkippedSteps = 25;
+
+std::string optimizer_prefix(std::size_t slice) { return "optimizer." + std::to_string(slice) + "."; }
+
+}  // namespace
+
+Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions options)
+    : parts_(std::move(parts)),
+      learning_rate_(std::move(learning_rate)),
+      options_(std::move(options)),
+      bank_(parts_.groups),
+      scaler_(options_.scale_loss, bank_.values().device()) {
+  for (const auto& slice : bank_.slices()) {
+    optimizers_.push_back(make_optimizer(options_.optimizer, slice));
+  }
+  parts_.unet->train();
+}
+
+std::vector<lightlora::Activation> Trainer::activate() const {
+  std::vector<lightlora::Activation> active;
+  active.reserve(parts_.adapters.size());
+  for (const auto& adapters : parts_.adapters) active.push_back(adapters->activate());
+  return active;
+}
+
+// The activation spans the backward pass: checkpointed segments run again in it.
+double Trainer::backward(SampleSource& source, int64_t index, double weight) {
+  const auto active = activate();
+  const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing);
+  const TrainingBatch batch = source.batch(index, parts_.loss);
+  const Tensor states = parts_.prompts.states(batch.captions);
+  const Tensor loss = parts_.loss(parts_.unet, batch.samples, states) * weight;
+  scaler_.scaled(loss).backward();
+  return loss.item<double>();
+}
+
+void Trainer::update(StepReport& report) {
+  const bool finite = scaler_.unscale(bank_.gradients()) && std::isfinite(report.loss);
+  report.skipped = !finite;
+  skipped_in_a_row_ = finite ? 0 : skipped_in_a_row_ + 1;
+  TORCH_CHECK(finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps),
+              "training: step ", done_ + 1, ": expected a finite loss and gradient, got ",
+              std::isfinite(report.loss) ? "a gradient that is not" : "the loss " + std::to_string(report.loss),
+              scaler_.enabled() ? " for the " + std::to_string(kMostSkippedSteps) + "th step in a row" : "",
+              "; hint: lower --learning_rate, or train with --mixed_precision no or bf16");
+  if (!finite) return;
+  const Tensor norm = bank_.clip(options_.max_grad_norm);
+  for (std::size_t i = 0; i < optimizers_.size(); ++i) {
+    const auto& slice = bank_.slices()[i];
+    optimizers_[i]->step(slice.values, slice.gradients, report.learning_rate * slice.rate_factor);
+  }
+  report.gradient_norm = norm.item<double>();
+}
+
+StepReport Trainer::step() {
+  StepReport report;
+  bank_.zero_gradients();
+  auto seeds = generator_for(options_.seed, Stream::dropout, done_);
+  torch::manual_seed(seeds.current_seed());
+  const int64_t batches = options_.gradient_accumulation_steps;
+  const double share = 1.0 / static_cast<double>(batches);
+  for (int64_t i = 0; i < batches; ++i) {
+    const int64_t batch = done_ * batches + i;
+    report.loss += backward(parts_.instance, batch, share);
+    if (parts_.prior) {
+      report.loss += backward(*parts_.prior, batch, share * options_.prior_loss_weight);
+    }
+  }
+  report.learning_rate = learning_rate_.at(done_);
+  update(report);
+  ++done_;
+  return report;
+}
+
+lightlora::TensorMap Trainer::state() const {
+  lightlora::TensorMap state = scaler_.state("scaler.");
+  state["steps"] = torch::tensor({done_, skipped_in_a_row_}, torch::kLong);
+  for (std::size_t i = 0; i < optimizers_.size(); ++i) {
+    state.merge(optimizers_[i]->state(optimizer_prefix(i)));
+  }
+  return state;
+}
+
+void Trainer::load_state(const lightlora::TensorMap& state) {
+  for (std::size_t i = 0; i < optimizers_.size(); ++i) {
+    optimizers_[i]->load_state(state, optimizer_prefix(i));
+  }
+  scaler_.load_state(state, "scaler.");
+  const auto steps = state.find("steps");
+  TORCH_CHECK(steps != state.end() && steps->second.numel() == 2 &&
+                  steps->second.scalar_type() == torch::kLong,
+              "training: expected the number of steps in the state, got none");
+  done_ = steps->second[0].item<int64_t>();
+  skipped_in_a_row_ = steps->second[1].item<int64_t>();
+}
+
+}  // namespace training

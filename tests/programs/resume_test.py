@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: a run that is killed and goes on ends with the bytes of one that never stopped."""
+
+import json
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+from support import BIN, MODEL, SUBJECT, main, run, run_ok, scratch
+
+FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
+
+
+def arguments(output, *more, steps=10, every=2):
+    # Whatever draws random numbers or keeps state is switched on.
+    return [str(part) for part in [
+        "--pretrained_model_name_or_path", MODEL, "--instance_data_dir", SUBJECT, "--instance_prompt",
+        "a sks bear", "--output_dir", output, "--train_batch_size", 2, "--gradient_accumulation_steps", 2,
+        "--max_train_steps", steps, "--checkpointing_steps", every, "--random_flip", "--noise_offset", 0.05,
+        "--caption_dropout_rate", 0.3, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2,
+        "--train_text_encoder", "--lora_dropout", 0.1, "--enable_bucket", "--seed", 5, "--device", "cpu", *more]]
+
+
+def steps_in(output):
+    """The steps that a running program has reported so far."""
+    try:
+        lines = (output / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
+
+
+def stop_at(output, step, sign, *more):
+    """Starts a run, sends it a signal once it has reported a step, and returns (status, output)."""
+    process = subprocess.Popen([BIN / "train_dreambooth_lora", *arguments(output, *more)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    start = time.time()
+    # A run that goes on first cuts the file back to its checkpoint.
+    while steps_in(output) < step and process.poll() is None and time.time() - start < 300:
+        time.sleep(0.005)
+    process.send_signal(sign)
+    text, errors = process.communicate(timeout=300)
+    return process.returncode, text + errors
+
+
+def final_bytes(output):
+    return [(output / name).read_bytes() for name in FILES]
+
+
+def test_killed_at_any_step_it_ends_the_same():
+    with scratch() as folder:
+        whole, killed = pathlib.Path(folder) / "whole", pathlib.Path(folder) / "killed"
+        run_ok("train_dreambooth_lora", *arguments(whole))
+        go_on = ["--resume_from_checkpoint", "latest"]
+        reached = []
+        for step in [1, 3, 4, 7]:  # before the first checkpoint, between two, while one is written
+            status, text = stop_at(killed, step, signal.SIGKILL, *go_on)
+            assert status == -signal.SIGKILL, (step, status, text)
+            assert not (killed / FILES[0]).exists()
+            reached.append(steps_in(killed))
+        text = run_ok("train_dreambooth_lora", *arguments(killed, *go_on))
+        assert "resuming from" in text, text
+        assert final_bytes(whole) == final_bytes(killed), reached
+        metrics = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()]
+                   for x in [whole, killed]]
+        assert metrics[0] == metrics[1], "the log of a resumed run differs"
+        assert [entry["step"] for entry in metrics[0]] == list(range(1, 11))
+        assert not [path for path in killed.iterdir() if path.name.startswith(".")]
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_weights():
+    with scratch() as folder:
+        output, whole = pathlib.Path(folder) / "out", pathlib.Path(folder) / "whole"
+        status, text = stop_at(output, 1, signal.SIGINT, "--checkpointing_steps", 100)
+        assert status == 0 and "--resume_from_checkpoint latest" in text, (status, text)
+        stopped = steps_in(output)
+        assert 1 <= stopped < 10 and (output / f"checkpoint-{stopped}").is_dir()
+        assert all((output / name).is_file() for name in FILES)
+        run_ok("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", f"checkpoint-{stopped}"))
+        run_ok("train_dreambooth_lora", *arguments(whole))
+        assert final_bytes(output) == final_bytes(whole)
+
+
+def test_only_so_many_checkpoints_are_kept():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        run_ok("train_dreambooth_lora", *arguments(output, "--checkpoints_total_limit", 2, steps=4, every=1))
+        names = sorted(path.name for path in output.iterdir() if "checkpoint" in path.name)
+        assert names == ["checkpoint-3", "checkpoint-4"], names
+        # Weights of a checkpoint are files like the final ones.
+        assert (output / "checkpoint-4" / FILES[0]).read_bytes() == (output / FILES[0]).read_bytes()
+
+
+def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        run_ok("train_dreambooth_lora", *arguments(output, steps=2))
+        before = {path.name: path.read_bytes() for path in (output / "checkpoint-2").iterdir()}
+        limit = (output / FILES[0]).stat().st_size - 1
+        done = run("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest"),
+                   restore_signals=False,  # Python ignores SIGXFSZ: writing fails instead of killing
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+        assert len(done.stderr.splitlines()) == 1 and "too large" in done.stderr, done.stderr
+        after = {path.name: path.read_bytes() for path in (output / "checkpoint-2").iterdir()}
+        assert before == after
+        assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_checkpoints_that_cannot_be_used_are_clear_errors():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        text = run_ok("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest", steps=2))
+        assert "no checkpoint yet" in text
+        text = run_ok("train_dreambooth_lora", *arguments(output, steps=2))
+        assert "checkpoints of an earlier run" in text and "--resume_from_checkpoint latest" in text
+        text = run_ok("train_dreambooth_lora",
+                      *arguments(output, "--resume_from_checkpoint", "latest", "--noise_offset", 0.2, steps=2))
+        assert "made with other settings than noise_offset = 0.2" in text, text
+
+        def fails(expected, *more):
+            done = run("train_dreambooth_lora", *arguments(output, *more))
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
+            assert expected in done.stderr, done.stderr
+
+        fails("the output folder has checkpoint-2", "--resume_from_checkpoint", "checkpoint-9")
+        fails("another --optimizer", "--resume_from_checkpoint", "latest", "--optimizer", "lion")
+        fails("rank", "--resume_from_checkpoint", "latest", "--rank", 2)
+        shutil.copytree(output / "checkpoint-2", output / "checkpoint-3")
+        (output / "checkpoint-3/training_state.safetensors").unlink()
+        fails("training_state.safetensors", "--resume_from_checkpoint", "latest")
+        state = output / "checkpoint-2/training_state.safetensors"
+        state.write_bytes(state.read_bytes()[:-100])
+        fails("cut off", "--resume_from_checkpoint", "checkpoint-2")
+
+
+def test_an_output_folder_that_cannot_be_written_fails_at_once():
+    done = run("train_dreambooth_lora", *arguments("/proc/lora"))
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
+    assert "'/proc/lora'" in done.stderr and "Steps" not in done.stdout
+
+
+main(globals())

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fstream>
+
+#include "stable_diffusion/unet.h"
+#include "support.h"
+#include "training/adapters.h"
+#include "training/checkpoint.h"
+#include "training/loss.h"
+#include "training/prompts.h"
+#include "training/random.h"
+#include "training/tensorboard.h"
+
+using torch::Tensor;
+using namespace training;
+
+namespace {
+
+sd::UNet2DConditionModel small_unet() {
+  torch::manual_seed(1);
+  sd::UNet2DConditionModelOptions options;
+  options.down_block_types({"CrossAttnDownBlock2D"})
+      .up_block_types({"CrossAttnUpBlock2D"})
+      .block_out_channels({8})
+      .cross_attention_dim({6})
+      .attention_head_dim({2})
+      .norm_num_groups(4);
+  return sd::UNet2DConditionModel(options);
+}
+
+sd::NoiseSchedule schedule(const char* prediction_type = "epsilon") {
+  const nlohmann::json config{{"beta_schedule", "scaled_linear"},
+                              {"beta_start", 0.00085},
+                              {"beta_end", 0.012},
+                              {"prediction_type", prediction_type}};
+  return sd::NoiseSchedule(sd::SchedulerConfig(config, "test"));
+}
+
+std::vector<NoisySample> two_samples() {
+  torch::manual_seed(4);
+  return {{torch::randn({4, 8, 8}), torch::randn({4, 8, 8}), 5},
+          {torch::randn({4, 8, 8}), torch::randn({4, 8, 8}), 700}};
+}
+
+// The loss written out sample by sample: target and weight from alpha-bar alone.
+double written_out(sd::UNet2DConditionModel& unet, const Tensor& states, const std::string& type,
+                   double gamma) {
+  const Tensor alphas = schedule().alphas_cumprod();
+  double sum = 0;
+  int64_t row = 0;
+  for (const auto& [x, noise, t] : two_samples()) {
+    const double a = alphas[t].item<double>(), snr = a / (1 - a);
+    const Tensor noisy = std::sqrt(a) * x + std::sqrt(1 - a) * noise;
+    const Tensor output =
+        unet->forward(noisy.unsqueeze(0), torch::tensor({t}), states.slice(0, row, row + 1));
+    const bool velocity = type == "v_prediction";
+    const Tensor target =
+        velocity ? std::sqrt(a) * noise - std::sqrt(1 - a) * x : (type == "sample" ? x : noise);
+    double weight = 1;
+    if (gamma > 0) {
+      weight = std::min(snr, gamma) / (type == "sample" ? 1 : velocity ? snr + 1 : snr);
+    }
+    sum += weight * (output[0] - target).square().mean().item<double>();
+    ++row;
+  }
+  return sum / 2;
+}
+
+}  // namespace
+
+TEST_CASE("loss: targets and min-SNR weights are those of the papers", "[loss]") {
+  auto unet = small_unet();
+  const torch::NoGradGuard no_grad;
+  const Tensor states = torch::randn({2, 3, 6});
+  for (const std::string type : {"epsilon", "v_prediction", "sample"}) {
+    for (const double gamma : {0.0, 5.0}) {
+      INFO(type << " " << gamma);
+      LossOptions options;
+      if (gamma > 0) options.snr_gamma = gamma;
+      const DiffusionLoss loss(schedule(type.c_str()), options);
+      const double got = loss(unet, two_samples(), states).item<double>();
+      const double expected = written_out(unet, states, type, gamma);
+      CHECK(std::abs(got - expected) < 1e-5 * expected);
+    }
+  }
+  LossOptions options;
+  options.prediction_type = sd::PredictionType::v_prediction;
+  const DiffusionLoss overruled(schedule("epsilon"), options);
+  CHECK(std::abs(overruled(unet, two_samples(), states).item<double>() -
+                 written_out(unet, states, "v_prediction", 0)) < 1e-5);
+}
+
+TEST_CASE("loss: the noise offset is one number a channel, and changes nothing else", "[loss]") {
+  const Tensor latents = torch::zeros({4, 8, 8});
+  const auto draw = [&](double offset) {
+    LossOptions options;
+    options.noise_offset = offset;
+    auto generator = generator_for(1, Stream::sample, 2);
+    return DiffusionLoss(schedule(), options).draw(latents, generator);
+  };
+  const auto plain = draw(0), shifted = draw(0.5);
+  CHECK(plain.timestep == shifted.timestep);
+  const Tensor difference = (shifted.noise - plain.noise).flatten(1);
+  CHECK(close(difference, difference.slice(1, 0, 1).expand_as(difference), 1e-6));
+  CHECK(difference.abs().min().item<double>() > 0);
+}
+
+TEST_CASE("prompts of a frozen encoder are encoded once, those of one that trains each time",
+          "[prompts]") {
+  int64_t calls = 0;
+  const auto encode = [&](const std::vector<std::string>& texts) {
+    ++calls;
+    std::vector<Tensor> rows;
+    for (const auto& text : texts) {
+      rows.push_back(torch::full({2, 3}, static_cast<double>(text.size())));
+    }
+    return torch::stack(rows);
+  };
+  PromptStates frozen(encode, /*trains=*/false);
+  frozen.prepare({"a", "bb", "a"});
+  CHECK(calls == 2);
+  frozen.release_encoder();
+  CHECK(torch::equal(frozen.states({"bb", "a", "bb"}).select(1, 0).select(1, 0),
+                     torch::tensor({2.F, 1.F, 2.F})));
+  CHECK_THROWS_WITH(frozen.states({"new"}), ContainsSubstring("got 'new'"));
+  PromptStates trained(encode, /*trains=*/true);
+  trained.prepare({"a"});
+  CHECK(calls == 2);
+  trained.states({"a", "bb"});
+  trained.states({"a", "bb"});
+  CHECK(calls == 4);
+}
+
+TEST_CASE("a pattern names layers and blocks by their dotted parts", "[adapters]") {
+  const std::string path = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0";
+  for (const char* name : {"down_blocks", "down_blocks.1", "attn2", "to_out.0", "attn2.to_out"}) {
+    CHECK(names_layer(name, path));
+  }
+  for (const char* name : {"down_blocks.0", "down", "attn", "to_out.0.1", "blocks.1"}) {
+    CHECK_FALSE(names_layer(name, path));
+  }
+}
+
+TEST_CASE("checkpoints: a failed one leaves nothing, and the others as they were", "[checkpoint]") {
+  const ScratchFolder folder;
+  const std::string output = folder.path().string();
+  const auto write = [](const std::string& into) { std::ofstream(into + "/file") << into; };
+  for (const int64_t step : {10, 9, 100}) save_checkpoint(output, step, write);
+  CHECK_THROWS_WITH(save_checkpoint(output, 11,
+                                    [&](const std::string& into) {
+                                      write(into);
+                                      TORCH_CHECK(false, "the disk is full");
+                                    }),
+                    ContainsSubstring("the disk is full"));
+  std::vector<int64_t> steps;
+  for (const auto& checkpoint : list_checkpoints(output)) steps.push_back(checkpoint.step);
+  CHECK(steps == std::vector<int64_t>{9, 10, 100});
+  CHECK(find_checkpoint(output, "latest").step == 100);
+  CHECK(find_checkpoint(output, "checkpoint-9").path == folder.file("checkpoint-9"));
+  CHECK(find_checkpoint(output, folder.file("checkpoint-9/")).step == 9);
+  CHECK_THROWS_WITH(find_checkpoint(output, "checkpoint-8"),
+                    ContainsSubstring("has checkpoint-9, checkpoint-10, checkpoint-100"));
+  // Left by a process that is long gone; the largest process number is far below this one.
+  std::filesystem::create_directory(folder.path() / ".checkpoint-12-unfinished-999999999");
+  remove_unfinished_checkpoints(output);
+  prune_checkpoints(output, 2);
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+    names.insert(entry.path().filename().string());
+  }
+  CHECK(names == std::set<std::string>{"checkpoint-10", "checkpoint-100"});
+  save_checkpoint(output, 10, [](const std::string& into) { std::ofstream(into + "/new"); });
+  CHECK_FALSE(std::filesystem::exists(folder.file("checkpoint-10/file")));
+  CHECK(find_checkpoint(folder.file("none"), "latest").path.empty());
+}
+
+TEST_CASE("CRC-32C is that of RFC 3720", "[tensorboard]") {
+  CHECK(crc32c("") == 0);
+  CHECK(crc32c("123456789") == 0xE3069283U);
+  CHECK(crc32c(std::string(32, '\0')) == 0x8A9136AAU);
+}
