@@ -67,8 +67,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
         ctx->saved_data["call"].toCapsule());
     std::vector<at::Tensor> inputs;
     for (const auto& saved : ctx->get_saved_variables()) {
-      inputs.push_back(saved.defined() ? saved.detach() : saved);
-      if (saved.defined()) inputs.back().set_requires_grad(saved.requires_grad());
+      inputs.push_back(saved.detach().set_requires_grad(saved.requires_grad()));
     }
     RandomStates now(grads[0].device());
     call->random.restore();
@@ -82,7 +81,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
     // One for the anchor, one for the call, which is no tensor, then those of the inputs.
     torch::autograd::variable_list result{at::Tensor(), at::Tensor()};
     for (const auto& input : inputs) {
-      result.push_back(input.defined() && input.requires_grad() ? input.grad() : at::Tensor());
+      result.push_back(input.requires_grad() ? input.grad() : at::Tensor());
     }
     return result;
   }
@@ -98,15 +97,23 @@ GradientCheckpointing::~GradientCheckpointing() { checkpointing_is_on = before_;
 bool GradientCheckpointing::enabled() { return checkpointing_is_on && at::GradMode::is_enabled(); }
 
 at::Tensor recomputed(Compute compute, const std::vector<at::Tensor>& inputs) {
-  const at::Device device = inputs.front().device();
-  auto anchor = at::empty({0}, at::TensorOptions().device(device)).requires_grad_();
-  // The computation inside must not look checkpointed again.
-  auto plain = [compute = std::move(compute)](const std::vector<at::Tensor>& values) {
-    const GradientCheckpointing off(false);
-    return compute(values);
+  std::vector<at::Tensor> defined;  // autograd takes no others
+  std::vector<bool> is_given;
+  for (const auto& input : inputs) {
+    is_given.push_back(input.defined());
+    if (input.defined()) defined.push_back(input);
+  }
+  auto plain = [compute = std::move(compute), is_given](const std::vector<at::Tensor>& values) {
+    const GradientCheckpointing off(false);  // what is computed within is no segment of its own
+    std::vector<at::Tensor> all;
+    size_t next = 0;
+    for (const bool given : is_given) all.push_back(given ? values[next++] : at::Tensor());
+    return compute(all);
   };
+  const at::Device device = defined.front().device();
+  auto anchor = at::empty({0}, at::TensorOptions().device(device)).requires_grad_();
   return Recompute::apply(anchor, c10::make_intrusive<SegmentCall>(std::move(plain), device),
-                          at::TensorList(inputs));
+                          at::TensorList(defined));
 }
 
 }  // namespace sd

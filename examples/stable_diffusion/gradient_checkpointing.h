@@ -30,6 +30,7 @@ class GradientCheckpointing {
 
 /// compute(inputs), of which the backward pass keeps the inputs alone. The gradients are those of
 /// the plain call, also of parameters that `compute` uses, and dropout draws the same numbers twice.
+/// Inputs may be undefined.
 at::Tensor recomputed(std::function<at::Tensor(const std::vector<at::Tensor>&)> compute,
                       const std::vector<at::Tensor>& inputs);
 

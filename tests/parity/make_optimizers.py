@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from transformers.optimization import Adafactor
 
 SHAPES = [(6, 4), (5,), (2, 3)]
-STEPS = 12
+STEPS = 22
+# Prodigy is given these times 50: its rate is a factor of the one that it finds.
 RATES = [0.0] + [0.01 * (1 + i % 3) for i in range(1, STEPS)]
 
 
@@ -43,14 +44,16 @@ def main(path):
     result = {"start": flat(start), "gradients": torch.stack([flat(g) for g in gradients]),
               "rates": torch.tensor(RATES, dtype=torch.float64)}
     for name, make in optimizers():
-        parameters = [torch.nn.Parameter(t.clone()) for t in start]
+        # Prodigy's first steps are near the rounding of fp32, and it makes its rate of them.
+        dtype = torch.float64 if name.startswith("prodigy") else torch.float32
+        parameters = [torch.nn.Parameter(t.to(dtype, copy=True)) for t in start]
         optimizer = make(parameters)
         values = []
         for rate, step in zip(RATES, gradients):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * (50 if name.startswith("prodigy") else 1)
             for parameter, gradient in zip(parameters, step):
-                parameter.grad = gradient.clone()
+                parameter.grad = gradient.to(dtype, copy=True)
             optimizer.step()
             values.append(flat(parameters))
         result[name] = torch.stack(values)
