@@ -60,14 +60,27 @@ LoadedLoRAs merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>
       } else if (component == "text_encoder") {
         add(loaded.text_encoder, *pipeline.text_encoder(), name, adapters, path);
       } else {
-        TORCH_CHECK(false, "'", path, "': expected adapters for unet or text_encoder, got some for '",
-                    component, "'; hint: the file belongs to another kind of model");
+        TORCH_CHECK(false, "'", path,
+                    "': expected adapters for unet or text_encoder, got some for '", component,
+                    "'; hint: the file belongs to another kind of model");
       }
     }
   }
   merge(loaded.unet, weights);
   merge(loaded.text_encoder, weights);
   return loaded;
+}
+
+void set_lora_weights(LoadedLoRAs& loaded, const std::vector<double>& weights) {
+  for (auto* handle : {&loaded.unet, &loaded.text_encoder}) {
+    if (!*handle) continue;
+    std::map<std::string, double> by_name;
+    for (const auto& active : (*handle)->active()) {
+      by_name[active.first] = weights.at(std::stoul(active.first));  // names begin with their index
+    }
+    (*handle)->unmerge();
+    merge(*handle, by_name);
+  }
 }
 
 }  // namespace sd

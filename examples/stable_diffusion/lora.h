@@ -34,4 +34,7 @@ struct LoadedLoRAs {
 LoadedLoRAs merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
                         std::optional<int64_t> split_rank = std::nullopt);
 
+/// Merges them anew with other weights, in the order of the choices.
+void set_lora_weights(LoadedLoRAs& loaded, const std::vector<double>& weights);
+
 }  // namespace sd

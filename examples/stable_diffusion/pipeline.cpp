@@ -2,7 +2,6 @@
 #include "stable_diffusion/pipeline.h"
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -163,14 +162,36 @@ torch::Tensor StableDiffusion::encode_prompt(const std::vector<std::string>& tex
     const auto encoded = tokenizer().encode(text);
     ids.insert(ids.end(), encoded.begin(), encoded.end());
   }
+  return hidden_states(ids, static_cast<int64_t>(texts.size()), clip_skip);
+}
+
+torch::Tensor StableDiffusion::hidden_states(const std::vector<int64_t>& ids, int64_t rows,
+                                             int64_t clip_skip) {
   const int64_t largest = *std::max_element(ids.begin(), ids.end());
   const int64_t known = text_encoder()->options.vocab_size();
   TORCH_CHECK(largest < known, "'", part("tokenizer"), "': expected ids below ", known,
               " (the text encoder's vocab_size), got ", largest,
               "; hint: the tokenizer belongs to another model");
-  const auto rows = static_cast<int64_t>(texts.size());
   const auto batch = torch::tensor(ids, at::kLong).view({rows, -1}).to(options_.device());
   return text_encoder()->hidden_state(batch, clip_skip);
+}
+
+torch::Tensor StableDiffusion::encode_chunks(std::vector<PromptChunk> chunks, size_t at_least,
+                                             int64_t clip_skip) {
+  while (chunks.size() < at_least) {
+    chunks.push_back(prompt_chunks(tokenizer(), "", PromptSyntax::plain).front());
+  }
+  std::vector<int64_t> ids;
+  for (const auto& chunk : chunks) ids.insert(ids.end(), chunk.ids.begin(), chunk.ids.end());
+  auto states = hidden_states(ids, static_cast<int64_t>(chunks.size()), clip_skip);
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (!chunks[i].weighted()) continue;
+    const auto weights = torch::tensor(chunks[i].weights).to(states.device(), at::kFloat);
+    auto state = states[static_cast<int64_t>(i)];
+    const auto weighted = state.to(at::kFloat) * weights.unsqueeze(-1);
+    state.copy_(weighted * (state.to(at::kFloat).mean() / weighted.mean()));
+  }
+  return states.reshape({1, -1, states.size(-1)});
 }
 
 torch::Tensor StableDiffusion::encode_image(const torch::Tensor& pixels,
@@ -192,80 +213,6 @@ torch::Tensor StableDiffusion::decode(const torch::Tensor& latents) {
     pictures.push_back((model->decode(input).to(at::kFloat) / 2 + 0.5).clamp(0, 1));
   }
   return at::cat(pictures);
-}
-
-torch::Tensor StableDiffusion::initial_noise(const SampleOptions& options,
-                                             const at::Generator& generator) const {
-  const int64_t channels = unet_options_.in_channels();
-  const int64_t factor = vae_scale_factor();
-  if (options.initial_latents().defined()) {
-    const auto& given = options.initial_latents();
-    TORCH_CHECK_VALUE(given.dim() == 4 && given.size(0) > 0 && given.size(1) == channels,
-                      "initial latents: expected shape (n, ", channels, ", h, w), got ",
-                      given.sizes());
-    TORCH_CHECK_VALUE(
-        options.height().value_or(given.size(2) * factor) == given.size(2) * factor &&
-            options.width().value_or(given.size(3) * factor) == given.size(3) * factor,
-        "--height and --width: expected ", given.size(2) * factor, " and ", given.size(3) * factor,
-        " as the initial latents, got another size; hint: "
-        "leave them out");
-    return given;
-  }
-  const bool sized = options.height() && options.width();
-  const auto own = sized ? std::vector<int64_t>{0, 0} : default_size();
-  const int64_t height = options.height().value_or(own[0]);
-  const int64_t width = options.width().value_or(own[1]);
-  TORCH_CHECK_VALUE(height > 0 && width > 0 && height % factor == 0 && width % factor == 0,
-                    "--height and --width: expected positive multiples of ", factor, ", got ",
-                    height, " and ", width);
-  TORCH_CHECK_VALUE(options.num_images_per_prompt() > 0,
-                    "--num_images_per_prompt: expected at least 1, got ",
-                    options.num_images_per_prompt());
-  // In the model's dtype, as diffusers: a generator gives other numbers for another dtype.
-  return at::randn({options.num_images_per_prompt(), channels, height / factor, width / factor},
-                   generator, at::TensorOptions().dtype(options_.dtype()));
-}
-
-// The guided prediction in the latents' dtype. `context` is the prompt's encoding, behind that of
-// the negative prompt if there is guidance; both go through the UNet as one batch.
-torch::Tensor StableDiffusion::predict(const torch::Tensor& latents, double timestep,
-                                       const torch::Tensor& context, double guidance_scale) {
-  const bool guided = guidance_scale > 1.0;
-  const auto input = (guided ? at::cat({latents, latents}) : latents).to(options_.dtype());
-  const auto time = at::full({}, timestep, at::TensorOptions(at::kFloat).device(options_.device()));
-  const auto output = unet()->forward(input, time, context).to(latents.scalar_type());
-  if (!guided) return output;
-  const auto halves = output.chunk(2);
-  return halves[0] + guidance_scale * (halves[1] - halves[0]);
-}
-
-SampleResult StableDiffusion::sample(const SampleOptions& options) {
-  const at::NoGradGuard no_grad;
-  auto scheduler = make_scheduler(options.scheduler(), *scheduler_config_);
-  scheduler->set_timesteps(options.num_inference_steps());
-  StepOptions step;
-  step.eta = options.eta();
-  step.generator = at::detail::createCPUGenerator(options.seed());
-  const auto dtype = at::isReducedFloatingType(options_.dtype()) ? at::kFloat : options_.dtype();
-  auto latents = initial_noise(options, step.generator).to(options_.device(), dtype) *
-                 scheduler->init_noise_sigma();
-  auto context = encode_prompt({options.prompt()}, options.clip_skip());
-  const int64_t count = latents.size(0);
-  context = context.expand({count, -1, -1});
-  if (options.guidance_scale() > 1.0) {
-    const auto negative = encode_prompt({options.negative_prompt()}).expand({count, -1, -1});
-    context = at::cat({negative, context});
-  }
-  const auto& timesteps = scheduler->timesteps();
-  const auto total = static_cast<int64_t>(timesteps.size());
-  if (options.callback()) options.callback()(0, total);
-  for (size_t i = 0; i < timesteps.size(); ++i) {
-    const auto output = predict(scheduler->scale_model_input(latents, i), timesteps[i], context,
-                                options.guidance_scale());
-    latents = scheduler->step(output, i, latents, step);
-    if (options.callback()) options.callback()(static_cast<int64_t>(i) + 1, total);
-  }
-  return {latents, options.decode() ? decode(latents) : torch::Tensor()};
 }
 
 }  // namespace sd

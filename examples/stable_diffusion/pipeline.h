@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "stable_diffusion/clip.h"
+#include "stable_diffusion/prompt.h"
 #include "stable_diffusion/schedulers.h"
 #include "stable_diffusion/tokenizer.h"
 #include "stable_diffusion/unet.h"
@@ -35,6 +36,8 @@ struct StableDiffusionOptions {
 /// One call of `StableDiffusion::sample`, with diffusers' names and defaults.
 struct SampleOptions {
   TORCH_ARG(std::string, prompt);
+  /// How the two prompts are read. A prompt of any length is used as a whole, in chunks.
+  TORCH_ARG(PromptSyntax, prompt_syntax) = PromptSyntax::a1111;
   /// What guidance leads away from. Default: the empty prompt.
   TORCH_ARG(std::string, negative_prompt);
   TORCH_ARG(int64_t, num_inference_steps) = 50;
@@ -44,15 +47,30 @@ struct SampleOptions {
   TORCH_ARG(std::optional<int64_t>, height) = std::nullopt;
   TORCH_ARG(std::optional<int64_t>, width) = std::nullopt;
   TORCH_ARG(int64_t, num_images_per_prompt) = 1;
+  /// One generator for the whole batch, as `generator=` in diffusers: a picture depends on its
+  /// place in the batch.
   TORCH_ARG(uint64_t, seed) = 0;
+  /// One seed for each picture instead, as a list of generators in diffusers; it sets the number.
+  TORCH_ARG(std::vector<uint64_t>, seeds);
+  /// Only this picture (from 0) of the batch that `seed` and `num_images_per_prompt` give.
+  TORCH_ARG(std::optional<int64_t>, batch_position) = std::nullopt;
+  /// How many pictures go through the UNet at once; 0 means all. It changes memory, not pictures.
+  TORCH_ARG(int64_t, batch_size) = 0;
   /// One of `scheduler_names()`, over the folder's scheduler file.
   TORCH_ARG(std::string, scheduler) = "ddim";
+  /// Over the scheduler's file: Karras' noise levels, and leading, linspace or trailing timesteps.
+  TORCH_ARG(bool, use_karras_sigmas) = false;
+  TORCH_ARG(std::string, timestep_spacing);
   TORCH_ARG(double, eta) = 0.0;
   /// Layers of the text encoder to leave out at its end (of the prompt's encoding only, as
   /// diffusers).
   TORCH_ARG(int64_t, clip_skip) = 0;
   /// Unit normal (n, 4, h, w) to start from instead of the seed's; it sets size and number.
   TORCH_ARG(torch::Tensor, initial_latents);
+  /// Image to image: the picture (1, 3, H, W) in [-1, 1] to start from, and the share of the steps
+  /// that are taken, from 0 to 1. It sets the size.
+  TORCH_ARG(torch::Tensor, image);
+  TORCH_ARG(double, strength) = 0.8;
   /// Decode the latents into pictures. Default: true.
   TORCH_ARG(bool, decode) = true;
   /// Called before the first and after each step with the steps done and their number.
@@ -75,8 +93,15 @@ class StableDiffusion {
  public:
   explicit StableDiffusion(const std::string& folder, StableDiffusionOptions options = {});
 
-  /// The text encoder's last states, (texts, tokens, width) on the device.
+  /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its
+  /// length is cut off.
   torch::Tensor encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
+
+  /// The states of a prompt of any length, (1, chunks x tokens, width), with at least as many
+  /// chunks as asked for. A chunk with weights is multiplied by them token by token, and then as a
+  /// whole so that its mean stays what it was, as A1111 does.
+  torch::Tensor encode_chunks(std::vector<PromptChunk> chunks, size_t at_least = 1,
+                              int64_t clip_skip = 0);
 
   /// Latents of pictures as the UNet knows them (times scaling_factor), drawn from their
   /// distribution. Shapes: pixels (B, 3, H, W) in [-1, 1], result (B, 4, H / factor, W / factor) in
@@ -116,9 +141,14 @@ class StableDiffusion {
   void load_vae();
   void load_text_encoder();
 
-  torch::Tensor initial_noise(const SampleOptions& options, const at::Generator& generator) const;
+  torch::Tensor hidden_states(const std::vector<int64_t>& ids, int64_t rows, int64_t clip_skip);
+  std::unique_ptr<Scheduler> scheduler_for(const SampleOptions& options) const;
+  torch::Tensor initial_noise(const SampleOptions& options, const NoiseSource& noise) const;
+  torch::Tensor noisy_image(const SampleOptions& options, const NoiseSource& noise,
+                            const Scheduler& scheduler, size_t begin);
+  torch::Tensor encode_context(const SampleOptions& options);
   torch::Tensor predict(const torch::Tensor& latents, double timestep, const torch::Tensor& context,
-                        double guidance_scale);
+                        const SampleOptions& options);
 
   std::string folder_;
   StableDiffusionOptions options_;

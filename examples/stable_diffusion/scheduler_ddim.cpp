@@ -16,12 +16,10 @@ class DDIMScheduler : public Scheduler {
  public:
   explicit DDIMScheduler(const SchedulerConfig& config)
       : Scheduler(config),
-        clip_(config),
+        clip_(config, /*clips=*/true),
         spacing_(config.text("timestep_spacing", "leading", {"leading", "linspace", "trailing"})),
         steps_offset_(config.integer("steps_offset", 0)),
-        set_alpha_to_one_(config.flag("set_alpha_to_one", true)) {
-    refuse_thresholding(config);
-  }
+        set_alpha_to_one_(config.flag("set_alpha_to_one", true)) {}
 
   void set_timesteps(int64_t n) override {
     const int64_t train = schedule_.num_train_timesteps();
@@ -41,7 +39,7 @@ class DDIMScheduler : public Scheduler {
     const auto previous = std::sqrt(alpha_prev) * clip_(prediction.sample);
     const auto result = previous + direction * prediction.noise;
     if (options.eta <= 0.0) return result;
-    return result + spread * noise_like(model_output, options.generator);
+    return result + spread * noise_like(model_output, options.noise);
   }
 
  private:

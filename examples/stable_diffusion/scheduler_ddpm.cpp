@@ -17,13 +17,11 @@ class DDPMScheduler : public Scheduler {
  public:
   explicit DDPMScheduler(const SchedulerConfig& config)
       : Scheduler(config),
-        clip_(config),
+        clip_(config, /*clips=*/true),
         spacing_(config.text("timestep_spacing", "leading", {"leading", "linspace", "trailing"})),
         variance_type_(config.text("variance_type", "fixed_small",
                                    {"fixed_small", "fixed_small_log", "fixed_large"})),
-        steps_offset_(config.integer("steps_offset", 0)) {
-    refuse_thresholding(config);
-  }
+        steps_offset_(config.integer("steps_offset", 0)) {}
 
   void set_timesteps(int64_t n) override {
     timesteps_ = spaced_timesteps(spacing_, schedule_.num_train_timesteps(), n, steps_offset_);
@@ -42,7 +40,7 @@ class DDPMScheduler : public Scheduler {
     if (timesteps_[index] <= 0.0) return mean;
     const double small = std::max((1.0 - alpha_prev) / (1.0 - alpha) * beta, 1e-20);
     const double variance = variance_type_ == "fixed_large" ? beta : small;
-    return mean + std::sqrt(variance) * noise_like(model_output, options.generator);
+    return mean + std::sqrt(variance) * noise_like(model_output, options.noise);
   }
 
  private:

@@ -31,6 +31,11 @@ class SigmaScheduler : public Scheduler {
     return spacing_ == "leading" ? std::sqrt(largest * largest + 1.0) : largest;
   }
 
+  torch::Tensor add_noise(const torch::Tensor& clean, const torch::Tensor& noise,
+                          size_t index) const override {
+    return clean + sigmas_.at(index) * noise;
+  }
+
   torch::Tensor scale_model_input(const torch::Tensor& sample, size_t index) const override {
     const double sigma = sigmas_.at(index);
     return sample / std::sqrt(sigma * sigma + 1.0);
@@ -134,7 +139,7 @@ class EulerAncestralScheduler : public SigmaScheduler {
     const double up = std::sqrt(next * next * (sigma * sigma - next * next) / (sigma * sigma));
     const double down = std::sqrt(next * next - up * up);
     const auto slope = (sample - clean_sample(model_output, sample, sigma)) / sigma;
-    return sample + slope * (down - sigma) + up * noise_like(model_output, options.generator);
+    return sample + slope * (down - sigma) + up * noise_like(model_output, options.noise);
   }
 };
 

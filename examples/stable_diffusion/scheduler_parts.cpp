@@ -50,22 +50,24 @@ Prediction predict(PredictionType type, const torch::Tensor& output, const torch
   TORCH_INTERNAL_ASSERT(false, "unknown prediction type");
 }
 
-SampleClip::SampleClip(const SchedulerConfig& config)
-    : enabled(config.flag("clip_sample", true)), range(config.number("clip_sample_range", 1.0)) {}
+SampleClip::SampleClip(const SchedulerConfig& config, std::optional<bool> clips)
+    : thresholding_(config.flag("thresholding", false)),
+      clips_(clips && config.flag("clip_sample", *clips)),
+      range_(config.number("clip_sample_range", 1.0)),
+      ratio_(config.number("dynamic_thresholding_ratio", 0.995)),
+      largest_(config.number("sample_max_value", 1.0)) {}
 
 torch::Tensor SampleClip::operator()(const torch::Tensor& sample) const {
-  return enabled ? sample.clamp(-range, range) : sample;
+  if (!thresholding_) return clips_ ? sample.clamp(-range_, range_) : sample;
+  const auto values = sample.flatten(1);
+  const auto limit = at::quantile(values.abs(), ratio_, /*dim=*/1, /*keepdim=*/true)
+                         .clamp_min(1.0)
+                         .clamp_max(largest_);
+  return (at::minimum(at::maximum(values, -limit), limit) / limit).view(sample.sizes());
 }
 
-void refuse_thresholding(const SchedulerConfig& config) {
-  TORCH_CHECK_VALUE(
-      !config.flag("thresholding", false), "'", config.source(),
-      "': expected thresholding to be false, got true; hint: it is made for pixels and "
-      "spoils latents");
-}
-
-torch::Tensor noise_like(const torch::Tensor& like, const at::Generator& generator) {
-  return at::randn(like.sizes(), generator, like.options().device(at::kCPU)).to(like.device());
+torch::Tensor noise_like(const torch::Tensor& like, const NoiseSource& noise) {
+  return noise.draw(like.sizes(), like.scalar_type()).to(like.device());
 }
 
 std::vector<double> training_sigmas(const NoiseSchedule& schedule) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/core/Generator.h>
 #include <torch/types.h>
 
 #include <string>
@@ -30,20 +29,23 @@ struct Prediction {
 Prediction predict(PredictionType type, const torch::Tensor& output, const torch::Tensor& sample,
                    double alpha_prod);
 
-/// Options of the schedulers that may clip the predicted clean sample.
-struct SampleClip {
-  explicit SampleClip(const SchedulerConfig& config);
+/// What may happen to a predicted clean sample: dynamic thresholding (Saharia et al. 2022,
+/// arXiv:2205.11487, section 2.3; made for pixels, it greys latents) or else clipping.
+/// Equation of the former: clamp(x, -s, s) / s, s the `dynamic_thresholding_ratio` quantile of each
+///                         picture's |x|, kept from 1 to `sample_max_value`
+class SampleClip {
+ public:
+  /// `clips` is the class's default of clip_sample; none where it has no such option.
+  SampleClip(const SchedulerConfig& config, std::optional<bool> clips);
   torch::Tensor operator()(const torch::Tensor& sample) const;
 
-  bool enabled;
-  double range;
+ private:
+  bool thresholding_, clips_;
+  double range_, ratio_, largest_;
 };
 
-/// Throws for `thresholding`, which is made for pixels, not for latents.
-void refuse_thresholding(const SchedulerConfig& config);
-
 /// Unit normal values in the dtype of `like`, drawn on the CPU, on the device of `like`.
-torch::Tensor noise_like(const torch::Tensor& like, const at::Generator& generator);
+torch::Tensor noise_like(const torch::Tensor& like, const NoiseSource& noise);
 
 /// The schedules' noise levels sigma = sqrt((1 - a) / a) for each training step, in fp32.
 std::vector<double> training_sigmas(const NoiseSchedule& schedule);
@@ -62,6 +64,9 @@ std::vector<double> to_float(std::vector<double> values);
 
 std::unique_ptr<Scheduler> make_ddim(const SchedulerConfig& config);
 std::unique_ptr<Scheduler> make_ddpm(const SchedulerConfig& config);
+std::unique_ptr<Scheduler> make_pndm(const SchedulerConfig& config);
+std::unique_ptr<Scheduler> make_lcm(const SchedulerConfig& config);
+std::unique_ptr<Scheduler> make_unipc(const SchedulerConfig& config);
 std::unique_ptr<Scheduler> make_euler(const SchedulerConfig& config);
 std::unique_ptr<Scheduler> make_euler_ancestral(const SchedulerConfig& config);
 std::unique_ptr<Scheduler> make_dpmpp_2m(const SchedulerConfig& config);

@@ -68,8 +68,10 @@ using Factory = std::function<std::unique_ptr<Scheduler>(const SchedulerConfig&)
 const std::vector<std::pair<std::string, Factory>>& factories() {
   static const std::vector<std::pair<std::string, Factory>> list = {
       {"ddim", make_ddim},         {"ddpm", make_ddpm},
-      {"euler", make_euler},       {"euler_ancestral", make_euler_ancestral},
+      {"pndm", make_pndm},         {"euler", make_euler},
+      {"lcm", make_lcm},           {"euler_ancestral", make_euler_ancestral},
       {"dpmpp_2m", make_dpmpp_2m}, {"dpmpp_2m_karras", make_dpmpp_2m_karras},
+      {"unipc", make_unipc},
   };
   return list;
 }
@@ -138,6 +140,31 @@ std::optional<std::vector<double>> SchedulerConfig::numbers(const std::string& k
   return value->get<std::vector<double>>();
 }
 
+std::vector<int64_t> SchedulerConfig::integers(const std::string& key) const {
+  const auto* value = find(key);
+  if (!value) return {};
+  const bool good = value->is_array() &&
+                    std::all_of(value->begin(), value->end(), [](const nlohmann::json& item) {
+                      return item.is_number_integer();
+                    });
+  if (!good) fail(key, "a list of integers");
+  return value->get<std::vector<int64_t>>();
+}
+
+SchedulerConfig SchedulerConfig::with(const std::string& key, nlohmann::json value) const {
+  SchedulerConfig changed = *this;
+  changed.values_[key] = std::move(value);
+  return changed;
+}
+
+SchedulerConfig SchedulerConfig::with_defaults(const nlohmann::json& values) const {
+  SchedulerConfig changed = *this;
+  for (const auto& [key, value] : values.items()) {
+    if (!find(key)) changed.values_[key] = value;
+  }
+  return changed;
+}
+
 SchedulerConfig read_scheduler_config(const std::string& folder) {
   const std::string path = folder + "/scheduler_config.json";
   return SchedulerConfig(read_json_file(path), path);
@@ -193,6 +220,12 @@ torch::Tensor NoiseSchedule::snr(const torch::Tensor& timesteps) const {
   return alphas / (1.0 - alphas);
 }
 
+torch::Tensor Scheduler::add_noise(const torch::Tensor& clean, const torch::Tensor& noise,
+                                   size_t index) const {
+  const auto timestep = static_cast<int64_t>(timesteps_.at(index));
+  return schedule_.add_noise(clean, noise, torch::tensor({timestep}));
+}
+
 torch::Tensor Scheduler::scale_model_input(const torch::Tensor& sample, size_t) const {
   return sample;
 }
@@ -209,6 +242,10 @@ std::vector<std::string> scheduler_names() {
   std::vector<std::string> names;
   for (const auto& [name, make] : factories()) names.push_back(name);
   return names;
+}
+
+bool knows_karras_sigmas(const std::string& name) {
+  return name == "euler" || name == "unipc" || name.rfind("dpmpp_2m", 0) == 0;
 }
 
 }  // namespace sd

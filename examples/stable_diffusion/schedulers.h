@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/core/Generator.h>
 #include <torch/types.h>
 
 #include <memory>
@@ -9,6 +8,8 @@
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "stable_diffusion/noise_source.h"
 
 // The noise of diffusion models: how much of it training adds, and how sampling takes it away.
 
@@ -30,6 +31,12 @@ class SchedulerConfig {
   std::string text(const std::string& key, const std::string& otherwise,
                    const std::vector<std::string>& known) const;
   std::optional<std::vector<double>> numbers(const std::string& key) const;
+  std::vector<int64_t> integers(const std::string& key) const;
+
+  /// The same file with another value for one key.
+  SchedulerConfig with(const std::string& key, nlohmann::json value) const;
+  /// The same file with values for the keys that it leaves out.
+  SchedulerConfig with_defaults(const nlohmann::json& values) const;
 
   const std::string& source() const { return source_; }
 
@@ -81,13 +88,14 @@ class NoiseSchedule {
 struct StepOptions {
   /// DDIM's share of fresh noise, from 0 (none) to 1; the other schedulers ignore it.
   double eta = 0.0;
-  /// Where fresh noise comes from: a CPU generator, so that a seed gives one picture everywhere.
-  at::Generator generator;
+  /// Where fresh noise comes from.
+  NoiseSource noise;
 };
 
 /// Takes the noise away step by step, from timesteps()[0] to the last one:
 /// sample = noise * init_noise_sigma(); for each i: sample = step(model(scale_model_input(sample,
-/// i), timesteps()[i]), i, sample, options). The steps have to be taken in order.
+/// i), timesteps()[i]), i, sample, options). The steps have to be taken in order; a run over an
+/// existing picture begins at a later one, with sample = add_noise(picture, noise, i).
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerConfig& config) : schedule_(config) {}
@@ -96,6 +104,9 @@ class Scheduler {
   /// Errors: c10::ValueError if the number is below 1 or too large for the training steps
   virtual void set_timesteps(int64_t num_inference_steps) = 0;
   virtual double init_noise_sigma() const { return 1.0; }
+  /// A clean sample with the noise that belongs to step `index`.
+  virtual torch::Tensor add_noise(const torch::Tensor& clean, const torch::Tensor& noise,
+                                  size_t index) const;
   virtual torch::Tensor scale_model_input(const torch::Tensor& sample, size_t index) const;
   virtual torch::Tensor step(const torch::Tensor& model_output, size_t index,
                              const torch::Tensor& sample, const StepOptions& options) = 0;
@@ -115,5 +126,8 @@ std::unique_ptr<Scheduler> make_scheduler(const std::string& name, const Schedul
 
 /// The names that `make_scheduler` knows.
 std::vector<std::string> scheduler_names();
+
+/// Whether `use_karras_sigmas` means something to the scheduler of this name.
+bool knows_karras_sigmas(const std::string& name);
 
 }  // namespace sd

@@ -38,6 +38,10 @@ class Tokenizer {
   /// The ids of the text alone: no begin, no end, nothing cut off, no padding.
   std::vector<int64_t> tokenize(const std::string& text) const;
 
+  /// The form in which the text encoder reads ids: begin, the ids, end, padding.
+  /// The count must be at most `model_max_length() - 2`.
+  std::vector<int64_t> wrap(const int64_t* ids, size_t count) const;
+
   /// One line that names what `encode` cuts off; empty if it cuts off nothing.
   std::string truncation_warning(const std::string& text) const;
 
@@ -74,7 +78,6 @@ class Tokenizer {
   int64_t insert(const Added& token);
   void rebuild_names();
   int64_t require(const std::string& token, const std::string& role) const;
-  std::vector<int64_t> wrap(const int64_t* ids, size_t count) const;
 
   std::string folder_;
   std::unique_ptr<BytePairEncoder> model_;

@@ -187,15 +187,27 @@ DiagonalGaussianDistribution AutoencoderKLImpl::encode(const at::Tensor& picture
                   pictures.size(2) >= step && pictures.size(3) >= step,
               "'AutoencoderKL': expected pictures (B, ", options.in_channels(),
               ", H, W) of at least ", step, " by ", step, " pixels, got ", pictures.sizes());
-  const at::Tensor moments = encoder(pictures);
-  return DiagonalGaussianDistribution(quant_conv ? quant_conv(moments) : moments);
+  const auto moments = [this](const at::Tensor& x) {
+    const at::Tensor y = encoder(x);
+    return quant_conv ? quant_conv(y) : y;
+  };
+  const int64_t side = latent_tile() * step;
+  const bool tiles = tiling_ && (pictures.size(2) > side || pictures.size(3) > side);
+  return DiagonalGaussianDistribution(tiles ? in_tiles(pictures, side, latent_tile(), moments)
+                                            : moments(pictures));
 }
 
 at::Tensor AutoencoderKLImpl::decode(const at::Tensor& latents) {
   TORCH_CHECK(latents.dim() == 4 && latents.size(1) == options.latent_channels(),
               "'AutoencoderKL': expected latents (B, ", options.latent_channels(), ", h, w), got ",
               latents.sizes());
-  return decoder(post_quant_conv ? post_quant_conv(latents) : latents);
+  const auto pictures = [this](const at::Tensor& x) {
+    return decoder(post_quant_conv ? post_quant_conv(x) : x);
+  };
+  const int64_t side = latent_tile();
+  const bool tiles = tiling_ && (latents.size(2) > side || latents.size(3) > side);
+  return tiles ? in_tiles(latents, side, side * options.downsampling(), pictures)
+               : pictures(latents);
 }
 
 at::Tensor AutoencoderKLImpl::forward(const at::Tensor& pictures) {

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Generator.h>
 
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -158,11 +159,26 @@ class AutoencoderKLImpl : public torch::nn::Cloneable<AutoencoderKLImpl> {
   /// decode(encode(pictures).mode())
   at::Tensor forward(const at::Tensor& pictures);
 
+  /// Whether pictures larger than the model's own size go through it in tiles of that size, which
+  /// overlap by a quarter and fade into each other: memory no longer grows with the picture, but
+  /// colours may drift between tiles. As diffusers' enable_tiling. Default: false
+  void enable_tiling(bool on = true) { tiling_ = on; }
+
   AutoencoderKLOptions options;
   VaeHalf encoder{nullptr}, decoder{nullptr};
   torch::nn::Conv2d quant_conv{nullptr}, post_quant_conv{nullptr};
+
+ private:
+  int64_t latent_tile() const;
+
+  bool tiling_ = false;
 };
 TORCH_MODULE(AutoencoderKL);
+
+/// `transform` over overlapping tiles of x (B, C, H, W), put together; a tile of `tile` becomes one
+/// of `result_tile`, both multiples of four.
+at::Tensor in_tiles(const at::Tensor& x, int64_t tile, int64_t result_tile,
+                    const std::function<at::Tensor(const at::Tensor&)>& transform);
 
 /// The module's parameter name for a name in an old file, which calls the attention's weights
 /// `query`, `key`, `value` and `proj_attn`; other names stay as they are.

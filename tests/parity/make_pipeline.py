@@ -29,8 +29,10 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
@@ -88,7 +90,11 @@ CLASSES = {
     "euler_ancestral": EulerAncestralDiscreteScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "dpmpp_2m_karras": DPMSolverMultistepScheduler,
+    "pndm": PNDMScheduler,
+    "lcm": LCMScheduler,
+    "unipc": UniPCMultistepScheduler,
 }
+TAKES_GENERATOR = ("ddim", "ddpm", "euler_ancestral", "lcm")
 
 
 def make_scheduler(name, config):
@@ -101,24 +107,33 @@ def stand_in(sample, timestep):
     return torch.sin(sample * 0.7 + float(timestep) / 500) * 0.9
 
 
-def run(name, config, steps, eta=0.0, seed=3):
+def run(name, config, steps, eta=0.0, seed=3, begin=0):
+    """A whole run, or one that begins in the middle with a noisy sample, as image to image does."""
     scheduler = make_scheduler(name, config)
     scheduler.set_timesteps(steps)
     generator = torch.Generator("cpu").manual_seed(seed)
-    sample = torch.randn((1, 4, 4, 5), generator=generator) * scheduler.init_noise_sigma
+    noise = torch.randn((1, 4, 4, 5), generator=generator)
+    sample = noise * scheduler.init_noise_sigma
+    times = scheduler.timesteps[begin:]
+    if begin:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        sample = scheduler.add_noise(torch.cos(noise * 3), noise, times[:1])
     extra = {"eta": eta} if name == "ddim" else {}
-    if name != "dpmpp_2m" and name != "euler":
+    if name in TAKES_GENERATOR:
         extra["generator"] = generator
     states = []
-    for t in scheduler.timesteps:
+    for t in times:
         output = stand_in(scheduler.scale_model_input(sample, t), t)
         sample = scheduler.step(output, t, sample, **extra, return_dict=False)[0]
         states.append(sample)
+    assert torch.isfinite(sample).all(), (name, config, steps)
     return {
         "scheduler": name,
         "steps": steps,
         "eta": eta,
         "seed": seed,
+        "begin": begin,
         "timesteps": scheduler.timesteps.tolist(),
         "init_noise_sigma": float(scheduler.init_noise_sigma),
         "first": states[0].flatten().tolist(),
@@ -129,6 +144,9 @@ def run(name, config, steps, eta=0.0, seed=3):
 def cases_of(key):
     steps = 7 if key == "trained_betas" else 10
     cases = [("ddim", steps, 0.0), ("ddim", 4, 0.7), ("ddpm", steps, 0.0)]
+    cases += [("lcm", 3, 0.0), ("lcm", 7, 0.0), ("unipc", steps + 1, 0.0), ("unipc", 4, 0.0)]
+    if key != "predicts_sample":
+        cases += [("pndm", steps, 0.0), ("pndm", 5, 0.0)]
     if key in ("predicts_sample", "cosine", "trained_betas"):
         return cases if key == "predicts_sample" else cases + [("euler", steps, 0.0)]
     cases += [("euler", steps, 0.0), ("euler_ancestral", steps, 0.0)]
@@ -192,6 +210,32 @@ def make_schedulers():
         config = dict(EULER_FILE, **extra)
         out["configs"][key] = config
         out["runs"][key] = [run("dpmpp_2m", config, 9), run("dpmpp_2m", config, 17)]
+    for key, (extra, names) in {
+        "thresholding": (
+            dict(thresholding=True, sample_max_value=1.3, dynamic_thresholding_ratio=0.9),
+            ("ddim", "ddpm", "dpmpp_2m", "unipc", "lcm"),
+        ),
+        "third_order": (dict(solver_order=3), ("unipc",)),
+        "first_kind": (
+            dict(solver_order=3, solver_type="bh1", final_sigmas_type="sigma_min",
+                 timestep_spacing="linspace", prediction_type="v_prediction"),
+            ("unipc",),
+        ),
+        "unipc_karras": (dict(use_karras_sigmas=True, disable_corrector=[0, 2]), ("unipc",)),
+        "lcm": (
+            dict(original_inference_steps=40, timestep_scaling=3.0, clip_sample=True,
+                 clip_sample_range=1.2),
+            ("lcm",),
+        ),
+        "runge_kutta": (
+            dict(skip_prk_steps=False, timestep_spacing="linspace", prediction_type="v_prediction"),
+            ("pndm",),
+        ),
+    }.items():
+        out["configs"][key] = config = dict(SD15, **extra)
+        out["runs"][key] = [run(name, config, n) for name in names for n in (9, 14)]
+    out["runs"]["begins"] = [run(name, SD15, 9, begin=4) for name in CLASSES]
+    out["configs"]["begins"] = SD15
     path = DATA / "schedulers.json"
     path.write_text(json.dumps(out, separators=(",", ":")) + "\n")
     print(path, path.stat().st_size, "bytes")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of whole programs share. Only the standard library, so that they run everywhere."""
 
+import array
 import json
 import os
 import pathlib
@@ -48,6 +49,18 @@ def read_safetensors(path):
     data = pathlib.Path(path).read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     return json.loads(data[8:8 + size]), data[8 + size:]
+
+
+def read_latents(path):
+    """{name: (shape, floats)} of an F32 file."""
+    header, data = read_safetensors(path)
+    return {name: (entry["shape"], array.array("f", data[slice(*entry["data_offsets"])]))
+            for name, entry in header.items() if name != "__metadata__"}
+
+
+def distance(a, b):
+    """Root of the sum of squared differences."""
+    return sum((x - y) ** 2 for x, y in zip(a, b)) ** 0.5
 
 
 def write_safetensors(path, tensors):

@@ -5,7 +5,8 @@ import json
 import pathlib
 import shutil
 
-from support import MODEL, SUBJECT, draw, main, read_safetensors, run, run_ok, scratch, train
+from support import (MODEL, SUBJECT, distance, draw, main, read_latents, read_safetensors, run, run_ok, scratch,
+                     train)
 
 FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
 
@@ -26,28 +27,23 @@ def test_native_and_exported_files_draw_the_same_picture():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         draw(folder / "base.png", *prompt)
-        base = read_latents(folder, prompt)
+        base = drawn_latents(folder, prompt)
         for variant in ["classic", "light", "fused"]:
             out = folder / variant
             train(out, "--variant", variant, "--network_alpha", 8, "--rank", 2, "--learning_rate", "0.02")
-            first, second = [read_latents(folder, [*prompt, "--lora", out / name]) for name in FILES]
+            first, second = [drawn_latents(folder, [*prompt, "--lora", out / name]) for name in FILES]
             # Two orders of the same fp32 sums.
             assert distance(first, second) < 1e-4 * distance(first, base), variant
             assert distance(first, base) > 1e-2, variant
-            off = read_latents(folder, [*prompt, "--lora", f"{out / FILES[0]}:0"])
+            off = drawn_latents(folder, [*prompt, "--lora", f"{out / FILES[0]}:0"])
             assert off == base, variant
 
 
-def read_latents(folder, arguments):
-    import array
+def drawn_latents(folder, arguments):
     draw(folder / "x.png", *arguments, "--save_latents", folder / "latents.safetensors")
-    header, data = read_safetensors(folder / "latents.safetensors")
-    assert header["latents"]["shape"] == [1, 4, 16, 16]
-    return array.array("f", data)
-
-
-def distance(a, b):
-    return sum((x - y) ** 2 for x, y in zip(a, b)) ** 0.5
+    shape, values = read_latents(folder / "latents.safetensors")["latents"]
+    assert shape == [1, 4, 16, 16]
+    return values
 
 
 def test_split_rank_cuts_the_exported_file():

@@ -67,12 +67,15 @@ void check_run(const sd::SchedulerConfig& values, const json& run) {
   REQUIRE(scheduler->init_noise_sigma() == Approx(run["init_noise_sigma"].get<double>()));
   sd::StepOptions options;
   options.eta = run["eta"];
-  options.generator = at::detail::createCPUGenerator(run["seed"].get<uint64_t>());
-  auto sample = at::randn({1, 4, 4, 5}, options.generator) * scheduler->init_noise_sigma();
-  for (size_t i = 0; i < scheduler->timesteps().size(); ++i) {
+  options.noise = at::detail::createCPUGenerator(run["seed"].get<uint64_t>());
+  const auto noise = options.noise.draw({1, 4, 4, 5}, at::kFloat);
+  const auto begin = run["begin"].get<size_t>();
+  auto sample = begin ? scheduler->add_noise(at::cos(noise * 3), noise, begin)
+                      : noise * scheduler->init_noise_sigma();
+  for (size_t i = begin; i < scheduler->timesteps().size(); ++i) {
     const auto input = scheduler->scale_model_input(sample, i);
     sample = scheduler->step(stand_in(input, scheduler->timesteps()[i]), i, sample, options);
-    if (i == 0) REQUIRE(close(sample.flatten(), tensor(run["first"]), kTableTolerance));
+    if (i == begin) REQUIRE(close(sample.flatten(), tensor(run["first"]), kTableTolerance));
   }
   REQUIRE(close(sample.flatten(), tensor(run["last"]), kRunTolerance));
 }
@@ -114,7 +117,7 @@ TEST_CASE("schedulers: whole trajectories equal diffusers'", "[schedulers][parit
       ++runs;
     }
   }
-  REQUIRE(runs > 70);
+  REQUIRE(runs > 160);
 }
 
 TEST_CASE("schedulers: noise for training equals diffusers' DDPMScheduler",
@@ -173,7 +176,7 @@ TEST_CASE("schedulers: a wrong option is refused with its name and value", "[sch
   REQUIRE_THROWS_WITH(ddim("trained_betas", {0.1}), ContainsSubstring("at least two numbers"));
   REQUIRE_THROWS_WITH(ddim("beta_end", 2.0), ContainsSubstring("expected betas between 0 and 1"));
   REQUIRE_THROWS_WITH(ddim("num_train_timesteps", 0), ContainsSubstring("above 1, got 0"));
-  REQUIRE_THROWS_WITH(ddim("thresholding", true), ContainsSubstring("thresholding"));
+  REQUIRE_THROWS_WITH(ddim("thresholding", "yes"), ContainsSubstring("thresholding"));
   REQUIRE_THROWS_WITH(ddim("timestep_spacing", "even"), ContainsSubstring("timestep_spacing"));
   REQUIRE_THROWS_WITH(sd::make_scheduler("dpmpp_2m", config_with("solver_order", 3)),
                       ContainsSubstring("expected solver_order 1 or 2, got 3"));
@@ -183,8 +186,20 @@ TEST_CASE("schedulers: a wrong option is refused with its name and value", "[sch
   REQUIRE_THROWS_WITH(sd::make_scheduler("euler", config_with("use_beta_sigmas", true)),
                       ContainsSubstring("use_beta_sigmas"));
   REQUIRE_THROWS_WITH(sd::make_scheduler("lms", config("sd15")),
-                      ContainsSubstring("expected one of ddim, ddpm, euler, euler_ancestral, "
-                                        "dpmpp_2m, dpmpp_2m_karras, got 'lms'"));
+                      ContainsSubstring("expected one of ddim, ddpm, pndm, euler, lcm, "
+                                        "euler_ancestral, dpmpp_2m, dpmpp_2m_karras, unipc, "
+                                        "got 'lms'"));
+  REQUIRE_THROWS_WITH(sd::make_scheduler("pndm", config_with("prediction_type", "sample")),
+                      ContainsSubstring("epsilon or v_prediction, got sample; hint"));
+  REQUIRE_THROWS_WITH(sd::make_scheduler("unipc", config_with("predict_x0", false)),
+                      ContainsSubstring("predict_x0 to be true"));
+  REQUIRE_THROWS_WITH(sd::make_scheduler("unipc", config_with("disable_corrector", "none")),
+                      ContainsSubstring("disable_corrector to be a list of integers"));
+  REQUIRE_THROWS_WITH(sd::make_scheduler("unipc", config_with("lower_order_final", false)),
+                      ContainsSubstring("lower_order_final to be true"));
+  REQUIRE_THROWS_WITH(
+      sd::make_scheduler("lcm", config_with("original_inference_steps", 2000)),
+      ContainsSubstring("original_inference_steps from 1 to 1000, got 2000"));
   REQUIRE_THROWS_WITH(sd::SchedulerConfig(json::array(), "x.json"),
                       ContainsSubstring("'x.json': expected a JSON object, got array"));
 }
@@ -196,6 +211,10 @@ TEST_CASE("schedulers: a number of steps that cannot be is refused", "[scheduler
     REQUIRE_THROWS_WITH(scheduler->set_timesteps(0), ContainsSubstring("--num_inference_steps"));
     REQUIRE_THROWS_WITH(scheduler->set_timesteps(1001), ContainsSubstring("--num_inference_steps"));
   }
+  REQUIRE_THROWS_WITH(sd::make_scheduler("lcm", config("sd15"))->set_timesteps(51),
+                      ContainsSubstring("expected 1 to 50 for lcm"));
+  REQUIRE_THROWS_WITH(sd::make_scheduler("pndm", config("runge_kutta"))->set_timesteps(3),
+                      ContainsSubstring("at least 4"));
   // 1000 steps with an offset of 1 would begin behind the last training step.
   auto ddim = sd::make_scheduler("ddim", config("sd15"));
   REQUIRE_THROWS_WITH(ddim->set_timesteps(1000), ContainsSubstring("steps_offset is 1"));
