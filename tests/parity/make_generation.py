@@ -15,13 +15,14 @@ import json
 import re
 
 import torch
-from make_pipeline import DATA, SD15, make_scheduler
+from make_pipeline import DATA, make_scheduler
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 FOLDER = DATA / "generation"
+SCHEDULER = json.loads((DATA / "pipeline/scheduler/scheduler_config.json").read_text())
 LONG = " ".join(f"{c} {t} {n}" for c in ("red", "blue", "green", "black") for n, t in
                 zip(("apple", "house", "cat", "dog", "bear", "boat"), "big small old round odd new".split()))
 NUMBERS, CASES = {}, {}
@@ -116,16 +117,16 @@ def add(key, flags, pipe, picture=False, seed=None, seeds=None, **settings):
 def text_cases(pipe):
     plain = dict(prompt="a red apple", num_inference_steps=5)
     for name in ("ddpm", "pndm", "euler", "euler_ancestral", "lcm", "dpmpp_2m", "dpmpp_2m_karras", "unipc"):
-        pipe.scheduler = make_scheduler(name, SD15)
+        pipe.scheduler = make_scheduler(name, SCHEDULER)
         add(f"text_{name}", dict(plain, scheduler=name), pipe, seed=2, **plain)
     for name in ("euler", "unipc"):
-        pipe.scheduler = make_scheduler(name, dict(SD15, use_karras_sigmas=True, timestep_spacing="trailing"))
+        pipe.scheduler = make_scheduler(name, dict(SCHEDULER, use_karras_sigmas=True, timestep_spacing="trailing"))
         flags = dict(plain, scheduler=name, use_karras_sigmas="true", timestep_spacing="trailing")
         add(f"karras_{name}", flags, pipe, seed=2, **plain)
-    pipe.scheduler = make_scheduler("euler_ancestral", SD15)
+    pipe.scheduler = make_scheduler("euler_ancestral", SCHEDULER)
     add("seeds", dict(plain, scheduler="euler_ancestral"), pipe, seeds=[4, 5, 6],
         num_images_per_prompt=3, **plain)
-    pipe.scheduler = make_scheduler("ddim", SD15)
+    pipe.scheduler = make_scheduler("ddim", SCHEDULER)
     for skip in (1, 2):
         add(f"clip_skip_{skip}", dict(plain, clip_skip=skip, negative_prompt="blurry"), pipe, seed=3,
             clip_skip=skip, negative_prompt="blurry", **plain)
@@ -158,9 +159,9 @@ def image_cases(pipe):
     plain = dict(prompt="a red apple", num_inference_steps=7, strength=0.6)
     flags = dict(plain, image=str((FOLDER / "start.png").relative_to(DATA)))
     for name in ("ddim", "ddpm", "pndm", "euler", "euler_ancestral", "lcm", "dpmpp_2m", "dpmpp_2m_karras", "unipc"):
-        pipe.scheduler = make_scheduler(name, SD15)
+        pipe.scheduler = make_scheduler(name, SCHEDULER)
         add(f"image_{name}", dict(flags, scheduler=name), pipe, seed=2, image=image, **plain)
-    pipe.scheduler = make_scheduler("ddim", SD15)
+    pipe.scheduler = make_scheduler("ddim", SCHEDULER)
     add("image_three", dict(flags, num_images_per_prompt=3), pipe, seed=6, image=image,
         num_images_per_prompt=3, **plain)
     add("image_whole", dict(flags, strength=1), pipe, seed=6, image=image, **dict(plain, strength=1.0))
