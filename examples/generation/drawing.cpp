@@ -187,6 +187,9 @@ std::vector<std::string> Artist::notices() const {
     lines.push_back(std::string("the ") + name + " is read in " + std::to_string(count) +
                     " chunks of the text encoder's length");
   }
+  if (image_.defined() && flags_.scheduler == "pndm") {
+    lines.push_back("pndm leaves noise in image to image, as in diffusers; hint: --scheduler ddim");
+  }
   if (image_.defined() && !flags_.width && !flags_.height) {
     const auto own = pipeline_.default_size();
     if (image_.size(2) * image_.size(3) > 4 * own[0] * own[1]) {
