@@ -81,6 +81,8 @@ void check(const cli::App& app, const Flags& flags) {
                     "--output: expected a file to write, got none");
   TORCH_CHECK_VALUE(flags.seeds.empty() || app.get_option("--seed")->count() == 0,
                     "--seeds: expected no --seed beside it");
+  TORCH_CHECK_VALUE(flags.seeds.empty() || flags.initial_latents.empty(),
+                    "--seeds: expected no --initial_latents beside it, which are the noise already");
   const bool several = flags.num_images_per_prompt > 1 && !flags.batch_position;
   TORCH_CHECK_VALUE(
       flags.seeds.empty() || !several ||
