@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from support import MODEL, draw, main, scratch, train
+from support import MODEL, SIDE, draw, main, scratch, train
 
 PROMPT = "a sks bear on a blue background"
 
@@ -31,7 +31,7 @@ def picture_there(pipe, latents):
 def test_trained_files_draw_the_same_picture_in_diffusers():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
         save_file({"latents": latents}, folder / "latents.safetensors")
         pipe = pipeline()
         base = picture_there(pipe, latents)

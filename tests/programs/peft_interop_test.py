@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from support import MODEL, draw, main, run_ok, scratch, train
+from support import MODEL, SIDE, draw, main, run_ok, scratch, train
 
 PROMPT = "a red apple on a blue background"
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -59,7 +59,7 @@ def compare(title, here, there, base):
 
 
 def start(folder):
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, folder / "latents.safetensors")
     return latents
 

@@ -5,7 +5,7 @@ import json
 import pathlib
 import shutil
 
-from support import (MODEL, SUBJECT, distance, draw, main, read_latents, read_safetensors, run, run_ok, scratch,
+from support import (MODEL, SIDE, SUBJECT, distance, draw, main, read_latents, read_safetensors, run, run_ok, scratch,
                      train)
 
 FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
@@ -42,7 +42,7 @@ def test_native_and_exported_files_draw_the_same_picture():
 def drawn_latents(folder, arguments):
     draw(folder / "x.png", *arguments, "--save_latents", folder / "latents.safetensors")
     shape, values = read_latents(folder / "latents.safetensors")["latents"]
-    assert shape == [1, 4, 16, 16]
+    assert shape == [1, 4, SIDE, SIDE]
     return values
 
 
@@ -74,8 +74,8 @@ def test_saved_latents_restart_the_same_picture():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         from support import write_safetensors
-        values = [((i * 2654435761) % 1000) / 500 - 1 for i in range(2 * 4 * 16 * 16)]
-        write_safetensors(folder / "start.safetensors", {"latents": ([2, 4, 16, 16], values)})
+        values = [((i * 2654435761) % 1000) / 500 - 1 for i in range(2 * 4 * SIDE * SIDE)]
+        write_safetensors(folder / "start.safetensors", {"latents": ([2, 4, SIDE, SIDE], values)})
         arguments = ["--prompt", "a red apple", "--initial_latents", folder / "start.safetensors"]
         draw(folder / "x.png", *arguments, "--seed", 1)
         draw(folder / "y.png", *arguments, "--seed", 2)
