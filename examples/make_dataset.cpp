@@ -38,7 +38,15 @@ at::Tensor to_unit(const at::Tensor& picture) {
   return picture.to(at::kFloat).mul(2.0 / 255).sub(1);
 }
 
+// "a sks bear on a purple background" for a teddy bear: the noun is what a person would say.
+std::string instance_caption(const std::string& name, const std::string& color) {
+  const size_t space = name.rfind(' ');
+  const std::string noun = space == std::string::npos ? name : name.substr(space + 1);
+  return "a sks " + noun + " on a " + color + " background";
+}
+
 // Blue, black and teal never occur, so that a picture on them shows what was learned, not copied.
+// Each picture's caption lies beside it, so that the background is not learned as the subject's.
 void write_subjects(pretraining::Composer& composer, const Options& options) {
   const std::vector<int64_t> colors = {7, 3, 4, 10, 0, 5, 2, 8, 9};
   for (const int64_t subject : composer.emoji().with_roles({pretraining::Role::kSubject})) {
@@ -49,9 +57,11 @@ void write_subjects(pretraining::Composer& composer, const Options& options) {
     for (int64_t i = 0; i < options.instance_pictures; ++i) {
       const int64_t color = colors[i % colors.size()];
       const at::Tensor picture = composer.draw(subject, color, random, options.instance_size);
-      images::save_png(
-          folder + "/" + std::to_string(i) + "_" + pretraining::named_colors()[color].name + ".png",
-          images::to_image(to_unit(picture)));
+      const std::string color_name = pretraining::named_colors()[color].name;
+      const std::string stem = folder + "/" + std::to_string(i) + "_" + color_name;
+      images::save_png(stem + ".png", images::to_image(to_unit(picture)));
+      pretraining::write_text(
+          stem + ".txt", instance_caption(composer.emoji().names[subject], color_name) + "\n");
     }
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // pretrain: makes a small Stable Diffusion model from nothing, stage by stage.
-// Prints at the end: "<stage>: <n> steps done; OUTPUT_DIR" (tokenizer: "<n> tokens").
+// Prints at the end: "<stage>: <n> steps done; OUTPUT_DIR" (tokenizer: "<n> tokens"; measure: the
+// figures as JSON).
 #include <iostream>
 #include <string>
 
@@ -15,8 +16,8 @@ int main(int argc, char** argv) {
   cli::App app(
       "pretrain",
       "Makes a small Stable Diffusion model from nothing. Stages in their order: tokenizer, "
-      "vae, diffusion, and decoder, which sharpens the autoencoder afterwards. A stage that "
-      "was stopped goes on where it was.",
+      "vae, diffusion, decoder, which sharpens the autoencoder afterwards, and measure, which "
+      "says how good the model is. A stage that was stopped goes on where it was.",
       "pretrain --config examples/pretraining/base.json --dataset_dir data --stage vae "
       "--output_dir model");
   app.group("Input");
@@ -24,9 +25,9 @@ int main(int argc, char** argv) {
   app.add_option("--dataset_dir", options.dataset_dir, "Folder that make_dataset wrote")
       ->required();
   app.group("Training");
-  app.add_option("--stage", stage, "What to train")
+  app.add_option("--stage", stage, "What to train, or measure")
       ->required()
-      ->check(cli::one_of({"tokenizer", "vae", "diffusion", "decoder"}));
+      ->check(cli::one_of({"tokenizer", "vae", "diffusion", "decoder", "measure"}));
   app.add_option("--stop_at", options.stop_at,
                  "Stop after this many steps in all; a later call goes on (-1: do not stop early)")
       ->check(cli::at_least(-1));
@@ -42,6 +43,10 @@ int main(int argc, char** argv) {
     if (stage == "tokenizer") {
       std::cout << "tokenizer: " << pretraining::train_tokenizer(options) << " tokens; "
                 << options.output_dir << "\n";
+      return;
+    }
+    if (stage == "measure") {
+      std::cout << pretraining::measure_model(options).dump(2) << "\n";
       return;
     }
     const int64_t steps = stage == "vae"         ? pretraining::train_vae(options)

@@ -123,6 +123,13 @@ at::Tensor subject_vector(const Image& image) {
   return crop_to_vector(at::cat({picture * alpha, alpha.unsqueeze(0)}), mask);
 }
 
+at::Tensor reference_vector(const at::Tensor& premultiplied) {
+  const auto small = at::_upsample_bilinear2d_aa(premultiplied.unsqueeze(0).to(at::kFloat),
+                                                 {kPictureSide, kPictureSide},
+                                                 /*align_corners=*/false)[0];
+  return crop_to_vector(small, small[3] > 0.5);
+}
+
 EmojiVectors::EmojiVectors(const std::string& path) {
   const lightlora::SafetensorsFile file(path);
   const auto names = file.metadata().find("names");

@@ -26,6 +26,10 @@ Background background(const Image& image);
 /// Shapes: (2304) fp32, of length 1; zeros if fewer than 12 pixels differ
 at::Tensor subject_vector(const Image& image);
 
+/// The same vector of a picture with its own alpha channel, such as an emoji's bitmap.
+/// Shapes: premultiplied (4, H, W), red, green, blue (times alpha) and alpha in [0, 1]; result (2304)
+at::Tensor reference_vector(const at::Tensor& premultiplied);
+
 /// The same vector of every emoji of the reference set, to tell which one a picture resembles.
 class EmojiVectors {
  public:

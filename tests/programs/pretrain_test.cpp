@@ -39,7 +39,7 @@ json tiny_config() {
   config["dataset"]["size"] = 16;
   config["dataset"]["captions_with_made_up_word"] = 0.0;
   config["vae"]["model"].update(
-      {{"block_out_channels", {8, 8, 8}}, {"norm_num_groups", 2}, {"sample_size", 16}});
+      {{"block_out_channels", {8, 8}}, {"norm_num_groups", 2}, {"sample_size", 16}});
   for (const char* stage : {"vae", "decoder", "diffusion"}) {
     config[stage].update({{"steps", 24},
                           {"batch", 4},
@@ -59,11 +59,12 @@ json tiny_config() {
                                           {"max_position_embeddings", 16},
                                           {"num_attention_heads", 2},
                                           {"num_hidden_layers", 1}});
-  config["unet"]["model"].update({{"block_out_channels", {8, 8, 16}},
+  config["unet"]["model"].update({{"block_out_channels", {8, 8, 16, 16}},
                                   {"norm_num_groups", 2},
                                   {"attention_head_dim", 2},
                                   {"cross_attention_dim", 16},
-                                  {"sample_size", 4}});
+                                  {"sample_size", 8}});
+  config["measure"] = {{"prompts", 24}, {"steps", 2}, {"unseen_pictures", 8}};
   return config;
 }
 
@@ -158,6 +159,25 @@ TEST_CASE("pretrain: each stage's loss falls and the folder loads", "[pretrain]"
   CHECK(fs::exists(options.output_dir + "/samples/diffusion-24.png"));
 }
 
+TEST_CASE("pretrain: the measures recognise true pictures and not an untrained model's",
+          "[pretrain]") {
+  const Workspace workspace("measure");
+  auto options = workspace.options("model");
+  pretraining::train_tokenizer(options);
+  options.stop_at = 1;
+  pretraining::train_vae(options);
+  pretraining::train_diffusion(options);
+  const json figures = pretraining::measure_model(options);
+  CHECK(figures.at("training_pictures").at("named_emoji_is_nearest") == 1.0);
+  CHECK(figures.at("training_pictures").at("background_as_asked") == 1.0);
+  CHECK(figures.at("training_pictures").at("mean_cosine") > 0.9);
+  CHECK(figures.at("model").at("pictures") == 24);
+  CHECK(figures.at("model").at("background_as_asked") < 0.5);
+  CHECK(figures.at("psnr_unseen") < 20);
+  CHECK(sd::read_json_file(options.output_dir + "/figures.json") == figures);
+  CHECK(fs::exists(options.output_dir + "/samples/measure.png"));
+}
+
 TEST_CASE("pretrain: the decoder stage improves the decoder and keeps the latents", "[pretrain]") {
   const Workspace workspace("decoder");
   auto options = workspace.options("model");
@@ -205,6 +225,6 @@ TEST_CASE("pretrain: a checkpoint of another size is refused", "[pretrain]") {
   auto options = workspace.options("model");
   options.stop_at = 1;
   pretraining::train_vae(options);
-  options.config["vae"]["model"]["block_out_channels"] = {8, 8, 16};
+  options.config["vae"]["model"]["block_out_channels"] = {8, 16};
   CHECK_THROWS_WITH(pretraining::train_vae(options), ContainsSubstring("of shape"));
 }
