@@ -4,7 +4,7 @@
 #
 #   scripts/make_base_model.sh [output folder, default build/base_model]
 #
-# About two and a half hours on one core that knows bf16 (AMX); a run that was stopped goes on where it
+# About an hour on one idle core that knows bf16 (AMX); a run that was stopped goes on where it
 # was when it is called again. The figures are printed at the end and lie in figures.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -160,7 +160,7 @@ def test_tokens_are_those_of_the_text_unless_weights_are_asked_for():
 def test_errors_say_what_to_change():
     with scratch() as folder:
         arguments = ["--prompt", "a", "--output", pathlib.Path(folder) / "x.png"]
-        fails(2, "multiples of 4, got 65 and 64; hint: 64 and 64", arguments=[*arguments, "--height", 65])
+        fails(2, "multiples of 2, got 65 and 64; hint: 66 and 64", arguments=[*arguments, "--height", 65])
         fails(2, "--prompt", arguments=["--output", "x.png"])
         fails(2, "--strength", "one of 4 steps", arguments=[
             *arguments, "--image", MODEL.parent / "teddy_bear/0_purple.png", "--strength", 0.1,
