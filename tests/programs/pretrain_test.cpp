@@ -181,6 +181,8 @@ TEST_CASE("pretrain: the measures recognise true pictures and not an untrained m
 TEST_CASE("pretrain: the decoder stage improves the decoder and keeps the latents", "[pretrain]") {
   const Workspace workspace("decoder");
   auto options = workspace.options("model");
+  // Long enough that the batches' differences do not hide what is learned.
+  options.config["decoder"].update({{"steps", 96}, {"log_every", 32}});
   options.stop_at = 2;
   pretraining::train_vae(options);
   options.stop_at = -1;
@@ -191,7 +193,7 @@ TEST_CASE("pretrain: the decoder stage improves the decoder and keeps the latent
   };
   const auto latents = latents_of();
   const std::string config = bytes_of(options.output_dir + "/vae/config.json");
-  CHECK(pretraining::train_decoder(options) == 24);
+  CHECK(pretraining::train_decoder(options) == 96);
   CHECK(at::equal(latents_of(), latents));
   CHECK(bytes_of(options.output_dir + "/vae/config.json") == config);
   const auto losses = logged(options, "decoder", "loss");

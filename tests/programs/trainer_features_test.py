@@ -161,7 +161,7 @@ def peak(output):
 def test_gradient_checkpointing_changes_memory_and_not_the_result():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        big = ["--resolution", 192, "--train_batch_size", 4]
+        big = ["--resolution", 256, "--train_batch_size", 4]
         plain = train(folder / "plain", *big, steps=1)
         saved = train(folder / "saved", *big, "--gradient_checkpointing", steps=1)
         print("peak memory:", peak(plain), "MB, with gradient checkpointing", peak(saved), "MB")
