@@ -4,8 +4,9 @@
 #
 #   scripts/make_base_model.sh [output folder, default build/base_model]
 #
-# About an hour on one idle core that knows bf16 (AMX); a run that was stopped goes on where it
-# was when it is called again. The figures are printed at the end and lie in figures.json.
+# An idle core that knows bf16 (AMX) took 50 (autoencoder) and 85 (UNet) pictures a second, which makes about
+# 50 minutes; the shipped model was trained on a busy one. A run that was stopped goes on where it was when it
+# is called again. The figures are printed at the end and lie in figures.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +16,8 @@ config=examples/pretraining/base.json
 scripts/bootstrap.sh
 scripts/build.sh dev make_dataset pretrain
 
-# LibTorch allocates and frees large tensors at every operation; this allocator keeps them (1.5 times faster).
+# LibTorch allocates and frees large tensors at every operation; with this allocator, if it is
+# there (Debian: libtcmalloc-minimal4), one core took 37.0 pictures a second where it took 31.5 without.
 for library in /usr/lib/*/libtcmalloc_minimal.so.4; do
   [[ ! -e $library ]] || export LD_PRELOAD=$library
 done

@@ -115,8 +115,9 @@ CLI::Validator App::is_no_flag() const {
 }
 
 void App::add_config_flag() {
-  add_option("--config", config_path_, "TOML file with flags, as max_train_steps = 500; flags on "
-                                       "the command line win");
+  config_flag_ = add_option("--config", config_path_,
+                            "TOML file with flags, as max_train_steps = 500; flags on the command "
+                            "line win");
 }
 
 std::vector<Setting> App::settings() const {
@@ -125,7 +126,7 @@ std::vector<Setting> App::settings() const {
     Setting setting = current();
     setting.name = option->get_lnames().front();
     const bool given = setting.kind == ValueKind::list || !setting.values.empty();
-    if (given && setting.name != "config") result.push_back(std::move(setting));
+    if (given && option != config_flag_) result.push_back(std::move(setting));
   }
   return result;
 }
@@ -139,7 +140,7 @@ std::vector<std::string> App::with_config(const std::vector<std::string>& argume
                                     ? get_option_no_throw(arguments[i].substr(0, equals))
                                     : nullptr;
     given.push_back(option);
-    if (option == nullptr || option->get_lnames().front() != "config") continue;
+    if (option == nullptr || option != config_flag_) continue;
     if (equals != std::string::npos) path = arguments[i].substr(equals + 1);
     if (equals == std::string::npos && i + 1 < arguments.size()) path = arguments[i + 1];
   }
@@ -158,7 +159,7 @@ std::vector<std::string> App::with_config(const std::vector<std::string>& argume
 }
 
 void App::read(std::vector<std::string> arguments) {
-  if (get_option_no_throw("--config") != nullptr) arguments = with_config(arguments);
+  if (config_flag_ != nullptr) arguments = with_config(arguments);
   std::vector<std::string> reversed;  // the order that CLI11 wants
   for (auto& argument : arguments) {
     reversed.push_back(argument);

@@ -120,6 +120,7 @@ class App : public CLI::App {
 
   std::string example_;
   std::string config_path_;
+  const CLI::Option* config_flag_ = nullptr;  // a program's own --config is none of ours
   std::vector<std::pair<const CLI::Option*, std::function<Setting()>>> current_;
 };
 
