@@ -28,9 +28,8 @@ class GradientCheckpointing {
   bool before_;
 };
 
-/// compute(inputs), of which the backward pass keeps the inputs alone. The gradients are those of
-/// the plain call, also of parameters that `compute` uses, and dropout draws the same numbers twice.
-/// Inputs may be undefined.
+/// lightlora::recompute, with checkpointing off inside: a segment within a segment would be computed
+/// three times.
 at::Tensor recomputed(std::function<at::Tensor(const std::vector<at::Tensor>&)> compute,
                       const std::vector<at::Tensor>& inputs);
 

@@ -24,6 +24,7 @@
 #include <lightlora/options.h>
 #include <lightlora/param_groups.h>
 #include <lightlora/patch.h>
+#include <lightlora/recompute.h>
 #include <lightlora/save.h>
 #include <lightlora/serialize.h>
 #include <lightlora/state.h>

@@ -11,7 +11,7 @@ reference_vector (measure.py) of each emoji scaled to a largest value of 255, na
 Fonts cannot be had on every machine, and 8 bits suffice: the script checks that they change no cosine by
 more than 1e-4, no rank under 100, and a deeper one by at most 1.
 It also writes tests/parity/data/images_measures: a sheet of 64x64 pictures and what measure.py says of each
-with the vectors as they were before rounding.
+with the vectors as they were before rounding, and a bitmap with its reference_vector.
 """
 
 import json
@@ -125,7 +125,17 @@ def measure_all(sheet, vectors, names):
     return result
 
 
+def make_reference():
+    """A bitmap of an odd size with soft edges, off the middle, and its vector."""
+    y, x = torch.meshgrid(torch.arange(101.0), torch.arange(101.0), indexing="ij")
+    alpha = ((38 - ((x - 58) ** 2 + 1.7 * (y - 44) ** 2).sqrt()) / 6).clamp(0, 1)
+    colours = torch.stack([x / 100, y / 100, (x + y) % 30 / 29])
+    bitmap = (torch.cat([colours * alpha, alpha[None]]) * 255).round().to(torch.uint8)
+    return {"bitmap": bitmap, "vector": measure.reference_vector(bitmap.float() / 255)}
+
+
 def main():
+    save_file(make_reference(), DATA / "reference.safetensors")
     font = ImageFont.truetype(FONT, 109)  # the one size of its bitmaps
     emoji = emoji_names()
     names = [name for _, name in emoji]

@@ -55,6 +55,14 @@ TEST_CASE("measure: background, cosine and rank equal the reference implementati
   CHECK(deep_ranks == 13);
 }
 
+TEST_CASE("measure: a bitmap's own vector equals the reference implementation's",
+          "[measure][parity]") {
+  const lightlora::SafetensorsFile file(LIGHTLORA_TEST_DATA "/images_measures/reference.safetensors");
+  const auto vector = images::reference_vector(file.load("bitmap").to(torch::kFloat) / 255);
+  // Two fp32 resamplings: rounding alone.
+  CHECK(close(vector, file.load("vector"), 1e-5));
+}
+
 TEST_CASE("measure: a picture of the demo's subject is recognised at any size", "[measure]") {
   const std::string folder = LIGHTLORA_SOURCE_DIR "/examples/assets/teddy_bear";
   const auto paths = images::list_images(folder).images;
