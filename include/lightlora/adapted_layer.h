@@ -3,6 +3,7 @@
 
 #include <lightlora/adapter.h>
 #include <lightlora/layers.h>
+#include <lightlora/low_rank_linear.h>
 #include <torch/nn/pimpl.h>
 
 #include <memory>

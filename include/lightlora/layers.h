@@ -2,6 +2,9 @@
 #pragma once
 
 #include <lightlora/adapter.h>
+#include <lightlora/inference_cache.h>
+#include <lightlora/low_rank_linear.h>
+#include <lightlora/route.h>
 #include <lightlora/targets.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
@@ -106,11 +109,65 @@ class AdapterSlot {
   /// Replaces it.
   void set_active_adapters(std::vector<ActiveAdapter> active) { active_ = std::move(active); }
 
+  /// How the layer computes with its adapters. In evaluation mode without gradients, `automatic` and
+  /// `merged` take a weight that is merged once and kept until a value changes (`automatic` not in
+  /// half precision or under autocast, which would round small deltas away).
+  Route route() const { return route_; }
+  void set_route(Route route) { route_ = route; }
+
+  /// Gives back the memory of what evaluation has kept.
+  void clear_cache() { cache_->clear(); }
+
  protected:
   ~AdapterSlot() = default;
 
+  /// Whether to compute with `merged_once`.
+  bool takes_merged_once(const torch::nn::Module& self, const at::Tensor& weight,
+                         const at::Tensor& x) const {
+    if (self.is_training() || at::GradMode::is_enabled() || route_ == Route::bypass) return false;
+    if (route_ == Route::merged) return true;
+    return !at::isReducedFloatingType(weight.scalar_type()) && !detail::autocast_dtype(x);
+  }
+
+  /// `make()`, which merges the active adapters into `weight`, or its last result if that still holds.
+  template <typename Make>
+  at::Tensor merged_once(const at::Tensor& weight, const Make& make) const {
+    auto [sources, numbers] = made_from();
+    sources.push_back(weight);
+    return cache_->get(sources, numbers, [&] { return std::vector<at::Tensor>{make()}; })[0];
+  }
+
+  /// `total_factors` of the active adapters; without gradients composed once and kept.
+  std::pair<Factors, double> composed_factors() const {
+    if (at::GradMode::is_enabled()) {
+      cache_->clear();
+      return total_factors(active_);
+    }
+    const auto [sources, numbers] = made_from();
+    double scale = active_.size() == 1 ? numbers[0] * numbers[1] : 1.0;
+    const auto made = cache_->get(sources, numbers, [&] {
+      const Factors factors = total_factors(active_).first;
+      return std::vector<at::Tensor>{factors.down, factors.up};
+    });
+    return {{made[0], made[1]}, scale};
+  }
+
  private:
+  // All that the composed factors depend on.
+  std::pair<std::vector<at::Tensor>, std::vector<double>> made_from() const {
+    std::pair<std::vector<at::Tensor>, std::vector<double>> result;
+    for (const auto& [adapter, weight] : active_) {
+      for (const auto& item : adapter->trained()) result.first.push_back(item.value());
+      for (const auto& item : adapter->frozen()) result.first.push_back(item.value());
+      result.second.insert(result.second.end(), {adapter->scale(), weight});
+    }
+    return result;
+  }
+
   std::vector<ActiveAdapter> active_;
+  Route route_ = Route::automatic;
+  // Shared by copies of a layer, which only costs them hits.
+  std::shared_ptr<InferenceCache> cache_ = std::make_shared<InferenceCache>();
 };
 
 /// The weight of one layer of a model: where it is, and how it reads as a matrix (out, in).

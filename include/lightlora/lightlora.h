@@ -18,13 +18,17 @@
 #include <lightlora/formats/native.h>
 #include <lightlora/formats/peft.h>
 #include <lightlora/formats/safetensors.h>
+#include <lightlora/inference_cache.h>
 #include <lightlora/layers.h>
 #include <lightlora/linear.h>
 #include <lightlora/low_rank.h>
+#include <lightlora/low_rank_linear.h>
 #include <lightlora/options.h>
 #include <lightlora/param_groups.h>
+#include <lightlora/parameter_bank.h>
 #include <lightlora/patch.h>
 #include <lightlora/recompute.h>
+#include <lightlora/route.h>
 #include <lightlora/save.h>
 #include <lightlora/serialize.h>
 #include <lightlora/state.h>

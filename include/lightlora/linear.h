@@ -42,19 +42,28 @@ class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
   torch::Tensor forward(const torch::Tensor& x) {
     const auto bias_or_none = bias.defined() ? std::optional<torch::Tensor>(bias) : std::nullopt;
     if (active_adapters().empty()) return at::linear(x, weight, bias_or_none);
+    if (takes_merged_once(*this, weight, x)) return at::linear(x, merged(), bias_or_none);
     const bool dropping = is_training() && any_dropout(active_adapters());
     if (dropping || !all_have_factors(active_adapters())) {
       return linear_by_parts(x, weight, bias_or_none, active_adapters(), dropping);
     }
-    const auto [factors, scale] = total_factors(active_adapters());
+    const auto [factors, scale] = composed_factors();
     return low_rank_linear(x, weight, bias_or_none, factors, scale,
-                           active_adapters()[0].adapter->layer().name);
+                           active_adapters()[0].adapter->layer().name, route());
   }
 
   /// A copy that is a drop-in layer too, with an empty slot.
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override {
     return detail::copy_values(*this, std::make_shared<LinearImpl>(options), device);
+  }
+
+ private:
+  torch::Tensor merged() {
+    return merged_once(weight, [&] {
+      return LayerWeight(shared_from_this(), weight, "Linear")
+          .plus(total_delta(active_adapters(), weight));
+    });
   }
 };
 TORCH_MODULE(Linear);
@@ -71,11 +80,12 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
   /// The convolution, and what the active adapters add.
   torch::Tensor forward(const torch::Tensor& x) {
     if (active_adapters().empty()) return torch::nn::Conv2dImpl::forward(x);
+    if (takes_merged_once(*this, weight, x)) return _conv_forward(x, merged());
     const bool dropping = is_training() && any_dropout(active_adapters());
     if (dropping || !all_have_factors(active_adapters()) || options.groups() != 1 || !pads_zeros()) {
       return forward_by_parts(x, dropping);
     }
-    const auto [factors, scale] = total_factors(active_adapters());
+    const auto [factors, scale] = composed_factors();
     const int64_t rank = factors.down.size(0);
     const auto down = factors.down.to(x.scalar_type())
                           .reshape({rank, weight.size(1), weight.size(2), weight.size(3)});
@@ -109,7 +119,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
   torch::Tensor forward_by_parts(const torch::Tensor& x, bool dropping) {
     const LayerWeight view(shared_from_this(), weight, "Conv2d");
     if (!dropping && !detail::autocast_dtype(x) && !at::isReducedFloatingType(x.scalar_type())) {
-      return _conv_forward(x, view.plus(total_delta(active_adapters(), view.matrix())));
+      return _conv_forward(x, summed());
     }
     torch::Tensor y = _conv_forward(x, weight);
     for (const auto& item : active_adapters()) {
@@ -138,6 +148,12 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
     return F::detail::conv2d(F::pad(x, padding), kernels, /*bias=*/{}, options.stride(),
                              /*padding=*/0, options.dilation(), options.groups());
   }
+
+  torch::Tensor summed() {
+    const LayerWeight view(shared_from_this(), weight, "Conv2d");
+    return view.plus(total_delta(active_adapters(), view.matrix()));
+  }
+  torch::Tensor merged() { return merged_once(weight, [&] { return summed(); }); }
 };
 TORCH_MODULE(Conv2d);
 

@@ -27,6 +27,14 @@ enum class Init { up_zero, down_zero, both_zero };
 /// length about one, as the orthonormal ones have.
 enum class AuxInit { orthogonal, normal, normal_scaled };
 
+/// How a linear layer computes with a low-rank delta while it trains.
+/// `automatic`: the cheaper of the two for the shape, see `choose_route`.
+/// `bypass`: y = x W^T + s (x down^T) up^T. The weight is never written; works in every dtype.
+/// `merged`: y = x (W + s up down)^T with the sum made for this call. One wide product each way,
+/// but W' is as large as the weight, and in half precision it rounds small deltas away.
+/// Both give the same gradients and neither forms the gradient of the frozen weight.
+enum class Route { automatic, bypass, merged };
+
 namespace detail {
 
 template <typename Enum, std::size_t N>
@@ -43,6 +51,12 @@ inline const EnumNames<AuxInit, 3>& names_of(AuxInit) {
   static const EnumNames<AuxInit, 3> names{{{AuxInit::orthogonal, "orthogonal"},
                                             {AuxInit::normal, "normal"},
                                             {AuxInit::normal_scaled, "normal_scaled"}}};
+  return names;
+}
+
+inline const EnumNames<Route, 3>& names_of(Route) {
+  static const EnumNames<Route, 3> names{
+      {{Route::automatic, "auto"}, {Route::bypass, "bypass"}, {Route::merged, "merged"}}};
   return names;
 }
 
@@ -78,6 +92,11 @@ inline Init parse_init(const std::string& name) { return detail::enum_from_strin
 inline AuxInit parse_aux_init(const std::string& name) {
   return detail::enum_from_string<AuxInit>(name);
 }
+
+/// The name of a route, as flags spell it: auto, bypass, merged.
+inline std::string to_string(Route route) { return detail::enum_to_string(route); }
+/// The route of that name; c10::ValueError lists the known ones.
+inline Route parse_route(const std::string& name) { return detail::enum_from_string<Route>(name); }
 
 /// Options shared by all variants; a variant ignores what it has no use for.
 ///

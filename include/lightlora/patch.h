@@ -144,6 +144,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
   void load_state(const AdapterState& state, const std::string& name = "default");
 
+  /// Forces how drop-in layers with adapters compute; `Route::automatic` is the start.
+  void set_route(Route route);
+
   /// The weight of an adaptable layer as a matrix (out, in), without adapters even while merged.
   /// Errors: c10::Error for an unknown path, or while plain layers are active
   torch::Tensor weight_of(const std::string& path) const;

@@ -59,6 +59,7 @@ inline void PatchedImpl::release() {
   for (const auto& site : sites_) {
     if (!site.adapters.empty()) {
       detail::PatchedLayers::instance().erase(&site.weight.tensor());
+      if (auto* slot = site.weight.slot()) slot->clear_cache();
     }
   }
 }
@@ -328,6 +329,12 @@ inline torch::Tensor PatchedImpl::weight_of(const std::string& path) const {
     return site.weight.as_matrix(site.kept.defined() ? site.kept : site.weight.tensor()).detach();
   }
   TORCH_CHECK(false, "lightlora: expected the path of an adaptable layer, got '", path, "'");
+}
+
+inline void PatchedImpl::set_route(Route route) {
+  for (auto& site : sites_) {
+    if (auto* slot = site.weight.slot(); slot && !site.adapters.empty()) slot->set_route(route);
+  }
 }
 
 inline void PatchedImpl::to(torch::Device device) {
