@@ -57,7 +57,17 @@ void AttentionImpl::reset() {
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context) {
-  return attend(x, project(context));
+  const bool repeats = !is_training() && !at::GradMode::is_enabled() && !context.is_same(x);
+  const bool adapted = !to_k->active_adapters().empty() || !to_v->active_adapters().empty();
+  return attend(x, repeats && !adapted ? project_once(context) : project(context));
+}
+
+KeyValue AttentionImpl::project_once(const at::Tensor& context) {
+  const auto kept = cache_->get({context, to_k->weight, to_v->weight}, {}, [&] {
+    const auto [key, value] = project(context);
+    return std::vector<at::Tensor>{key, value};
+  });
+  return {kept[0], kept[1]};
 }
 
 KeyValue AttentionImpl::project(const at::Tensor& context) {

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/inference_cache.h>
 #include <lightlora/linear.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/normalization.h>
+
+#include <memory>
 
 namespace sd {
 
@@ -46,6 +49,8 @@ struct KeyValue {
 /// Equation: to_out.0(attention(to_q(x), to_k(context), to_v(context)))
 /// Shapes:   x (B, N, query_dim), context (B, T, context_dim), result (B, N, query_dim)
 /// Differs from diffusers: there `upcast_attention` has no effect with PyTorch 2's attention
+/// Without gradients in evaluation mode, key and value of a context other than x are kept: a text
+/// is the same one in every denoising step.
 class AttentionImpl : public torch::nn::Cloneable<AttentionImpl> {
  public:
   explicit AttentionImpl(AttentionOptions options);
@@ -59,6 +64,11 @@ class AttentionImpl : public torch::nn::Cloneable<AttentionImpl> {
   AttentionOptions options;
   lightlora::Linear to_q{nullptr}, to_k{nullptr}, to_v{nullptr};
   torch::nn::ModuleList to_out;
+
+ private:
+  KeyValue project_once(const at::Tensor& context);
+
+  std::shared_ptr<lightlora::InferenceCache> cache_ = std::make_shared<lightlora::InferenceCache>();
 };
 TORCH_MODULE(Attention);
 
