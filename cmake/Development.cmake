@@ -39,3 +39,17 @@ function(lightlora_own_target target)
   target_precompile_headers(${target} REUSE_FROM precompiled_torch)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF INSTALL_RPATH_USE_LINK_PATH ON)
 endfunction()
+
+# What records CUDA graphs and times with events needs the toolkit's headers beside LibTorch's CUDA
+# libraries; without them LIGHTLORA_HAS_CUDA stays undefined and that code is left out.
+function(lightlora_use_cuda_headers target)
+  if(NOT LightloraTorch_CUDA)
+    return()
+  endif()
+  find_path(LIGHTLORA_CUDA_INCLUDE_DIR cuda_runtime_api.h PATHS /usr/local/cuda/include)
+  mark_as_advanced(LIGHTLORA_CUDA_INCLUDE_DIR)
+  if(LIGHTLORA_CUDA_INCLUDE_DIR)
+    target_include_directories(${target} SYSTEM PRIVATE "${LIGHTLORA_CUDA_INCLUDE_DIR}")
+    target_compile_definitions(${target} PRIVATE LIGHTLORA_HAS_CUDA=1)
+  endif()
+endfunction()

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace training {
+
+/// The words of `--cuda_graph`: auto, on, off.
+const std::vector<std::string>& cuda_graph_choices();
+
+/// Whether "auto", "on" or "off" means to record on this device. "auto" is on with a GPU, if this
+/// build has the toolkit's headers.
+/// Errors: c10::ValueError for another word; c10::Error for "on" without a GPU or without the headers
+bool use_cuda_graph(const std::string& choice, c10::Device device);
+
+/// Work that is the same kernels on the same memory every time, recorded as one CUDA graph: a
+/// training step of a small batch is about 2000 kernels that each finish sooner than they are
+/// launched.
+///
+/// The work must read its inputs from tensors that stay where they are (fill them with `copy_`
+/// before each call), leave its results in such tensors, and never wait for the GPU: no `item()`, no
+/// copy to the CPU, no random numbers other than of the default generator. The first calls run as
+/// they are, on a stream of their own; the one after them is recorded. Without a GPU, or with
+/// `record` false, every call runs the work as it is.
+class CudaGraph {
+ public:
+  CudaGraph(std::function<void()> work, c10::Device device, bool record);
+  ~CudaGraph();
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+
+  void run();
+  /// Whether the next call replays the recording.
+  bool recorded() const;
+
+ private:
+  struct Recording;
+
+  std::function<void()> work_;
+  std::unique_ptr<Recording> recording_;
+};
+
+}  // namespace training
