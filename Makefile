@@ -11,7 +11,7 @@ BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
 help:
 	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
 	@echo "make test       set up, build, run all tests"
-	@echo "make bench      set up, build, run the benchmarks"
+	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/"
 	@echo "make docs       set up, write the documentation site to $(BUILD)/site"
 	@echo "make clean      remove what was built and the demo's pictures"
 	@echo "make distclean  also remove .deps (LibTorch and the Python packages of the tests)"
@@ -28,8 +28,7 @@ test:
 	@ctest --preset $(PRESET)
 
 bench:
-	@test -n "$(wildcard benchmarks/*.cpp)" || { echo "make bench: this checkout has no benchmarks" >&2; exit 1; }
-	@scripts/bootstrap.sh
+	@scripts/bootstrap.sh --tests
 	@scripts/build.sh $(PRESET) benchmarks
 	@scripts/bench.sh $(BUILD)/bin
 

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// One frozen Linear with one adapter, computed in every way that is compared.
+#pragma once
+
+#include <lightlora/lightlora.h>
+#include <torch/nn/modules/container/sequential.h>
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace bench {
+
+/// N rows through a weight (M, K).
+struct Shape {
+  int64_t n = 0, k = 0, m = 0;
+};
+
+/// `bare`: the frozen layer alone. `composed`: base(x) + scale * up(down(x)) from single operators,
+/// as adapters are usually written. The others are routes of `lightlora::Linear`.
+enum class Form { bare, composed, bypass, merged, automatic };
+
+inline const std::vector<std::pair<Form, std::string>>& forms() {
+  static const std::vector<std::pair<Form, std::string>> all{{Form::bare, "bare"},
+                                                             {Form::composed, "composed"},
+                                                             {Form::bypass, "bypass"},
+                                                             {Form::merged, "merged"},
+                                                             {Form::automatic, "auto"}};
+  return all;
+}
+
+inline std::string to_string(Form form) {
+  for (const auto& [value, name] : forms()) {
+    if (value == form) return name;
+  }
+  return "?";
+}
+
+inline Form parse_form(const std::string& text) {
+  for (const auto& [value, name] : forms()) {
+    if (text == name) return value;
+  }
+  TORCH_CHECK_VALUE(false, "form: expected bare, composed, bypass, merged or auto, got '", text, "'");
+}
+
+struct LayerSetup {
+  std::string variant = "classic";
+  int64_t rank = 4;
+  Shape shape;
+  at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;
+};
+
+class LayerCase {
+ public:
+  explicit LayerCase(LayerSetup setup) : setup_(std::move(setup)) {
+    const auto& s = setup_.shape;
+    torch::manual_seed(1);
+    model_ = torch::nn::Sequential(
+        lightlora::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
+    model_->to(setup_.device, setup_.dtype);
+    lora_ = lightlora::patch(*model_, setup_.variant,
+                             lightlora::LoRAOptions(setup_.rank).network_alpha(2), {"0"});
+    {
+      // Zero factors would hide errors, and zeros are cheaper to multiply on some devices.
+      const at::NoGradGuard no_grad;
+      for (auto& parameter : lora_->parameters()) parameter.normal_(0, 0.1);
+    }
+    adapter_ = lora_->adapters()[0];
+    parameters_ = lora_->parameters();
+    active_ = std::make_unique<lightlora::Activation>(lora_->activate());
+    fresh_inputs();
+  }
+
+  const LayerSetup& setup() const { return setup_; }
+  /// Inner width of the factors.
+  int64_t inner_rank() const { return adapter_->rank(); }
+
+  void fresh_inputs() {
+    const auto options = at::TensorOptions(setup_.device).dtype(setup_.dtype);
+    x_ = at::randn({setup_.shape.n, setup_.shape.k}, options).requires_grad_();
+    dy_ = at::randn({setup_.shape.n, setup_.shape.m}, options);
+  }
+
+  at::Tensor forward(Form form) {
+    const at::Tensor& weight = layer().weight;
+    if (form == Form::bare) return at::linear(x_, weight);
+    if (form == Form::composed) {
+      return composed(x_, weight, adapter_->factors(), adapter_->scale());
+    }
+    layer().set_route(form == Form::bypass   ? lightlora::Route::bypass
+                      : form == Form::merged ? lightlora::Route::merged
+                                             : lightlora::Route::automatic);
+    return layer().forward(x_);
+  }
+
+  /// The gradients of x and, but for the bare layer, of what is trained.
+  std::vector<at::Tensor> backward(const at::Tensor& y, Form form) {
+    std::vector<at::Tensor> leaves{x_};
+    if (form != Form::bare) leaves.insert(leaves.end(), parameters_.begin(), parameters_.end());
+    return torch::autograd::grad({y}, leaves, {dy_});
+  }
+
+  /// The largest relative error of the output and of all gradients against the same values in
+  /// double, on fresh inputs.
+  double error(Form form) {
+    fresh_inputs();
+    std::vector<at::Tensor> ours{forward(form)};
+    for (const auto& gradient : backward(ours[0], form)) ours.push_back(gradient);
+    const auto exact = in_double(form);
+    double largest = 0;
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      const auto difference = ours[i].to(at::kCPU, at::kDouble) - exact[i];
+      const double error = (difference.norm() / exact[i].norm()).item<double>();
+      if (!(error <= largest)) largest = error;  // a NaN stays
+    }
+    return largest;
+  }
+
+ private:
+  lightlora::LinearImpl& layer() { return *model_->ptr(0)->as<lightlora::LinearImpl>(); }
+
+  static at::Tensor composed(const at::Tensor& x, const at::Tensor& weight,
+                             const lightlora::Factors& factors, double scale) {
+    const auto dtype = x.scalar_type();
+    return at::linear(x, weight) +
+           at::linear(at::linear(x, factors.down.to(dtype)), factors.up.to(dtype)) * scale;
+  }
+
+  std::vector<at::Tensor> in_double(Form form) {
+    const auto wide = [](const at::Tensor& t) {
+      return t.detach().to(at::kCPU, at::kDouble).requires_grad_(t.requires_grad());
+    };
+    const auto twin = lightlora::make_adapter(lightlora::state_of(*adapter_));
+    twin->module().to(at::kDouble);
+    std::vector<at::Tensor> leaves{wide(x_)};
+    const at::Tensor weight = wide(layer().weight);
+    if (form != Form::bare) {
+      for (const auto& item : twin->trained()) leaves.push_back(item.value());
+    }
+    const at::Tensor y = form == Form::bare
+                             ? at::linear(leaves[0], weight)
+                             : composed(leaves[0], weight, twin->factors(), twin->scale());
+    std::vector<at::Tensor> result{y.detach()};
+    for (const auto& gradient : torch::autograd::grad({y}, leaves, {wide(dy_)})) {
+      result.push_back(gradient);
+    }
+    return result;
+  }
+
+  LayerSetup setup_;
+  torch::nn::Sequential model_;
+  lightlora::Patched lora_;
+  std::shared_ptr<lightlora::Adapter> adapter_;
+  std::vector<at::Tensor> parameters_;
+  std::unique_ptr<lightlora::Activation> active_;
+  at::Tensor x_, dy_;
+};
+
+}  // namespace bench

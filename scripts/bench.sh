@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs the benchmarks and writes tables and plots.   scripts/bench.sh <folder of the programs> [more flags of layer_benchmark]
+# What needs diffusers and PEFT runs where scripts/bootstrap.sh --tests has put them, and is left out
+# with a notice elsewhere. BENCH_RESULTS names another folder than bench-results/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=$1
+shift
+results=${BENCH_RESULTS:-bench-results}
+mkdir -p "$results"
+
+"$bin/layer_benchmark" --json "$results/layer.json" "$@"
+
+python=.deps/python/bin/python3
+if [[ -x $python ]] && "$python" -c 'import peft, diffusers' 2>/dev/null; then
+  "$python" benchmarks/layer_vs_peft.py --bin "$bin" --json "$results/layer_vs_peft.json"
+  for what in train generate; do
+    "$python" benchmarks/program_vs_diffusers.py "$what" --bin "$bin" --json "$results/$what.json"
+  done
+  "$python" benchmarks/report.py "$results"
+else
+  echo "notice: PEFT and diffusers are missing, so nothing is compared with them; hint: scripts/bootstrap.sh --tests"
+fi
