@@ -38,6 +38,10 @@ void add_running_flags(cli::App& app, Flags& f) {
   app.add_option("--clip_skip", f.clip_skip, "Layers of the text encoder to leave out at its end")
       ->check(cli::at_least(0));
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
+  app.add_option("--cuda_graph", f.cuda_graph,
+                 "Record forward and backward once and replay them: saves a GPU's waiting for "
+                 "launches (auto: with a GPU and no training text encoder)")
+      ->check(cli::one_of(cuda_graph_choices()));
 }
 
 }  // namespace
@@ -114,6 +118,7 @@ TrainerOptions Flags::trainer_options() const {
   options.prior_loss_weight = prior_loss_weight;
   options.scale_loss = mixed_precision == "fp16";
   options.gradient_checkpointing = optimization.gradient_checkpointing;
+  options.cuda_graph = use_cuda_graph(cuda_graph, sd::pick_device(device));
   options.optimizer = optimization.optimizer_options();
   return options;
 }

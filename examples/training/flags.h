@@ -35,7 +35,7 @@ struct Flags {
   bool pre_compute_text_embeddings = false;
   int64_t clip_skip = 0;
   uint64_t seed = 0;
-  std::string mixed_precision = "no", device = "auto";
+  std::string mixed_precision = "no", device = "auto", cuda_graph = "auto";
 
   Flags() { run.output_dir = "lora-dreambooth-model"; }
 

@@ -28,8 +28,7 @@ Tensor DiffusionLoss::weights(const Tensor& timesteps) const {
   return capped / (velocity ? snr + 1 : snr);
 }
 
-Tensor DiffusionLoss::operator()(sd::UNet2DConditionModel& unet,
-                                 const std::vector<NoisySample>& samples,
+LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
                                  const Tensor& states) const {
   std::vector<Tensor> latents, noises;
   std::vector<int64_t> timesteps;
@@ -40,18 +39,27 @@ Tensor DiffusionLoss::operator()(sd::UNet2DConditionModel& unet,
   }
   const Tensor x = at::stack(latents).to(states.device());
   const Tensor noise = at::stack(noises).to(states.device());
-  const Tensor t = torch::tensor(timesteps, torch::kLong).to(states.device());
-  const Tensor noisy = schedule_.add_noise(x, noise, t).to(states.scalar_type());
-  const Tensor predicted = unet->forward(noisy, t, states).to(torch::kFloat);
-  Tensor target = noise;
+  LossInputs result;
+  result.timesteps = torch::tensor(timesteps, torch::kLong).to(states.device());
+  result.noisy = schedule_.add_noise(x, noise, result.timesteps).to(states.scalar_type());
+  result.states = states;
+  result.target = noise;
   if (prediction_type() == sd::PredictionType::v_prediction) {
-    target = schedule_.get_velocity(x, noise, t);
+    result.target = schedule_.get_velocity(x, noise, result.timesteps);
   } else if (prediction_type() == sd::PredictionType::sample) {
-    target = x;
+    result.target = x;
   }
-  if (!options_.snr_gamma) return at::mse_loss(predicted, target);
-  const Tensor each = at::mse_loss(predicted, target, at::Reduction::None).flatten(1).mean(1);
-  return (each * weights(t)).mean();
+  if (options_.snr_gamma) result.weights = weights(result.timesteps);
+  return result;
+}
+
+Tensor DiffusionLoss::of(sd::UNet2DConditionModel& unet, const LossInputs& inputs) {
+  const Tensor predicted =
+      unet->forward(inputs.noisy, inputs.timesteps, inputs.states).to(torch::kFloat);
+  if (!inputs.weights.defined()) return at::mse_loss(predicted, inputs.target);
+  const Tensor each =
+      at::mse_loss(predicted, inputs.target, at::Reduction::None).flatten(1).mean(1);
+  return (each * inputs.weights).mean();
 }
 
 }  // namespace training

@@ -31,6 +31,15 @@ struct NoisySample {
   int64_t timestep = 0;
 };
 
+/// What the loss of one batch is computed from, on the model's device.
+struct LossInputs {
+  torch::Tensor noisy;      ///< (B, 4, h, w), what the model sees, in its dtype
+  torch::Tensor timesteps;  ///< (B)
+  torch::Tensor states;     ///< (B, tokens, width)
+  torch::Tensor target;     ///< (B, 4, h, w) fp32, what it should predict
+  torch::Tensor weights;    ///< (B), of the samples; undefined: all alike
+};
+
 /// The loss of a denoising model.
 /// Equation: mean over samples of w(t) |target - unet(add_noise(x, noise, t), t, states)|^2, with
 ///           w(t) = 1, or min(snr(t), gamma) / snr(t) for models that predict noise, and
@@ -48,7 +57,14 @@ class DiffusionLoss {
 
   /// The loss of a batch, a scalar in fp32. Shapes: states (samples, tokens, width)
   torch::Tensor operator()(sd::UNet2DConditionModel& unet, const std::vector<NoisySample>& samples,
-                           const torch::Tensor& states) const;
+                           const torch::Tensor& states) const {
+    return of(unet, inputs(samples, states));
+  }
+
+  /// Its two halves: everything that does not ask the model, and what does, which is the same
+  /// operators for every batch of one shape.
+  LossInputs inputs(const std::vector<NoisySample>& samples, const torch::Tensor& states) const;
+  static torch::Tensor of(sd::UNet2DConditionModel& unet, const LossInputs& inputs);
 
  private:
   torch::Tensor weights(const torch::Tensor& timesteps) const;

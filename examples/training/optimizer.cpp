@@ -93,6 +93,7 @@ void AdamW::step(const Tensor& values, const Tensor& gradients, double learning_
                     learning_rate, options_.beta1, options_.beta2.value_or(0.999),
                     options_.decay.value_or(1e-2), options_.epsilon, /*amsgrad=*/false,
                     /*maximize=*/false);
+  values.unsafeGetTensorImpl()->bump_version();  // which the fused step leaves out
 }
 
 Lion::Lion(const Tensor& values, const OptimizerOptions& options)

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/parameter_bank.h>
 #include <torch/types.h>
 
 #include <cstdint>
 #include <string>
 #include <vector>
-
-// Optimising a few hundred small tensors as one: a step touches one buffer of values and one of
-// gradients, so that AdamW, clipping and zeroing are one kernel each.
 
 namespace training {
 
@@ -19,9 +17,8 @@ struct ParameterGroup {
   std::vector<torch::Tensor> parameters;
 };
 
-/// Makes many leaf tensors views of one flat buffer, and their gradients views of another.
-/// The tensors stay the same objects; a backward pass adds into the flat gradient.
-class ParameterBank {
+/// The library's bank over the parameters of all groups, one after the other.
+class ParameterBank : public lightlora::ParameterBank {
  public:
   /// The part of the buffers that belongs to one group.
   struct Slice {
@@ -37,17 +34,9 @@ class ParameterBank {
   explicit ParameterBank(const std::vector<torch::Tensor>& parameters)
       : ParameterBank(std::vector<ParameterGroup>{{"all", 1, parameters}}) {}
 
-  const torch::Tensor& values() const { return values_; }
-  const torch::Tensor& gradients() const { return gradients_; }
   const std::vector<Slice>& slices() const { return slices_; }
-  void zero_gradients() { gradients_.zero_(); }
-
-  /// Scales the gradients down so that their L2 norm is at most `max_norm`, and returns the norm
-  /// they had as a tensor without dimensions: nothing waits for a GPU. No clipping if max_norm <= 0.
-  torch::Tensor clip(double max_norm);
 
  private:
-  torch::Tensor values_, gradients_;
   std::vector<Slice> slices_;
 };
 

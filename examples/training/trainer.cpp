@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <cmath>
+#include <sstream>
 #include <utility>
 
 #include "stable_diffusion/gradient_checkpointing.h"
@@ -17,6 +18,8 @@ namespace {
 
 // A scale of 65536 reaches 1 after 16 halvings; what still overflows then is not the scale's fault.
 constexpr int64_t kMostSkippedSteps = 25;
+// Each recording keeps a batch's activations; aspect-ratio buckets beyond this run as they are.
+constexpr std::size_t kMostRecordings = 8;
 
 std::string optimizer_prefix(std::size_t slice) { return "optimizer." + std::to_string(slice) + "."; }
 
@@ -41,15 +44,56 @@ std::vector<lightlora::Activation> Trainer::activate() const {
   return active;
 }
 
+// The loss stays where it was computed: reading it would wait for a GPU.
+Tensor Trainer::backward(SampleSource& source, int64_t index, double weight) {
+  const TrainingBatch batch = source.batch(index, parts_.loss);
+  // A text encoder that trains has adapters too. (Otherwise a recording must see its own activation,
+  // in which plain layers' weights are summed.)
+  std::vector<lightlora::Activation> active;
+  if (parts_.prompts.trains()) active = activate();
+  const Tensor states = parts_.prompts.states(batch.captions);
+  const LossInputs inputs = parts_.loss.inputs(batch.samples, states);
+  const bool record = options_.cuda_graph && !parts_.prompts.trains();
+  return record ? replay(inputs, weight) : compute(inputs, weight);
+}
+
 // The activation spans the backward pass: checkpointed segments run again in it.
-double Trainer::backward(SampleSource& source, int64_t index, double weight) {
+Tensor Trainer::compute(const LossInputs& inputs, double weight) {
   const auto active = activate();
   const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing);
-  const TrainingBatch batch = source.batch(index, parts_.loss);
-  const Tensor states = parts_.prompts.states(batch.captions);
-  const Tensor loss = parts_.loss(parts_.unet, batch.samples, states) * weight;
+  const Tensor loss = DiffusionLoss::of(parts_.unet, inputs) * weight;
   scaler_.scaled(loss).backward();
-  return loss.item<double>();
+  return loss.detach();
+}
+
+Tensor Trainer::replay(const LossInputs& inputs, double weight) {
+  std::ostringstream shape;
+  shape << inputs.noisy.sizes() << inputs.states.sizes() << weight;
+  auto found = recorded_.find(shape.str());
+  if (found == recorded_.end() && recorded_.size() == kMostRecordings) return compute(inputs, weight);
+  Recorded& own = recorded_[shape.str()];
+  if (!own.graph) {
+    const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
+    own.inputs = {copy(inputs.noisy), copy(inputs.timesteps), copy(inputs.states),
+                  copy(inputs.target), copy(inputs.weights)};
+    own.loss = at::zeros({}, inputs.target.options());
+    const auto device = inputs.noisy.device();
+    own.graph = std::make_unique<CudaGraph>(
+        [this, &own, weight] {
+          const Tensor loss = compute(own.inputs, weight);
+          const torch::NoGradGuard no_grad;
+          own.loss.copy_(loss);
+        },
+        device, device.is_cuda());
+  } else {
+    own.inputs.noisy.copy_(inputs.noisy);
+    own.inputs.timesteps.copy_(inputs.timesteps);
+    own.inputs.states.copy_(inputs.states);
+    own.inputs.target.copy_(inputs.target);
+    if (inputs.weights.defined()) own.inputs.weights.copy_(inputs.weights);
+  }
+  own.graph->run();
+  return own.loss.clone();
 }
 
 void Trainer::update(StepReport& report) {
@@ -77,13 +121,15 @@ StepReport Trainer::step() {
   torch::manual_seed(seeds.current_seed());
   const int64_t batches = options_.gradient_accumulation_steps;
   const double share = 1.0 / static_cast<double>(batches);
+  std::vector<Tensor> losses;
   for (int64_t i = 0; i < batches; ++i) {
     const int64_t batch = done_ * batches + i;
-    report.loss += backward(parts_.instance, batch, share);
+    losses.push_back(backward(parts_.instance, batch, share));
     if (parts_.prior) {
-      report.loss += backward(*parts_.prior, batch, share * options_.prior_loss_weight);
+      losses.push_back(backward(*parts_.prior, batch, share * options_.prior_loss_weight));
     }
   }
+  for (const auto& loss : losses) report.loss += loss.item<double>();
   report.learning_rate = learning_rate_.at(done_);
   update(report);
   ++done_;

@@ -5,10 +5,13 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "training/cuda_graph.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"
 #include "training/optimizer.h"
@@ -25,6 +28,9 @@ struct TrainerOptions {
   double prior_loss_weight = 1.0;
   bool scale_loss = false;  ///< for fp16 weights
   bool gradient_checkpointing = false;
+  /// Record forward and backward of a batch once for each shape and replay it: see CudaGraph. Not
+  /// with a text encoder that trains. Without a GPU the same path runs unrecorded.
+  bool cuda_graph = false;
   OptimizerOptions optimizer;
 };
 
@@ -80,7 +86,16 @@ class Trainer {
   std::vector<lightlora::Activation> activate() const;
 
  private:
-  double backward(SampleSource& source, int64_t batch, double weight);
+  /// One shape of batches: the recording and the tensors that it reads and writes.
+  struct Recorded {
+    LossInputs inputs;
+    torch::Tensor loss;
+    std::unique_ptr<CudaGraph> graph;
+  };
+
+  torch::Tensor backward(SampleSource& source, int64_t batch, double weight);
+  torch::Tensor compute(const LossInputs& inputs, double weight);
+  torch::Tensor replay(const LossInputs& inputs, double weight);
   void update(StepReport& report);
 
   TrainerParts parts_;
@@ -89,6 +104,7 @@ class Trainer {
   ParameterBank bank_;
   std::vector<std::unique_ptr<Optimizer>> optimizers_;  // one for each slice of the bank
   LossScaler scaler_;
+  std::map<std::string, Recorded> recorded_;
   int64_t done_ = 0;
   int64_t skipped_in_a_row_ = 0;
 };
