@@ -10,6 +10,7 @@
 
 #include "cli/app.h"
 #include "cli/format.h"
+#include "cli/model_flags.h"
 #include "cli/progress.h"
 #include "cli/run.h"
 #include "images/load.h"
@@ -24,8 +25,8 @@
 
 namespace {
 
-struct Flags {
-  std::string model, lora, subject_pictures, output_dir = "before_after", emoji_vectors, emoji;
+struct Flags : cli::ModelFlags {
+  std::string lora, subject_pictures, output_dir = "before_after", emoji_vectors, emoji;
   std::vector<std::string> prompts;
   std::string device = "auto", scheduler = "ddim";
   int64_t steps = 30, seeds = 2, seed = 0;
@@ -34,11 +35,11 @@ struct Flags {
 
 void add_flags(cli::App& app, Flags& f) {
   app.group("Required");
-  app.add_option("--pretrained_model_name_or_path", f.model,
-                 "Stable Diffusion model: a folder in diffusers layout")
-      ->required();
+  cli::add_model_flag(app, f);
   app.add_option("--lora", f.lora, "LoRA file as FILE or FILE:WEIGHT")->required();
   app.add_option("--prompt", f.prompts, "What to draw; may be repeated")->required();
+  app.group("Files");
+  cli::add_single_file_flags(app, f);
   app.group("Pictures");
   app.add_option("--output_dir", f.output_dir, "Folder for the pictures");
   app.add_option("--subject_pictures", f.subject_pictures,
@@ -141,7 +142,10 @@ std::string measure(const Flags& flags, const images::EmojiVectors& emoji, const
 
 void run(const Flags& flags) {
   std::filesystem::create_directories(flags.output_dir);
-  const auto options = sd::StableDiffusionOptions().device(sd::pick_device(flags.device));
+  const auto options = sd::StableDiffusionOptions()
+                           .device(sd::pick_device(flags.device))
+                           .model_config(flags.model_config)
+                           .allow_trailing_bytes(flags.allow_trailing_bytes);
   sd::StableDiffusion pipeline(flags.model, options);
   const Row before = draw_row(pipeline, flags, "Before");
   const auto loras = sd::merge_loras(pipeline, {sd::parse_lora(flags.lora)});

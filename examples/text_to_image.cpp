@@ -11,6 +11,8 @@
 #include "generation/parameters.h"
 #include "images/png.h"
 #include "images/sheet.h"
+#include "stable_diffusion/embeddings.h"
+#include "stable_diffusion/single_file.h"
 
 namespace {
 
@@ -19,7 +21,10 @@ using generation::Flags;
 
 // The text as it stands, unless the other syntax is asked for.
 void print_tokens(const Flags& flags) {
-  const sd::Tokenizer tokenizer((std::filesystem::path(flags.model) / "tokenizer").string());
+  sd::Tokenizer tokenizer(sd::tokenizer_folder(flags.model, flags.model_config));
+  for (const auto& text : flags.learned_embeds) {
+    for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(tokenizer, embedding);
+  }
   const bool weighs = flags.prompt_syntax == "a1111";
   const auto text = weighs ? generation::take_lora_tags(flags.prompt).text : flags.prompt;
   const auto syntax = weighs ? sd::PromptSyntax::a1111 : sd::PromptSyntax::plain;
@@ -73,12 +78,22 @@ void write_sheet(const Flags& flags, generation::Artist& artist,
   std::cout << "sheet: " << flags.output << " (seed " << drawing.seed << ")\n";
 }
 
+// Whether there is something to draw, and not only a model to write.
+bool draws(const cli::App& app, const Flags& flags) {
+  return !flags.from_png.empty() || app.get_option("--prompt")->count() > 0;
+}
+
 // What has to hold before the model is read.
 void check(const cli::App& app, const Flags& flags) {
-  TORCH_CHECK_VALUE(!flags.from_png.empty() || app.get_option("--prompt")->count() > 0,
+  const bool drawing = draws(app, flags);
+  TORCH_CHECK_VALUE(drawing || !flags.merge_to.empty(),
                     "missing required flag '--prompt'; hint: see --help");
-  TORCH_CHECK_VALUE(flags.print_tokens || !flags.output.empty(),
+  TORCH_CHECK_VALUE(!drawing || flags.print_tokens || !flags.output.empty(),
                     "--output: expected a file to write, got none");
+  TORCH_CHECK_VALUE(flags.merge_to.empty() ||
+                        std::filesystem::path(flags.merge_to).extension() == ".safetensors",
+                    "--merge_to: expected a name that ends in .safetensors, got '", flags.merge_to,
+                    "'");
   TORCH_CHECK_VALUE(flags.seeds.empty() || app.get_option("--seed")->count() == 0,
                     "--seeds: expected no --seed beside it");
   TORCH_CHECK_VALUE(flags.seeds.empty() || flags.initial_latents.empty(),
@@ -107,6 +122,8 @@ void draw(cli::App& app, Flags& flags) {
   if (flags.print_tokens) return print_tokens(flags);
   const auto axes = generation::parse_axes(flags.xy);
   generation::Artist artist(flags, known_loras);
+  if (!flags.merge_to.empty()) std::cout << "model: " << flags.merge_to << "\n";
+  if (!draws(app, flags)) return;
   for (const auto& line : artist.notices()) std::cout << "notice: " << line << "\n";
   axes.empty() ? write_pictures(flags, artist) : write_sheet(flags, artist, axes);
 }

@@ -74,6 +74,7 @@ void print_end(const Flags& flags) {
   print_file("native file:    ", DreamBooth::kNativeFile);
   print_file("diffusers file: ", DreamBooth::kDiffusersFile);
   std::cout << "draw with it:   text_to_image --pretrained_model_name_or_path " << flags.model
+            << (flags.model_config.empty() ? "" : " --model_config " + flags.model_config)
             << " --lora " << in_output(flags, DreamBooth::kNativeFile).string() << " --prompt \""
             << flags.instance_prompt << "\" --output picture.png\n";
 }

@@ -15,7 +15,7 @@ readonly environment=.deps/python
 debian_packages=(
   g++ make cmake ninja-build ccache mold python3 python3-venv
   libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libstb-dev libutf8proc-dev
-  libpng-dev libjpeg-dev libwebp-dev libexif-dev catch2
+  libpng-dev libjpeg-dev libwebp-dev libexif-dev zlib1g-dev catch2
   libfreetype-dev fonts-noto-color-emoji unicode-data
 )
 

@@ -13,6 +13,8 @@
 #include "images/sheet.h"
 #include "images/tensor.h"
 #include "stable_diffusion/device.h"
+#include "stable_diffusion/embeddings.h"
+#include "stable_diffusion/single_file.h"
 
 namespace generation {
 
@@ -21,7 +23,9 @@ namespace {
 sd::StableDiffusionOptions pipeline_options(const Flags& flags) {
   return sd::StableDiffusionOptions()
       .device(sd::pick_device(flags.device))
-      .dtype(sd::pick_dtype(flags.dtype));
+      .dtype(sd::pick_dtype(flags.dtype))
+      .model_config(flags.model_config)
+      .allow_trailing_bytes(flags.allow_trailing_bytes);
 }
 
 // The prompt as the text encoder gets it.
@@ -88,6 +92,10 @@ Artist::Artist(const Flags& flags, const std::vector<std::string>& known_loras)
       choices_(choose_loras(flags, known_loras)),
       loras_(sd::merge_loras(pipeline_, choices_, flags.split_rank)),
       seed_(flags.seed.value_or(new_seed())) {
+  if (!flags.merge_to.empty()) sd::save_single_file(pipeline_, flags.merge_to);
+  for (const auto& text : flags.learned_embeds) {
+    for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(pipeline_, embedding);
+  }
   pipeline_.vae()->enable_tiling(flags.vae_tiling);
   if (flags.image.empty()) return;
   const auto picture = starting_picture(images::load_image(flags.image),

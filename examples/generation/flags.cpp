@@ -83,12 +83,17 @@ void add_sampling_flags(cli::App& app, Flags& f) {
 
 void add_flags(cli::App& app, Flags& f) {
   app.group("Model");
-  app.add_option("--pretrained_model_name_or_path", f.model,
-                 "Stable Diffusion model: a folder in diffusers layout")
-      ->required();
+  cli::add_model_flag(app, f);
+  cli::add_single_file_flags(app, f);
   app.add_option(
       "--lora", f.loras,
       "LoRA of any common dialect, or a PEFT folder, as FILE or FILE:WEIGHT; repeatable");
+  app.add_option("--learned_embeds", f.learned_embeds,
+                 "Learned embedding of diffusers or A1111, as FILE or FILE:TOKEN; the prompt may "
+                 "then use the token; repeatable");
+  app.add_option("--merge_to", f.merge_to,
+                 "Write the model with the LoRA files merged into it as one .safetensors file in the "
+                 "original layout, in --dtype; without --prompt that is all");
   app.add_option("--lora_dir", f.lora_dir, "Folder of the files that <lora:name:0.8> names");
   app.add_option("--split_rank", f.split_rank,
                  "Cut Fused adapters of native files to this rank (default: their full rank)")

@@ -7,14 +7,15 @@
 #include <vector>
 
 #include "cli/app.h"
+#include "cli/model_flags.h"
 #include "stable_diffusion/pipeline.h"
 
 namespace generation {
 
 /// What text_to_image was asked for. Every field has its flag's name.
-struct Flags {
-  std::string model;
-  std::vector<std::string> loras;
+struct Flags : cli::ModelFlags {
+  std::vector<std::string> loras, learned_embeds;
+  std::string merge_to;
   std::string lora_dir;
   std::optional<int64_t> split_rank;
 

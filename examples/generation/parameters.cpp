@@ -25,7 +25,7 @@ const std::pair<const char*, const char*> kSamplers[] = {
 };
 constexpr const char* kKarras = " Karras";
 constexpr const char* kNegative = "Negative prompt:";
-constexpr const char* kLoraSeparator = "; ";
+constexpr const char* kFileSeparator = "; ";
 
 // The shortest text that reads back as the same number.
 std::string number(double value) {
@@ -133,9 +133,26 @@ bool read_field(const std::string& name, const std::string& value,
   } else if (name == "Batch index" && split != std::string::npos) {
     settings["num_images_per_prompt"] = value.substr(split + 1);
   } else {
-    return name == "Version" || name == "Model" || name == "LoRA files";
+    return name == "Version" || name == "Model" || name == "LoRA files" || name == "Learned embeds";
   }
   return true;
+}
+
+std::string joined(const std::vector<std::string>& files) {
+  std::string text;
+  for (const auto& file : files) text += (text.empty() ? "" : kFileSeparator) + file;
+  return text;
+}
+
+// The files of such a text; none if there is no text.
+std::vector<std::string> listed(const std::string* text) {
+  std::vector<std::string> files;
+  for (std::size_t at = 0; text != nullptr && at <= text->size();) {
+    const auto end = std::min(text->find(kFileSeparator, at), text->size());
+    files.push_back(text->substr(at, end - at));
+    at = end + std::string(kFileSeparator).size();
+  }
+  return files;
 }
 
 // Gives a flag a value as the command line would, unless it has one.
@@ -204,7 +221,7 @@ Parameters describe(const Flags& flags, const std::vector<sd::LoRAChoice>& loras
   const bool tags = flags.prompt_syntax != "plain";
   const auto present = tags ? take_lora_tags(flags.prompt).tags.size() : 0;
   for (std::size_t i = 0; i < loras.size(); ++i) {  // those of the prompt come first
-    files += (i > 0 ? kLoraSeparator : "") + loras[i].path + ":" + number(loras[i].weight);
+    files += (i > 0 ? kFileSeparator : "") + loras[i].path + ":" + number(loras[i].weight);
     if (i < present || !tags) continue;
     result.prompt += " <lora:" + lora_stem(loras[i].path) + ":" + number(loras[i].weight) + ">";
   }
@@ -230,6 +247,7 @@ Parameters describe(const Flags& flags, const std::vector<sd::LoRAChoice>& loras
     add("Batch index", std::to_string(picture.index) + "/" + std::to_string(picture.count));
   }
   add("LoRA files", files);
+  add("Learned embeds", joined(flags.learned_embeds));
   add("Version", std::string("lightlora ") + LIGHTLORA_VERSION);
   return result;
 }
@@ -260,12 +278,9 @@ PngSettings apply_png(const std::string& path, cli::App& app, Flags& flags) {
     settings.erase("num_images_per_prompt");
   }
   for (const auto& [flag, value] : settings) set_flag(app, flag, value, path);
-  if (const auto* files = parameters.find("LoRA files")) {
-    for (std::size_t at = 0; at <= files->size();) {
-      const auto end = std::min(files->find(kLoraSeparator, at), files->size());
-      result.lora_files.push_back(files->substr(at, end - at));
-      at = end + 2;
-    }
+  result.lora_files = listed(parameters.find("LoRA files"));
+  if (flags.learned_embeds.empty()) {
+    flags.learned_embeds = listed(parameters.find("Learned embeds"));
   }
   return result;
 }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "stable_diffusion/json_file.h"
+#include "stable_diffusion/single_file.h"
 #include "stable_diffusion/weights.h"
 
 namespace sd {
@@ -38,13 +39,20 @@ Module require_part(const Module& module, const char* name) {
 
 }  // namespace
 
-StableDiffusion::StableDiffusion(const std::string& folder, StableDiffusionOptions options)
-    : folder_(folder), options_(std::move(options)) {
-  check_index();
-  scheduler_config_ = read_scheduler_config(part("scheduler"));
+StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOptions options)
+    : folder_(model), options_(std::move(options)) {
+  if (fs::is_regular_file(model)) {
+    file_ = std::make_shared<SingleFile>(
+        model, options_.model_config(),
+        lightlora::SafetensorsOptions().allow_trailing_bytes(options_.allow_trailing_bytes()));
+    scheduler_config_ = SchedulerConfig(file_->config("scheduler"), source_of("scheduler"));
+  } else {
+    check_index();
+    scheduler_config_ = read_scheduler_config(part("scheduler"));
+  }
   NoiseSchedule{*scheduler_config_};  // refuses a file that no scheduler could use
-  unet_options_ = UNet2DConditionModelOptions::from_json(config("unet"), part("unet/config.json"));
-  vae_options_ = AutoencoderKLOptions::from_json(config("vae"), part("vae/config.json"));
+  unet_options_ = UNet2DConditionModelOptions::from_json(config("unet"), source_of("unet"));
+  vae_options_ = AutoencoderKLOptions::from_json(config("vae"), source_of("vae"));
   check_parts();
   if (options_.load_text_encoder()) load_text_encoder();
   if (options_.load_unet()) load_unet();
@@ -55,16 +63,18 @@ std::string StableDiffusion::part(const std::string& name) const {
   return (fs::path(folder_) / name).string();
 }
 
+// What to call a part's configuration in messages.
+std::string StableDiffusion::source_of(const std::string& name) const {
+  return file_ ? folder_ + ": " + name : part(name + "/config.json");
+}
+
 nlohmann::json StableDiffusion::config(const std::string& name) const {
-  return read_json_file(part(name + "/config.json"));
+  return file_ ? file_->config(name) : read_json_file(part(name + "/config.json"));
 }
 
 void StableDiffusion::check_index() const {
   TORCH_CHECK(fs::exists(folder_), "'", folder_,
-              "': expected a diffusers folder, got nothing there; hint: is the path right?");
-  TORCH_CHECK(fs::is_directory(folder_), "'", folder_,
-              "': expected a diffusers folder, got a file; hint: diffusers' from_single_file and "
-              "save_pretrained make a folder of it");
+              "': expected a diffusers folder or a file, got nothing there; hint: is the path right?");
   const std::string path = part("model_index.json");
   TORCH_CHECK(fs::exists(path), "'", folder_,
               "': expected a diffusers folder, got one without model_index.json; hint: the folder "
@@ -101,22 +111,31 @@ void StableDiffusion::check_parts() const {
 
 void StableDiffusion::load_text_encoder() {
   const auto options =
-      CLIPTextModelOptions::from_json(config("text_encoder"), part("text_encoder/config.json"));
-  tokenizer_ = std::make_unique<Tokenizer>(part("tokenizer"), options.max_position_embeddings());
-  TORCH_CHECK(tokenizer_->model_max_length() <= options.max_position_embeddings(), "'",
-              part("tokenizer"), "': expected at most ", options.max_position_embeddings(),
+      CLIPTextModelOptions::from_json(config("text_encoder"), source_of("text_encoder"));
+  const std::string tokenizer = file_ ? file_->tokenizer_folder() : part("tokenizer");
+  tokenizer_ = std::make_unique<Tokenizer>(tokenizer, options.max_position_embeddings());
+  TORCH_CHECK(tokenizer_->model_max_length() <= options.max_position_embeddings(), "'", tokenizer,
+              "': expected at most ", options.max_position_embeddings(),
               " tokens (the text encoder's positions), got ", tokenizer_->model_max_length());
   const UninitializedModules uninitialized(options_.dtype());
   text_encoder_ = CLIPTextModel(options);
-  load_weights(*text_encoder_, find_weights(part("text_encoder"), "model"),
-               CLIPTextModelImpl::parameter_name);
+  if (file_) {
+    file_->load_text_encoder(*text_encoder_);
+  } else {
+    load_weights(*text_encoder_, find_weights(part("text_encoder"), "model"),
+                 CLIPTextModelImpl::parameter_name);
+  }
   finish(text_encoder_, options_);
 }
 
 void StableDiffusion::load_unet() {
   const UninitializedModules uninitialized(options_.dtype());
   unet_ = UNet2DConditionModel(unet_options_);
-  load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"));
+  if (file_) {
+    file_->load_unet(*unet_, unet_options_);
+  } else {
+    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"));
+  }
   finish(unet_, options_);
 }
 
@@ -125,7 +144,11 @@ void StableDiffusion::load_vae() {
   const UninitializedModules uninitialized(
       options_.vae_dtype().value_or(upcast ? at::kFloat : options_.dtype()));
   vae_ = AutoencoderKL(vae_options_);
-  load_weights(*vae_, find_weights(part("vae"), "diffusion_pytorch_model"), vae_legacy_name);
+  if (file_) {
+    file_->load_vae(*vae_, vae_options_);
+  } else {
+    load_weights(*vae_, find_weights(part("vae"), "diffusion_pytorch_model"), vae_legacy_name);
+  }
   finish(vae_, options_);
 }
 

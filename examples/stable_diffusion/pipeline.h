@@ -19,7 +19,9 @@
 
 namespace sd {
 
-/// What to load of a diffusers folder, and where to.
+class SingleFile;
+
+/// What to load of a model, and where to.
 struct StableDiffusionOptions {
   TORCH_ARG(torch::Device, device) = torch::kCPU;
   /// Of the UNet and the text encoder.
@@ -27,6 +29,12 @@ struct StableDiffusionOptions {
   /// Of the autoencoder. Default: `dtype`, but fp32 instead of fp16 and bf16 where its
   /// configuration says `force_upcast`, as it does for Stable Diffusion 1.x and 2.x.
   TORCH_ARG(std::optional<at::ScalarType>, vae_dtype) = std::nullopt;
+  /// For a single file: a folder in diffusers layout whose configurations and tokenizer belong to
+  /// it. Default: the file's own folder if it has such, otherwise those of Stable Diffusion 1.x.
+  TORCH_ARG(std::string, model_config);
+  /// For a single file: accept bytes behind its last tensor, which some published ones have.
+  /// Default: false.
+  TORCH_ARG(bool, allow_trailing_bytes) = false;
   TORCH_ARG(bool, load_unet) = true;
   TORCH_ARG(bool, load_vae) = true;
   /// With the tokenizer. Default: true.
@@ -83,15 +91,17 @@ struct SampleResult {
   torch::Tensor pictures;  ///< (n, 3, H, W) in [0, 1] fp32; undefined if not asked for
 };
 
-/// A Stable Diffusion 1.x or 2.x model from a diffusers folder: `model_index.json`, `unet/`,
-/// `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`. The modules are public: adapters are put
-/// into them and trainers call them. They start in evaluation mode without gradients. Errors:
-/// c10::Error or c10::ValueError naming the folder or file, with a hint Differs from diffusers: the
-/// scheduler's file counts as it stands (StableDiffusionPipeline replaces steps_offset 0 by 1 and
-/// switches clip_sample off), and latents stay in fp32 between the steps
+/// A Stable Diffusion 1.x or 2.x model from a diffusers folder (`model_index.json`, `unet/`, `vae/`,
+/// `text_encoder/`, `tokenizer/` and `scheduler/`), or one of 1.x from a single file. The modules
+/// are public: adapters are put into them and trainers call them. They start in evaluation mode
+/// without gradients.
+/// Errors: c10::Error or c10::ValueError naming the folder or file, with a hint
+/// Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
+/// replaces steps_offset 0 by 1 and switches clip_sample off), and latents stay in fp32 between the
+/// steps
 class StableDiffusion {
  public:
-  explicit StableDiffusion(const std::string& folder, StableDiffusionOptions options = {});
+  explicit StableDiffusion(const std::string& model, StableDiffusionOptions options = {});
 
   /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its
   /// length is cut off.
@@ -113,6 +123,7 @@ class StableDiffusion {
 
   SampleResult sample(const SampleOptions& options);
 
+  /// The folder or file that the model came from.
   const std::string& folder() const { return folder_; }
   const StableDiffusionOptions& options() const { return options_; }
   const SchedulerConfig& scheduler_config() const { return *scheduler_config_; }
@@ -136,6 +147,7 @@ class StableDiffusion {
   void check_index() const;
   void check_parts() const;
   std::string part(const std::string& name) const;
+  std::string source_of(const std::string& name) const;
   nlohmann::json config(const std::string& name) const;
   void load_unet();
   void load_vae();
@@ -151,6 +163,7 @@ class StableDiffusion {
                         const SampleOptions& options);
 
   std::string folder_;
+  std::shared_ptr<const SingleFile> file_;  // null for a folder
   StableDiffusionOptions options_;
   UNet2DConditionModelOptions unet_options_;
   AutoencoderKLOptions vae_options_;

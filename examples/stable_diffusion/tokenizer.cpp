@@ -9,10 +9,12 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include "stable_diffusion/gzip_file.h"
 #include "stable_diffusion/json_file.h"
 #include "stable_diffusion/tokenizer_text.h"
 
@@ -69,16 +71,20 @@ std::pair<std::string, std::string> merge_from(const std::string& line, const st
   return {line.substr(0, space), line.substr(space + 1)};
 }
 
-Merges merges_from_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file.good(), "'", path,
-              "': expected a file, got none; hint: vocab.json needs merges.txt beside it");
+Merges merges_from_text(std::istream& text, const std::string& path) {
   Merges merges;
-  for (std::string line; std::getline(file, line);) {
+  for (std::string line; std::getline(text, line);) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.rfind("#version", 0) != 0) merges.push_back(merge_from(line, path));
   }
   return merges;
+}
+
+Merges merges_beside_vocabulary(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  TORCH_CHECK(file.good(), "'", path,
+              "': expected a file, got none; hint: vocab.json needs merges.txt beside it");
+  return merges_from_text(file, path);
 }
 
 Merges merges_from_json(const json& entries, const std::string& path) {
@@ -178,12 +184,19 @@ void Tokenizer::load_model(const json& file, std::string unknown) {
         merges_from_json(model.value("merges", json()), path), std::move(unknown), path);
     return;
   }
+  if (const std::string merges = folder_ + "/clip_merges.txt.gz"; std::filesystem::exists(merges)) {
+    std::istringstream text(read_gzip_file(merges));
+    const Merges all = merges_from_text(text, merges);
+    model_ = std::make_unique<BytePairEncoder>(BytePairEncoder::vocabulary_of(all), all,
+                                               std::move(unknown), merges);
+    return;
+  }
   const std::string path = folder_ + "/vocab.json";
   TORCH_CHECK(std::filesystem::exists(path), "'", folder_,
               "': expected vocab.json and merges.txt or tokenizer.json, got neither; hint: is this "
               "the tokenizer folder of a diffusers model?");
   model_ = std::make_unique<BytePairEncoder>(vocabulary_from(read_json_file(path), path),
-                                             merges_from_text(folder_ + "/merges.txt"),
+                                             merges_beside_vocabulary(folder_ + "/merges.txt"),
                                              std::move(unknown), path);
 }
 
@@ -265,6 +278,15 @@ int64_t Tokenizer::add_token(const std::string& text) {
   return id;
 }
 
+std::vector<int64_t> Tokenizer::add_token(const std::string& text, int64_t count) {
+  TORCH_CHECK_VALUE(count >= 1, "sd::Tokenizer::add_token: '", text,
+                    "': expected at least one vector, got ", count);
+  std::vector<int64_t> ids{add_token(text)};
+  for (int64_t i = 1; i < count; ++i) ids.push_back(add_token(text + "_" + std::to_string(i)));
+  if (count > 1) expansions_[ids.front()] = ids;
+  return ids;
+}
+
 std::optional<int64_t> Tokenizer::token_id(const std::string& token) const {
   for (const auto& [id, added] : added_) {
     if (added.content == token) return id;
@@ -286,7 +308,11 @@ int64_t Tokenizer::require(const std::string& token, const std::string& role) co
 
 std::vector<int64_t> Tokenizer::tokenize(const std::string& text) const {
   std::vector<int64_t> ids;
-  const OnId on_id = [&](int64_t id) { ids.push_back(id); };
+  const OnId on_id = [&](int64_t id) {
+    const auto several = expansions_.find(id);
+    if (several == expansions_.end()) return ids.push_back(id);
+    ids.insert(ids.end(), several->second.begin(), several->second.end());
+  };
   const OnText on_words = [&](const std::u32string& piece) {
     for (const auto& word : split_words(piece)) model_->encode(encode_utf8(word), ids);
   };

@@ -15,9 +15,9 @@
 namespace sd {
 
 /// The CLIP tokenizer, with the ids that transformers 5's `CLIPTokenizer` gives for the same
-/// folder. Files:   `tokenizer.json`, or else `vocab.json` with `merges.txt`; names and flags of
-/// the special
-///          tokens from `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`
+/// folder. Files:   `tokenizer.json`, or else `vocab.json` with `merges.txt`, or OpenAI's merges
+///          alone as `clip_merges.txt.gz`; names and flags of the special tokens from
+///          `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`
 /// Text:    UTF-8; special and added tokens inside it become their ids
 /// Errors:  c10::Error naming the file that is missing or malformed; c10::ValueError for text that
 /// is
@@ -52,6 +52,11 @@ class Tokenizer {
   /// returns its id: that of the vocabulary's entry of this name, or the next free one.
   int64_t add_token(const std::string& text);
 
+  /// The same for a concept of several vectors: the tokens `text`, `text_1`, `text_2` and so on are
+  /// added, and wherever `text` occurs all of them follow. Returns their ids.
+  /// Errors: c10::ValueError if count < 1
+  std::vector<int64_t> add_token(const std::string& text, int64_t count);
+
   /// The id of a token of the vocabulary or an added one (its exact name, e.g. "cat</w>").
   std::optional<int64_t> token_id(const std::string& token) const;
 
@@ -82,6 +87,7 @@ class Tokenizer {
   std::string folder_;
   std::unique_ptr<BytePairEncoder> model_;
   std::map<int64_t, Added> added_;
+  std::map<int64_t, std::vector<int64_t>> expansions_;  // of tokens that stand for several
   Names raw_names_, normalized_names_;
   int64_t length_ = 0, bos_id_ = 0, eos_id_ = 0, pad_id_ = 0;
 };

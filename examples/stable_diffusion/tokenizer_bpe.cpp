@@ -42,6 +42,24 @@ struct BytePairEncoder::Symbol {
   int64_t previous, next;
 };
 
+Vocabulary BytePairEncoder::vocabulary_of(const Merges& merges) {
+  // The bytes that stand for themselves come first, then those with a character from U+0100.
+  std::vector<std::string> characters(byte_characters().begin(), byte_characters().end());
+  std::stable_sort(characters.begin(), characters.end(), [](const auto& a, const auto& b) {
+    return decode_utf8(a)[0] < decode_utf8(b)[0];
+  });
+  Vocabulary vocabulary;
+  const auto add = [&](const std::string& token) {
+    vocabulary.emplace(token, static_cast<int64_t>(vocabulary.size()));
+  };
+  for (const auto& character : characters) add(character);
+  for (const auto& character : characters) add(character + word_end);
+  for (const auto& [left, right] : merges) add(left + right);
+  add("<|startoftext|>");
+  add("<|endoftext|>");
+  return vocabulary;
+}
+
 BytePairEncoder::BytePairEncoder(Vocabulary vocabulary, const Merges& merges,
                                  std::string unknown_token, std::string source)
     : vocabulary_(std::move(vocabulary)),

@@ -4,14 +4,13 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/formats/torch_file.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <map>
 #include <set>
-#include <system_error>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -25,11 +24,11 @@ namespace fs = std::filesystem;
 
 // The place of one tensor among the opened files.
 struct Source {
-  const lightlora::SafetensorsFile* file;
+  const lightlora::TensorFile* file;
   const lightlora::TensorInfo* info;
 };
 
-using Files = std::vector<std::unique_ptr<lightlora::SafetensorsFile>>;
+using Files = std::vector<std::unique_ptr<lightlora::TensorFile>>;
 
 bool ends_with(const std::string& text, const std::string& ending) {
   return text.size() >= ending.size() &&
@@ -64,14 +63,14 @@ std::vector<std::string> shards_of(const std::string& index) {
   return paths;
 }
 
-Files open_files(const std::string& path) {
+Files open_files(const std::string& path, const lightlora::SafetensorsOptions& options) {
   const auto paths = ends_with(path, ".json") ? shards_of(path) : std::vector<std::string>{path};
   Files files;
   for (const auto& each : paths) {
-    TORCH_CHECK(fs::exists(each), "'", each, "': expected a safetensors file, got none; hint: ",
+    TORCH_CHECK(fs::exists(each), "'", each, "': expected a file of weights, got none; hint: ",
                 paths.size() > 1 ? "an unfinished download of a model in several files?"
                                  : "is the path right?");
-    files.push_back(std::make_unique<lightlora::SafetensorsFile>(each));
+    files.push_back(lightlora::open_tensor_file(each, options));
   }
   return files;
 }
@@ -81,6 +80,7 @@ std::map<std::string, Source> sources_of(const Files& files, const RenameTensor&
   for (const auto& file : files) {
     for (const auto& info : file->tensors()) {
       const std::string name = rename ? rename(info.name) : info.name;
+      if (name.empty()) continue;
       const bool is_new = sources.emplace(name, Source{file.get(), &info}).second;
       TORCH_CHECK(is_new, "'", file->path(), "': expected each tensor once, got '", info.name,
                   "' a second time as '", name, "'; hint: a file written with two naming schemes?");
@@ -171,23 +171,22 @@ std::string find_weights(const std::string& folder, const std::string& stem) {
     const fs::path path = fs::path(folder) / (stem + ending);
     if (fs::exists(path)) return path.string();
   }
+  // Folders of before 2023 have pickled files only, which transformers calls by another name.
+  const std::string pickled = stem == "model" ? "pytorch_model" : stem;
+  for (const auto* ending : {".bin", ".fp16.bin", ".bin.index.json"}) {
+    const fs::path path = fs::path(folder) / (pickled + ending);
+    if (fs::exists(path)) return path.string();
+  }
   TORCH_CHECK(
       fs::is_directory(folder), "'", folder,
       "': expected a folder with weights, got none; hint: is this a complete diffusers model?");
-  std::error_code unreadable;
-  for (const auto& entry : fs::directory_iterator(folder, unreadable)) {
-    const std::string ending = entry.path().extension().string();
-    TORCH_CHECK(ending != ".bin" && ending != ".pt" && ending != ".ckpt", "'", folder,
-                "': expected ", stem, ".safetensors, got ", entry.path().filename().string(),
-                " (pickled); hint: download the safetensors files, or in diffusers "
-                "pipe.save_pretrained(DIR, safe_serialization=True)");
-  }
   TORCH_CHECK(false, "'", folder, "': expected ", stem,
               ".safetensors, got no weights; hint: a download without large files?");
 }
 
-void load_weights(torch::nn::Module& module, const std::string& path, const RenameTensor& rename) {
-  const Files files = open_files(path);
+void load_weights(torch::nn::Module& module, const std::string& path, const RenameTensor& rename,
+                  const lightlora::SafetensorsOptions& options) {
+  const Files files = open_files(path, options);
   const auto sources = sources_of(files, rename);
   auto targets = targets_of(module);
   check_names(targets, sources, path);

@@ -22,7 +22,11 @@ std::vector<PictureFile> read_with_notices(const std::string& folder) {
 }
 
 sd::StableDiffusionOptions pipeline_options(const Flags& flags, c10::ScalarType dtype) {
-  return sd::StableDiffusionOptions().device(sd::pick_device(flags.device)).dtype(dtype);
+  return sd::StableDiffusionOptions()
+      .device(sd::pick_device(flags.device))
+      .dtype(dtype)
+      .model_config(flags.model_config)
+      .allow_trailing_bytes(flags.allow_trailing_bytes);
 }
 
 std::string in_folder(const std::string& folder, const char* name) {

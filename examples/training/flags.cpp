@@ -48,9 +48,7 @@ void add_running_flags(cli::App& app, Flags& f) {
 
 void add_flags(cli::App& app, Flags& f) {
   app.group("Required");
-  app.add_option("--pretrained_model_name_or_path", f.model,
-                 "Stable Diffusion model: a folder in diffusers layout")
-      ->required();
+  cli::add_model_flag(app, f);
   app.add_option("--instance_data_dir", f.instance_data_dir,
                  "Folder with the subject's pictures, or with sub-folders N_name of them; captions "
                  "from photo.txt beside photo.jpg, or from metadata.jsonl")
@@ -61,6 +59,7 @@ void add_flags(cli::App& app, Flags& f) {
       ->required();
   app.group("Files");
   app.add_config_flag();
+  cli::add_single_file_flags(app, f);
   add_run_flags(app, f.run);
   add_data_flags(app, f.data);
   add_adapter_flags(app, f.adapter);

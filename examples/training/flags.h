@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cli/app.h"
+#include "cli/model_flags.h"
 #include "training/adapters.h"
 #include "training/class_pictures.h"
 #include "training/data_flags.h"
@@ -19,8 +20,8 @@ namespace training {
 
 /// The flags of train_dreambooth_lora: diffusers' names and defaults where its script has them,
 /// kohya's sd-scripts' for what only that has.
-struct Flags {
-  std::string model, instance_data_dir, instance_prompt;
+struct Flags : cli::ModelFlags {
+  std::string instance_data_dir, instance_prompt;
 
   bool with_prior_preservation = false;
   std::string class_data_dir, class_prompt, prior_generation_precision = "auto";

@@ -39,7 +39,9 @@ void write_model_card(const std::string& folder, const ModelCard& card) {
        << cell(card.prompt) << "`."
        << (card.trains_text_encoder ? " They adapt the text encoder too." : "") << "\n\n"
        << "## Use\nIn diffusers:\n```python\nfrom diffusers import StableDiffusionPipeline\n\n"
-       << "pipe = StableDiffusionPipeline.from_pretrained(" << quoted(card.base_model) << ")\n"
+       << "pipe = StableDiffusionPipeline."
+       << (std::filesystem::is_regular_file(card.base_model) ? "from_single_file" : "from_pretrained")
+       << "(" << quoted(card.base_model) << ")\n"
        << "pipe.load_lora_weights(\".\")  # this folder\n"
        << "image = pipe(" << quoted(card.prompt) << ").images[0]\n```\n"
        << "In lightlora:\n```sh\ntext_to_image --pretrained_model_name_or_path " << card.base_model

@@ -32,7 +32,8 @@ bool may_differ(const std::string& name) {
       "checkpoints_total_limit", "resume_from_checkpoint", "report_to", "logging_dir",
       "validation_prompt", "num_validation_images", "validation_epochs", "validation_steps",
       "device", "gradient_checkpointing", "pre_compute_text_embeddings", "split_rank",
-      "sample_batch_size", "pretrained_model_name_or_path", "instance_data_dir", "class_data_dir"};
+      "sample_batch_size", "pretrained_model_name_or_path", "model_config",
+      "allow_trailing_bytes", "instance_data_dir", "class_data_dir"};
   return names.count(name) > 0;
 }
 

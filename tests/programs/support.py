@@ -3,6 +3,7 @@
 
 import array
 import json
+import math
 import os
 import pathlib
 import struct
@@ -32,9 +33,9 @@ def run_ok(program, *arguments):
     return done.stdout
 
 
-def train(output, *more, steps=3):
-    """A few training steps on the bundled model and subject."""
-    return run_ok("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL,
+def train(output, *more, steps=3, model=MODEL):
+    """A few training steps on the bundled subject."""
+    return run_ok("train_dreambooth_lora", "--pretrained_model_name_or_path", model,
                   "--instance_data_dir", SUBJECT, "--instance_prompt", "a sks bear",
                   "--output_dir", output, "--train_batch_size", 2, "--max_train_steps", steps,
                   "--device", "cpu", *more)
@@ -74,6 +75,27 @@ def write_safetensors(path, tensors):
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, len(data)]}
     text = json.dumps(header).encode()
     pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def deltas(path, step=7):
+    """{layer with underscores: up @ down} of a kohya file whose alpha is the rank; of every step-th column."""
+    tensors, result = read_latents(path), {}
+    for name, (shape, down) in tensors.items():
+        if not name.endswith(".lora_down.weight"):
+            continue
+        layer = name[:-len(".lora_down.weight")]
+        rank, width = shape[0], math.prod(shape[1:])
+        up_shape, up = tensors[layer + ".lora_up.weight"]
+        assert rank == 1 or tensors[layer + ".alpha"][1][0] == rank, layer
+        result[layer] = [sum(up[row * rank + k] * down[k * width + column] for k in range(rank))
+                         for row in range(up_shape[0]) for column in range(0, width, step)]
+    return result
+
+
+def delta_error(one, other):
+    """The largest relative error among the layers of one; both must have the same layers."""
+    assert one.keys() == other.keys() and one, (one.keys(), other.keys())
+    return max(distance(values, other[layer]) / distance(other[layer], [0] * len(values)) for layer, values in one.items())
 
 
 def scratch():

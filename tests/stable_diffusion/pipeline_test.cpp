@@ -235,11 +235,14 @@ TEST_CASE("pipeline: a token that the text encoder does not know is refused", "[
   REQUIRE(model.encode_prompt({"a <toy>"}).size(0) == 1);
 }
 
-TEST_CASE("pipeline: a path that is no folder is refused", "[pipeline]") {
+TEST_CASE("pipeline: a path that is no model is refused", "[pipeline]") {
   REQUIRE_THROWS_WITH(sd::StableDiffusion(folder() + "/none"),
                       ContainsSubstring("got nothing there; hint:"));
   REQUIRE_THROWS_WITH(sd::StableDiffusion(folder() + "/model_index.json"),
-                      ContainsSubstring("got a file; hint:"));
+                      ContainsSubstring("got a JSON file"));
+  REQUIRE_THROWS_WITH(
+      sd::StableDiffusion(folder() + "/unet/diffusion_pytorch_model.safetensors"),
+      ContainsSubstring("got a part of a folder in diffusers layout; hint: name the folder"));
 }
 
 TEST_CASE("pipeline: a wrong size, number or name is refused", "[pipeline]") {

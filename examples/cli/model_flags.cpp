@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/model_flags.h"
+
+namespace cli {
+
+void add_model_flag(App& app, ModelFlags& f) {
+  app.add_option("--pretrained_model_name_or_path", f.model,
+                 "Stable Diffusion model: a folder in diffusers layout, or one of 1.x as a single "
+                 ".safetensors or .ckpt file")
+      ->required();
+}
+
+void add_single_file_flags(App& app, ModelFlags& f) {
+  app.add_option("--model_config", f.model_config,
+                 "For a single file: folder in diffusers layout with its configurations and "
+                 "tokenizer (default: the file's own folder, or those of Stable Diffusion 1.x)");
+  app.add_flag("--allow_trailing_bytes", f.allow_trailing_bytes,
+               "Accept safetensors files with bytes behind their last tensor, which some published "
+               "models have");
+}
+
+}  // namespace cli

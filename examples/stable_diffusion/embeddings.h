@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/formats/embeddings.h>
+
+#include <string>
+#include <vector>
+
+#include "stable_diffusion/pipeline.h"
+
+namespace sd {
+
+/// Reads "FILE" or "FILE:TOKEN" and gives the embeddings of the file; a colon counts only if no file
+/// has the whole name. Errors: those of `lightlora::load_embeddings`
+std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text);
+
+/// Makes the embedding's name a token of its own, which stands for as many tokens as it has vectors.
+/// Returns their ids. Errors: c10::Error if the vocabulary has the name already
+std::vector<int64_t> add_embedding(Tokenizer& tokenizer, const lightlora::LearnedEmbedding& embedding);
+
+/// The same, and gives the text encoder the vectors. Prompts may then use the name.
+/// Errors: c10::Error if their width is not the text encoder's, or the embedding is layer-wise
+void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding);
+
+}  // namespace sd

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learned embeddings of diffusers and A1111 draw the same picture here as in diffusers."""
+
+import json
+import pathlib
+
+import numpy
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from support import MODEL, SIDE, draw, main, run, run_ok, scratch
+
+PROMPT = "a <toy> on a blue background, <toy>"
+
+
+def start(folder):
+    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents}, folder / "latents.safetensors")
+    return latents
+
+
+def here(folder, *more):
+    draw(folder / "here.png", "--prompt", PROMPT, "--initial_latents", folder / "latents.safetensors", *more)
+    return numpy.asarray(Image.open(folder / "here.png"), dtype=float)
+
+
+def there(latents, file, **more):
+    pipe = StableDiffusionPipeline.from_pretrained(str(MODEL), torch_dtype=torch.float32, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    if file:
+        pipe.load_textual_inversion(str(file), **more)
+    prompt = pipe.maybe_convert_prompt(PROMPT, pipe.tokenizer)
+    ids = pipe.tokenizer(prompt, padding="max_length", truncation=True).input_ids
+    result = pipe(PROMPT, num_inference_steps=4, guidance_scale=7.5, latents=latents.clone(), output_type="np")
+    return numpy.round(result.images[0] * 255), ids
+
+
+def files(folder, count):
+    """One concept in every format, and what each is called as."""
+    torch.manual_seed(count)
+    vectors = torch.randn(count, 128) * 0.05
+    save_file({"<toy>": vectors}, folder / "learned_embeds.safetensors")
+    torch.save({"<toy>": vectors[0] if count == 1 else vectors}, folder / "learned_embeds.bin")
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "<toy>", "step": 9},
+               folder / "a1111.pt")
+    save_file({"emb_params": vectors}, folder / "kohya.safetensors")
+    return {"learned_embeds.safetensors": "", "learned_embeds.bin": "", "a1111.pt": "", "kohya.safetensors": ":<toy>"}
+
+
+def test_every_format_draws_as_in_diffusers():
+    for count in [1, 3]:
+        with scratch() as folder:
+            folder = pathlib.Path(folder)
+            latents = start(folder)
+            plain, _ = there(latents, None)
+            formats = files(folder, count)
+            expected, ids = there(latents, folder / "learned_embeds.safetensors")
+            assert abs(expected - plain).mean() > 2, "the embedding changed too little"
+            for name, token in formats.items():
+                picture = here(folder, "--learned_embeds", f"{folder / name}{token}")
+                error = abs(picture - expected).mean()
+                print(f"{name} with {count} vectors: mean absolute difference {error:.4f} of 255")
+                assert error <= 1, (name, error)
+                shown = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", PROMPT,
+                               "--print_tokens", "--learned_embeds", f"{folder / name}{token}")
+                assert json.loads(shown.splitlines()[0]) == ids, name
+
+
+def test_a_picture_remembers_its_embeddings():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        start(folder)
+        files(folder, 2)
+        first = here(folder, "--learned_embeds", f"{folder / 'kohya.safetensors'}:<toy>")
+        run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--from_png",
+               folder / "here.png", "--output", folder / "again.png")
+        assert (numpy.asarray(Image.open(folder / "again.png"), dtype=float) == first).all()
+
+
+def test_errors():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+
+        def fails(expected, embedding):
+            done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "x", "--output",
+                       folder / "x.png", "--learned_embeds", embedding)
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (done.returncode, done.stderr)
+            assert expected in done.stderr, (expected, done.stderr)
+
+        save_file({"<toy>": torch.ones(1, 768)}, folder / "wide.safetensors")
+        fails("expected vectors of width 128", folder / "wide.safetensors")
+        save_file({"<|endoftext|>": torch.ones(1, 128)}, folder / "known.safetensors")
+        fails("does not know yet", folder / "known.safetensors")
+        fails("got nothing", folder / "none.safetensors")
+
+
+main(globals())

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models in one file: ours load in diffusers, those of Stable Diffusion 1.x load here, and both draw the same."""
+
+import gzip
+import json
+import pathlib
+
+import numpy
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from support import MODEL, SIDE, SOURCE, main, run, run_ok, scratch, train
+
+PROMPT = "a red apple on a blue background"
+UNET = json.loads((MODEL / "unet/config.json").read_text())
+WIDEST, TEXT = UNET["block_out_channels"][-1], UNET["cross_attention_dim"]
+
+
+def picture(folder, model, *more):
+    run_ok("text_to_image", "--pretrained_model_name_or_path", model, "--prompt", PROMPT, "--num_inference_steps", 3,
+           "--device", "cpu", "--initial_latents", folder / "latents.safetensors", "--output", folder / "x.png", *more)
+    return numpy.asarray(Image.open(folder / "x.png"), dtype=float)
+
+
+def latents_file(folder):
+    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents}, folder / "latents.safetensors")
+    return latents
+
+
+def lora_file(path):
+    torch.manual_seed(1)
+    tensors = {}
+    for name, width in [("attn1.to_v", WIDEST), ("attn2.to_v", TEXT), ("attn2.to_out.0", WIDEST)]:
+        layer = f"unet.mid_block.attentions.0.transformer_blocks.0.{name}.lora"
+        tensors |= {f"{layer}.down.weight": torch.randn(2, width), f"{layer}.up.weight": torch.randn(WIDEST, 2)}
+    save_file(tensors, path)
+
+
+def close(title, one, other, most):
+    error = abs(one - other).mean()
+    print(f"{title}: mean absolute difference {error:.4f} of 255")
+    assert error <= most, error
+
+
+def there(pipe, latents, scheduler):
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler
+    return numpy.round(pipe(PROMPT, num_inference_steps=3, latents=latents.clone(), output_type="np").images[0] * 255)
+
+# Stable Diffusion 1.x's.
+SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                          clip_sample=False, set_alpha_to_one=False)
+
+
+def fails(expected, model, *more):
+    done = run("text_to_image", "--pretrained_model_name_or_path", model, "--prompt", "x", "--output", "x.png", *more)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (done.returncode, done.stderr)
+    assert expected in done.stderr, (expected, done.stderr)
+
+
+def test_a_merged_file_draws_as_the_model_with_its_lora():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents = latents_file(folder)
+        lora_file(folder / "lora.safetensors")
+        expected = picture(folder, MODEL, "--lora", folder / "lora.safetensors")
+        assert abs(expected - picture(folder, MODEL)).mean() > 2
+        merged = folder / "merged.safetensors"
+        shown = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--lora",
+                       folder / "lora.safetensors", "--merge_to", merged)
+        assert shown == f"model: {merged}\n", shown
+        close("merged file", picture(folder, merged, "--model_config", MODEL), expected, 0)
+        pipe = StableDiffusionPipeline.from_single_file(str(merged), config=str(MODEL), local_files_only=True,
+                                                        torch_dtype=torch.float32, safety_checker=None)
+        scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
+        close("merged file in diffusers", there(pipe, latents, scheduler), expected, 1)
+        # As trainers save it, with a schedule's tensors and an averaged copy beside.
+        state = load_file(merged)
+        state |= {"model_ema.decay": torch.tensor(0.9), "alphas_cumprod": torch.ones(3),
+                  "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+        torch.save({"state_dict": state, "epoch": 1, "global_step": 2}, folder / "merged.ckpt")
+        torch.save(state, folder / "merged.bin")
+        for name in ["merged.ckpt", "merged.bin"]:
+            close(name, picture(folder, folder / name, "--model_config", MODEL), expected, 0)
+        # Bytes behind the last tensor, as a published file has them.
+        with open(merged, "ab") as file:
+            file.write(bytes(4))
+        fails("4 behind the last tensor", merged, "--model_config", MODEL)
+        shown = picture(folder, merged, "--model_config", MODEL, "--allow_trailing_bytes")
+        close("with trailing bytes", shown, expected, 0)
+
+
+def test_training_on_a_file_is_training_on_its_folder():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        file = folder / "model.safetensors"
+        run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--merge_to", file)
+        train(folder / "a", "--train_text_encoder", steps=2)
+        train(folder / "b", "--train_text_encoder", "--model_config", MODEL, steps=2, model=file)
+        assert (folder / "a/lightlora.safetensors").read_bytes() == (folder / "b/lightlora.safetensors").read_bytes()
+
+
+def clip_tokenizer(folder):
+    """transformers' tokenizer from the merges that come with us; its vocabulary is built here by CLIP's own rule."""
+    merges = gzip.decompress((SOURCE / "examples/assets/clip_tokenizer/clip_merges.txt.gz").read_bytes()).decode().split("\n")[1:-1]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    characters = [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
+    words = characters + [c + "</w>" for c in characters] + [m.replace(" ", "") for m in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    assert len(words) == len(set(words)) == 49408
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), model_max_length=77)
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    tokenizer.save_pretrained(str(folder))
+    return tokenizer
+
+
+def small_model(folder):
+    """A model with the fixed numbers of Stable Diffusion 1.x, but few channels."""
+    torch.manual_seed(2)
+    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(32, 64, 64), layers_per_block=2,
+                                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+                                cross_attention_dim=64, attention_head_dim=8)
+    vae = AutoencoderKL(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+                        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=2, norm_num_groups=32,
+                        scaling_factor=0.18215)
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                                        num_attention_heads=1, bos_token_id=49406, eos_token_id=49407))
+    tokenizer = clip_tokenizer(folder / "clip")
+    pipe = StableDiffusionPipeline(vae=vae, unet=unet, text_encoder=text, tokenizer=tokenizer, safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False,
+                                   scheduler=SCHEDULER)
+    pipe.save_pretrained(str(folder / "model"))
+    return tokenizer
+
+
+def test_a_stable_diffusion_1_file_needs_nothing_else():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents = latents_file(folder)
+        tokenizer = small_model(folder)
+        expected = picture(folder, folder / "model")
+        (folder / "alone").mkdir()
+        single = folder / "alone/model.safetensors"
+        run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "model", "--device", "cpu", "--merge_to", single)
+        close("file alone", picture(folder, single), expected, 0)
+        pipe = StableDiffusionPipeline.from_single_file(str(single), config=str(folder / "model"), local_files_only=True,
+                                                        torch_dtype=torch.float32, safety_checker=None)
+        close("file in diffusers", there(pipe, latents, SCHEDULER), expected, 1)
+        texts = [PROMPT, "Ünïcode ☃ 🍎 and it's 3 o'clock", "antidisestablishmentarianism,,, !!"]
+        for text in texts:
+            shown = run_ok("text_to_image", "--pretrained_model_name_or_path", single, "--prompt", text, "--print_tokens")
+            assert json.loads(shown.splitlines()[0]) == tokenizer(text, padding="max_length", truncation=True).input_ids
+        # Old folders have pickled files only.
+        for part, name in [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")]:
+            file = folder / "model" / part / f"{name}.safetensors"
+            pickled = "pytorch_model.bin" if part == "text_encoder" else f"{name}.bin"
+            torch.save(load_file(file), file.parent / pickled)
+            file.unlink()
+        close("pickled folder", picture(folder, folder / "model"), expected, 0)
+
+
+def test_other_files_are_refused_by_name():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        file = folder / "model.safetensors"
+        cases = [("conditioner.embedders.0.x", "SDXL"), ("cond_stage_model.model.x", "Stable Diffusion 2.x"),
+                 ("double_blocks.0.x", "FLUX"), ("lora_unet_conv_in.lora_up.weight", "give it as --lora"),
+                 ("down_blocks.0.x", "name the folder"), ("something", "a file of other tensors"),
+                 ("model.diffusion_model.x", "without its autoencoder")]
+        for name, expected in cases:
+            save_file({name: torch.zeros(2)}, file)
+            fails(expected, file)
+        torch.save(torch.nn.Linear(2, 2), folder / "model.ckpt")
+        fails("torch.nn.modules.linear.Linear", folder / "model.ckpt")
+        done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--merge_to", folder / "x.ckpt")
+        assert done.returncode == 2 and "ends in .safetensors" in done.stderr, done.stderr
+        done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--output", folder / "x.png")
+        assert done.returncode == 2 and "--prompt" in done.stderr, done.stderr
+
+
+main(globals())
