@@ -1,112 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// Converts a LoRA file between the formats of lightlora, diffusers, PEFT and kohya, or shows what
-// it holds. Ends with the file or folder written.
+// Converts LoRA files between the formats of lightlora, diffusers, PEFT and kohya, adds several up,
+// cuts ranks, takes the difference of two models, or shows what a file holds. Ends with the file or
+// folder written.
 #include <lightlora/lightlora.h>
 
+#include <cmath>
 #include <filesystem>
 #include <iostream>
-#include <set>
-#include <sstream>
 
 #include "cli/app.h"
 #include "cli/format.h"
 #include "cli/run.h"
+#include "lora_files/combine.h"
+#include "lora_files/extract.h"
+#include "lora_files/flags.h"
+#include "lora_files/inspect.h"
+#include "stable_diffusion/lora.h"
 
 namespace {
 
-using lightlora::AdapterState;
 using lightlora::Components;
-
-struct Flags {
-  std::string input, output, to, dtype = "fp32";
-  std::optional<int64_t> rank;
-  bool inspect = false, embed_aux = false, flat_text_encoder = false;
-};
-
-void add_flags(cli::App& app, Flags& f) {
-  app.group("Files");
-  app.add_option("--input", f.input, "LoRA file of any dialect, or a folder of PEFT or diffusers")
-      ->required();
-  app.add_option("--output", f.output, "File to write; a folder for peft");
-  app.add_option("--to", f.to, "Format to write")
-      ->check(cli::one_of({"native", "diffusers", "peft", "kohya"}));
-  app.add_flag("--inspect", f.inspect, "Print what the input holds, and write nothing");
-  app.group("Values");
-  app.add_option("--rank", f.rank,
-                 "Cut each layer to this rank, by the best approximation (default: as it is)")
-      ->check(cli::at_least(1));
-  app.add_option("--dtype", f.dtype, "Precision of the values written")
-      ->check(cli::one_of({"fp32", "fp16", "bf16"}));
-  app.add_flag("--embed_aux", f.embed_aux,
-               "native: also write the frozen bases, which are otherwise made from their seed");
-  app.add_flag("--flat_text_encoder", f.flat_text_encoder,
-               "peft: names of transformers 5.6 and later, without text_model.");
-}
+using lora_files::Flags;
 
 at::ScalarType dtype_of(const std::string& name) {
   if (name == "fp16") return at::kHalf;
   return name == "bf16" ? at::kBFloat16 : at::kFloat;
-}
-
-// "4" or "4 to 16".
-template <typename Value>
-std::string range_text(const std::set<Value>& values) {
-  std::ostringstream text;
-  text << *values.begin();
-  if (values.size() > 1) text << " to " << *values.rbegin();
-  return text.str();
-}
-
-std::string list_text(const std::set<std::string>& values) {
-  std::string text;
-  for (const auto& value : values) text += (text.empty() ? "" : ", ") + value;
-  return text;
-}
-
-void print_row(const std::string& name, const std::string& value) {
-  std::cout << name << std::string(name.size() < 12 ? 12 - name.size() : 1, ' ') << value << "\n";
-}
-
-void print_component(const std::string& name, const AdapterState& state) {
-  std::set<std::string> variants;
-  std::set<int64_t> ranks;
-  std::set<double> scales, alphas;
-  int64_t values = 0;
-  for (const auto& layer : state) {
-    variants.insert(layer.variant);
-    ranks.insert(layer.options.rank());
-    scales.insert(layer.scale);
-    alphas.insert(layer.scale * static_cast<double>(layer.options.rank()));
-    for (const auto& item : layer.trained) values += item.second.numel();
-  }
-  print_row(name.empty() ? "(unnamed)" : name,
-            std::to_string(state.size()) + " layers, " + list_text(variants) + ", rank " +
-                range_text(ranks) + ", alpha " + range_text(alphas) + ", scale " +
-                range_text(scales) + ", " + cli::format_count(values) + " values");
-}
-
-void inspect(const Flags& flags, const lightlora::LoRAContents& contents) {
-  print_row("file", flags.input);
-  print_row("dialect", list_text(contents.dialects));
-  print_row("size", cli::format_bytes(contents.bytes) + " in " + std::to_string(contents.tensors) +
-                        " tensors");
-  print_row("dtype", list_text(contents.dtypes));
-  for (const auto& [name, state] : contents.components) {
-    if (!state.empty()) print_component(name, state);
-  }
-  std::set<std::string> keys;
-  for (const auto& item : contents.metadata) keys.insert(item.first);
-  print_row("metadata", keys.empty() ? "none" : list_text(keys));
-}
-
-// The layers cut to a rank. A native file keeps its variants.
-AdapterState cut(const AdapterState& state, int64_t rank, bool native) {
-  AdapterState result;
-  for (const auto& layer : state) {
-    result.push_back(native ? lightlora::truncate_in_variant(layer, rank)
-                            : lightlora::truncate_rank(layer, rank));
-  }
-  return result;
 }
 
 void cast(std::map<std::string, at::Tensor>& tensors, at::ScalarType dtype) {
@@ -134,21 +52,25 @@ lightlora::Metadata kept_metadata(const lightlora::LoRAContents& contents) {
   return kept;
 }
 
-void convert(const Flags& flags, const lightlora::LoRAContents& contents) {
-  TORCH_CHECK_VALUE(!flags.output.empty() && !flags.to.empty(),
-                    "--output and --to: expected both, or --inspect, got ",
-                    flags.output.empty() && flags.to.empty() ? "neither" : "one of them");
-  TORCH_CHECK_VALUE(!flags.embed_aux || flags.to == "native",
-                    "--embed_aux: expected it with --to native, got --to ", flags.to);
-  TORCH_CHECK_VALUE(!flags.flat_text_encoder || flags.to == "peft",
-                    "--flat_text_encoder: expected it with --to peft, got --to ", flags.to);
-  Components components = contents.components;
-  if (flags.rank) {
-    for (auto& [name, state] : components) state = cut(state, *flags.rank, flags.to == "native");
+lightlora::LoRAContents read(const Flags& flags, const std::string& path) {
+  return lightlora::read_lora(path, lightlora::LoRAReadOptions()
+                                        .ignore_unmatched(flags.ignore_unmatched)
+                                        .allow_trailing_bytes(flags.extract.base.allow_trailing_bytes));
+}
+
+void inspect(const Flags& flags) {
+  for (const auto& input : flags.inputs) {
+    if (&input != &flags.inputs.front()) std::cout << "\n";
+    const auto contents = read(flags, input);
+    flags.json ? lora_files::print_json(std::cout, input, contents)
+               : lora_files::print_contents(std::cout, input, contents);
   }
+}
+
+void write(const Flags& flags, const Components& components, const lightlora::Metadata& metadata) {
   const auto dtype = dtype_of(flags.dtype);
   if (flags.to == "native") {
-    lightlora::save_native(flags.output, for_native(components, flags), kept_metadata(contents));
+    lightlora::save_native(flags.output, for_native(components, flags), metadata);
   } else if (flags.to == "diffusers") {
     lightlora::save_diffusers(flags.output, components, dtype);
   } else if (flags.to == "kohya") {
@@ -157,6 +79,9 @@ void convert(const Flags& flags, const lightlora::LoRAContents& contents) {
     const auto options = lightlora::PeftOptions().dtype(dtype).text_model(!flags.flat_text_encoder);
     lightlora::save_peft(flags.output, components, options);
   }
+}
+
+void print_written(const Flags& flags) {
   std::cout << flags.to << (flags.to == "peft" ? " folder: " : " file: ") << flags.output;
   if (flags.to != "peft") {
     const auto size = std::filesystem::file_size(flags.output);
@@ -165,18 +90,54 @@ void convert(const Flags& flags, const lightlora::LoRAContents& contents) {
   std::cout << "\n";
 }
 
+void extract(const Flags& flags) {
+  auto options = flags.extract;
+  options.cut = flags.cut;
+  const auto extracted = lora_files::extract(options);
+  for (const auto& notice : extracted.notices) std::cout << "notice: " << notice << "\n";
+  write(flags, extracted.components, {});
+  std::cout << "kept " << std::round(extracted.kept * 1000) / 10
+            << "% of the difference's energy in the selected layers\n";
+  print_written(flags);
+}
+
+void convert(const Flags& flags) {
+  std::vector<lora_files::Weighted> inputs;
+  lightlora::Metadata metadata;
+  for (const auto& text : flags.inputs) {
+    const auto choice = sd::parse_lora(text);
+    const auto contents = read(flags, choice.path);
+    if (!contents.ignored.empty()) {
+      std::cout << "notice: '" << choice.path << "': " << contents.ignored.size() << " of "
+                << contents.tensors << " tensors are not used, the first is '"
+                << contents.ignored.front() << "'\n";
+    }
+    inputs.push_back({choice.path, choice.weight, contents.components});
+    metadata = kept_metadata(contents);
+  }
+  if (inputs.size() > 1) metadata.clear();
+  const auto components =
+      lora_files::cut_rank(lora_files::combine(inputs), flags.cut, flags.to == "native");
+  write(flags, components, metadata);
+  print_written(flags);
+}
+
+void run(const Flags& flags) {
+  flags.check();
+  if (flags.inspect) return inspect(flags);
+  flags.extract.tuned.empty() ? convert(flags) : extract(flags);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Flags flags;
   cli::App app(
-      "convert_lora", "Converts LoRA files between formats, or shows what one holds.",
+      "convert_lora",
+      "Converts LoRA files between formats, adds them up, makes one of two models' difference, or "
+      "shows what one holds.",
       "convert_lora --input lightlora.safetensors --output for_a1111.safetensors --to kohya "
       "--dtype fp16");
-  add_flags(app, flags);
-  return cli::run(argc, argv, app, [&] {
-    if (!flags.inspect && (flags.output.empty() || flags.to.empty())) return convert(flags, {});
-    const auto contents = lightlora::read_lora(flags.input);
-    flags.inspect ? inspect(flags, contents) : convert(flags, contents);
-  });
+  lora_files::add_flags(app, flags);
+  return cli::run(argc, argv, app, [&] { run(flags); });
 }

@@ -1,50 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """convert_lora: from any format to any other without a change of the weights, and what it shows."""
 
+import hashlib
 import json
+import math
 import pathlib
 import random
-import struct
+import re
+import shutil
 
-from support import main, read_safetensors, run, run_ok, scratch, train, write_safetensors
+from support import SOURCE, delta_error, deltas, main, read_safetensors, run, run_ok, scratch, train, write_safetensors
+from support import read_latents as floats
 
 FORMATS = ["native", "diffusers", "peft", "kohya"]
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
-def floats(path):
-    """The F32 tensors of a file as {name: (shape, values)}."""
-    header, data = read_safetensors(path)
-    header.pop("__metadata__", None)
-    result = {}
-    for name, entry in header.items():
-        assert entry["dtype"] == "F32", (name, entry)
-        begin, end = entry["data_offsets"]
-        result[name] = (entry["shape"], struct.unpack(f"<{(end - begin) // 4}f", data[begin:end]))
-    return result
-
-
-def deltas(path):
-    """{layer with underscores: up @ down} of a kohya file whose alpha is the rank."""
-    tensors, result = floats(path), {}
-    for name, (shape, down) in tensors.items():
-        if not name.endswith(".lora_down.weight"):
-            continue
-        layer = name[:-len(".lora_down.weight")]
-        rank, width = shape
-        up_shape, up = tensors[layer + ".lora_up.weight"]
-        assert rank == 1 or tensors[layer + ".alpha"][1] == (rank,), layer
-        result[layer] = [sum(up[row * rank + k] * down[k * width + column] for k in range(rank))
-                         for row in range(up_shape[0]) for column in range(0, width, 7)]
-    return result
-
-
-def same(one, other, tolerance):
-    assert one.keys() == other.keys() and one, (one.keys(), other.keys())
-    for layer, values in one.items():
-        error = sum((a - b) ** 2 for a, b in zip(values, other[layer])) ** 0.5
-        norm = sum(b * b for b in other[layer]) ** 0.5
-        assert error <= tolerance * norm, (layer, error, norm)
+def same_deltas(one, other, tolerance):
+    error = delta_error(one, other)
+    assert error <= tolerance, error
 
 
 def convert(source, target, to, *more):
@@ -67,19 +41,34 @@ def small_file(path, rank=3):
     write_safetensors(path, tensors)
 
 
-def test_every_pair_of_formats_keeps_the_weights():
+def full_file(path, rank=3):
+    """Attention, a convolution and the text encoder under PEFT's endings."""
+    numbers, tensors = random.Random(2), {}
+    text = "text_encoder.text_model.encoder.layers.0"
+    sizes = {f"unet.{LAYER}": (8, [12]), "unet.mid_block.resnets.0.conv1": (6, [4, 3, 3])}
+    sizes |= {f"{text}.self_attn.{name}": (8, [8]) for name in ["q_proj", "k_proj", "v_proj", "out_proj"]}
+    sizes |= {f"{text}.mlp.fc1": (16, [8])}
+    for layer, (out, inner) in sizes.items():
+        shapes = {"A": [rank, *inner], "B": [out, rank] + [1] * (len(inner) - 1)}
+        for side, shape in shapes.items():
+            tensors[f"{layer}.lora_{side}.weight"] = (shape, [numbers.gauss(0, 1) for _ in range(math.prod(shape))])
+    write_safetensors(path, tensors)
+    return len(sizes)
+
+
+def test_every_pair_of_formats_keeps_every_bit():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        small_file(folder / "start")
+        layers = full_file(folder / "start")
         convert(folder / "start", folder / "reference", "kohya")
-        expected = deltas(folder / "reference")
-        assert len(expected) == 2
+        expected = floats(folder / "reference")
+        assert len(expected) == 3 * layers
         for first in FORMATS:
             convert(folder / "start", folder / first, first)
             for second in FORMATS:
                 convert(folder / first, folder / f"{first}-{second}", second)
                 convert(folder / f"{first}-{second}", folder / "end", "kohya")
-                same(deltas(folder / "end"), expected, 1e-6)
+                assert floats(folder / "end") == expected, (first, second)
 
 
 def test_trained_variants_keep_their_weights():
@@ -110,14 +99,14 @@ def test_rank_and_dtype():
         assert not any(name.endswith(".alpha") for name in floats(folder / "cut"))
         convert(folder / "start", folder / "more", "kohya", "--rank", 9)
         convert(folder / "start", folder / "full", "kohya")
-        same(deltas(folder / "more"), deltas(folder / "full"), 1e-6)
+        same_deltas(deltas(folder / "more"), deltas(folder / "full"), 1e-6)
         for dtype, name in [("fp16", "F16"), ("bf16", "BF16")]:
             for to in ["native", "diffusers", "kohya"]:
                 convert(folder / "start", folder / "half", to, "--dtype", dtype)
                 header = read_safetensors(folder / "half")[0]
                 assert {entry["dtype"] for key, entry in header.items() if key != "__metadata__"} == {name}
                 convert(folder / "half", folder / "back", "kohya")
-                same(deltas(folder / "back"), deltas(folder / "full"), 1e-3 if dtype == "fp16" else 1e-2)
+                same_deltas(deltas(folder / "back"), deltas(folder / "full"), 1e-3 if dtype == "fp16" else 1e-2)
 
 
 def test_inspect_and_peft_configuration():
@@ -132,9 +121,70 @@ def test_inspect_and_peft_configuration():
         config = json.loads((folder / "peft/unet/adapter_config.json").read_text())
         assert config["r"] == config["lora_alpha"] == 3 and config["peft_type"] == "LORA"
         assert config["target_modules"] == sorted([LAYER, LAYER.replace("to_q", "to_out.0")])
+        assert "unet       attn1.to_q      1       classic  3     3      60\n" in shown, shown
         assert "peft" in run_ok("convert_lora", "--input", folder / "peft", "--inspect")
         convert(folder / "start", folder / "kohya", "kohya")
         assert "sshs_model_hash" in run_ok("convert_lora", "--input", folder / "kohya", "--inspect")
+
+
+def test_several_files_are_added_up():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        small_file(folder / "one")
+        small_file(folder / "two", rank=2)
+        write_safetensors(folder / "three", {f"unet.{LAYER}.lora.{side}.weight": (shape, [0.5] * shape[0] * shape[1])
+                                             for side, shape in [("down", [1, 12]), ("up", [8, 1])]})
+        for name in ["one", "two", "three"]:
+            convert(folder / name, folder / f"{name}_kohya", "kohya")
+        expected = deltas(folder / "one_kohya")
+        for name, weight in [("two", -0.5), ("three", 2)]:
+            for layer, values in deltas(folder / f"{name}_kohya").items():
+                expected[layer] = [a + weight * b for a, b in zip(expected[layer], values)]
+        for to in FORMATS:
+            run_ok("convert_lora", "--input", folder / "one", "--input", f"{folder / 'two'}:-0.5", "--input",
+                   f"{folder / 'three'}:2", "--output", folder / "sum", "--to", to)
+            convert(folder / "sum", folder / "sum_kohya", "kohya")
+            same_deltas(deltas(folder / "sum_kohya"), expected, 1e-5)
+            shutil.rmtree(folder / "sum") if to == "peft" else (folder / "sum").unlink()
+        run_ok("convert_lora", "--input", f"{folder / 'one'}:0.25", "--output", folder / "quarter", "--to", "kohya")
+        same_deltas(deltas(folder / "quarter"), {k: [v / 4 for v in vs] for k, vs in deltas(folder / "one_kohya").items()}, 1e-6)
+
+
+def test_energy_chooses_the_rank():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        down, up = [0.0] * 36, [0.0] * 24
+        for i, strength in enumerate([10.0, 3.0, 1.0]):  # singular values; energies 100, 9 and 1 of 110
+            down[i * 12 + i], up[i * 3 + i] = strength, 1.0
+        write_safetensors(folder / "start", {f"unet.{LAYER}.lora.down.weight": ([3, 12], down),
+                                             f"unet.{LAYER}.lora.up.weight": ([8, 3], up)})
+        for energy, more, rank in [(0.9, [], 1), (0.95, [], 2), (0.995, [], 3), (1, [], 3), (0.995, ["--rank", 2], 2)]:
+            convert(folder / "start", folder / "cut", "kohya", "--energy", energy, *more)
+            shape = floats(folder / "cut")["lora_unet_" + LAYER.replace(".", "_") + ".lora_up.weight"][0]
+            assert shape == [8, rank], (energy, more, shape)
+
+
+def test_inspect_as_json():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        small_file(folder / "start")
+        shown = json.loads(run_ok("convert_lora", "--input", folder / "start", "--inspect", "--json"))
+        assert shown["dialects"] == ["diffusers"] and shown["tensors"] == 4 and shown["dtypes"] == ["F32"]
+        assert shown["sha256"] == hashlib.sha256((folder / "start").read_bytes()).hexdigest()
+        [layer] = [layer for layer in shown["components"]["unet"] if layer["layer"] == LAYER]
+        assert layer == {"layer": LAYER, "variant": "classic", "dora": False, "in": 12, "out": 8, "kernel": [], "rank": 3,
+                         "alpha": 3.0, "scale": 1.0, "values": 60}
+        convert(folder / "start", folder / "kohya", "kohya")
+        shown = json.loads(run_ok("convert_lora", "--input", folder / "kohya", "--inspect", "--json"))
+        assert shown["metadata"]["ss_network_dim"] == "3" and shown["bytes"] == (folder / "kohya").stat().st_size
+
+
+def test_the_guide_explains_every_flag():
+    flags = lambda text: set(re.findall(r"--([a-z][a-z_]+)", text))
+    shown = flags(run_ok("convert_lora", "--help").split("\nEvery flag may")[0]) - {"help", "version", "config"}
+    assert len(shown) > 12, shown
+    missing = shown - flags((SOURCE / "docs/files.md").read_text().split("## Every flag of convert_lora")[1])
+    assert not missing, missing
 
 
 def test_errors():
@@ -149,6 +199,10 @@ def test_errors():
         fails(1, "no-such-file", "--input", folder / "no-such-file", "--inspect")
         write_safetensors(folder / "loha", {"lora_unet_conv_in.hada_w1_a": ([1, 1], [1.0])})
         fails(1, "expected a tensor 'hada_w1_b'", "--input", folder / "loha", "--output", folder / "out", "--to", "native")
+        write_safetensors(folder / "oft", {"lora_unet_conv_in.oft_blocks": ([1, 1], [1.0])})
+        fails(1, "got OFT", "--input", folder / "oft", "--output", folder / "out", "--to", "native")
+        fails(2, "--energy", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--energy", 0)
+        fails(2, "--json", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--json")
         fails(1, "create the folder", "--input", folder / "start", "--output", folder / "no/out", "--to", "native")
         assert not (folder / "out").exists()
 

@@ -55,4 +55,15 @@ def test_trained_files_draw_the_same_picture_in_diffusers():
             assert effect > 2.0, "the LoRA changed too little for this test to mean anything"
 
 
+def test_a_native_file_is_refused_there_and_not_passed_over():
+    with scratch() as folder:
+        train(folder, "--variant", "light", steps=1)
+        try:
+            pipeline().load_lora_weights(folder, weight_name="lightlora.safetensors")
+        except ValueError as error:
+            assert "Invalid LoRA checkpoint" in str(error), error
+        else:
+            raise AssertionError("expected an error, got none")
+
+
 main(globals())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA files of diffusers and PEFT, and of kohya's kind, draw the same picture here; ours load there in full."""
 
+import hashlib
 import json
 import pathlib
 
@@ -9,9 +10,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 
 from support import MODEL, SIDE, draw, main, run_ok, scratch, train
 
@@ -110,6 +112,8 @@ def test_diffusers_and_kohya_files_draw_the_same_picture():
         compare("diffusers file", picture_here(folder, saved), there, base)
         kohya_file(load_file(saved), folder / "kohya.safetensors")
         compare("kohya file", picture_here(folder, folder / "kohya.safetensors"), there, base)
+        torch.save(load_file(folder / "kohya.safetensors"), folder / "kohya.pt")
+        compare("the same from torch.save", picture_here(folder, folder / "kohya.pt"), there, base)
 
 
 def test_peft_folder_draws_the_same_picture():
@@ -125,6 +129,45 @@ def test_peft_folder_draws_the_same_picture():
         there = picture_there(pipe, latents)
         adapted.save_pretrained(str(folder / "peft"))
         compare("PEFT folder", picture_here(folder, folder / "peft"), there, base)
+        # One folder for each model, as PEFT's DreamBooth example has them.
+        adapted_text = get_peft_model(pipe.text_encoder, config(TEXT_LAYERS))
+        randomise(adapted_text)
+        pipe.text_encoder = adapted_text.base_model.model
+        both = picture_there(pipe, latents)
+        adapted.save_pretrained(str(folder / "both/unet"))
+        adapted_text.save_pretrained(str(folder / "both/text_encoder"))
+        compare("PEFT folders of both models", picture_here(folder, folder / "both"), both, there)
+
+
+def test_dora_and_lycoris_methods_draw_the_same_picture():
+    layers = UNET_LAYERS + ["proj_in", "conv1"]
+    methods = {"DoRA": config(layers, use_dora=True), "LoHa": LoHaConfig(r=2, alpha=4, target_modules=layers),
+               "LoKr": LoKrConfig(r=2, alpha=4, target_modules=layers, decompose_both=True, use_effective_conv2d=True)}
+    for name, method in methods.items():
+        with scratch() as folder:
+            folder = pathlib.Path(folder)
+            latents = start(folder)
+            pipe = pipeline()
+            base = picture_there(pipe, latents)
+            adapted = get_peft_model(pipe.unet, method)
+            torch.manual_seed(4)
+            with torch.no_grad():
+                for key, parameter in adapted.named_parameters():
+                    if parameter.requires_grad:
+                        noise = torch.randn_like(parameter)
+                        parameter.mul_(1 + 0.2 * noise) if "magnitude" in key else parameter.copy_(noise * 0.3)
+            pipe.unet = adapted.base_model.model
+            there = picture_there(pipe, latents)
+            adapted.save_pretrained(str(folder / "peft"))
+            compare(f"{name} folder", picture_here(folder, folder / "peft"), there, base)
+            if name != "DoRA":
+                continue
+            # As a file of diffusers, and ours in diffusers.
+            run_ok("convert_lora", "--input", folder / "peft", "--output", folder / "ours.safetensors", "--to", "diffusers")
+            compare("our DoRA file here", picture_here(folder, folder / "ours.safetensors"), there, base)
+            fresh = pipeline()
+            fresh.load_lora_weights(str(folder), weight_name="ours.safetensors")
+            compare("our DoRA file there", picture_there(fresh, latents), there, base)
 
 
 def lora_layers(model):
@@ -172,6 +215,31 @@ def test_a_trained_text_encoder_draws_the_same_picture_there():
         fresh.load_lora_weights(str(folder / "out"))
         assert lora_layers(fresh.text_encoder) > 0
         compare("trained with its text encoder", here, picture_there(fresh, latents), base)
+
+
+def sd_scripts_hashes(path):
+    """What sd-scripts' precalculate_safetensors_hashes gives: of a copy that has the ss_ metadata only."""
+    with safe_open(path, "pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key.startswith("ss_")}
+    copy = save(load_file(path), metadata)
+    header = 8 + int.from_bytes(copy[:8], "little")
+    return hashlib.sha256(copy[header:]).hexdigest(), hashlib.sha256(copy[0x100000:0x110000]).hexdigest()[:8]
+
+
+def test_kohya_files_have_the_hashes_of_sd_scripts():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        layer = "unet.mid_block.attentions.0.proj_in"
+        for width in [64, 12000]:  # below and above 1 MiB
+            torch.manual_seed(width)
+            save_file({f"{layer}.lora_A.weight": torch.randn(16, width), f"{layer}.lora_B.weight": torch.randn(width, 16)},
+                      folder / "lora")
+            run_ok("convert_lora", "--input", folder / "lora", "--output", folder / "kohya", "--to", "kohya")
+            with safe_open(folder / "kohya", "pt") as file:
+                metadata = file.metadata()
+            hashes = metadata["sshs_model_hash"], metadata["sshs_legacy_hash"]
+            assert hashes == sd_scripts_hashes(folder / "kohya"), width
+            assert (hashes[1] == "e3b0c442") == (width == 64), hashes
 
 
 main(globals())
