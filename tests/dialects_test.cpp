@@ -372,6 +372,12 @@ TEST_CASE("kohya files are complete in the text encoder and without alpha at ran
       tensors.at("lora_te_text_model_encoder_layers_0_self_attn_out_proj.lora_up.weight");
   CHECK(added.scalar_type() == torch::kHalf);
   CHECK(added.abs().max().item<float>() == 0);
+  // bf16 has no 301.
+  state.options.rank(301);
+  state.trained = {{"down", torch::randn({301, 4})}, {"up", torch::randn({4, 301})}};
+  const auto alpha = to_kohya({{"text_encoder", {state}}}, torch::kBFloat16)
+                         .at("lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha");
+  CHECK(alpha.item<double>() == 301);
   components["text_encoder"][0].layer.name = "my.layer";
   CHECK_THROWS_WITH(to_kohya(components), ContainsSubstring("'my.layer'"));
 }

@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-#include "fuzz/targets.h"
+#include "fuzz/file_targets.h"
 #include "support.h"
 
 namespace {
@@ -57,6 +57,28 @@ TEST_CASE("fuzz: the promises hold for the names of tensors", "[fuzz]") {
   CHECK(replay("lora_keys", [](std::string_view name) {
           return fuzz::lora_key(std::string(name));
         }) == 39);
+}
+
+TEST_CASE("fuzz: the promises hold for whole files of every dialect", "[fuzz]") {
+  const ScratchFolder folder;
+  std::ofstream(folder.file("adapter_config.json")) << R"({"peft_type": "LORA", "r": 2})";
+  const std::string file = folder.file("input");
+  const std::filesystem::path corpus = LIGHTLORA_SOURCE_DIR "/tests/fuzz/corpus/lora_file";
+  int with_verdict = 0;
+  for (const auto& seed : std::filesystem::directory_iterator(corpus)) {
+    const std::string name = seed.path().filename().string();
+    CAPTURE(name);
+    std::filesystem::copy_file(seed, file, std::filesystem::copy_options::overwrite_existing);
+    const bool lora = fuzz::lora_file(file, /*ignore_unmatched=*/false);
+    const bool embedding = fuzz::embedding_file(file);
+    fuzz::lora_file(file, /*ignore_unmatched=*/true);
+    const std::string verdict = name.substr(0, name.find('_'));
+    if (verdict == name) continue;
+    ++with_verdict;
+    CHECK(lora == (verdict == "lora" || verdict == "both"));
+    CHECK(embedding == (verdict == "embedding" || verdict == "both"));
+  }
+  CHECK(with_verdict == 24);
 }
 
 TEST_CASE("fuzz: a broken promise is noticed", "[fuzz]") {

@@ -73,6 +73,9 @@ TEST_CASE("folded names read back in order, and are short", "[native]") {
   CHECK_THROWS_WITH(fold_names({"a{b"}), ContainsSubstring("'a{b': expected a layer name without"));
   CHECK_THROWS_WITH(unfold_names("a.{b,c"), ContainsSubstring("expected '}'"));
   CHECK_THROWS_WITH(unfold_names("a}b"), ContainsSubstring("'}b' left over"));
+  CHECK_THROWS_WITH(unfold_names(std::string(1'000'000, '{')), ContainsSubstring("nested at most 64"));
+  CHECK_THROWS_WITH(unfold_names("a{" + std::string(2'000'000, ',') + "}"),
+                    ContainsSubstring("expected at most 16000000 bytes of names"));
   Names sd15;
   for (const auto& layer : sd15_attention()) sd15.push_back(layer.name);
   REQUIRE(sd15.size() == 128);
@@ -194,6 +197,10 @@ TEST_CASE("native files that are damaged or from elsewhere name what is wrong", 
   fails_with("expected basis version 1, got 9");
   rewritten("0.rank", "four");
   fails_with("expected a number in metadata '0.rank', got 'four'");
+  rewritten("0.in", "1000000000000");
+  fails_with("expected 1 to 1000000 as metadata '0.in', got 1000000000000");
+  rewritten("0.rank", "-4");
+  fails_with("expected 1 to 1000000 as metadata '0.rank', got -4");
   rewritten("0.variant", "");
   fails_with("expected metadata '0.variant', got none");
   rewritten("0.layers", "{a,b}");

@@ -2,7 +2,8 @@
 """Writes the seeds of the fuzzers: corpus/<target> for each. Python's standard library only.
 
 The first word of a name is what the reader must say of the file: valid, trailing (accepted only if bytes
-behind the last tensor are allowed) or invalid. fuzz_corpus_test.cpp checks it. Seeds that the fuzzers
+behind the last tensor are allowed) or invalid; of lora_file's it is what they hold: lora, embedding, both or
+none. fuzz_corpus_test.cpp checks it. Seeds that the fuzzers
 found are named by their hash and carry no verdict.
 """
 
@@ -191,9 +192,73 @@ LORA_KEYS = {"valid": [
     "bundle_emb.cat.emb_params", "lora_unet_down_blocks_9999_attentions_0_proj_in.alpha", f"{LAYER}.to_q.weight"]}
 
 
+def floats(count):
+    return struct.pack(f"<{count}f", *(0.5 + i for i in range(count)))
+
+
+def lora(tensors, **metadata):
+    """A file of F32 tensors {name: shape} with growing values."""
+    header, data = {"__metadata__": metadata} if metadata else {}, b""
+    for name, shape in tensors.items():
+        count = 1
+        for size in shape:
+            count *= size
+        header[name] = entry("F32", shape, len(data), len(data) + 4 * count)
+        data += floats(count)
+    return file(header, data)
+
+
+def pair(down, up, rank=2, width=4, out=3):
+    return {down: [rank, width], up: [out, rank]}
+
+
+OLD = LAYER + ".processor.to_q_lora"
+NATIVE = {"format": "lightlora", "format_version": "1", "basis_version": "1", "groups": "1", "0.variant": "light",
+          "0.component": "unet", "0.layers": "a.{0.{x,y},1.x}", "0.in": "6", "0.out": "5", "0.rank": "2", "0.scale": "0.5",
+          "0.init": "up_zero", "0.network_alpha": "1", "0.aux_in": "4", "0.aux_out": "3", "0.aux_seed": "7",
+          "0.aux_init": "orthogonal"}
+KOHYA_PAIR = pair(f"{FLAT}_to_q.lora_down.weight", f"{FLAT}_to_q.lora_up.weight")
+CONV = "lora_unet_mid_block_resnets_0_conv1"
+XTI = ["IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID"] + [f"OUT{i:02}" for i in range(3, 12)]
+LORA_FILE = {
+    "lora_d0": lora(pair(f"{OLD}.down.weight", f"{OLD}.up.weight")),
+    "lora_d2": lora(pair(f"unet.unet.{LAYER}.to_q.lora.down.weight", f"unet.unet.{LAYER}.to_q.lora.up.weight")),
+    "lora_d4": lora(pair(f"unet.{LAYER}.to_q.lora.down.weight", f"unet.{LAYER}.to_q.lora.up.weight") |
+                    pair(f"text_encoder.{TEXT}.q_proj.lora_linear_layer.down.weight",
+                         f"text_encoder.{TEXT}.q_proj.lora_linear_layer.up.weight"),
+                    lora_adapter_metadata=json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "unet.use_rslora": True,
+                                                      "unet.alpha_pattern": {"attn1.*": 3}})),
+    "lora_peft": lora(pair(f"base_model.model.{LAYER}.to_q.lora_A.weight", f"base_model.model.{LAYER}.to_q.lora_B.weight")),
+    "lora_kohya": lora(KOHYA_PAIR | {f"{FLAT}_to_q.alpha": []}, ss_network_dim="2"),
+    "lora_dora": lora(KOHYA_PAIR | {f"{FLAT}_to_q.dora_scale": [3, 1]}),
+    "lora_locon": lora({f"{CONV}.lora_down.weight": [2, 4, 3, 3], f"{CONV}.lora_up.weight": [3, 2, 1, 1]}),
+    "lora_tucker": lora({f"{CONV}.lora_down.weight": [2, 4, 1, 1], f"{CONV}.lora_up.weight": [3, 2, 1, 1],
+                         f"{CONV}.lora_mid.weight": [2, 2, 3, 3]}),
+    "lora_loha": lora({f"{FLAT}_to_q.hada_w{i}_{side}": shape for i in (1, 2) for side, shape in (("a", [3, 2]), ("b", [2, 4]))}),
+    "lora_lokr": lora({f"{FLAT}_to_q.lokr_w1": [3, 2], f"{FLAT}_to_q.lokr_w2_a": [2, 2], f"{FLAT}_to_q.lokr_w2_b": [2, 3]}),
+    "lora_article": lora({f"unet.{OLD}.down.weight": [2, 4], f"unet.{OLD}.up.weight": [3, 2], f"unet.{OLD}.down_aux.weight": [4, 6],
+                          f"unet.{OLD}.up_aux.weight": [5, 3]}),
+    "lora_native": lora({"0.down": [3, 2, 4], "0.up": [3, 3, 2]}, **NATIVE),
+    "embedding_diffusers": lora({"<cat>": [2, 3]}),
+    "embedding_a1111": lora({"emb_params": [1, 3]}),
+    "embedding_kohya_layers": lora({name: [1, 3] for name in XTI}),
+    "embedding_p_plus": lora({f"<c-{i}-0>": [3] for i in range(16)} | {"<c>": [3]}),
+    "embedding_layers": lora({"<cat>": [2, 1, 3]}, layers="down_blocks.0.attentions.{0,1}"),
+    "both_bundle": lora(KOHYA_PAIR | {"bundle_emb.cat.emb_params": [1, 3]}),
+    "none_half": lora({f"{FLAT}_to_q.lora_down.weight": [2, 4]}),
+    "none_ranks": lora({f"{FLAT}_to_q.lora_down.weight": [2, 4], f"{FLAT}_to_q.lora_up.weight": [3, 1]}),
+    "none_native_nested": lora({"0.down": [3, 2, 4]}, **NATIVE | {"0.layers": "{" * 200}),
+    "none_native_huge": lora({"0.down": [3, 2, 4]}, **NATIVE | {"0.in": "1" + "0" * 15}),
+    "none_pattern": lora(pair(f"unet.{LAYER}.to_q.lora.down.weight", f"unet.{LAYER}.to_q.lora.up.weight"),
+                         lora_adapter_metadata=json.dumps({"unet.r": 2, "unet.rank_pattern": {"(.*)*(.*)*x": 3, "(": 1}})),
+    "none_oft": lora({f"{FLAT}_to_q.oft_blocks": [2, 2]}),
+}
+
+
 def main():
     keys = {f"{verdict}_{i}": name.encode() for verdict, names in LORA_KEYS.items() for i, name in enumerate(names)}
-    for folder, seeds in (("safetensors", SAFETENSORS), ("json", JSON), ("torch_file", TORCH_FILE), ("lora_keys", keys)):
+    for folder, seeds in (("safetensors", SAFETENSORS), ("json", JSON), ("torch_file", TORCH_FILE), ("lora_keys", keys),
+                          ("lora_file", LORA_FILE)):
         (HERE / folder).mkdir(parents=True, exist_ok=True)
         for name, content in seeds.items():
             (HERE / folder / name).write_bytes(content)

@@ -78,7 +78,7 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
 }  // namespace detail
 
 /// The tensors of a file with kohya's names: classic factors with the scale folded in, one rank,
-/// alpha = rank in the dtype of the weights. At rank 1 there is no alpha, because one widespread
+/// alpha = rank in the dtype of the weights, or fp32 where that would round it. At rank 1 there is no alpha, because one widespread
 /// reader divides it by the wrong size there, and without it all read alpha = rank.
 /// Shapes: as `to_diffusers`, alpha (); DoRA's dora_scale (out, 1), (out, 1, 1, 1) for Conv2d
 /// Errors: c10::Error for layers that are not Stable Diffusion's
@@ -96,7 +96,9 @@ inline TensorMap to_kohya(const Components& components, at::ScalarType dtype = a
       sizes.resize(static_cast<std::size_t>(layer.down.dim()), 1);
       tensors[name + ".dora_scale"] = layer.magnitude.reshape(sizes);
     }
-    if (rank > 1) tensors[name + ".alpha"] = at::full({}, rank, at::TensorOptions().dtype(dtype));
+    if (rank == 1) continue;
+    const at::Tensor alpha = at::full({}, rank, at::kFloat), rounded = alpha.to(dtype);
+    tensors[name + ".alpha"] = rounded.item<double>() == static_cast<double>(rank) ? rounded : alpha;
   }
   return tensors;
 }

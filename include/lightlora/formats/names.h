@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lightlora {
@@ -36,23 +37,51 @@ inline std::string fold_range(const std::vector<std::string>& names, std::size_t
   return text + "}";
 }
 
-inline void unfold_into(const std::string& text, std::size_t& at, const std::string& prefix,
-                        std::vector<std::string>& names) {
-  std::string word = prefix;
-  while (at < text.size() && text[at] != ',' && text[at] != '}') {
-    if (text[at] != '{') {
-      word += text[at++];
-      continue;
-    }
-    do {
-      unfold_into(text, ++at, word, names);
-    } while (at < text.size() && text[at] == ',');
-    TORCH_CHECK(at < text.size() && text[at] == '}', "lightlora: expected '}' in a list of names");
-    ++at;
-    return;
+/// Reads what `fold_names` wrote. A text from elsewhere may be made to unfold into far more than
+/// itself, or to nest without end, so both are bounded.
+class NameUnfolder {
+ public:
+  explicit NameUnfolder(const std::string& text) : text_(text) {}
+
+  std::vector<std::string> unfold() {
+    unfold_into("", 0);
+    TORCH_CHECK(at_ == text_.size(), "lightlora: expected a folded list of names, got '",
+                text_.substr(at_, 20), "' left over");
+    return std::move(names_);
   }
-  names.push_back(word);
-}
+
+ private:
+  static constexpr std::size_t kMostBytes = 16'000'000;
+  static constexpr int kMostLevels = 64;
+
+  void unfold_into(const std::string& prefix, int level) {
+    TORCH_CHECK(level <= kMostLevels, "lightlora: expected a list of names nested at most ",
+                kMostLevels, " deep, got one that goes deeper");
+    std::string word = prefix;
+    while (at_ < text_.size() && text_[at_] != ',' && text_[at_] != '}') {
+      if (text_[at_] != '{') {
+        word += text_[at_++];
+        continue;
+      }
+      do {
+        ++at_;
+        unfold_into(word, level + 1);
+      } while (at_ < text_.size() && text_[at_] == ',');
+      TORCH_CHECK(at_ < text_.size() && text_[at_] == '}',
+                  "lightlora: expected '}' in a list of names");
+      ++at_;
+      return;
+    }
+    bytes_ += word.size() + 16;  // about what an empty one costs
+    TORCH_CHECK(bytes_ <= kMostBytes, "lightlora: expected at most ", kMostBytes,
+                " bytes of names, got more");
+    names_.push_back(std::move(word));
+  }
+
+  const std::string& text_;
+  std::size_t at_ = 0, bytes_ = 0;
+  std::vector<std::string> names_;
+};
 
 }  // namespace detail
 
@@ -66,14 +95,10 @@ inline std::string fold_names(const std::vector<std::string>& names) {
   return names.empty() ? "" : detail::fold_range(names, 0, names.size(), 0);
 }
 
-/// The names that `fold_names` folded. Errors: c10::Error if the text is malformed
+/// The names that `fold_names` folded. Errors: c10::Error if the text is malformed, nests deeper
+/// than 64 levels, or stands for more than about 16 MB of names
 inline std::vector<std::string> unfold_names(const std::string& text) {
-  std::vector<std::string> names;
-  std::size_t at = 0;
-  detail::unfold_into(text, at, "", names);
-  TORCH_CHECK(at == text.size(), "lightlora: expected a folded list of names, got '",
-              text.substr(at, 20), "' left over");
-  return names;
+  return detail::NameUnfolder(text).unfold();
 }
 
 }  // namespace lightlora

@@ -76,14 +76,23 @@ inline Metadata group_fields(const LayerState& layer) {
   return fields;
 }
 
+inline constexpr int64_t kMostFeatures = 1'000'000;  // of a layer
+
 inline LayerState layer_from_fields(const NativeFields& fields, const std::string& group) {
   const auto key = [&](const char* name) { return group + "." + name; };
+  // Bases are made for these sizes: a file must not be able to ask for any amount of memory.
+  const auto size = [&](const char* name) {
+    const auto value = fields.number<int64_t>(key(name));
+    TORCH_CHECK(value >= 1 && value <= kMostFeatures, "'", fields.path(), "': expected 1 to ",
+                kMostFeatures, " as metadata '", key(name), "', got ", value);
+    return value;
+  };
   LayerState layer;
   layer.variant = fields.text(key("variant"));
-  layer.layer.in = fields.number<int64_t>(key("in"));
-  layer.layer.out = fields.number<int64_t>(key("out"));
+  layer.layer.in = size("in");
+  layer.layer.out = size("out");
   layer.scale = fields.number<double>(key("scale"));
-  layer.options.rank(fields.number<int64_t>(key("rank")));
+  layer.options.rank(size("rank"));
   layer.options.init(parse_init(fields.text(key("init"))));
   if (fields.has(key("network_alpha"))) {
     layer.options.network_alpha(fields.number<double>(key("network_alpha")));
@@ -93,8 +102,8 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
     for (int64_t size = 0; sizes >> size;) layer.layer.kernel.push_back(size);
   }
   if (fields.has(key("aux_seed"))) {
-    layer.options.aux_in(fields.number<int64_t>(key("aux_in")));
-    layer.options.aux_out(fields.number<int64_t>(key("aux_out")));
+    layer.options.aux_in(size("aux_in"));
+    layer.options.aux_out(size("aux_out"));
     layer.options.aux_seed(fields.number<uint64_t>(key("aux_seed")));
     layer.options.aux_init(parse_aux_init(fields.text(key("aux_init"))));
   }

@@ -87,6 +87,15 @@ class PeftConfig {
     return result;
   }
 
+  // A file may bring any expression: with libstdc++ none can take exponential time or fill the stack.
+  static std::regex::flag_type syntax() {
+#ifdef __GLIBCXX__
+    return std::regex::ECMAScript | std::regex_constants::__polynomial;
+#else
+    return std::regex::ECMAScript;
+#endif
+  }
+
   // PEFT matches a key as the regular expression (.*\.)?(key)$; nearly all keys are plain names.
   bool matches(const std::string& key, const std::string& layer) const {
     const bool plain = key.find_first_of("*+?[](){}|^$\\") == key.npos;
@@ -98,7 +107,7 @@ class PeftConfig {
     TORCH_CHECK(key.size() <= 1000, "'", source_, "': expected a pattern of at most 1000 ",
                 "characters, got ", key.size());
     try {
-      return std::regex_match(layer, std::regex("(.*\\.)?(" + key + ")"));
+      return std::regex_match(layer, std::regex("(.*\\.)?(" + key + ")", syntax()));
     } catch (const std::regex_error&) {
       TORCH_CHECK(false, "'", source_, "': expected a regular expression, got '", key, "'");
     }

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the fuzzers check of a whole file with adapters or embeddings: targets.h goes as far as the
+// names, this as far as the tensors, and so needs LibTorch.
+#pragma once
+
+#include <lightlora/formats/dialects.h>
+#include <lightlora/formats/embeddings.h>
+
+#include <cmath>
+#include <string>
+
+#include "targets.h"
+
+namespace fuzz {
+
+inline void check_layer(const lightlora::LayerState& layer) {
+  demand(!layer.variant.empty() && !layer.trained.empty(), "a layer has a method and tensors");
+  demand(layer.layer.in > 0 && layer.layer.out > 0, "a layer has a size");
+  demand(layer.options.rank() > 0, "ranks are positive");
+  demand(std::isfinite(layer.scale) || layer.variant != "classic", "scales are numbers");
+  for (const auto& [name, tensor] : layer.trained) {
+    demand(!name.empty() && tensor.defined() && tensor.device().is_cpu(), "tensors are there");
+  }
+}
+
+/// Reads a file as whatever it may be. Returns whether it holds adapters.
+/// Errors: std::logic_error if a promise is broken
+inline bool lora_file(const std::string& path, bool ignore_unmatched) {
+  try {
+    const auto contents = lightlora::read_lora(
+        path, lightlora::LoRAReadOptions().ignore_unmatched(ignore_unmatched));
+    demand(!contents.dialects.empty(), "a file has a dialect");
+    for (const auto& [component, state] : contents.components) {
+      for (const auto& layer : state) check_layer(layer);
+    }
+  } catch (const c10::Error& error) {
+    demand(is_one_line(error.what_without_backtrace()), "an error message is one line of UTF-8");
+    return false;
+  }
+  return true;
+}
+
+/// Whether a file holds learned embeddings. Errors: std::logic_error if a promise is broken
+inline bool embedding_file(const std::string& path) {
+  try {
+    for (const auto& embedding : lightlora::load_embeddings(path)) {
+      const auto& vectors = embedding.vectors;
+      demand(!embedding.token.empty() && vectors.numel() > 0, "an embedding has a word and vectors");
+      demand(vectors.dim() == (embedding.layers.empty() ? 2 : 3), "vectors are rows");
+      demand(embedding.layers.empty() ||
+                 vectors.size(0) == static_cast<int64_t>(embedding.layers.size()),
+             "each layer has its vectors");
+    }
+  } catch (const c10::Error& error) {
+    demand(is_one_line(error.what_without_backtrace()), "an error message is one line of UTF-8");
+    return false;
+  }
+  return true;
+}
+
+}  // namespace fuzz
