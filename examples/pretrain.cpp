@@ -7,6 +7,7 @@
 
 #include "cli/app.h"
 #include "cli/run.h"
+#include "distributed/fingerprint.h"
 #include "pretraining/stages.h"
 #include "stable_diffusion/json_file.h"
 
@@ -37,9 +38,17 @@ int main(int argc, char** argv) {
   app.add_option("--output_dir", options.output_dir,
                  "The model's folder; logs, samples and checkpoints lie beside its parts")
       ->required();
-  return cli::run(argc, argv, app, [&] {
+  distributed::GroupOptions group_options;
+  distributed::add_group_flags(app, group_options);
+  const auto work = [&](const distributed::Group& group) {
     options.config = sd::read_json_file(config);
     options.bf16 = precision == "bf16";
+    options.group = group;
+    distributed::Fingerprint print;
+    print.add(options.config.dump());
+    group.require_same("--config", print.hexadecimal());
+    const bool shared = stage == "vae" || stage == "diffusion" || stage == "decoder";
+    if (!shared && !group.is_main()) return;
     if (stage == "tokenizer") {
       std::cout << "tokenizer: " << pretraining::train_tokenizer(options) << " tokens; "
                 << options.output_dir << "\n";
@@ -53,5 +62,6 @@ int main(int argc, char** argv) {
                           : stage == "diffusion" ? pretraining::train_diffusion(options)
                                                  : pretraining::train_decoder(options);
     std::cout << stage << ": " << steps << " steps done; " << options.output_dir << "\n";
-  });
+  };
+  return cli::run(argc, argv, app, [&] { distributed::run(app, group_options, work); });
 }

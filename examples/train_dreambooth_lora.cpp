@@ -29,6 +29,7 @@ void print_start(const Flags& flags, int64_t samples) {
   std::cout << "***** Running training *****\n"
             << "  Num examples = " << samples << " at " << resolution << "x" << resolution << "\n"
             << "  Num batches each epoch = " << batches << "\n"
+            << "  Num processes = " << f.processes << "\n"
             << "  Instantaneous batch size per device = " << f.train_batch_size << "\n"
             << "  Total train batch size = " << f.total_batch_size() << "\n"
             << "  Gradient Accumulation steps = " << f.gradient_accumulation_steps << "\n"
@@ -79,16 +80,17 @@ void print_end(const Flags& flags) {
             << flags.instance_prompt << "\" --output picture.png\n";
 }
 
-void run(const cli::App& app, Flags& flags) {
+void run(const cli::App& app, Flags& flags, const distributed::Group& group) {
   flags.check();
-  training::prepare_output_folder(flags.run.output_dir);
-  DreamBooth dreambooth(flags);
+  if (group.is_main()) training::prepare_output_folder(flags.run.output_dir);
+  DreamBooth dreambooth(flags, group);
   training::Run training_run(dreambooth.trainer(),
                              dreambooth.run_parts(cli::config_text(app.settings())));
   training_run.resume();
   print_start(flags, dreambooth.samples_per_epoch());
-  write_config(app, flags);
+  if (group.is_main()) write_config(app, flags);
   training_run.train();
+  if (!group.is_main()) return;
   dreambooth.save_weights(flags.run.output_dir);
   write_card(app, flags);
   print_end(flags);
@@ -104,5 +106,8 @@ int main(int argc, char** argv) {
                "--instance_data_dir photos --instance_prompt 'a photo of sks dog' --output_dir out "
                "--variant light --max_train_steps 500");
   training::add_flags(app, flags);
-  return cli::run(argc, argv, app, [&] { run(app, flags); });
+  return cli::run(argc, argv, app, [&] {
+    distributed::run(app, flags.group,
+                     [&](const distributed::Group& group) { run(app, flags, group); });
+  });
 }

@@ -63,6 +63,24 @@ void AdamW::add(torch::nn::Module& module, const std::string& prefix, at::Scalar
   }
 }
 
+void AdamW::share(const distributed::Group& group) {
+  if (group.size() == 1) return;
+  for (Slot& slot : slots_) group.broadcast({slot.value, slot.first, slot.second, slot.average});
+  use_values();
+}
+
+void AdamW::average_gradients(const distributed::Group& group, double& loss, bool& stop) const {
+  if (group.size() == 1) return;
+  std::vector<at::Tensor> tensors{torch::tensor({loss, stop ? 1.0 : 0.0}, at::kFloat)};
+  for (const Slot& slot : slots_) {
+    const at::Tensor& gradient = slot.parameter.grad();
+    if (gradient.defined()) tensors.push_back(gradient);
+  }
+  group.average(tensors);
+  loss = tensors[0][0].item<double>();
+  stop = tensors[0][1].item<double>() > 0;
+}
+
 double AdamW::gradient_norm() const {
   std::vector<at::Tensor> norms;
   for (const Slot& slot : slots_) {

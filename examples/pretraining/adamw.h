@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "distributed/group.h"
+
 namespace pretraining {
 
 /// Trains a module that computes in bf16 (or fp32) over fp32 values: the module's parameters are
@@ -30,6 +32,12 @@ class AdamW {
   /// learning rate of this module.
   void add(torch::nn::Module& module, const std::string& prefix, at::ScalarType compute_dtype,
            double rate_scale);
+
+  /// Gives all processes the values and the state of rank 0.
+  void share(const distributed::Group& group);
+  /// The mean of the gradients, and of the losses, over all processes; `stop` becomes true if it is
+  /// so in any of them.
+  void average_gradients(const distributed::Group& group, double& loss, bool& stop) const;
 
   /// One update from the parameters' gradients, which are dropped; step counts from 0. Parameters
   /// without a gradient stay as they are. Returns the gradients' norm.

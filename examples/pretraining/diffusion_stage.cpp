@@ -99,6 +99,7 @@ class DiffusionStage {
       return {pool.latents.to(dtype_), pool.ids};
     }
     LatentPool pool = encode(/*first=*/0, count);
+    if (!options_.group.is_main()) return pool;
     make_folder(options_.output_dir + "/checkpoints");
     lightlora::save_safetensors(path, {{"latents", pool.latents}, {"ids", pool.ids}});
     return pool;
@@ -128,7 +129,9 @@ class DiffusionStage {
     const auto without = at::rand({batch, 1}) < stage_.at("empty_captions").get<double>();
     const auto ids = at::where(without, empty_ids_, pool_.ids.index_select(0, rows));
     const auto noise = at::randn(latents.sizes(), at::kFloat);
-    const auto loss = loss_of(latents, ids, noise, spread_timesteps(batch));
+    const auto timesteps = spread_timesteps(batch);
+    const auto own = [&](const at::Tensor& all) { return share_of_batch(options_.group, all); };
+    const auto loss = loss_of(own(latents), own(ids), own(noise), own(timesteps));
     loss.backward();
     return loss.item<double>();
   }

@@ -19,14 +19,20 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Only rank 0 writes.
 class Log {
  public:
-  explicit Log(const std::string& path) : file_(path, std::ios::app) {
+  Log(const std::string& path, bool writes) : writes_(writes) {
+    if (!writes_) return;
+    file_.open(path, std::ios::app);
     TORCH_CHECK(file_, "'", path, "': expected to write the log, got no writable file");
   }
-  void write(const nlohmann::json& line) { file_ << line.dump() << std::endl; }
+  void write(const nlohmann::json& line) {
+    if (writes_) file_ << line.dump() << std::endl;
+  }
 
  private:
+  bool writes_;
   std::ofstream file_;
 };
 
@@ -40,6 +46,11 @@ int64_t resume(AdamW& optimizer, const std::string& checkpoint) {
 }
 
 }  // namespace
+
+at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch) {
+  const int64_t count = batch.size(0) / group.size();
+  return batch.narrow(0, group.rank() * count, count);
+}
 
 void make_folder(const std::string& path) {
   std::error_code error;
@@ -65,33 +76,43 @@ double learning_rate_at(const nlohmann::json& stage, int64_t step) {
 
 int64_t run_stage(const std::string& name, const StageOptions& options, const nlohmann::json& stage,
                   AdamW& optimizer, const StageWork& work) {
-  make_folder(options.output_dir + "/checkpoints");
-  make_folder(options.output_dir + "/logs");
+  const auto& group = options.group;
+  if (group.is_main()) {
+    make_folder(options.output_dir + "/checkpoints");
+    make_folder(options.output_dir + "/logs");
+  }
   const std::string checkpoint = options.output_dir + "/checkpoints/" + name + ".safetensors";
-  Log log(options.output_dir + "/logs/" + name + ".jsonl");
+  Log log(options.output_dir + "/logs/" + name + ".jsonl", group.is_main());
   const int64_t steps = stage.at("steps");
   const int64_t end = options.stop_at < 0 ? steps : std::min(steps, options.stop_at);
   const int64_t validate_every = stage.value("validate_every", steps);
   const int64_t save_every = stage.value("save_every", steps);
   const int64_t log_every = stage.value("log_every", 20);
   const int64_t batch = stage.at("batch");
+  TORCH_CHECK_VALUE(batch % group.size() == 0, name, ": expected a batch that ", group.size(),
+                    " processes can share, got ", batch);
   const double full_decay = stage.at("ema_decay");
   const uint64_t seed = stage.value("seed", 0);
-  int64_t step = resume(optimizer, checkpoint);
+  int64_t step = group.from_main(group.is_main() ? resume(optimizer, checkpoint) : 0);
+  optimizer.share(group);
   cli::Progress progress(name, end, {}, step);
   double loss_sum = 0, window_start = now();
   int64_t window = 0;
   const auto save = [&] {
+    if (!group.is_main()) return;
     lightlora::save_safetensors(checkpoint, optimizer.state(), {{"step", std::to_string(step)}});
     optimizer.use_averages();
     work.save();
     optimizer.use_values();
   };
   int64_t saved = step;
-  while (step < end && !cli::interrupted()) {
+  bool stop = group.any(cli::interrupted());
+  while (step < end && !stop) {
     torch::manual_seed(seed * 1000003 + step);
     const double rate = learning_rate_at(stage, step);
-    const double loss = work.step(step);
+    double loss = work.step(step);
+    stop = cli::interrupted();
+    optimizer.average_gradients(group, loss, stop);
     // Early values are forgotten fast, so that the average is no mixture with the random start.
     const double decay = std::min(full_decay, (1.0 + step) / (10.0 + step));
     const double norm = optimizer.step(step, rate, decay);
@@ -107,7 +128,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
                  {"samples_per_second", window * batch / seconds}});
       loss_sum = 0, window = 0, window_start = now();
     }
-    if (step % validate_every == 0 || step == end) {
+    if (group.is_main() && (step % validate_every == 0 || step == end)) {
       optimizer.use_averages();
       nlohmann::json figures = work.validate(step);
       optimizer.use_values();

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "distributed/group.h"
 #include "pretraining/adamw.h"
 
 namespace pretraining {
@@ -20,11 +21,13 @@ struct StageOptions {
   /// Compute in bf16 over fp32 values; false: fp32 throughout.
   bool bf16 = true;
   bool channels_last = true;
+  /// The processes that share every batch of the configuration.
+  distributed::Group group;
 };
 
 /// What a stage does beyond stepping the optimiser.
 struct StageWork {
-  /// Forward and backward of one step; returns the loss. All randomness comes from torch's default
+  /// Forward and backward of this process's share of one step; returns the loss. All randomness comes from torch's default
   /// generator, which is seeded from the step, so a resumed run equals one without a pause.
   std::function<double(int64_t step)> step;
   /// Figures and pictures of the averaged model, for the log.
@@ -42,6 +45,10 @@ double learning_rate_at(const nlohmann::json& stage, int64_t step);
 /// `<output_dir>/logs/<name>.jsonl`. Returns the number of steps done in all.
 int64_t run_stage(const std::string& name, const StageOptions& options, const nlohmann::json& stage,
                   AdamW& optimizer, const StageWork& work);
+
+/// This process's rows of something that was drawn for a whole batch, so that any number of processes
+/// trains on the same numbers.
+at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch);
 
 /// Makes `<path>` and all folders above it.
 void make_folder(const std::string& path);

@@ -71,9 +71,13 @@ class VaeStage {
 
   double train_step(int64_t step) {
     const int64_t batch = stage_.at("batch");
-    const at::Tensor pictures = composer_.batch(step * batch, batch);
+    const int64_t own = batch / options_.group.size();
+    const at::Tensor pictures = composer_.batch(step * batch + options_.group.rank() * own, own);
     const auto posterior = encode(pictures);
-    const auto output = vae_->decode(posterior.sample()).to(at::kFloat);
+    auto sizes = posterior.mean().sizes().vec();
+    sizes[0] = batch;
+    const auto noise = share_of_batch(options_.group, at::randn(sizes, posterior.mean().options()));
+    const auto output = vae_->decode(posterior.sample(noise)).to(at::kFloat);
     const auto difference = output - pictures;
     at::Tensor loss = difference.abs().mean() + difference.square().mean() +
                       stage_.at("edge_weight").get<double>() * edge_distance(output, pictures);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <vector>
 
 #include "cli/interrupt.h"
 #include "cli/progress.h"
@@ -25,19 +26,46 @@ int64_t missing_class_pictures(const ClassPictureOptions& options) {
   return std::max<int64_t>(0, options.count - present);
 }
 
-bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOptions& options) {
+namespace {
+
+fs::path class_picture_path(const ClassPictureOptions& options, int64_t number) {
+  return fs::path(options.folder) / ("class-" + std::to_string(number) + ".png");
+}
+
+// The numbers of the pictures to draw: those that follow the ones that are there, then any gap.
+std::vector<int64_t> missing_numbers(const ClassPictureOptions& options) {
+  const int64_t missing = missing_class_pictures(options), present = options.count - missing;
+  std::vector<int64_t> numbers;
+  for (int64_t i = 0; i < options.count; ++i) {
+    const int64_t number = (present + i) % options.count;
+    if (static_cast<int64_t>(numbers.size()) == missing) break;
+    if (!fs::exists(class_picture_path(options, number))) numbers.push_back(number);
+  }
+  return numbers;
+}
+
+}  // namespace
+
+bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOptions& options,
+                         const distributed::Group& group) {
   fs::create_directories(options.folder);
-  const int64_t missing = missing_class_pictures(options);
+  std::vector<int64_t> numbers;
+  const auto all = missing_numbers(options);
+  group.barrier();  // everybody has looked before anybody writes
+  for (size_t i = static_cast<size_t>(group.rank()); i < all.size(); i += static_cast<size_t>(group.size())) {
+    numbers.push_back(all[i]);
+  }
+  const auto count = static_cast<int64_t>(numbers.size());
   const int64_t channels = pipeline.unet()->options.in_channels();
   const auto size = pipeline.default_size();
   const int64_t factor = pipeline.vae_scale_factor();
-  cli::Progress progress("Class pictures", missing);
-  int64_t number = options.count - missing;
-  for (int64_t done = 0; done < missing && !cli::interrupted();) {
-    const int64_t batch = std::min(options.batch_size, missing - done);
+  cli::Progress progress("Class pictures", count);
+  for (int64_t done = 0; done < count && !cli::interrupted();) {
+    const int64_t batch = std::min(options.batch_size, count - done);
+    const int64_t* now = numbers.data() + done;
     std::vector<at::Tensor> noise;
     for (int64_t i = 0; i < batch; ++i) {
-      auto generator = generator_for(options.seed, Stream::class_image, number + i);
+      auto generator = generator_for(options.seed, Stream::class_image, now[i]);
       noise.push_back(at::randn({channels, size[0] / factor, size[1] / factor}, generator,
                                 at::TensorOptions(at::kFloat)));
     }
@@ -45,16 +73,15 @@ bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOption
                                             .prompt(options.prompt)
                                             .num_inference_steps(options.steps)
                                             .initial_latents(at::stack(noise)));
-    for (int64_t i = 0; i < batch; ++i, ++number) {
-      const auto path = fs::path(options.folder) / ("class-" + std::to_string(number) + ".png");
-      images::save_png(path.string(), images::to_image(result.pictures[i] * 2 - 1),
-                       {{"parameters", options.prompt}});
+    for (int64_t i = 0; i < batch; ++i) {
+      images::save_png(class_picture_path(options, now[i]).string(),
+                       images::to_image(result.pictures[i] * 2 - 1), {{"parameters", options.prompt}});
     }
     done += batch;
     progress.update(done);
   }
   progress.finish();
-  return missing_class_pictures(options) == 0;
+  return !group.any(cli::interrupted());
 }
 
 }  // namespace training

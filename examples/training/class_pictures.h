@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "distributed/group.h"
 #include "stable_diffusion/pipeline.h"
 
 namespace training {
@@ -22,7 +23,9 @@ int64_t missing_class_pictures(const ClassPictureOptions& options);
 
 /// Draws the pictures that the folder lacks, with the model as it is before training. Each is
 /// written as soon as it is drawn, so that nothing is lost when it is interrupted, and its noise
-/// follows from the seed and its number. Returns false if Ctrl-C came.
-bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOptions& options);
+/// follows from the seed and its number. The processes of the group draw an equal share each, into
+/// one folder. Returns false if Ctrl-C came.
+bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOptions& options,
+                         const distributed::Group& group = {});
 
 }  // namespace training

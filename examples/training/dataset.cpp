@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
+#include "distributed/fingerprint.h"
 #include "images/load.h"
 #include "images/tensor.h"
 #include "training/random.h"
@@ -50,6 +52,19 @@ int64_t ImageDataset::samples_per_epoch() const {
   int64_t sum = 0;
   for (const auto& file : files_) sum += file.repeats;
   return sum;
+}
+
+std::string ImageDataset::fingerprint() const {
+  distributed::Fingerprint print;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    print.add(std::filesystem::path(files_[i].path).filename().string());
+    print.add(files_[i].caption.value_or(""));
+    for (const int64_t number : {files_[i].repeats, sizes_[i].width, sizes_[i].height}) {
+      print.add(&number, sizeof(number));
+    }
+    print.add(pictures_[i].pixels.data(), pictures_[i].pixels.size());
+  }
+  return print.hexadecimal();
 }
 
 bool ImageDataset::is_fixed(int64_t index) const {

@@ -50,6 +50,10 @@ class ImageDataset {
   /// Samples in one pass: each picture as often as it repeats.
   int64_t samples_per_epoch() const;
 
+  /// A number, in hexadecimal digits, that follows from the pictures' names, repeats, captions and
+  /// samples: two data sets that differ in them differ in it.
+  std::string fingerprint() const;
+
   /// Whether half of the samples are mirrored.
   bool flips() const { return options_.random_flip; }
   /// Whether every sample of this picture is the same, apart from being mirrored.

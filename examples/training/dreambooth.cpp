@@ -35,7 +35,8 @@ std::string in_folder(const std::string& folder, const char* name) {
 
 }  // namespace
 
-DreamBooth::DreamBooth(Flags& flags) : flags_(flags) {
+DreamBooth::DreamBooth(Flags& flags, const distributed::Group& group)
+    : flags_(flags), group_(group) {
   auto files = read_with_notices(flags.instance_data_dir);
   auto held_out = split_off(files, flags.data.validation_split, flags.seed);
   if (flags.with_prior_preservation) prepare_class_pictures();
@@ -48,6 +49,7 @@ DreamBooth::DreamBooth(Flags& flags) : flags_(flags) {
   }
   samples_per_epoch_ = instance.samples_per_epoch();
   auto& optimization = flags.optimization;
+  optimization.processes = group.size();
   optimization.resolve(samples_per_epoch_, flags.adapter.usual_rate());
   validation_interval_ = flags.run.validation_interval(
       optimization.steps_per_epoch(samples_per_epoch_), !held_out.empty());
@@ -72,20 +74,25 @@ DreamBooth::DreamBooth(Flags& flags) : flags_(flags) {
     if (prior) prior->latents().encode_all();
     if (flags.run.validation_prompt.empty()) pipeline_->release_vae();
   }
+  auto options = flags.trainer_options();
+  options.group = group;
   trainer_ = std::make_unique<Trainer>(
       TrainerParts{pipeline_->unet(), std::move(loss), std::move(prompts), std::move(instance),
                    std::move(prior), adapters_->all(),
                    adapters_->groups(*optimization.learning_rate)},
-      optimization.schedule(), flags.trainer_options());
+      optimization.schedule(), options);
 }
 
 // Those that are missing are drawn with a pipeline of its own, which is gone afterwards.
 void DreamBooth::prepare_class_pictures() const {
   const auto options = flags_.class_pictures();
-  if (missing_class_pictures(options) == 0) return;
+  if (group_.from_main(missing_class_pictures(options)) == 0) return;
   sd::StableDiffusion pipeline(flags_.model, pipeline_options(flags_, flags_.prior_dtype()));
-  TORCH_CHECK(draw_class_pictures(pipeline, options),
+  TORCH_CHECK(draw_class_pictures(pipeline, options, group_),
               "stopped by request while drawing class pictures; hint: the next run goes on there");
+  TORCH_CHECK(missing_class_pictures(options) == 0, "'", options.folder, "': expected ", options.count,
+              " class pictures, of which other processes drew some, got fewer; hint: --class_data_dir ",
+              "should be one folder that all machines share");
 }
 
 void DreamBooth::adapt() {

@@ -18,8 +18,9 @@ namespace training {
 class DreamBooth {
  public:
   /// Loads everything and fills in the flags that depend on it. `flags` must outlive the object.
+  /// The processes of the group share the drawing of class pictures, and every batch.
   /// Errors: as the parts; c10::Error if Ctrl-C came while class pictures were drawn
-  explicit DreamBooth(Flags& flags);
+  DreamBooth(Flags& flags, const distributed::Group& group);
   DreamBooth(const DreamBooth&) = delete;
   DreamBooth& operator=(const DreamBooth&) = delete;
 
@@ -44,6 +45,7 @@ class DreamBooth {
   PromptStates encode_prompts(const std::vector<std::string>& captions);
 
   Flags& flags_;
+  distributed::Group group_;
   std::optional<sd::StableDiffusion> pipeline_;
   std::optional<Adapters> adapters_;
   std::optional<ValidationLoss> validation_loss_;

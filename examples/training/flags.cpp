@@ -66,6 +66,7 @@ void add_flags(cli::App& app, Flags& f) {
   add_optimization_flags(app, f.optimization);
   add_prior_flags(app, f);
   add_running_flags(app, f);
+  distributed::add_group_flags(app, f.group);
 }
 
 void Flags::check() const {
@@ -118,6 +119,7 @@ TrainerOptions Flags::trainer_options() const {
   options.scale_loss = mixed_precision == "fp16";
   options.gradient_checkpointing = optimization.gradient_checkpointing;
   options.cuda_graph = use_cuda_graph(cuda_graph, sd::pick_device(device));
+  options.batch_invariant = optimization.batch_invariant;
   options.optimizer = optimization.optimizer_options();
   return options;
 }

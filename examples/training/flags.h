@@ -8,6 +8,7 @@
 
 #include "cli/app.h"
 #include "cli/model_flags.h"
+#include "distributed/group.h"
 #include "training/adapters.h"
 #include "training/class_pictures.h"
 #include "training/data_flags.h"
@@ -32,6 +33,7 @@ struct Flags : cli::ModelFlags {
   AdapterFlags adapter;
   OptimizationFlags optimization;
   RunFlags run;
+  distributed::GroupOptions group;
 
   bool pre_compute_text_embeddings = false;
   int64_t clip_skip = 0;

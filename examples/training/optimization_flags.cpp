@@ -14,6 +14,9 @@ void add_length_flags(cli::App& app, OptimizationFlags& f) {
       ->check(cli::at_least(1));
   app.add_flag("--gradient_checkpointing", f.gradient_checkpointing,
                "Compute activations again in the backward pass: slower, in far less memory");
+  app.add_flag("--batch_invariant", f.batch_invariant,
+               "Compute the samples of a batch one by one: slower, but any number of processes that "
+               "shares a batch learns the same bits");
   app.add_option("--max_train_steps", f.max_train_steps,
                  "Updates (default: as many as num_train_epochs needs)")
       ->check(cli::at_least(1));
@@ -36,7 +39,7 @@ void add_rate_flags(cli::App& app, OptimizationFlags& f) {
                  "Peak learning rate (default: 5e-4 for classic, 2e-3 for light and fused; 1 with "
                  "prodigy)")
       ->check(cli::above(0));
-  app.add_flag("--scale_lr", f.scale_lr, "Multiply it by batch size and accumulation steps");
+  app.add_flag("--scale_lr", f.scale_lr, "Multiply it by batch size, accumulation steps and processes");
   app.add_option("--lr_scheduler", f.lr_scheduler, "How the learning rate moves")
       ->check(cli::one_of(LearningRate::schedules()));
   app.add_option("--lr_warmup_steps", f.lr_warmup_steps, "Steps of rising rate (not for constant)")

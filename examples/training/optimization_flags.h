@@ -16,7 +16,7 @@ namespace training {
 struct OptimizationFlags {
   int64_t train_batch_size = 4, gradient_accumulation_steps = 1, num_train_epochs = 1;
   std::optional<int64_t> max_train_steps;
-  bool gradient_checkpointing = false;
+  bool gradient_checkpointing = false, batch_invariant = false;
 
   std::optional<double> learning_rate;
   bool scale_lr = false;
@@ -32,8 +32,13 @@ struct OptimizationFlags {
   double noise_offset = 0;
   std::string prediction_type = "auto";
 
+  /// How many processes share the work; no flag.
+  int64_t processes = 1;
+
   /// Samples of one update.
-  int64_t total_batch_size() const { return train_batch_size * gradient_accumulation_steps; }
+  int64_t total_batch_size() const {
+    return train_batch_size * gradient_accumulation_steps * processes;
+  }
   /// Updates of one pass over so many samples.
   int64_t steps_per_epoch(int64_t samples) const;
   /// Fills in the number of steps and the learning rate, and scales the latter if asked to.

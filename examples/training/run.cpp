@@ -32,8 +32,9 @@ bool may_differ(const std::string& name) {
       "checkpoints_total_limit", "resume_from_checkpoint", "report_to", "logging_dir",
       "validation_prompt", "num_validation_images", "validation_epochs", "validation_steps",
       "device", "gradient_checkpointing", "pre_compute_text_embeddings", "split_rank",
-      "sample_batch_size", "pretrained_model_name_or_path", "model_config",
-      "allow_trailing_bytes", "instance_data_dir", "class_data_dir"};
+      "sample_batch_size", "rendezvous_timeout", "heartbeat_timeout",
+      "pretrained_model_name_or_path", "model_config", "allow_trailing_bytes", "instance_data_dir",
+      "class_data_dir"};
   return names.count(name) > 0;
 }
 
@@ -58,13 +59,28 @@ void print_differences(const std::string& before, const std::string& now) {
 }  // namespace
 
 Run::Run(Trainer& trainer, RunParts parts) : trainer_(trainer), parts_(std::move(parts)) {
-  remove_unfinished_checkpoints(parts_.flags.output_dir);
+  parts_.settings += "processes = " + std::to_string(trainer_.group().size()) + "\n";
+  if (trainer_.group().is_main()) remove_unfinished_checkpoints(parts_.flags.output_dir);
 }
 
 void Run::resume() {
+  if (trainer_.group().is_main()) find_and_load();
+  trainer_.share_state();
+}
+
+// A run that torchrun starts anew goes on from its last checkpoint by itself. So that it is its own,
+// such a run has to begin in a folder without any.
+void Run::find_and_load() {
   const auto& folder = parts_.flags.output_dir;
   const auto existing = list_checkpoints(folder);
-  if (parts_.flags.resume_from_checkpoint.empty()) {
+  const auto& group = trainer_.group();
+  const std::string wanted =
+      group.restarts() > 0 ? "latest" : parts_.flags.resume_from_checkpoint;
+  TORCH_CHECK(!wanted.empty() || existing.empty() || !group.may_restart(), "'", folder,
+              "': expected no checkpoints of an earlier run where torchrun may restart this one, got ",
+              "checkpoint-", existing.empty() ? 0 : existing.back().step, "; hint: ",
+              "--resume_from_checkpoint latest goes on from there, or take another --output_dir");
+  if (wanted.empty()) {
     if (!existing.empty()) {
       std::cout << "notice: " << folder << " has checkpoints of an earlier run, the last of step "
                 << existing.back().step
@@ -72,7 +88,7 @@ void Run::resume() {
     }
     return;
   }
-  const auto checkpoint = find_checkpoint(folder, parts_.flags.resume_from_checkpoint);
+  const auto checkpoint = find_checkpoint(folder, wanted);
   if (checkpoint.path.empty()) {
     std::cout << "notice: " << folder << " has no checkpoint yet: starting at the beginning\n";
     return;
@@ -107,6 +123,7 @@ void Run::require_finite() const {
 }
 
 void Run::save_checkpoint() {
+  if (!trainer_.group().is_main()) return;
   const int64_t step = trainer_.steps_done();
   require_finite();
   training::save_checkpoint(parts_.flags.output_dir, step, [&](const std::string& folder) {
@@ -123,6 +140,7 @@ void Run::save_checkpoint() {
 }
 
 void Run::validate(RunLog& log) {
+  if (!trainer_.group().is_main()) return;
   if (parts_.validation_loss) {
     log.add(trainer_.steps_done(), {{"validation_loss", parts_.validation_loss->measure(trainer_)}});
   }
@@ -143,11 +161,16 @@ void Run::report(RunLog& log, const StepReport& step) {
 
 bool Run::train() {
   const int64_t first = trainer_.steps_done();
-  RunLog log(parts_.flags.output_dir, parts_.flags.tensorboard_folder(), first);
+  RunLog log;
+  if (trainer_.group().is_main()) {
+    log = RunLog(parts_.flags.output_dir, parts_.flags.tensorboard_folder(), first);
+  }
   if (first == 0 && parts_.validation_interval > 0) validate(log);
   cli::Progress progress("Steps", parts_.steps, {}, first);
-  while (trainer_.steps_done() < parts_.steps && !cli::interrupted()) {
-    const auto step = trainer_.step();
+  bool stop = trainer_.group().any(cli::interrupted());
+  while (trainer_.steps_done() < parts_.steps && !stop) {
+    const auto step = trainer_.step(cli::interrupted);
+    stop = step.stop;
     report(log, step);
     if (step.skipped) {
       progress.print("notice: step " + std::to_string(trainer_.steps_done()) +
@@ -161,7 +184,9 @@ bool Run::train() {
     if (parts_.validation_interval > 0 && (last || due(parts_.validation_interval))) validate(log);
   }
   progress.finish();
-  if (parts_.validation_pictures) parts_.validation_pictures->write_sheet();
+  if (parts_.validation_pictures && trainer_.group().is_main()) {
+    parts_.validation_pictures->write_sheet();
+  }
   require_finite();
   if (trainer_.steps_done() >= parts_.steps) return true;
   if (last_checkpoint_ != trainer_.steps_done() && trainer_.steps_done() > 0) save_checkpoint();

@@ -33,8 +33,10 @@ class Run {
  public:
   Run(Trainer& trainer, RunParts parts);
 
-  /// Goes to the checkpoint that the flags name, if they name one. Prints what it does.
-  /// Errors: c10::Error if there is none of that name or it is of another run
+  /// Goes to the checkpoint that the flags name, if they name one, or to the last one if torchrun
+  /// has started the processes anew. Rank 0 reads it for all. Prints what it does.
+  /// Errors: c10::Error if there is none of that name or it is of another run, or if a restart could
+  /// take an earlier run's checkpoint for its own
   void resume();
 
   /// Trains to the end, or until Ctrl-C, and says whether the end was reached. After Ctrl-C there is
@@ -42,6 +44,7 @@ class Run {
   bool train();
 
  private:
+  void find_and_load();
   void require_finite() const;
   void load_checkpoint(const std::string& folder);
   void save_checkpoint();

@@ -40,6 +40,7 @@ RunLog::RunLog(const std::string& output_dir, const std::string& tensorboard_fol
 }
 
 void RunLog::add(int64_t step, const Numbers& numbers) {
+  if (!metrics_.is_open()) return;
   nlohmann::ordered_json line{{"step", step}};
   for (const auto& [name, value] : numbers) {
     line[name] = value;

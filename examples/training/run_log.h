@@ -19,6 +19,8 @@ using Numbers = std::vector<std::pair<std::string, double>>;
 /// event files.
 class RunLog {
  public:
+  /// Drops everything: what a process has that is not rank 0.
+  RunLog() = default;
   /// A run that goes on at `first_step` keeps the lines up to there and drops later ones, which
   /// will come again. No event file if `tensorboard_folder` is empty.
   RunLog(const std::string& output_dir, const std::string& tensorboard_folder, int64_t first_step);

@@ -30,10 +30,18 @@ std::string SampleSource::caption(int64_t picture, int64_t sample) const {
   return latents_.dataset().caption(picture, options_.prompt);
 }
 
+void SampleSource::take_share(int64_t rank, int64_t size) {
+  rank_ = rank;
+  size_ = size;
+  order_ = BatchOrder(latents_.dataset(), options_.batch_size * size, options_.seed, options_.order);
+}
+
 TrainingBatch SampleSource::batch(int64_t index, const DiffusionLoss& loss) {
   TrainingBatch batch;
-  int64_t sample = index * options_.batch_size;
-  for (const int64_t picture : order_.batch(index)) {
+  const std::vector<int64_t> pictures = order_.batch(index);
+  int64_t sample = first_sample(index);
+  for (int64_t i = 0; i < options_.batch_size; ++i) {
+    const int64_t picture = pictures.at(static_cast<size_t>(rank_ * options_.batch_size + i));
     auto generator = generator_for(options_.seed, options_.sample, sample);
     const torch::Tensor latents = latents_.sample(picture, generator);
     batch.samples.push_back(loss.draw(latents, generator));

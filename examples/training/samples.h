@@ -25,13 +25,22 @@ struct SampleOptions {
   Stream order = Stream::order, sample = Stream::sample;
 };
 
-/// A data set as an endless row of batches. Batch j follows from the seed and j alone.
+/// A data set as an endless row of batches. Batch j follows from the seed and j alone, and processes
+/// that share a batch draw what one process would.
 class SampleSource {
  public:
   SampleSource(LatentSource latents, SampleOptions options);
 
   TrainingBatch batch(int64_t index, const DiffusionLoss& loss);
+  /// From now on a batch has `batch_size` samples for each of `size` processes, of which `batch`
+  /// gives those of process `rank`.
+  void take_share(int64_t rank, int64_t size);
 
+  /// The number, in the endless row of samples, of the first one that `batch` gives.
+  int64_t first_sample(int64_t index) const {
+    return (index * size_ + rank_) * options_.batch_size;
+  }
+  int64_t batch_size() const { return options_.batch_size; }
   /// Everything that `batch` can give as a caption.
   std::vector<std::string> captions() const;
   LatentSource& latents() { return latents_; }
@@ -43,6 +52,7 @@ class SampleSource {
   LatentSource latents_;
   SampleOptions options_;
   BatchOrder order_;
+  int64_t rank_ = 0, size_ = 1;
 };
 
 }  // namespace training

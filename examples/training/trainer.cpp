@@ -35,6 +35,13 @@ Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions 
     optimizers_.push_back(make_optimizer(options_.optimizer, slice));
   }
   parts_.unet->train();
+  if (options_.batch_invariant) exact_sum_ = at::zeros_like(bank_.gradients(), torch::kDouble);
+  const auto& group = options_.group;
+  for (SampleSource* source : {&parts_.instance, parts_.prior ? &*parts_.prior : nullptr}) {
+    if (source == nullptr || group.size() == 1) continue;
+    group.require_same("the pictures to train on", source->latents().dataset().fingerprint());
+    source->take_share(group.rank(), group.size());
+  }
 }
 
 std::vector<lightlora::Activation> Trainer::activate() const {
@@ -44,9 +51,21 @@ std::vector<lightlora::Activation> Trainer::activate() const {
   return active;
 }
 
-// The loss stays where it was computed: reading it would wait for a GPU.
 Tensor Trainer::backward(SampleSource& source, int64_t index, double weight) {
   const TrainingBatch batch = source.batch(index, parts_.loss);
+  if (!options_.batch_invariant) return backward(batch, weight);
+  const Tensor loss = at::zeros({}, exact_sum_.options());
+  for (size_t i = 0; i < batch.samples.size(); ++i) {
+    seed_dropout(source.first_sample(index) + static_cast<int64_t>(i));
+    loss.add_(backward({{batch.samples[i]}, {batch.captions[i]}}, weight));
+    exact_sum_.add_(bank_.gradients());
+    bank_.zero_gradients();
+  }
+  return loss;
+}
+
+// The loss stays where it was computed: reading it would wait for a GPU.
+Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
   // A text encoder that trains has adapters too. (Otherwise a recording must see its own activation,
   // in which plain layers' weights are summed.)
   std::vector<lightlora::Activation> active;
@@ -96,6 +115,26 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   return own.loss.clone();
 }
 
+// One exchange for everything that the processes have to agree on.
+void Trainer::average(StepReport& report) {
+  const bool exact = options_.batch_invariant;
+  if (options_.group.size() == 1 && !exact) return;
+  const torch::NoGradGuard no_grad;
+  const Tensor& gradients = exact ? exact_sum_ : bank_.gradients();
+  const Tensor numbers = torch::tensor({report.loss, report.stop ? 1.0 : 0.0}, gradients.options());
+  options_.group.sum({gradients, numbers});
+  const double parts = static_cast<double>(options_.group.size()) *
+                       (exact ? static_cast<double>(parts_.instance.batch_size()) : 1.0);
+  bank_.gradients().copy_(gradients / parts);
+  report.loss = numbers[0].item<double>() / parts;
+  report.stop = numbers[1].item<double>() > 0;
+}
+
+void Trainer::seed_dropout(int64_t index) const {
+  auto seeds = generator_for(options_.seed, Stream::dropout, index);
+  torch::manual_seed(seeds.current_seed());
+}
+
 void Trainer::update(StepReport& report) {
   const bool finite = scaler_.unscale(bank_.gradients()) && std::isfinite(report.loss);
   report.skipped = !finite;
@@ -114,11 +153,11 @@ void Trainer::update(StepReport& report) {
   report.gradient_norm = norm.item<double>();
 }
 
-StepReport Trainer::step() {
+StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
   StepReport report;
   bank_.zero_gradients();
-  auto seeds = generator_for(options_.seed, Stream::dropout, done_);
-  torch::manual_seed(seeds.current_seed());
+  if (options_.batch_invariant) exact_sum_.zero_();
+  seed_dropout(done_ * options_.group.size() + options_.group.rank());
   const int64_t batches = options_.gradient_accumulation_steps;
   const double share = 1.0 / static_cast<double>(batches);
   std::vector<Tensor> losses;
@@ -131,6 +170,8 @@ StepReport Trainer::step() {
   }
   for (const auto& loss : losses) report.loss += loss.item<double>();
   report.learning_rate = learning_rate_.at(done_);
+  report.stop = asked_to_stop && asked_to_stop();
+  average(report);
   update(report);
   ++done_;
   return report;
@@ -143,6 +184,15 @@ lightlora::TensorMap Trainer::state() const {
     state.merge(optimizers_[i]->state(optimizer_prefix(i)));
   }
   return state;
+}
+
+void Trainer::share_state() {
+  if (options_.group.size() == 1) return;
+  auto shared = state();
+  std::vector<Tensor> tensors{bank_.values()};
+  for (const auto& item : shared) tensors.push_back(item.second);
+  options_.group.broadcast(tensors);
+  if (!options_.group.is_main()) load_state(shared);
 }
 
 void Trainer::load_state(const lightlora::TensorMap& state) {
