@@ -2,8 +2,6 @@
 // Teaches a Stable Diffusion model a subject from a few pictures, with LoRA adapters in the UNet
 // and, if asked to, the text encoder. Ends with the files written, their sizes, and the command that
 // draws with them.
-#include <lightlora/formats/atomic_file.h>
-
 #include <filesystem>
 #include <iostream>
 
@@ -41,13 +39,6 @@ std::filesystem::path in_output(const Flags& flags, const char* name) {
   return std::filesystem::path(flags.run.output_dir) / name;
 }
 
-void write_config(const cli::App& app, const Flags& flags) {
-  lightlora::detail::AtomicFile file(in_output(flags, "config.toml").string());
-  file.write("# Repeats the run: " + app.get_name() + " --config config.toml\n" +
-             cli::config_text(app.settings()));
-  file.commit();
-}
-
 void write_card(const cli::App& app, const Flags& flags) {
   training::ModelCard card;
   card.title = "LoRA of " + flags.instance_prompt;
@@ -76,8 +67,9 @@ void print_end(const Flags& flags) {
   print_file("diffusers file: ", DreamBooth::kDiffusersFile);
   std::cout << "draw with it:   text_to_image --pretrained_model_name_or_path " << flags.model
             << (flags.model_config.empty() ? "" : " --model_config " + flags.model_config)
-            << " --lora " << in_output(flags, DreamBooth::kNativeFile).string() << " --prompt \""
-            << flags.instance_prompt << "\" --output picture.png\n";
+            << " --lora " << in_output(flags, DreamBooth::kNativeFile).string();
+  for (const auto& file : flags.learned_embeds) std::cout << " --learned_embeds " << file;
+  std::cout << " --prompt \"" << flags.instance_prompt << "\" --output picture.png\n";
 }
 
 void run(const cli::App& app, Flags& flags, const distributed::Group& group) {
@@ -88,7 +80,7 @@ void run(const cli::App& app, Flags& flags, const distributed::Group& group) {
                              dreambooth.run_parts(cli::config_text(app.settings())));
   training_run.resume();
   print_start(flags, dreambooth.samples_per_epoch());
-  if (group.is_main()) write_config(app, flags);
+  if (group.is_main()) app.write_config(in_output(flags, "config.toml").string());
   training_run.train();
   if (!group.is_main()) return;
   dreambooth.save_weights(flags.run.output_dir);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/app.h"
 
+#include <lightlora/formats/atomic_file.h>
 #include <lightlora/version.h>
 
 #include <CLI/Config.hpp>
@@ -118,6 +119,12 @@ void App::add_config_flag() {
   config_flag_ = add_option("--config", config_path_,
                             "TOML file with flags, as max_train_steps = 500; flags on the command "
                             "line win");
+}
+
+void App::write_config(const std::string& path) const {
+  lightlora::detail::AtomicFile file(path);
+  file.write("# Repeats the run: " + get_name() + " --config config.toml\n" + config_text(settings()));
+  file.commit();
 }
 
 std::vector<Setting> App::settings() const {

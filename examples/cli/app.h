@@ -68,6 +68,9 @@ class App : public CLI::App {
   /// (`config_text`) is a configuration file that repeats the run.
   std::vector<Setting> settings() const;
 
+  /// Writes the settings as a file for `--config`, with the command that repeats the run on top.
+  void write_config(const std::string& path) const;
+
   /// The text of `--help`.
   std::string help_text() const;
 

@@ -64,7 +64,14 @@ torch::Tensor CLIPTextEmbeddingsImpl::forward(const torch::Tensor& ids) {
   TORCH_CHECK(length <= options.max_position_embeddings(), "sd::CLIPTextModel: expected at most ",
               options.max_position_embeddings(), " tokens, got ", length,
               "; hint: the tokenizer's model_max_length belongs to another text encoder");
-  return token_embedding(ids) + position_embedding->weight.narrow(0, 0, length);
+  torch::Tensor x = token_embedding(ids);
+  for (const auto& word : learned) {
+    const auto own = torch::tensor(word.ids, ids.options());
+    const auto matches = ids.unsqueeze(-1).eq(own);  // (B, T, n)
+    const auto rows = word.vectors.index_select(0, matches.to(at::kByte).argmax(-1).flatten());
+    x = at::where(matches.any(-1, /*keepdim=*/true), rows.view(x.sizes()).to(x.scalar_type()), x);
+  }
+  return x + position_embedding->weight.narrow(0, 0, length);
 }
 
 CLIPAttentionImpl::CLIPAttentionImpl(CLIPTextModelOptions options_) : options(std::move(options_)) {

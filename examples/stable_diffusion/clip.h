@@ -9,6 +9,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 // The text encoder of Stable Diffusion 1.x and 2.x: transformers' CLIPTextModel with its names.
 
@@ -44,8 +45,16 @@ class CLIPTextEmbeddingsImpl : public torch::nn::Cloneable<CLIPTextEmbeddingsImp
   void reset() override;
   torch::Tensor forward(const torch::Tensor& ids);
 
+  /// A learned word: vectors (n, width) in any floating dtype that stand in for the rows of its n
+  /// ids. Gradients flow into them, and no row of `token_embedding` changes.
+  struct Learned {
+    std::vector<int64_t> ids;
+    torch::Tensor vectors;
+  };
+
   CLIPTextModelOptions options;
   torch::nn::Embedding token_embedding{nullptr}, position_embedding{nullptr};
+  std::vector<Learned> learned;
 };
 TORCH_MODULE(CLIPTextEmbeddings);
 

@@ -18,8 +18,10 @@ std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text
 /// Returns their ids. Errors: c10::Error if the vocabulary has the name already
 std::vector<int64_t> add_embedding(Tokenizer& tokenizer, const lightlora::LearnedEmbedding& embedding);
 
-/// The same, and gives the text encoder the vectors. Prompts may then use the name.
-/// Errors: c10::Error if their width is not the text encoder's, or the embedding is layer-wise
+/// The same, and lets the models read the vectors. Prompts may then use the name. The vectors are
+/// kept as they are, so that those that train go on training.
+/// Errors: c10::Error if their width is not the text encoder's, or a layer-wise embedding is not for
+/// the UNet's transformers
 void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding);
 
 }  // namespace sd

@@ -196,7 +196,19 @@ torch::Tensor StableDiffusion::hidden_states(const std::vector<int64_t>& ids, in
               " (the text encoder's vocab_size), got ", largest,
               "; hint: the tokenizer belongs to another model");
   const auto batch = torch::tensor(ids, at::kLong).view({rows, -1}).to(options_.device());
-  return text_encoder()->hidden_state(batch, clip_skip);
+  auto& learned = text_encoder()->text_model->embeddings->learned;
+  learned = learned_;
+  int64_t layers = 0;
+  for (const auto& word : learned_) layers = word.vectors.dim() == 3 ? word.vectors.size(0) : layers;
+  if (layers == 0) return text_encoder()->hidden_state(batch, clip_skip);
+  std::vector<torch::Tensor> states;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    for (size_t i = 0; i < learned_.size(); ++i) {
+      if (learned_[i].vectors.dim() == 3) learned[i].vectors = learned_[i].vectors[layer];
+    }
+    states.push_back(text_encoder()->hidden_state(batch, clip_skip));
+  }
+  return at::stack(states, /*dim=*/1);
 }
 
 torch::Tensor StableDiffusion::encode_chunks(std::vector<PromptChunk> chunks, size_t at_least,
@@ -211,10 +223,13 @@ torch::Tensor StableDiffusion::encode_chunks(std::vector<PromptChunk> chunks, si
     if (!chunks[i].weighted()) continue;
     const auto weights = torch::tensor(chunks[i].weights).to(states.device(), at::kFloat);
     auto state = states[static_cast<int64_t>(i)];
+    const auto before = state.to(at::kFloat).flatten(-2).mean(-1, /*keepdim=*/true).unsqueeze(-1);
     const auto weighted = state.to(at::kFloat) * weights.unsqueeze(-1);
-    state.copy_(weighted * (state.to(at::kFloat).mean() / weighted.mean()));
+    const auto after = weighted.flatten(-2).mean(-1, /*keepdim=*/true).unsqueeze(-1);
+    state.copy_(weighted * (before / after));  // each layer's states by themselves
   }
-  return states.reshape({1, -1, states.size(-1)});
+  if (states.dim() == 3) return states.reshape({1, -1, states.size(-1)});
+  return states.transpose(0, 1).reshape({1, states.size(1), -1, states.size(-1)});
 }
 
 torch::Tensor StableDiffusion::encode_image(const torch::Tensor& pixels,

@@ -103,8 +103,15 @@ class StableDiffusion {
  public:
   explicit StableDiffusion(const std::string& model, StableDiffusionOptions options = {});
 
-  /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its
-  /// length is cut off.
+  /// Lets ids mean these vectors: (ids, width), or (transformers, ids, width) in the order of the
+  /// UNet's `attention_names()`. They are used as they are at each call, and gradients flow into
+  /// them.
+  void learn(std::vector<int64_t> ids, const torch::Tensor& vectors) {
+    learned_.push_back({std::move(ids), vectors.to(options_.device())});
+  }
+
+  /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its length
+  /// is cut off. With a layer-wise word (texts, transformers, tokens, width).
   torch::Tensor encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
 
   /// The states of a prompt of any length, (1, chunks x tokens, width), with at least as many
@@ -162,6 +169,7 @@ class StableDiffusion {
   torch::Tensor predict(const torch::Tensor& latents, double timestep, const torch::Tensor& context,
                         const SampleOptions& options);
 
+  std::vector<CLIPTextEmbeddingsImpl::Learned> learned_;
   std::string folder_;
   std::shared_ptr<const SingleFile> file_;  // null for a folder
   StableDiffusionOptions options_;

@@ -88,6 +88,34 @@ Transformer2DModelOptions UNet2DConditionModelImpl::transformer_options(size_t l
       .upcast_attention(options.upcast_attention());
 }
 
+int64_t UNet2DConditionModelImpl::attentions_before(size_t block) const {
+  const size_t levels = options.levels();
+  int64_t count = 0;
+  for (size_t i = 0; i < block; ++i) {
+    if (i == levels) {
+      count += 1;
+    } else if (i < levels && options.down_block_types()[i] == "CrossAttnDownBlock2D") {
+      count += per_level(options.layers_per_block(), i);
+    } else if (i > levels && options.up_block_types()[i - levels - 1] == "CrossAttnUpBlock2D") {
+      count += per_level(options.layers_per_block(), 2 * levels - i) + 1;
+    }
+  }
+  return count;
+}
+
+std::vector<std::string> UNet2DConditionModelImpl::attention_names() const {
+  const size_t levels = options.levels();
+  std::vector<std::string> names;
+  for (size_t block = 0; block < 2 * levels + 1; ++block) {
+    const std::string name = block < levels    ? "down_blocks." + std::to_string(block)
+                             : block == levels ? "mid_block"
+                                               : "up_blocks." + std::to_string(block - levels - 1);
+    const int64_t count = attentions_before(block + 1) - attentions_before(block);
+    for (int64_t i = 0; i < count; ++i) names.push_back(name + ".attentions." + std::to_string(i));
+  }
+  return names;
+}
+
 UNetBlockOptions UNet2DConditionModelImpl::down_block_options(size_t level) const {
   const auto& channels = options.block_out_channels();
   const int64_t layers = per_level(options.layers_per_block(), level);
@@ -101,6 +129,7 @@ UNetBlockOptions UNet2DConditionModelImpl::down_block_options(size_t level) cons
   }
   block.add_sampler = level + 1 < options.levels();
   block.downsample_padding = options.downsample_padding();
+  block.first_attention = attentions_before(level);
   return block;
 }
 
@@ -112,6 +141,7 @@ UNetBlockOptions UNet2DConditionModelImpl::mid_block_options() const {
   block.resnets = {resnet, resnet};
   block.attention = transformer_options(options.levels() - 1);
   block.attention->only_cross_attention(false);  // diffusers' mid block has no such switch
+  block.first_attention = attentions_before(options.levels());
   return block;
 }
 
@@ -131,6 +161,7 @@ UNetBlockOptions UNet2DConditionModelImpl::up_block_options(size_t i) const {
     block.attention = transformer_options(level);
   }
   block.add_sampler = level > 0;
+  block.first_attention = attentions_before(options.levels() + 1 + i);
   return block;
 }
 
@@ -155,9 +186,13 @@ void UNet2DConditionModelImpl::check_inputs(const at::Tensor& sample, const at::
       "'UNet2DConditionModel': expected one timestep, or one for each of ", sample.size(0),
       " samples, got ", timesteps.sizes());
   const int64_t width = options.cross_attention_dim().front();
-  TORCH_CHECK(context.dim() == 3 && context.size(0) == sample.size(0) && context.size(2) == width,
+  const int64_t layers = attentions_before(2 * options.levels() + 1);
+  const bool layered = context.dim() == 4 && context.size(1) == layers;
+  TORCH_CHECK((context.dim() == 3 || layered) && context.size(0) == sample.size(0) &&
+                  context.size(-1) == width,
               "'UNet2DConditionModel': expected encoder_hidden_states (", sample.size(0), ", T, ",
-              width, "), got ", context.sizes(),
+              width, ") or (", sample.size(0), ", ", layers, ", T, ", width, "), got ",
+              context.sizes(),
               "; hint: a text encoder of another model has another width");
 }
 

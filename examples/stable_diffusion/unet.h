@@ -82,7 +82,8 @@ TORCH_MODULE(TimestepEmbedding);
 /// The noise predictor of Stable Diffusion 1.x and 2.x, with diffusers' parameter names.
 /// Paper:  Rombach et al. 2022, arXiv:2112.10752
 /// Shapes: sample (B, in_channels, H, W), timesteps (B) or a scalar,
-///         encoder_hidden_states (B, T, cross_attention_dim), result (B, out_channels, H, W)
+///         encoder_hidden_states (B, T, cross_attention_dim), or (B, transformers, T, ...) with a
+///         text for each of `attention_names()`; result (B, out_channels, H, W)
 /// Dtypes: sample, text and weights in one floating dtype; timesteps in any
 /// Errors: c10::Error if the inputs' shapes do not fit the options
 /// Either memory format of the sample runs through the whole model; give the weights the same one
@@ -95,6 +96,10 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   at::Tensor forward(const at::Tensor& sample, const at::Tensor& timesteps,
                      const at::Tensor& encoder_hidden_states);
 
+  /// The transformers that read the text, in the order of a forward pass, such as
+  /// "down_blocks.0.attentions.0": 16 in Stable Diffusion 1.x.
+  std::vector<std::string> attention_names() const;
+
   UNet2DConditionModelOptions options;
   torch::nn::Conv2d conv_in{nullptr}, conv_out{nullptr};
   TimestepEmbedding time_embedding{nullptr};
@@ -106,6 +111,8 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   int64_t time_embed_dim() const;
   ResnetBlock2DOptions resnet_options(int64_t in, int64_t out) const;
   Transformer2DModelOptions transformer_options(size_t level) const;
+  /// Of the UNet's blocks in the order of a forward pass: down, mid, up.
+  int64_t attentions_before(size_t block) const;
   UNetBlockOptions down_block_options(size_t level) const;
   UNetBlockOptions mid_block_options() const;
   UNetBlockOptions up_block_options(size_t i) const;

@@ -41,7 +41,7 @@ at::Tensor UNetDownBlockImpl::forward(at::Tensor x, const at::Tensor& activated_
                                       const at::Tensor& context, std::vector<at::Tensor>& skips) {
   for (size_t i = 0; i < options.resnets.size(); ++i) {
     x = run_segment(layers_.resnet(i), x, activated_temb);
-    if (options.attention) x = run_segment(layers_.attention(i), x, context);
+    if (options.attention) x = run_segment(layers_.attention(i), x, options.context_of(context, i));
     skips.push_back(x);
   }
   if (options.add_sampler) {
@@ -63,7 +63,7 @@ at::Tensor UNetMidBlockImpl::forward(at::Tensor x, const at::Tensor& activated_t
                                      const at::Tensor& context) {
   x = run_segment(layers_.resnet(0), x, activated_temb);
   for (size_t i = 1; i < options.resnets.size(); ++i) {
-    x = run_segment(layers_.attention(i - 1), x, context);
+    x = run_segment(layers_.attention(i - 1), x, options.context_of(context, i - 1));
     x = run_segment(layers_.resnet(i), x, activated_temb);
   }
   return x;
@@ -86,7 +86,7 @@ at::Tensor UNetUpBlockImpl::forward(at::Tensor x, const at::Tensor& activated_te
     x = at::cat({x, skips.back()}, /*dim=*/1);
     skips.pop_back();
     x = run_segment(layers_.resnet(i), x, activated_temb);
-    if (options.attention) x = run_segment(layers_.attention(i), x, context);
+    if (options.attention) x = run_segment(layers_.attention(i), x, options.context_of(context, i));
   }
   if (!options.add_sampler) return x;
   const at::Tensor& next = skips.back();

@@ -20,6 +20,15 @@ struct UNetBlockOptions {
   bool add_sampler = true;
   /// Padding of the downsampler. Default: 1.
   int64_t downsample_padding = 1;
+  /// The place of the block's first transformer among all of the UNet's.
+  int64_t first_attention = 0;
+
+  /// What the block's i-th transformer reads: the context, or its own slice of a layer-wise one
+  /// (B, transformers, T, width).
+  at::Tensor context_of(const at::Tensor& context, size_t i) const {
+    return context.dim() == 4 ? context.select(1, first_attention + static_cast<int64_t>(i))
+                              : context;
+  }
 };
 
 /// A block's resnets and transformers, as registered under diffusers' names.

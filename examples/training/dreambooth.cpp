@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "stable_diffusion/device.h"
+#include "stable_diffusion/embeddings.h"
 #include "training/class_pictures.h"
 
 namespace training {
@@ -42,6 +43,7 @@ DreamBooth::DreamBooth(Flags& flags, const distributed::Group& group)
   if (flags.with_prior_preservation) prepare_class_pictures();
   pipeline_.emplace(flags.model, pipeline_options(flags, flags.weight_dtype()));
   flags.data.resolution = flags.data.resolution.value_or(pipeline_->default_size()[0]);
+  learn_words();
   auto instance = make_source(std::move(files), flags.instance_samples());
   std::optional<SampleSource> prior;
   if (flags.with_prior_preservation) {
@@ -95,6 +97,19 @@ void DreamBooth::prepare_class_pictures() const {
               "should be one folder that all machines share");
 }
 
+void DreamBooth::learn_words() {
+  for (const auto& text : flags_.learned_embeds) {
+    for (const auto& word : sd::read_embeddings(text)) {
+      sd::add_embedding(*pipeline_, word);
+      std::cout << "learned word " << word.token << ": " << word.vectors.size(-2) << " vectors"
+                << (word.layers.empty() ? "" : " for each of the UNet's transformers") << "\n";
+      if (flags_.instance_prompt.find(word.token) == std::string::npos) {
+        std::cout << "notice: --instance_prompt does not use " << word.token << "\n";
+      }
+    }
+  }
+}
+
 void DreamBooth::adapt() {
   torch::nn::Module* text_encoder =
       flags_.adapter.train_text_encoder ? pipeline_->text_encoder().get() : nullptr;
@@ -142,7 +157,7 @@ RunParts DreamBooth::run_parts(const std::string& settings) {
   parts.load_weights = [this](const std::string& folder) { load_weights(folder); };
   parts.validation_loss = validation_loss_;
   if (!flags_.run.validation_prompt.empty()) {
-    parts.validation_pictures.emplace(flags_.validation_pictures());
+    parts.validation_pictures.emplace(validation_pictures(flags_.run, flags_.seed));
   }
   parts.pipeline = &*pipeline_;
   return parts;

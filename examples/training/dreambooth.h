@@ -41,6 +41,7 @@ class DreamBooth {
   bool validates() const { return validation_interval_ > 0; }
   void prepare_class_pictures() const;
   void adapt();
+  void learn_words();
   SampleSource make_source(std::vector<PictureFile> files, const SampleOptions& options);
   PromptStates encode_prompts(const std::vector<std::string>& captions);
 

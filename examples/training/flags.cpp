@@ -60,6 +60,9 @@ void add_flags(cli::App& app, Flags& f) {
   app.group("Files");
   app.add_config_flag();
   cli::add_single_file_flags(app, f);
+  app.add_option("--learned_embeds", f.learned_embeds,
+                 "Learned embedding to start from (textual_inversion writes one), as FILE or "
+                 "FILE:TOKEN; the prompts may then use its token; repeatable");
   add_run_flags(app, f.run);
   add_data_flags(app, f.data);
   add_adapter_flags(app, f.adapter);
@@ -121,17 +124,6 @@ TrainerOptions Flags::trainer_options() const {
   options.cuda_graph = use_cuda_graph(cuda_graph, sd::pick_device(device));
   options.batch_invariant = optimization.batch_invariant;
   options.optimizer = optimization.optimizer_options();
-  return options;
-}
-
-ValidationPictureOptions Flags::validation_pictures() const {
-  const std::filesystem::path folder = run.output_dir;
-  ValidationPictureOptions options;
-  options.prompt = run.validation_prompt;
-  options.count = run.num_validation_images;
-  options.seed = seed;
-  options.folder = (folder / "validation").string();
-  options.sheet = (folder / "contact_sheet.png").string();
   return options;
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "cli/app.h"
 #include "cli/model_flags.h"
@@ -23,6 +24,7 @@ namespace training {
 /// kohya's sd-scripts' for what only that has.
 struct Flags : cli::ModelFlags {
   std::string instance_data_dir, instance_prompt;
+  std::vector<std::string> learned_embeds;
 
   bool with_prior_preservation = false;
   std::string class_data_dir, class_prompt, prior_generation_precision = "auto";
@@ -48,7 +50,6 @@ struct Flags : cli::ModelFlags {
   c10::ScalarType prior_dtype() const;
   ClassPictureOptions class_pictures() const;
   TrainerOptions trainer_options() const;
-  ValidationPictureOptions validation_pictures() const;
   SampleOptions instance_samples() const;
   SampleOptions class_samples() const;
 };

@@ -34,7 +34,7 @@ bool may_differ(const std::string& name) {
       "device", "gradient_checkpointing", "pre_compute_text_embeddings", "split_rank",
       "sample_batch_size", "rendezvous_timeout", "heartbeat_timeout",
       "pretrained_model_name_or_path", "model_config", "allow_trailing_bytes", "instance_data_dir",
-      "class_data_dir"};
+      "class_data_dir", "train_data_dir", "save_steps"};
   return names.count(name) > 0;
 }
 
@@ -180,6 +180,7 @@ bool Run::train() {
     progress.update(trainer_.steps_done(),
                     {{"loss", smoothed_loss_}, {"lr", step.learning_rate}});
     if (due(parts_.flags.checkpointing_steps)) save_checkpoint();
+    if (parts_.after_step && trainer_.group().is_main()) parts_.after_step(trainer_.steps_done());
     const bool last = trainer_.steps_done() == parts_.steps;
     if (parts_.validation_interval > 0 && (last || due(parts_.validation_interval))) validate(log);
   }

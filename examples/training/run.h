@@ -22,6 +22,7 @@ struct RunParts {
   std::string settings;           ///< the resolved configuration, kept in checkpoints
   /// Writes what is learned into a folder, as its user wants it, and reads it back.
   std::function<void(const std::string& folder)> save_weights, load_weights;
+  std::function<void(int64_t step)> after_step;  ///< may be empty
   std::optional<ValidationLoss> validation_loss;
   std::optional<ValidationPictures> validation_pictures;
   sd::StableDiffusion* pipeline = nullptr;  ///< for the pictures

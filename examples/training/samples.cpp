@@ -13,8 +13,8 @@ SampleSource::SampleSource(LatentSource latents, SampleOptions options)
       order_(latents_.dataset(), options_.batch_size, options_.seed, options_.order) {}
 
 std::vector<std::string> SampleSource::captions() const {
-  std::set<std::string> texts;
-  for (int64_t i = 0; i < latents_.dataset().size(); ++i) {
+  std::set<std::string> texts(options_.captions.begin(), options_.captions.end());
+  for (int64_t i = 0; options_.captions.empty() && i < latents_.dataset().size(); ++i) {
     texts.insert(latents_.dataset().caption(i, options_.prompt));
   }
   if (options_.caption_dropout_rate > 0) texts.insert("");
@@ -22,10 +22,15 @@ std::vector<std::string> SampleSource::captions() const {
 }
 
 std::string SampleSource::caption(int64_t picture, int64_t sample) const {
+  auto generator = generator_for(options_.seed, Stream::caption, sample);
   if (options_.caption_dropout_rate > 0) {
-    auto generator = generator_for(options_.seed, Stream::caption, sample);
     const double chance = at::rand({1}, generator, torch::kDouble).item<double>();
     if (chance < options_.caption_dropout_rate) return "";
+  }
+  const auto count = static_cast<int64_t>(options_.captions.size());
+  if (count > 0) {
+    const auto choice = at::randint(count, {1}, generator, torch::kLong).item<int64_t>();
+    return options_.captions[static_cast<size_t>(choice)];
   }
   return latents_.dataset().caption(picture, options_.prompt);
 }

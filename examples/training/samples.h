@@ -21,6 +21,7 @@ struct SampleOptions {
   int64_t batch_size = 4;
   uint64_t seed = 0;
   std::string prompt;            ///< the caption of pictures that have none of their own
+  std::vector<std::string> captions;  ///< for each sample one of these instead, at random
   double caption_dropout_rate = 0;  ///< share of samples whose caption is left empty
   Stream order = Stream::order, sample = Stream::sample;
 };

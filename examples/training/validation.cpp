@@ -61,6 +61,17 @@ double ValidationLoss::measure(Trainer& trainer) const {
   return sum / static_cast<double>(batch_.samples.size());
 }
 
+ValidationPictureOptions validation_pictures(const RunFlags& flags, uint64_t seed) {
+  const std::filesystem::path folder = flags.output_dir;
+  ValidationPictureOptions options;
+  options.prompt = flags.validation_prompt;
+  options.count = flags.num_validation_images;
+  options.seed = seed;
+  options.folder = (folder / "validation").string();
+  options.sheet = (folder / "contact_sheet.png").string();
+  return options;
+}
+
 std::string ValidationPictures::path(int64_t step, int64_t index) const {
   char name[64];
   std::snprintf(name, sizeof(name), "step-%06lld-%lld.png", static_cast<long long>(step),

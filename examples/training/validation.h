@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "stable_diffusion/pipeline.h"
+#include "training/run_flags.h"
 #include "training/run_log.h"
 #include "training/trainer.h"
 
@@ -35,6 +36,9 @@ struct ValidationPictureOptions {
   std::string folder;  ///< where they go, as step-000100-0.png
   std::string sheet;   ///< path of the contact sheet
 };
+
+/// What a run's flags ask for, in its output folder.
+ValidationPictureOptions validation_pictures(const RunFlags& flags, uint64_t seed);
 
 /// Draws one prompt from the same noise again and again while a run learns.
 class ValidationPictures {
