@@ -56,8 +56,10 @@ images::Image sheet_of(const std::vector<Drawing>& drawings, const std::string& 
   return images::draw_sheet(sheet);
 }
 
-void write_pictures(const Flags& flags, generation::Artist& artist) {
+void write_pictures(const Flags& flags, const distributed::Group& group,
+                    generation::Artist& artist) {
   const auto drawings = artist.draw();
+  if (!group.is_main()) return;
   if (!flags.save_latents.empty()) std::cout << "latents: " << flags.save_latents << "\n";
   for (std::size_t i = 0; i < drawings.size(); ++i) {
     const std::string suffix = drawings.size() > 1 ? "-" + std::to_string(i) : "";
@@ -71,9 +73,10 @@ void write_pictures(const Flags& flags, generation::Artist& artist) {
   std::cout << "sheet: " << path << "\n";
 }
 
-void write_sheet(const Flags& flags, generation::Artist& artist,
+void write_sheet(const Flags& flags, const distributed::Group& group, generation::Artist& artist,
                  const std::vector<generation::Axis>& axes) {
   const auto drawing = artist.draw_sheet(axes);
+  if (!group.is_main()) return;
   save(flags.output, drawing);
   std::cout << "sheet: " << flags.output << " (seed " << drawing.seed << ")\n";
 }
@@ -108,7 +111,7 @@ void check(const cli::App& app, const Flags& flags) {
                     "--xy: expected one picture in each place, got more; hint: --xy seed=1,2,3");
 }
 
-void draw(cli::App& app, Flags& flags) {
+void draw(cli::App& app, Flags& flags, const distributed::Group& group) {
   std::vector<std::string> known_loras;
   if (!flags.from_png.empty()) {
     auto settings = generation::apply_png(flags.from_png, app, flags);
@@ -121,11 +124,11 @@ void draw(cli::App& app, Flags& flags) {
   check(app, flags);
   if (flags.print_tokens) return print_tokens(flags);
   const auto axes = generation::parse_axes(flags.xy);
-  generation::Artist artist(flags, known_loras);
+  generation::Artist artist(flags, known_loras, group);
   if (!flags.merge_to.empty()) std::cout << "model: " << flags.merge_to << "\n";
   if (!draws(app, flags)) return;
   for (const auto& line : artist.notices()) std::cout << "notice: " << line << "\n";
-  axes.empty() ? write_pictures(flags, artist) : write_sheet(flags, artist, axes);
+  axes.empty() ? write_pictures(flags, group, artist) : write_sheet(flags, group, artist, axes);
 }
 
 }  // namespace
@@ -138,5 +141,8 @@ int main(int argc, char** argv) {
                "out/pytorch_lora_weights.safetensors:0.8 --prompt 'a photo of sks dog in a bucket' "
                "--seed 1 --output dog.png");
   generation::add_flags(app, flags);
-  return cli::run(argc, argv, app, [&] { draw(app, flags); });
+  return cli::run(argc, argv, app, [&] {
+    distributed::run(app, flags.group,
+                     [&](const distributed::Group& group) { draw(app, flags, group); });
+  });
 }

@@ -174,6 +174,18 @@ void Group::broadcast(const std::vector<Tensor>& tensors) const {
   }
 }
 
+void Group::complete(std::vector<Tensor>& parts) const {
+  if (!state_ || parts.empty()) return;
+  std::vector<int64_t> shape(static_cast<size_t>(from_main(is_main() ? parts[0].dim() : 0)));
+  for (size_t i = 0; i < shape.size(); ++i) {
+    shape[i] = from_main(is_main() ? parts[0].size(static_cast<int64_t>(i)) : 0);
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (static_cast<int64_t>(i) % size() != rank()) parts[i] = at::zeros(shape, torch::kFloat);
+  }
+  sum(parts);
+}
+
 int64_t Group::from_main(int64_t value) const {
   const Tensor number = torch::tensor({value}, torch::kLong);
   broadcast({number});

@@ -57,6 +57,9 @@ class Group {
   void average(const std::vector<torch::Tensor>& tensors) const;
   /// In place: what rank 0 has.
   void broadcast(const std::vector<torch::Tensor>& tensors) const;
+  /// Work that was dealt out: part i was made by rank i % size and is fp32 on the CPU; afterwards all
+  /// ranks have all parts. Shapes: all the same
+  void complete(std::vector<torch::Tensor>& parts) const;
   /// What rank 0 says.
   int64_t from_main(int64_t value) const;
   /// Whether any rank says so.

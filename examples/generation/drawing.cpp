@@ -86,13 +86,16 @@ std::vector<sd::LoRAChoice> choose_loras(const Flags& flags,
   return choices;
 }
 
-Artist::Artist(const Flags& flags, const std::vector<std::string>& known_loras)
+Artist::Artist(const Flags& flags, const std::vector<std::string>& known_loras,
+               const distributed::Group& group)
     : flags_(flags),
+      group_(group),
       pipeline_(flags.model, pipeline_options(flags)),
       choices_(choose_loras(flags, known_loras)),
       loras_(sd::merge_loras(pipeline_, choices_, flags.split_rank)),
-      seed_(flags.seed.value_or(new_seed())) {
-  if (!flags.merge_to.empty()) sd::save_single_file(pipeline_, flags.merge_to);
+      seed_(static_cast<uint64_t>(
+          group.from_main(static_cast<int64_t>(flags.seed.value_or(new_seed()))))) {
+  if (!flags.merge_to.empty() && group.is_main()) sd::save_single_file(pipeline_, flags.merge_to);
   for (const auto& text : flags.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(pipeline_, embedding);
   }
@@ -109,6 +112,36 @@ sd::SampleResult Artist::sample(const Flags& flags, uint64_t seed, const Callbac
   return pipeline_.sample(options);
 }
 
+// Each picture by itself, as its place in the batch asks for; every rank draws some.
+sd::SampleResult Artist::sample_dealt_out(const Callback& on) {
+  auto options = sample_options(flags_, seed_).prompt(without_tags(flags_));
+  if (image_.defined()) options.image(image_);
+  const auto seeds = flags_.seed_list();
+  const auto given = options.initial_latents();
+  const int64_t count = given.defined()           ? given.size(0)
+                        : !seeds.empty()          ? static_cast<int64_t>(seeds.size())
+                        : flags_.batch_position ? 1
+                                                  : flags_.num_images_per_prompt;
+  std::vector<torch::Tensor> latents(static_cast<size_t>(count)), pictures(latents.size());
+  const int64_t own = (count - group_.rank() + group_.size() - 1) / group_.size();
+  for (int64_t i = group_.rank(), drawn = 0; i < count; i += group_.size(), ++drawn) {
+    const auto place = static_cast<size_t>(i);
+    if (given.defined()) options.initial_latents(given.narrow(0, i, 1));
+    if (!seeds.empty()) {
+      options.seeds({seeds[place]});
+    } else if (!flags_.batch_position) {
+      options.num_images_per_prompt(count).batch_position(i);
+    }
+    options.callback([&](int64_t done, int64_t total) { on(drawn * total + done, own * total); });
+    const auto result = pipeline_.sample(options);
+    latents[place] = result.latents.to(torch::kCPU, torch::kFloat);
+    pictures[place] = result.pictures.to(torch::kCPU, torch::kFloat);
+  }
+  group_.complete(latents);
+  group_.complete(pictures);
+  return {at::cat(latents), at::cat(pictures)};
+}
+
 Drawing Artist::drawing(const Flags& flags, const at::Tensor& picture, DrawnPicture about) const {
   const auto image = images::to_image(picture * 2 - 1);
   about.width = image.width;
@@ -118,12 +151,13 @@ Drawing Artist::drawing(const Flags& flags, const at::Tensor& picture, DrawnPict
 
 std::vector<Drawing> Artist::draw() {
   std::optional<cli::Progress> progress;
-  const auto result = sample(flags_, seed_, [&](int64_t done, int64_t total) {
+  const auto show = [&](int64_t done, int64_t total) {
     if (!progress) progress.emplace("Drawing", total);
     progress->update(done);
-  });
-  progress->finish();
-  if (!flags_.save_latents.empty()) {
+  };
+  const auto result = group_.size() == 1 ? sample(flags_, seed_, show) : sample_dealt_out(show);
+  if (progress) progress->finish();
+  if (!flags_.save_latents.empty() && group_.is_main()) {
     lightlora::save_safetensors(flags_.save_latents,
                                 {{"latents", result.latents.to(torch::kCPU, torch::kFloat)}});
   }
@@ -154,11 +188,12 @@ Drawing Artist::draw_sheet(const std::vector<Axis>& axes) {
   sheet.title = flags_.prompt;
   for (std::size_t i = 0; i < columns; ++i) sheet.column_labels.push_back(across.label(i));
   cli::Progress progress("Drawing", static_cast<int64_t>(rows * columns));
+  std::vector<torch::Tensor> cells(rows * columns);
   Drawing first;
   for (std::size_t y = 0; y < rows; ++y) {
     if (axes.size() > 1) sheet.row_labels.push_back(axes[1].label(y));
-    std::vector<images::Image> row;
     for (std::size_t x = 0; x < columns; ++x) {
+      const std::size_t cell = y * columns + x;
       Flags flags = flags_;
       flags.seeds.clear();
       std::optional<double> weight;
@@ -167,15 +202,21 @@ Drawing Artist::draw_sheet(const std::vector<Axis>& axes) {
       if (weight) sd::set_lora_weights(loras_, std::vector<double>(choices_.size(), *weight));
       DrawnPicture about;
       about.seed = flags.seed.value_or(seed_);
-      const auto result = sample(flags, about.seed, nullptr);
-      auto done = drawing(flags, result.pictures[0], about);
-      row.push_back(done.picture);
-      if (first.picture.empty()) first = std::move(done);
-      progress.update(static_cast<int64_t>(y * columns + x + 1));
+      if (static_cast<int64_t>(cell) % group_.size() != group_.rank()) continue;
+      cells[cell] = sample(flags, about.seed, nullptr).pictures[0].to(torch::kCPU, torch::kFloat);
+      if (cell == 0) first = drawing(flags, cells[0], about);
+      progress.update(static_cast<int64_t>(cell + 1));
     }
-    sheet.rows.push_back(std::move(row));
   }
   progress.finish();
+  group_.complete(cells);
+  if (!group_.is_main()) return {};
+  for (std::size_t y = 0; y < rows; ++y) {
+    sheet.rows.emplace_back();
+    for (std::size_t x = 0; x < columns; ++x) {
+      sheet.rows.back().push_back(images::to_image(cells[y * columns + x] * 2 - 1));
+    }
+  }
   first.picture = images::draw_sheet(sheet);
   auto parameters = parse_parameters(first.parameters, "sheet");
   const auto fields = axis_fields(axes);

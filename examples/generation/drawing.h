@@ -32,7 +32,9 @@ std::vector<sd::LoRAChoice> choose_loras(const Flags& flags, const std::vector<s
 /// A pipeline with its LoRA files and all that --help promises about pictures.
 class Artist {
  public:
-  Artist(const Flags& flags, const std::vector<std::string>& known_loras);
+  /// The processes of the group deal out the pictures, and all get all of them.
+  Artist(const Flags& flags, const std::vector<std::string>& known_loras,
+         const distributed::Group& group = {});
 
   /// All pictures that the flags ask for; the final latents go to --save_latents.
   std::vector<Drawing> draw();
@@ -45,9 +47,11 @@ class Artist {
  private:
   using Callback = std::function<void(int64_t done, int64_t total)>;
   sd::SampleResult sample(const Flags& flags, uint64_t seed, const Callback& on);
+  sd::SampleResult sample_dealt_out(const Callback& on);
   Drawing drawing(const Flags& flags, const at::Tensor& picture, DrawnPicture about) const;
 
   Flags flags_;
+  distributed::Group group_;
   sd::StableDiffusion pipeline_;
   std::vector<sd::LoRAChoice> choices_;
   sd::LoadedLoRAs loras_;

@@ -108,6 +108,7 @@ void add_flags(cli::App& app, Flags& f) {
                "Decode and encode large pictures in tiles, to save memory");
   app.add_flag("--print_tokens", f.print_tokens,
                "Print the prompt's token ids, a JSON array for each chunk, and stop");
+  distributed::add_group_flags(app, f.group);
 }
 
 std::vector<std::string> split_list(const std::string& text) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/app.h"
+#include "distributed/group.h"
 #include "cli/model_flags.h"
 #include "stable_diffusion/pipeline.h"
 
@@ -38,6 +39,8 @@ struct Flags : cli::ModelFlags {
 
   std::string device = "auto", dtype = "fp32";
   bool vae_tiling = false, print_tokens = false;
+
+  distributed::GroupOptions group;
 
   /// The picture of a batch that a PNG file asks for; no flag.
   std::optional<int64_t> batch_position;
