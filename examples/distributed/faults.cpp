@@ -37,8 +37,8 @@ std::string Faults::name_of(int64_t rank) const {
 
 void Faults::tell(const std::string& why) {
   const std::string text = name_of(place_.rank) + " stopped: " + why;
-  store_->set(key("left", place_.rank), text);
   store_->set("fault", text);
+  store_->set(key("left", place_.rank), text);
 }
 
 bool Faults::all_left() const {
@@ -54,13 +54,10 @@ std::string Faults::ask_others() {
   do {
     silent.clear();
     for (int64_t rank = 0; rank < place_.size; ++rank) {
-      if (!has(store_, key("left", rank))) {
-        silent += (silent.empty() ? "" : ", ") + name_of(rank);
-        continue;
-      }
-      const std::string why = store_->get_to_str(key("left", rank));
-      if (why != kStillHere) return why;
+      if (has(store_, key("left", rank))) continue;
+      silent += (silent.empty() ? "" : ", ") + name_of(rank);
     }
+    if (has(store_, "fault")) return store_->get_to_str("fault");
     if (silent.empty()) break;
     std::this_thread::sleep_for(kAskPause);
   } while (seconds_now() - start < kAskSeconds);
