@@ -4,7 +4,6 @@
 // ends with two measures: is the subject recognised, and does the prompt still decide the background.
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <iostream>
 
@@ -114,30 +113,12 @@ void save_sheets(const Flags& flags, const Row& before, const Row& after) {
   save("contact_sheet.png", sheet);
 }
 
-// The colour that a prompt asks for as "... a COLOUR background", or an empty text.
-std::string colour_in(const std::string& prompt) {
-  const std::size_t end = prompt.find(" background");
-  if (end == std::string::npos) return "";
-  const std::size_t start = prompt.rfind(' ', end - 1);
-  return prompt.substr(start + 1, end - start - 1);
-}
-
 // Median rank of the subject among all emoji, and the share of followed backgrounds.
 std::string measure(const Flags& flags, const images::EmojiVectors& emoji, const Row& row) {
-  std::vector<int64_t> ranks;
-  int64_t asked = 0, followed = 0;
-  for (std::size_t i = 0; i < row.size(); ++i) {
-    ranks.push_back(emoji.match(images::subject_vector(row[i]), flags.emoji).rank + 1);
-    const auto wanted = colour_in(flags.prompts[i / static_cast<std::size_t>(flags.seeds)]);
-    if (wanted.empty()) continue;
-    ++asked;
-    followed += images::background(row[i]).name == wanted ? 1 : 0;
-  }
-  const auto middle = ranks.begin() + static_cast<std::ptrdiff_t>(ranks.size() / 2);
-  std::nth_element(ranks.begin(), middle, ranks.end());
-  return "a " + flags.emoji + " is number " + std::to_string(*middle) + " of " +
+  const auto found = images::fidelity(emoji, flags.emoji, row, column_labels(flags));
+  return "a " + flags.emoji + " is number " + std::to_string(found.median_rank + 1) + " of " +
          std::to_string(emoji.names().size()) + " emoji by likeness (median); background as asked in " +
-         std::to_string(followed) + " of " + std::to_string(asked) + " pictures";
+         std::to_string(found.followed) + " of " + std::to_string(found.asked) + " pictures";
 }
 
 void run(const Flags& flags) {

@@ -158,4 +158,38 @@ EmojiVectors::Match EmojiVectors::match(const at::Tensor& vector, const std::str
   return {own.item<double>(), (all >= own).sum().item<int64_t>() - 1};
 }
 
+namespace {
+
+// The colour that a prompt asks for as "... a COLOUR background", or an empty text.
+std::string asked_background(const std::string& prompt) {
+  const std::size_t end = prompt.find(" background");
+  if (end == std::string::npos) return "";
+  const std::size_t start = prompt.rfind(' ', end - 1);
+  return prompt.substr(start + 1, end - start - 1);
+}
+
+}  // namespace
+
+Fidelity fidelity(const EmojiVectors& emoji, const std::string& name,
+                  const std::vector<Image>& pictures, const std::vector<std::string>& prompts) {
+  TORCH_CHECK_VALUE(!pictures.empty() && pictures.size() == prompts.size(),
+                    "images::fidelity: expected a prompt for each picture, got ", pictures.size(),
+                    " pictures and ", prompts.size(), " prompts");
+  Fidelity result;
+  std::vector<int64_t> ranks;
+  for (std::size_t i = 0; i < pictures.size(); ++i) {
+    const auto match = emoji.match(subject_vector(pictures[i]), name);
+    result.cosine += match.cosine / static_cast<double>(pictures.size());
+    ranks.push_back(match.rank);
+    const auto wanted = asked_background(prompts[i]);
+    if (wanted.empty()) continue;
+    ++result.asked;
+    result.followed += background(pictures[i]).name == wanted ? 1 : 0;
+  }
+  const auto middle = ranks.begin() + static_cast<std::ptrdiff_t>(ranks.size() / 2);
+  std::nth_element(ranks.begin(), middle, ranks.end());
+  result.median_rank = *middle;
+  return result;
+}
+
 }  // namespace images

@@ -56,4 +56,16 @@ class EmojiVectors {
   at::Tensor vectors_;  // (number of emoji, 2304) fp32, rows of length 1
 };
 
+/// Whether pictures show the subject, and whether their prompts still decide the background.
+struct Fidelity {
+  double cosine = 0;                  ///< mean with the emoji that the subject is
+  int64_t median_rank = 0;            ///< of that emoji among all; 0 is best
+  int64_t followed = 0, asked = 0;    ///< backgrounds as asked, and prompts that asked for one
+};
+
+/// Measures pictures of prompts such as "... a blue background"; pictures[i] is of prompts[i].
+/// Errors: c10::ValueError if there are no pictures or not as many prompts; those of `match`
+Fidelity fidelity(const EmojiVectors& emoji, const std::string& name,
+                  const std::vector<Image>& pictures, const std::vector<std::string>& prompts);
+
 }  // namespace images
