@@ -6,10 +6,11 @@ PRESET ?= dev
 BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs clean distclean
+.PHONY: help demo study test bench docs clean distclean
 
 help:
 	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
+	@echo "make study      set up, build, train and compare the variants, write docs/study/"
 	@echo "make test       set up, build, run all tests"
 	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/"
 	@echo "make docs       set up, write the documentation site to $(BUILD)/site"
@@ -21,6 +22,11 @@ demo:
 	@scripts/bootstrap.sh
 	@scripts/build.sh $(PRESET) demo_programs
 	@scripts/demo.sh $(BUILD)/bin
+
+study:
+	@scripts/bootstrap.sh
+	@scripts/build.sh $(PRESET) compare_variants
+	@scripts/study.sh $(BUILD)/bin
 
 test:
 	@scripts/bootstrap.sh --tests

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "study/experiment.h"
+
+#include <lightlora/formats/diffusers.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <utility>
+
+#include "cli/format.h"
+#include "images/load.h"
+#include "images/png.h"
+#include "images/tensor.h"
+#include "stable_diffusion/embeddings.h"
+#include "training/adapters.h"
+#include "training/inversion.h"
+
+namespace study {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kFixedSeed = 2026;  // of the word, the validation loss and the pictures
+constexpr double kInversionRate = 2e-2;
+constexpr int64_t kCurvePoints = 5;
+
+std::vector<training::PictureFile> subject_pictures(const Settings& settings) {
+  auto files = training::read_data_folder(settings.subject).pictures;
+  for (auto& file : files) {
+    auto text = file.caption.value_or("a " + settings.subject_words);
+    const auto place = text.find(settings.subject_words);
+    TORCH_CHECK(place != std::string::npos, "'", file.path, "': expected a caption with '",
+                settings.subject_words, "', got '", text, "'; hint: --subject_words");
+    file.caption = text.replace(place, settings.subject_words.size(), kWord);
+  }
+  return files;
+}
+
+training::AdapterFlags adapter_flags(const Variant& variant, uint64_t seed) {
+  training::AdapterFlags flags;
+  flags.variant = variant.variant;
+  flags.init = variant.init;
+  flags.aux_init = variant.aux_init;
+  flags.rank = variant.rank;
+  flags.aux_in = variant.aux_in;
+  flags.aux_out = variant.aux_out;
+  flags.aux_seed = seed;  // seeds differ in their bases too
+  flags.check();
+  return flags;
+}
+
+double largest_change(const lightlora::AdapterState& before, const lightlora::AdapterState& after) {
+  double largest = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    for (const auto& [name, value] : before[i].trained) {
+      const auto change = (after[i].trained.at(name) - value).abs().max().item<double>();
+      largest = std::max(largest, change);
+    }
+  }
+  return largest;
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+int64_t bytes_of(const std::string& path) { return static_cast<int64_t>(fs::file_size(path)); }
+
+// As it is drawn and given away: a core that is to be split is split here.
+lightlora::AdapterState usable(const lightlora::AdapterState& trained,
+                               const std::optional<int64_t>& split_rank) {
+  return split_rank ? lightlora::split_fused(trained, *split_rank) : trained;
+}
+
+int64_t save_exported(const std::string& path, const lightlora::AdapterState& state) {
+  lightlora::save_diffusers(path, {{"unet", state}});
+  return bytes_of(path);
+}
+
+// Share of the squared singular values that a rank keeps, over all layers.
+double energy_kept(const lightlora::AdapterState& fused, int64_t rank) {
+  double kept = 0, all = 0;
+  for (const auto& layer : fused) {
+    const auto squares =
+        at::linalg_svdvals(layer.trained.at("down_up").to(torch::kDouble)).square();
+    kept += squares.slice(0, 0, rank).sum().item<double>();
+    all += squares.sum().item<double>();
+  }
+  return all > 0 ? kept / all : 1;
+}
+
+}  // namespace
+
+std::string Settings::to_string() const {
+  std::string text = model + ", " + subject + ", " + std::to_string(inversion_steps) +
+                     " steps of inversion, " + std::to_string(steps) + " steps of " +
+                     std::to_string(batch_size) + " pictures, " + std::to_string(picture_steps) +
+                     " DDIM steps, guidance " + cli::format_exact(guidance_scale);
+  for (const auto& colour : backgrounds) text += ", " + colour;
+  return text;
+}
+
+std::vector<std::string> Settings::prompts() const {
+  std::vector<std::string> prompts;
+  for (const auto& colour : backgrounds) {
+    prompts.push_back(std::string("a ") + kWord + " on a " + colour + " background");
+  }
+  return prompts;
+}
+
+Experiment::Experiment(const Settings& settings)
+    : settings_(settings),
+      pipeline_(settings.model),
+      emoji_(settings.emoji_vectors),
+      loss_(sd::NoiseSchedule(pipeline_.scheduler_config()), training::LossOptions()) {
+  fs::create_directories(settings.work_dir);
+  learn_word();
+  training::DatasetOptions options;
+  options.resolution = pipeline_.default_size()[0];
+  latents_.emplace(training::ImageDataset(subject_pictures(settings), options), pipeline_.vae(),
+                   /*cache=*/true, kFixedSeed);
+  latents_->encode_all();
+  validation_.emplace(*latents_, "", loss_, kFixedSeed);
+  prompts_.emplace(
+      [this](const std::vector<std::string>& texts) { return pipeline_.encode_prompt(texts); },
+      /*trains=*/false);
+  prompts_->prepare(validation_->captions());  // every picture is among them
+}
+
+void Experiment::learn_word() {
+  const auto file = (fs::path(settings_.work_dir) /
+                     ("word-" + std::to_string(settings_.inversion_steps) + ".safetensors"))
+                        .string();
+  if (!fs::exists(file)) {
+    training::InversionFlags flags;
+    flags.model = settings_.model;
+    flags.train_data_dir = settings_.subject;
+    flags.placeholder_token = kWord;
+    flags.initializer_token = settings_.initializer;
+    flags.device = "cpu";
+    flags.seed = kFixedSeed;
+    flags.data.cache_latents = true;
+    flags.data.random_flip = false;
+    flags.optimization.train_batch_size = settings_.batch_size;
+    flags.optimization.max_train_steps = settings_.inversion_steps;
+    flags.optimization.learning_rate = kInversionRate;
+    training::Inversion inversion(flags);
+    for (int64_t i = 0; i < settings_.inversion_steps; ++i) inversion.trainer().step();
+    inversion.save(file);
+    std::cout << "learned the word " << kWord << ": " << inversion.trained_values() << " values, "
+              << cli::format_bytes(bytes_of(file)) << std::endl;
+  }
+  for (const auto& word : lightlora::load_embeddings(file)) sd::add_embedding(pipeline_, word);
+}
+
+std::string Experiment::path(const Variant& variant, double rate, uint64_t seed) const {
+  std::string name = variant.variant + "-" + variant.init + "-" + variant.aux_init + "-rank" +
+                     std::to_string(variant.rank) + "-a" + std::to_string(variant.aux_in) + "-b" +
+                     std::to_string(variant.aux_out) + "-rate" + cli::format_exact(rate) + "-seed" +
+                     std::to_string(seed);
+  return (fs::path(settings_.work_dir) / name).string();
+}
+
+bool Experiment::is_done(const Variant& variant, double rate, uint64_t seed) const {
+  return load_result(path(variant, rate, seed) + ".json", settings_.to_string()).has_value();
+}
+
+training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, double rate,
+                                           uint64_t seed) {
+  training::SampleOptions samples;
+  samples.batch_size = settings_.batch_size;
+  samples.seed = seed;
+  training::TrainerOptions options;
+  options.seed = seed;
+  return {{pipeline_.unet(),
+           loss_,
+           *prompts_,
+           training::SampleSource(*latents_, samples),
+           std::nullopt,
+           {adapters},
+           {{"all", 1, adapters->parameters()}}},
+          training::LearningRate("constant", rate, 0, settings_.steps),
+          options};
+}
+
+Result Experiment::train(const Variant& variant, double rate, uint64_t seed) {
+  const auto stem = path(variant, rate, seed);
+  if (const auto done = load_result(stem + ".json", settings_.to_string())) return *done;
+  Result result;
+  result.settings = settings_.to_string();
+  result.rate = rate;
+  result.rank = variant.rank;
+  result.aux_in = variant.aux_in;
+  result.aux_out = variant.aux_out;
+  try {
+    train_steps(variant, rate, seed, stem, result);
+    const lightlora::SafetensorsFile file(stem + ".safetensors");
+    const auto state = usable(lightlora::load_native(file).at("unet"), variant.split_rank);
+    result.native_bytes = bytes_of(stem + ".safetensors");
+    result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
+    result.quality = measure(state, stem);
+    result.diverged = !std::isfinite(result.quality.loss);
+  } catch (const c10::Error& error) {
+    result.diverged = true;
+    std::cout << "notice: " << error.what_without_backtrace() << "\n";
+  }
+  if (result.diverged) result.quality = Quality();
+  save_result(stem + ".json", result);
+  return result;
+}
+
+void Experiment::train_steps(const Variant& variant, double rate, uint64_t seed,
+                             const std::string& stem, Result& result) {
+  const training::Adapters adapters(adapter_flags(variant, seed), *pipeline_.unet(), nullptr, seed);
+  result.trainable = adapters.unet()->report().trainable;
+  const auto start = adapters.unet()->state();
+  auto trainer = make_trainer(adapters.unet(), rate, seed);
+  result.start_loss = validation_->measure(trainer);
+  result.curve.emplace_back(0, result.start_loss);
+  std::vector<double> seconds;
+  const int64_t interval = std::max<int64_t>(1, settings_.steps / kCurvePoints);
+  for (int64_t step = 1; step <= settings_.steps; ++step) {
+    const auto begin = Clock::now();
+    trainer.step();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    if (step % interval != 0) continue;
+    const double loss = validation_->measure(trainer);
+    TORCH_CHECK(std::isfinite(loss), variant.name, ": no finite loss after step ", step);
+    result.curve.emplace_back(step, loss);
+  }
+  result.seconds_per_step = median(std::move(seconds));
+  result.moved = largest_change(start, adapters.unet()->state());
+  lightlora::save_native(stem + ".safetensors", adapters.state());
+}
+
+Quality Experiment::measure(const lightlora::AdapterState& state, const std::string& stem) {
+  Quality quality;
+  const auto adapters = lightlora::patch(*pipeline_.unet(), state);
+  auto trainer = make_trainer(adapters, 0, kFixedSeed);
+  quality.loss = validation_->measure(trainer);
+  pipeline_.unet()->eval();
+  adapters->merge(/*safe=*/true);
+  quality.pictures = draw(stem);
+  adapters->unmerge();
+  std::vector<images::Image> pictures;
+  for (const auto& file : quality.pictures) pictures.push_back(images::load_image(file));
+  const auto found = images::fidelity(emoji_, settings_.emoji, pictures, settings_.prompts());
+  quality.cosine = found.cosine;
+  quality.median_rank = found.median_rank;
+  quality.followed = found.followed;
+  quality.asked = found.asked;
+  return quality;
+}
+
+std::vector<std::string> Experiment::draw(const std::string& stem) {
+  std::vector<std::string> files;
+  for (const auto& prompt : settings_.prompts()) {
+    const auto number = files.size();
+    const auto result = pipeline_.sample(sd::SampleOptions()
+                                             .prompt(prompt)
+                                             .num_inference_steps(settings_.picture_steps)
+                                             .guidance_scale(settings_.guidance_scale)
+                                             .seed(kFixedSeed + number));
+    files.push_back(stem + "-" + std::to_string(number) + ".png");
+    images::save_png(files.back(), images::to_image(result.pictures[0] * 2 - 1));
+  }
+  return files;
+}
+
+std::vector<Split> Experiment::split(const Variant& variant, double rate, uint64_t seed,
+                                     const std::vector<int64_t>& ranks) {
+  const auto stem = path(variant, rate, seed);
+  auto settings = settings_.to_string();
+  for (const auto rank : ranks) settings += ", rank " + std::to_string(rank);
+  if (auto done = load_splits(stem + ".splits.json", settings)) return *done;
+  train(variant, rate, seed);
+  const lightlora::SafetensorsFile file(stem + ".safetensors");
+  const auto trained = lightlora::load_native(file).at("unet");
+  std::vector<Split> splits;
+  for (const auto rank : ranks) {
+    Split split;
+    split.rank = rank;
+    split.energy = energy_kept(trained, rank);
+    const auto name = stem + ".split" + std::to_string(rank);
+    const auto state = lightlora::split_fused(trained, rank);
+    split.exported_bytes = save_exported(name + ".safetensors", state);
+    split.quality = measure(state, name);
+    splits.push_back(std::move(split));
+  }
+  save_splits(stem + ".splits.json", splits, settings);
+  return splits;
+}
+
+}  // namespace study

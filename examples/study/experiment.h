@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "images/measures.h"
+#include "stable_diffusion/pipeline.h"
+#include "study/result.h"
+#include "study/variants.h"
+#include "training/trainer.h"
+#include "training/validation.h"
+
+namespace study {
+
+/// What all runs share.
+struct Settings {
+  std::string model = "examples/assets/base", subject = "examples/assets/teddy_bear";
+  std::string subject_words = "sks bear";  ///< the captions' words for the subject
+  std::string initializer = "bear", emoji = "teddy bear";
+  std::string emoji_vectors = "examples/assets/measures/emoji.safetensors";
+  std::string work_dir = "study";
+  int64_t steps = 150, inversion_steps = 100, batch_size = 2;
+  int64_t picture_steps = 12;
+  double guidance_scale = 5;
+  std::vector<std::string> backgrounds{"blue", "black", "teal", "pink"};
+
+  std::string to_string() const;
+  std::vector<std::string> prompts() const;
+};
+
+/// The learned word of every prompt.
+constexpr const char* kWord = "<subject>";
+
+/// Trains variants on one loaded model, from one learned word, and measures them. What is finished
+/// lies in the work folder and is not done again.
+class Experiment {
+ public:
+  /// Learns the word first if the work folder lacks it.
+  explicit Experiment(const Settings& settings);
+
+  /// One variant trained at one rate, or what it came to earlier.
+  Result train(const Variant& variant, double rate, uint64_t seed);
+  /// The same trained core, cut to several ranks.
+  std::vector<Split> split(const Variant& variant, double rate, uint64_t seed,
+                           const std::vector<int64_t>& ranks);
+  bool is_done(const Variant& variant, double rate, uint64_t seed) const;
+
+ private:
+  /// The stem of a run's files.
+  std::string path(const Variant& variant, double rate, uint64_t seed) const;
+  void learn_word();
+  training::Trainer make_trainer(const lightlora::Patched& adapters, double rate, uint64_t seed);
+  void train_steps(const Variant& variant, double rate, uint64_t seed, const std::string& stem,
+                   Result& result);
+  /// Loss and pictures with these adapters; the pictures go to "<stem>-0.png" and so on.
+  Quality measure(const lightlora::AdapterState& adapters, const std::string& stem);
+  std::vector<std::string> draw(const std::string& stem);
+
+  Settings settings_;
+  sd::StableDiffusion pipeline_;
+  images::EmojiVectors emoji_;
+  training::DiffusionLoss loss_;
+  std::optional<training::LatentSource> latents_;
+  std::optional<training::PromptStates> prompts_;
+  std::optional<training::ValidationLoss> validation_;
+};
+
+}  // namespace study

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "study/page.h"
+
+#include <lightlora/formats/atomic_file.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <sstream>
+
+#include "images/load.h"
+#include "images/png.h"
+#include "images/resize.h"
+#include "images/sheet.h"
+#include "study/chart.h"
+
+namespace study {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string kilobytes(int64_t bytes) { return rounded(static_cast<double>(bytes) / 1000, 1); }
+
+// Cells of a table's line.
+std::string cells(const std::vector<std::string>& texts) {
+  std::string line = "|";
+  for (const auto& text : texts) line += " " + text + " |";
+  return line + "\n";
+}
+
+std::string header(const std::vector<std::string>& texts) {
+  return cells(texts) + cells(std::vector<std::string>(texts.size(), "---"));
+}
+
+std::string or_diverged(const Result& run, const std::string& text) {
+  return run.diverged ? "diverged" : text;
+}
+
+std::vector<std::string> quality_cells(const Quality& quality) {
+  return {rounded(quality.loss, 4), rounded(quality.cosine, 3),
+          std::to_string(quality.median_rank + 1),
+          std::to_string(quality.followed) + " of " + std::to_string(quality.asked)};
+}
+
+void append(std::vector<std::string>& line, const std::vector<std::string>& more) {
+  line.insert(line.end(), more.begin(), more.end());
+}
+
+std::string main_table(const Study& study) {
+  std::string text =
+      header({"variant", "trained values", "native file, kB", "exported file, kB", "own rate",
+              "final loss", "likeness", "background as asked", "s per step"});
+  for (const auto& row : study.rows) {
+    const auto& run = row.own.front();
+    std::vector<double> seconds;
+    for (const auto& own : row.own) seconds.push_back(own.seconds_per_step);
+    const bool lost = row.diverged();
+    text += cells({row.variant.name, std::to_string(run.trainable), kilobytes(run.native_bytes),
+                   kilobytes(run.exported_bytes), rounded(row.own_rate(), -1),
+                   lost ? "diverged" : with_spread(row.loss(), 4),
+                   lost ? "-" : with_spread(row.cosine(), 3),
+                   lost ? "-" : with_spread(row.followed(), 2), with_spread(spread(seconds), 2)});
+  }
+  return text;
+}
+
+std::string described_table(const Study& study) {
+  std::string text = header(
+      {"variant", "rate", "loss", "likeness", "place among the emoji", "background as asked"});
+  for (const auto& row : study.rows) {
+    const auto& run = row.described();
+    std::vector<std::string> line{row.variant.name, rounded(run.rate, -1)};
+    append(line, run.diverged ? std::vector<std::string>{"diverged", "-", "-", "-"}
+                              : quality_cells(run.quality));
+    text += cells(line);
+  }
+  return text;
+}
+
+std::string rates_table(const Study& study) {
+  std::string text = header({"variant", "final loss at each rate (likeness)"});
+  for (const auto& row : study.rows) {
+    auto runs = row.tried;
+    std::sort(runs.begin(), runs.end(),
+              [](const Result& a, const Result& b) { return a.rate < b.rate; });
+    std::string line;
+    for (const auto& run : runs) {
+      line += (line.empty() ? "" : "; ") + rounded(run.rate, -1) + ": " +
+              or_diverged(
+                  run, rounded(run.quality.loss, 4) + " (" + rounded(run.quality.cosine, 3) + ")");
+    }
+    text += cells({row.variant.name, line});
+  }
+  return text;
+}
+
+std::string split_table(const Study& study) {
+  std::string text = header({"rank", "energy kept", "exported file, kB", "loss", "likeness",
+                             "place among the emoji", "background as asked"});
+  for (const auto& split : study.splits) {
+    std::vector<std::string> line{std::to_string(split.rank), rounded(100 * split.energy, 1) + "%",
+                                  kilobytes(split.exported_bytes)};
+    append(line, quality_cells(split.quality));
+    text += cells(line);
+  }
+  return text;
+}
+
+std::string sweep_table(const std::vector<Result>& runs, bool sizes) {
+  std::string text = header({sizes ? "a, b" : "rank", "trained values", "loss", "likeness",
+                             "place among the emoji", "background as asked"});
+  for (const auto& run : runs) {
+    std::vector<std::string> line{
+        sizes ? std::to_string(run.aux_in) + ", " + std::to_string(run.aux_out)
+              : std::to_string(run.rank),
+        std::to_string(run.trainable)};
+    append(line, run.diverged ? std::vector<std::string>{"diverged", "-", "-", "-"}
+                              : quality_cells(run.quality));
+    text += cells(line);
+  }
+  return text;
+}
+
+std::string introduction(const Study& study) {
+  const auto& settings = study.settings;
+  const auto seeds = std::to_string(study.rows.front().own.size());
+  std::ostringstream text;
+  text
+      << "# The variants compared\n\n"
+      << "`make study` wrote this page. It learns a word for the subject by textual inversion (one "
+         "vector, "
+      << settings.inversion_steps
+      << " steps), then trains every variant from that word: " << settings.steps << " steps of "
+      << settings.batch_size
+      << " pictures, AdamW, constant rate, rank 4 and a = 100, b = 50 unless said otherwise, on "
+         "the attention of the bundled 64x64 model. The described experiment ran 500 steps at one "
+         "rate on Stable Diffusion 1.5 and was judged by eye; a first step's size differs between "
+         "variants by orders of magnitude, so each is shown at the described rate and at its own: "
+         "the one with the lowest final loss.\n\n"
+      << "- **loss**: validation loss on the subject's pictures with noise and timesteps that are "
+         "the same for all; the learned word alone has "
+      << rounded(study.rows.front().described().start_loss, 4) << ".\n"
+      << "- **likeness**: mean cosine of what was drawn with the emoji \"" << settings.emoji
+      << "\"; **place**: its median place among all emoji, 1 is best.\n"
+      << "- **background as asked**: " << settings.backgrounds.size() << " pictures a run ("
+      << settings.picture_steps << " DDIM steps, guidance " << rounded(settings.guidance_scale, -1)
+      << "), each on a colour that no training picture has.\n"
+      << "- **±**: standard deviation over " << seeds
+      << (seeds == "1" ? " seed, hence unknown" : " seeds")
+      << "; a seed changes order, noise, start and bases. Where there is none, it is one run.\n\n"
+      << "Few steps, small pictures, few seeds: these numbers tell large effects from none, and "
+         "no more.\n\n";
+  return text.str();
+}
+
+std::string page(const Study& study) {
+  std::ostringstream text;
+  text
+      << introduction(study) << "## Findings\n"
+      << findings(study) << "\n## Each at its own rate\n"
+      << main_table(study) << "\n![Rows are variants, columns prompts](contact.png)\n\n"
+      << "![Validation loss](curves.png)\n\n## All at the described rate\n"
+      << described_table(study) << "\n## How the own rates were found\n"
+      << rates_table(study) << "\n## A fused core cut to a rank\n"
+      << "One core, trained once; its loss before cutting is " << rounded(study.unsplit_loss, 4)
+      << ". The exported file of rank 50 is exact.\n\n"
+      << split_table(study) << "\n## Rank\nLight, at its own rate for rank 4:\n\n"
+      << sweep_table(study.light_ranks, false) << "\nClassic, likewise:\n\n"
+      << sweep_table(study.classic_ranks, false) << "\n## Directions of the bases\n"
+      << "Light of rank 4 with bases of a inputs and b outputs.\n\n"
+      << sweep_table(study.basis_sizes, true)
+      << "\n## Run it again\n`make study` repeats all of it; what is finished lies in `study/` and "
+         "is not done twice. One line more in `examples/study/variants.h` is one variant more.\n";
+  return text.str();
+}
+
+images::Image contact_sheet(const Study& study) {
+  images::Sheet sheet;
+  sheet.title = "One learned word, each variant at its own rate, same noise";
+  sheet.column_labels = study.settings.prompts();
+  std::vector<images::Image> photos;
+  for (const auto& path : images::list_images(study.settings.subject).images) {
+    if (photos.size() == sheet.column_labels.size()) break;
+    photos.push_back(images::resize(images::load_image(path), 64, 64, images::Filter::kLanczos));
+  }
+  sheet.row_labels.push_back("trained on");
+  sheet.rows.push_back(std::move(photos));
+  for (const auto& row : study.rows) {
+    std::vector<images::Image> pictures;
+    for (const auto& file : row.own.front().quality.pictures) {
+      pictures.push_back(images::load_image(file));
+    }
+    sheet.row_labels.push_back(row.variant.name);
+    sheet.rows.push_back(std::move(pictures));
+  }
+  return images::draw_sheet(sheet);
+}
+
+// The mean of the seeds' curves.
+Line curve_of(const Row& row) {
+  Line line{row.variant.name, {}};
+  const auto count = static_cast<double>(row.own.size());
+  for (size_t i = 0; i < row.own.front().curve.size(); ++i) {
+    double sum = 0;
+    for (const auto& run : row.own) sum += run.curve.at(i).second;
+    line.points.emplace_back(row.own.front().curve[i].first, sum / count);
+  }
+  return line;
+}
+
+images::Image curves(const Study& study) {
+  Chart chart{"Validation loss, each at its own rate", "steps", "loss", {}, 1, 0};
+  const double start = study.rows.front().described().start_loss;
+  for (const auto& row : study.rows) {
+    if (row.diverged()) continue;
+    chart.lines.push_back(curve_of(row));
+    for (const auto& point : chart.lines.back().points) {
+      chart.bottom = std::min(chart.bottom, point.second);
+    }
+  }
+  chart.bottom *= 0.95;
+  chart.top = start * 1.1;
+  return draw_chart(chart);
+}
+
+template <typename Value>
+Spread spread_of(const std::vector<Result>& runs, const Value& value) {
+  std::vector<double> values;
+  for (const auto& run : runs) values.push_back(value(run.quality));
+  return spread(values);
+}
+
+}  // namespace
+
+std::string rounded(double value, int digits) {
+  char text[64];
+  if (digits < 0) {
+    std::snprintf(text, sizeof(text), "%.3g", value);
+  } else {
+    std::snprintf(text, sizeof(text), "%.*f", digits, value);
+  }
+  return text;
+}
+
+std::string with_spread(const Spread& value, int digits) {
+  if (value.count < 2) return rounded(value.mean, digits);
+  return rounded(value.mean, digits) + " ± " + rounded(value.deviation, digits);
+}
+
+bool Row::diverged() const {
+  return std::any_of(own.begin(), own.end(), [](const Result& run) { return run.diverged; });
+}
+
+Spread Row::loss() const {
+  return spread_of(own, [](const Quality& q) { return q.loss; });
+}
+
+Spread Row::cosine() const {
+  return spread_of(own, [](const Quality& q) { return q.cosine; });
+}
+
+Spread Row::followed() const {
+  return spread_of(own, [](const Quality& q) {
+    return q.asked == 0 ? 0.0 : static_cast<double>(q.followed) / static_cast<double>(q.asked);
+  });
+}
+
+const Row* Study::find(const std::string& variant, const std::string& init,
+                       const std::string& aux_init) const {
+  for (const auto& row : rows) {
+    const auto& v = row.variant;
+    if (v.variant == variant && v.init == init && v.aux_init == aux_init) return &row;
+  }
+  return nullptr;
+}
+
+void write_page(const Study& study, const std::string& folder) {
+  fs::create_directories(folder);
+  const auto in = [&](const char* name) { return (fs::path(folder) / name).string(); };
+  images::save_png(in("contact.png"), contact_sheet(study));
+  images::save_png(in("curves.png"), curves(study));
+  lightlora::detail::AtomicFile file(in("index.md"));
+  file.write(page(study));
+  file.commit();
+}
+
+}  // namespace study

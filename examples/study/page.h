@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "study/experiment.h"
+
+namespace study {
+
+/// Everything about one variant.
+struct Row {
+  Variant variant;
+  std::vector<Result> tried;  ///< at each rate with the first seed, the described rate first
+  std::vector<Result> own;    ///< at its own rate, one for each seed
+
+  const Result& described() const { return tried.front(); }
+  double own_rate() const { return own.front().rate; }
+  bool diverged() const;
+  Spread loss() const;
+  Spread cosine() const;
+  Spread followed() const;  ///< share of the backgrounds as asked
+};
+
+/// Everything that was found out.
+struct Study {
+  Settings settings;
+  std::vector<Row> rows;
+  std::vector<Result> light_ranks, classic_ranks, basis_sizes;  ///< with the first seed
+  double unsplit_loss = 0;                                      ///< of the core that `splits` cuts
+  std::vector<Split> splits;
+
+  /// A row by what it is, or null.
+  const Row* find(const std::string& variant, const std::string& init = "up_zero",
+                  const std::string& aux_init = "orthogonal") const;
+};
+
+/// What the described experiment found beside what was found here: a table in Markdown.
+std::string findings(const Study& study);
+
+/// Writes index.md, contact.png and curves.png into a folder.
+void write_page(const Study& study, const std::string& folder);
+
+/// A number for a table with so many digits behind the point, or -1: three digits in all; and a
+/// mean with its spread.
+std::string rounded(double value, int digits);
+std::string with_spread(const Spread& value, int digits);
+
+}  // namespace study

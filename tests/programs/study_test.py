@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study at its smallest: every row runs, both-zero never moves, a second call repeats nothing."""
+
+import json
+import pathlib
+
+from support import SOURCE, main, run_ok, scratch
+
+ROWS = ["0 classic", "1 light, up zero", "2 light, down zero", "3 light, both zero", "4 fused, split to 4",
+        "5 light, N(0,1) bases", "5s light, scaled N"]
+
+
+def study(folder):
+    return run_ok("compare_variants", "--quick", "--pretrained_model_name_or_path", SOURCE / "examples/assets/base",
+                  "--instance_data_dir", SOURCE / "examples/assets/teddy_bear", "--emoji_vectors",
+                  SOURCE / "examples/assets/measures/emoji.safetensors", "--output_dir", folder / "page",
+                  "--work_dir", folder / "work", "--seeds", 1)
+
+
+def table(page, heading):
+    """The cells of the table under a heading, by the first one."""
+    lines = page.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_quick():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        output = study(folder)
+        assert "warning: 3 light, both zero starts on a saddle" in output, output
+        page = (folder / "page/index.md").read_text()
+        assert list(table(page, "Each at its own rate")) == ROWS, page
+        assert list(table(page, "All at the described rate")) == ROWS, page
+        assert list(table(page, "A fused core cut to a rank")) == ["1", "4", "50"], page
+        assert "3 (both zero) does not learn" in page and "reproduces, and is explained" in page, page
+        for name in ["contact.png", "curves.png"]:
+            assert (folder / "page" / name).read_bytes().startswith(b"\x89PNG"), name
+
+        results = {path.name: json.loads(path.read_text()) for path in (folder / "work").glob("*.json")}
+        runs = {name: result for name, result in results.items() if "curve" in result}
+        for name, run in runs.items():
+            still = "both_zero" in name
+            assert (run["moved"] == 0) == still, (name, run["moved"])
+            assert (run["quality"]["loss"] == run["start_loss"]) == still, (name, run)
+        fused = next(run for name, run in runs.items() if name.startswith("fused"))
+        classic = next(run for name, run in runs.items() if name.startswith("classic-up_zero-orthogonal-rank4"))
+        assert fused["trainable"] == 56 * 100 * 50, fused
+        assert fused["exported_bytes"] < classic["exported_bytes"] * 1.1, (fused, classic)
+        splits = next(result["splits"] for result in results.values() if "splits" in result)
+        energies = [split["energy"] for split in splits]
+        assert energies == sorted(energies) and abs(energies[-1] - 1) < 1e-9, energies
+
+        # A finished study trains nothing; one run that is lost is done again, to the same values.
+        times = {path: path.stat().st_mtime_ns for path in (folder / "work").iterdir()}
+        lost = folder / "work" / sorted(runs)[0]
+        before = json.loads(lost.read_text())
+        lost.unlink()
+        again = study(folder)
+        assert sum(line.startswith("[") for line in again.splitlines()) == 1, again
+        after = json.loads(lost.read_text())
+        before.pop("seconds_per_step"), after.pop("seconds_per_step")
+        assert before == after, (before, after)
+        unchanged = [path for path, time in times.items()
+                     if not path.name.startswith(lost.stem) and path.stat().st_mtime_ns != time]
+        assert not unchanged, unchanged
+
+
+main(globals())
