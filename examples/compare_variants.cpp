@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 
 #include "cli/app.h"
 #include "cli/run.h"
@@ -15,6 +16,8 @@ namespace {
 using study::Result;
 using study::Row;
 using study::Variant;
+
+constexpr size_t kFinalists = 2;  // rates that are tried with every seed
 
 struct Flags {
   study::Settings settings;
@@ -45,7 +48,7 @@ void add_flags(cli::App& app, Flags& f) {
       ->check(cli::at_least(1));
   app.add_option("--num_inference_steps", s.picture_steps, "Denoising steps of the pictures")
       ->check(cli::at_least(1));
-  app.add_option("--seeds", f.seeds, "Runs of each variant at its own rate")
+  app.add_option("--seeds", f.seeds, "Runs of each variant at its best rates")
       ->check(cli::at_least(1));
   app.add_flag("--quick", f.quick, "Two steps of everything, one other rate: does it work at all?");
 }
@@ -73,8 +76,8 @@ class Runner {
     const double left = seconds_ / static_cast<double>(trained_) *
                         static_cast<double>(std::max<int64_t>(0, total_ - number_)) / 60;
     std::cout << "[" << number_ << "/" << total_ << "] " << variant.name << ", rank "
-              << variant.rank << ", rate " << study::rounded(result.rate, -1) << ", seed " << seed
-              << ": ";
+              << variant.rank << ", a " << variant.aux_in << ", b " << variant.aux_out << ", rate "
+              << study::rounded(result.rate, -1) << ", seed " << seed << ": ";
     if (result.diverged) {
       std::cout << "diverged";
     } else {
@@ -100,7 +103,11 @@ struct Plan {
 
   int64_t runs() const {
     auto count = static_cast<int64_t>(2 * ranks.size() + sizes.size());
-    for (const auto& row : rows) count += static_cast<int64_t>(row.other_rates.size()) + seeds;
+    for (const auto& row : rows) {
+      const size_t rates = row.other_rates.size() + 1;
+      count += static_cast<int64_t>(rates +
+                                    std::min(rates, kFinalists) * static_cast<size_t>(seeds - 1));
+    }
     return count;
   }
 };
@@ -120,18 +127,37 @@ Plan make_plan(Flags& flags) {
   return plan;
 }
 
-// Every rate with the first seed, then the best of them with the others.
-Row make_row(Runner& runner, const Variant& variant, int64_t seeds) {
-  Row row{variant, {runner.train(variant, variant.described_rate, 0)}, {}};
-  for (const double rate : variant.other_rates) row.tried.push_back(runner.train(variant, rate, 0));
-  const auto better = [](const Result& a, const Result& b) {
-    if (a.diverged != b.diverged) return b.diverged;
-    return a.quality.loss < b.quality.loss;
-  };
-  row.own = {*std::min_element(row.tried.begin(), row.tried.end(), better)};
-  for (int64_t seed = 1; seed < seeds; ++seed) {
-    row.own.push_back(runner.train(variant, row.own_rate(), static_cast<uint64_t>(seed)));
+// Lower is better; what diverged comes last.
+double mean_loss(const std::vector<Result>& runs) {
+  double sum = 0;
+  for (const auto& run : runs) {
+    sum += run.diverged ? std::numeric_limits<double>::infinity() : run.quality.loss;
   }
+  return sum / static_cast<double>(runs.size());
+}
+
+bool better(const std::vector<Result>& a, const std::vector<Result>& b) {
+  return mean_loss(a) < mean_loss(b);
+}
+
+// Every rate with the first seed, the two best of them with all seeds; the better one is its own.
+Row make_row(Runner& runner, const Variant& variant, int64_t seeds) {
+  Row row{variant, {}, {}};
+  std::vector<double> rates{variant.described_rate};
+  rates.insert(rates.end(), variant.other_rates.begin(), variant.other_rates.end());
+  std::vector<std::vector<Result>> finalists;
+  for (const double rate : rates) {
+    row.tried.push_back(runner.train(variant, rate, 0));
+    finalists.push_back({row.tried.back()});
+  }
+  std::stable_sort(finalists.begin(), finalists.end(), better);
+  finalists.resize(std::min(finalists.size(), kFinalists));
+  for (auto& runs : finalists) {
+    for (int64_t seed = 1; seed < seeds; ++seed) {
+      runs.push_back(runner.train(variant, runs.front().rate, static_cast<uint64_t>(seed)));
+    }
+  }
+  row.own = *std::min_element(finalists.begin(), finalists.end(), better);
   return row;
 }
 

@@ -138,7 +138,8 @@ std::string introduction(const Study& study) {
          "the attention of the bundled 64x64 model. The described experiment ran 500 steps at one "
          "rate on Stable Diffusion 1.5 and was judged by eye; a first step's size differs between "
          "variants by orders of magnitude, so each is shown at the described rate and at its own: "
-         "the one with the lowest final loss.\n\n"
+         "every rate is tried with one seed, the two best with all, and the lower mean loss "
+         "wins.\n\n"
       << "- **loss**: validation loss on the subject's pictures with noise and timesteps that are "
          "the same for all; the learned word alone has "
       << rounded(study.rows.front().described().start_loss, 4) << ".\n"
@@ -149,7 +150,12 @@ std::string introduction(const Study& study) {
       << "), each on a colour that no training picture has.\n"
       << "- **±**: standard deviation over " << seeds
       << (seeds == "1" ? " seed, hence unknown" : " seeds")
-      << "; a seed changes order, noise, start and bases. Where there is none, it is one run.\n\n"
+      << "; a seed changes order, noise, start and bases. Where there is none, it is one run. A "
+         "difference counts in the findings if it is larger than "
+         "the two deviations together.\n"
+      << "- **s per step**: median on one thread, as busy as the machine was at that time; for "
+         "speeds "
+         "see [Benchmarks](../benchmarks.md).\n\n"
       << "Few steps, small pictures, few seeds: these numbers tell large effects from none, and "
          "no more.\n\n";
   return text.str();
@@ -161,7 +167,8 @@ std::string page(const Study& study) {
       << introduction(study) << "## Findings\n"
       << findings(study) << "\n## Each at its own rate\n"
       << main_table(study) << "\n![Rows are variants, columns prompts](contact.png)\n\n"
-      << "![Validation loss](curves.png)\n\n## All at the described rate\n"
+      << "![Validation loss](curves.png)\n\nThe curve of the fused core is that of the whole "
+         "core.\n\n## All at the described rate\n"
       << described_table(study) << "\n## How the own rates were found\n"
       << rates_table(study) << "\n## A fused core cut to a rank\n"
       << "One core, trained once; its loss before cutting is " << rounded(study.unsplit_loss, 4)

@@ -14,7 +14,7 @@ struct Variant {
   std::string variant, init, aux_init;
   int64_t rank = 4;
   double described_rate = 2e-3;  ///< of the described experiment, the same for all
-  /// Tried beside it; the one with the lowest final validation loss is the variant's own rate.
+  /// Tried beside it; the one with the lowest validation loss in the end is the variant's own rate.
   std::vector<double> other_rates;
   std::optional<int64_t> split_rank = {};  ///< a Fused core is cut to this rank before it is used
   int64_t aux_in = 100, aux_out = 50;
@@ -28,7 +28,7 @@ inline const std::vector<Variant>& variants() {
       {"2 light, down zero", "light", "down_zero", "orthogonal", 4, 2e-3, {6e-3, 2e-2, 6e-2}},
       {"3 light, both zero", "light", "both_zero", "orthogonal", 4, 2e-3, {}},
       {"4 fused, split to 4", "fused", "up_zero", "orthogonal", 4, 2e-3, {6e-4, 6e-3, 2e-2}, 4},
-      {"5 light, N(0,1) bases", "light", "up_zero", "normal", 4, 2e-3, {2e-5, 6e-5, 2e-4}},
+      {"5 light, N(0,1) bases", "light", "up_zero", "normal", 4, 2e-3, {2e-5, 6e-5, 2e-4, 6e-4}},
       {"5s light, scaled N", "light", "up_zero", "normal_scaled", 4, 2e-3, {6e-3, 2e-2, 6e-2}},
   };
   return rows;
