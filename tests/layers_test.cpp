@@ -129,6 +129,31 @@ TEST_CASE("dropout: only training of drop-in layers leaves out inputs, and the m
                     ContainsSubstring("expected 0 <= dropout < 1, got 1"));
 }
 
+TEST_CASE("dropout: drop-in convolutions leave out inputs in training only, and the mean stays",
+          "[layers]") {
+  for (const char* variant : {"classic", "lokr"}) {
+    INFO(variant);
+    torch::manual_seed(5);
+    torch::nn::Sequential model(
+        lightlora::Conv2d(torch::nn::Conv2dOptions(6, 8, 3).padding(1).stride(2)));
+    const auto lora = patch(*model, variant, LoRAOptions(3).dropout(0.5), {"0"});
+    randomise(lora);
+    const auto on = lora->activate();
+    torch::NoGradGuard no_grad;
+    const Tensor x = torch::randn({1, 6, 9, 9});
+    auto layer = model->ptr<lightlora::Conv2dImpl>(0);
+    const Tensor base = torch::conv2d(x, layer->weight, layer->bias, /*stride=*/2, /*padding=*/1);
+    model->eval();
+    const Tensor exact = layer->forward(x);
+    model->train();
+    CHECK_FALSE(torch::equal(layer->forward(x), layer->forward(x)));
+    const Tensor mean = layer->forward(x.expand({4000, 6, 9, 9})).mean(0, true);
+    CHECK(close(mean - base, exact - base, 0.05));  // the error of a mean of 4,000 draws
+    lora->eval();
+    CHECK(close(layer->forward(x), exact, 1e-5));
+  }
+}
+
 TEST_CASE("autocast: drop-in layers compute in its dtype, adapters get fp32 gradients", "[layers]") {
   for (const auto& recipe : recipes()) {
     INFO(recipe.name);

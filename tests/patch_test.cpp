@@ -209,6 +209,88 @@ TEST_CASE("patch: rank and alpha patterns reach their layers", "[patch]") {
   CHECK(lora->adapters()[1]->scale() == 2);
 }
 
+TEST_CASE("patch: patterns and excludes may be regular expressions, as in PEFT", "[patch]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(4),
+                                       Targets::all()
+                                           .exclude_regex("li.t\\.\\d")
+                                           .rank_pattern("body\\.[01]|first", 2)
+                                           .rank_pattern("[0-9]+", 3)
+                                           .alpha_pattern("b.*2", 9.0));
+  std::map<std::string, std::pair<int64_t, double>> found;
+  for (const auto& adapter : lora->adapters()) {
+    found[adapter->layer().name] = {adapter->rank(), adapter->scale()};
+  }
+  CHECK(found == std::map<std::string, std::pair<int64_t, double>>{
+                     {"first", {2, 1}}, {"shared", {4, 1}}, {"body.0", {2, 1}}, {"body.2", {3, 3}}});
+}
+
+TEST_CASE("patch: a pattern that is malformed or matches no layer is an error", "[patch]") {
+  Zoo model;
+  CHECK_THROWS_WITH(Targets{"first"}.rank_pattern("(", 2),
+                    ContainsSubstring("'(': expected a regular expression"));
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets{"first"}.alpha_pattern("irst", 2.0)),
+                    ContainsSubstring("target 'irst': expected at least one layer") &&
+                        ContainsSubstring("'first'"));
+}
+
+TEST_CASE("patch: a set that is added in mid-training trains, and a set that is removed is gone",
+          "[patch]") {
+  for (const bool drop_in : {false, true}) {
+    INFO((drop_in ? "drop-in" : "plain"));
+    torch::manual_seed(0);
+    torch::nn::Sequential model;
+    if (drop_in) {
+      model->push_back(lightlora::Linear(12, 9));
+    } else {
+      model->push_back(torch::nn::Linear(12, 9));
+    }
+    const Tensor x = input(), target = torch::randn({5, 9});
+    const auto lora = patch<ClassicLoRA>(*model, 2, {"0"}, "one");
+    torch::optim::SGD optimizer(lora->parameters(), 0.1);
+    const auto loss = [&] { return torch::mse_loss(lora(model, x), target); };
+    const auto train = [&] {
+      optimizer.zero_grad();
+      const Tensor value = loss();
+      value.backward();
+      optimizer.step();
+      return value.item<double>();
+    };
+    const double first = train();
+    for (int i = 0; i < 5; ++i) train();
+    lora->add("two", find_variant("light").make, LoRAOptions(3), {"0"});
+    optimizer.add_param_group(torch::optim::OptimizerParamGroup(
+        lora->named_parameters("two").values()));
+    const Tensor start = lora->named_parameters("two")["0.up"].detach().clone();
+    const double joined = train();
+    for (int i = 0; i < 5; ++i) train();
+    CHECK(joined < first);
+    CHECK(loss().item<double>() < joined);
+    CHECK_FALSE(torch::equal(lora->named_parameters("two")["0.up"], start));
+
+    const Tensor both = lora(model, x).detach();
+    lora->set_active({{"two", 1}});
+    const Tensor two = lora(model, x).detach();
+    lora->set_active({{"one", 1}, {"two", 1}});
+    CHECK(close(lora(model, x), both, 1e-6));
+    const int64_t trainable = lora->report().trainable;
+    lora->remove("one");
+    CHECK(lora->sets() == std::vector<std::string>{"two"});
+    CHECK(close(lora(model, x), two, 1e-6));
+    CHECK(lora->report().trainable == trainable - 2 * (12 + 9));
+    CHECK(lora->report().layers == 1);
+    CHECK(lora->report().hits.size() == 1);
+    CHECK(lora->parameters().size() == 2);
+    CHECK_THROWS_WITH(lora->remove("one"), ContainsSubstring("('two'), got 'one'"));
+    lora->remove("two");
+    CHECK(lora->report().layers == 0);
+    CHECK(lora->report().trainable == 0);
+    // Nothing holds the layer any more, and its weight stays frozen as the handle found it.
+    const auto next = patch<ClassicLoRA>(*model, 2, {"0"});
+    CHECK(next->report().layers == 1);
+  }
+}
+
 TEST_CASE("merge: twice, or while active, is an error", "[patch]") {
   Zoo model;
   const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});

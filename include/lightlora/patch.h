@@ -131,6 +131,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Takes all adapters off, unmerges, and gives the parameters back the flags they had.
   /// Errors: c10::Error if active
   void remove();
+  /// Takes the adapters of one set off; the others, and the base, stay as they are.
+  /// Errors: c10::Error for an unknown name, or if active or merged
+  void remove(const std::string& name);
 
   /// Everything that trains, for an optimiser.
   std::vector<torch::Tensor> parameters() const;
@@ -180,6 +183,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void collect(torch::nn::Module& model);
   void freeze(torch::nn::Module& model);
   void release();
+  static void detach(const Site& site);
   void enter();
   void leave();
   void require_idle(const char* action) const;

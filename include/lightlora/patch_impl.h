@@ -22,8 +22,9 @@ inline std::string PatchReport::to_string() const {
 
 inline std::string PatchReport::details() const {
   std::string text;
-  for (const auto& [pattern, count] : hits) {
-    text += "  " + pattern + ": " + detail::with_commas(count) + (count == 1 ? " layer\n" : " layers\n");
+  for (const auto& hit : hits) {
+    text += "  " + hit.pattern + ": " + detail::with_commas(hit.count) +
+            (hit.count == 1 ? " layer\n" : " layers\n");
   }
   return text + to_string();
 }
@@ -57,11 +58,14 @@ inline void PatchedImpl::freeze(torch::nn::Module& model) {
 
 inline void PatchedImpl::release() {
   for (const auto& site : sites_) {
-    if (!site.adapters.empty()) {
-      detail::PatchedLayers::instance().erase(&site.weight.tensor());
-      if (auto* slot = site.weight.slot()) slot->clear_cache();
-    }
+    if (!site.adapters.empty()) detach(site);
   }
+}
+
+// Another handle may patch the layer then.
+inline void PatchedImpl::detach(const Site& site) {
+  detail::PatchedLayers::instance().erase(&site.weight.tensor());
+  if (auto* slot = site.weight.slot()) slot->clear_cache();
 }
 
 inline void PatchedImpl::require_idle(const char* action) const {
@@ -127,6 +131,7 @@ inline void PatchedImpl::add(const std::string& name, const AdapterFactory& make
     fit(*made.back().second, site.weight);
   }
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
+  for (auto& hit : hits) hit.set = name;
   report_.hits.insert(report_.hits.end(), hits.begin(), hits.end());
   finish_set(name);
 }
@@ -267,6 +272,26 @@ inline void PatchedImpl::remove() {
   sets_.clear();
   active_.clear();
   report_ = PatchReport{{}, 0, 0, report_.total};
+}
+
+inline void PatchedImpl::remove(const std::string& name) {
+  require_idle("remove");
+  require_set(name);
+  for (auto& site : sites_) {
+    const auto found = site.adapters.find(name);
+    if (found == site.adapters.end()) continue;
+    report_.trainable -= found->second->trained_count();
+    if (site.adapters.size() == 1) {
+      detach(site);
+      --report_.layers;
+    }
+    site.adapters.erase(found);
+  }
+  report_.hits.erase(std::remove_if(report_.hits.begin(), report_.hits.end(),
+                                    [&](const Targets::Hits& hit) { return hit.set == name; }),
+                     report_.hits.end());
+  sets_.erase(std::find(sets_.begin(), sets_.end(), name));
+  active_.erase(name);
 }
 
 inline std::vector<torch::Tensor> PatchedImpl::parameters() const {

@@ -53,8 +53,11 @@ class Targets {
 
   /// Adds every layer whose whole path matches the (ECMAScript) expression.
   /// Errors: c10::ValueError if the expression is malformed
-  Targets& regex(const std::string& expression) {
-    return where("regex " + expression, full_match(expression));
+  // A template, as all that compiles expressions here: std::regex then costs compile time only in
+  // files that use it.
+  template <typename Text = std::string>
+  Targets& regex(const Text& expression) {
+    return where("regex " + std::string(expression), full_match(expression));
   }
   /// Adds every layer for which the predicate, of a TargetLayer or of its path, holds; `label` names
   /// it in messages.
@@ -75,21 +78,33 @@ class Targets {
     for (const auto& name : names) exclude_.push_back({name, by_name(name)});
     return *this;
   }
-  /// Another rank for the layers of this path or suffix; of several that match, the first counts.
-  Targets& rank_pattern(const std::string& name, int64_t rank) {
-    ranks_.push_back({{name, by_name(name)}, rank});
+  /// Leaves out every layer whose whole path matches the expression, whatever selected it.
+  /// Errors: c10::ValueError if the expression is malformed
+  template <typename Text = std::string>
+  Targets& exclude_regex(const Text& expression) {
+    exclude_.push_back({"regex " + std::string(expression), full_match(expression)});
     return *this;
   }
-  /// Another network_alpha for the layers of this path or suffix; the first that matches counts.
-  Targets& alpha_pattern(const std::string& name, double network_alpha) {
-    alphas_.push_back({{name, by_name(name)}, network_alpha});
+  /// Another rank for the layers whose path, or what follows one of its dots, matches the expression,
+  /// as in PEFT: a plain name such as "to_q" is one. Of several that match, the first counts.
+  /// Errors: c10::ValueError if the expression is malformed
+  template <typename Text = std::string>
+  Targets& rank_pattern(const Text& expression, int64_t rank) {
+    ranks_.push_back({{expression, suffix_match(expression)}, rank});
+    return *this;
+  }
+  /// Another network_alpha, chosen likewise.
+  template <typename Text = std::string>
+  Targets& alpha_pattern(const Text& expression, double network_alpha) {
+    alphas_.push_back({{expression, suffix_match(expression)}, network_alpha});
     return *this;
   }
 
   /// A pattern's text and how many layers it selected.
   struct Hits {
-    std::string pattern;  ///< as it was given
-    int64_t count = 0;    ///< layers
+    std::string pattern;   ///< as it was given
+    int64_t count = 0;     ///< layers
+    std::string set = {};  ///< the adapter set that it belongs to
   };
 
   /// The paths of the selected layers, in their order; `hits`, if given, receives each pattern's
@@ -120,6 +135,12 @@ class Targets {
     Predicate matches;
   };
 
+  // `char`, as something that depends on a template's argument.
+  template <typename>
+  struct Letter {
+    using type = char;
+  };
+
   static Predicate by_name(const std::string& name) {
     return [name](const TargetLayer& layer) {
       const std::string& path = layer.path;
@@ -129,10 +150,11 @@ class Targets {
     };
   }
 
-  static Predicate full_match(const std::string& expression) {
-    std::regex compiled;
+  template <typename Text>
+  static Predicate full_match(const Text& expression) {
+    std::basic_regex<typename Letter<Text>::type> compiled;
     try {
-      compiled = std::regex(expression);
+      compiled.assign(expression);
     } catch (const std::regex_error& error) {
       TORCH_CHECK_VALUE(false, "lightlora::Targets: '", expression,
                         "': expected a regular expression, got one with an error: ", error.what());
@@ -140,6 +162,12 @@ class Targets {
     return [compiled = std::move(compiled)](const TargetLayer& layer) {
       return std::regex_match(layer.path, compiled);
     };
+  }
+
+  template <typename Text>
+  static Predicate suffix_match(const Text& expression) {
+    full_match(expression);  // an error then names what was given
+    return full_match("(?:.*\\.)?(?:" + std::string(expression) + ")");
   }
 
   template <typename Value>

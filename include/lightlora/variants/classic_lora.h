@@ -3,6 +3,7 @@
 
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
+#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -48,5 +49,9 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
 /// A layer of type `Layer` with a ClassicLoRA adapter.
 template <typename Layer>
 using ClassicLoRA = AdaptedLayer<Layer, ClassicAdapterImpl>;
+
+namespace detail {
+inline const bool kClassicLoRARegistered = register_variant<ClassicAdapterImpl>();
+}
 
 }  // namespace lightlora

@@ -6,6 +6,7 @@
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
 #include <lightlora/variants/light_lora.h>
+#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 #include <memory>
@@ -89,5 +90,9 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
 /// A layer of type `Layer` with a FusedDownUpLoRA adapter.
 template <typename Layer>
 using FusedDownUpLoRA = AdaptedLayer<Layer, FusedAdapterImpl>;
+
+namespace detail {
+inline const bool kFusedDownUpLoRARegistered = register_variant<FusedAdapterImpl>();
+}
 
 }  // namespace lightlora

@@ -3,6 +3,7 @@
 
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
+#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -55,5 +56,9 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
 /// A layer of type `Layer` with an (IA)3 adapter.
 template <typename Layer>
 using IA3 = AdaptedLayer<Layer, IA3AdapterImpl>;
+
+namespace detail {
+inline const bool kIA3Registered = register_variant<IA3AdapterImpl>();
+}
 
 }  // namespace lightlora

@@ -4,6 +4,7 @@
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
+#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -71,5 +72,9 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl> {
 /// A layer of type `Layer` with a LightLoRA adapter.
 template <typename Layer>
 using LightLoRA = AdaptedLayer<Layer, LightAdapterImpl>;
+
+namespace detail {
+inline const bool kLightLoRARegistered = register_variant<LightAdapterImpl>();
+}
 
 }  // namespace lightlora

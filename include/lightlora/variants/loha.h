@@ -3,6 +3,7 @@
 
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
+#include <lightlora/variants/registry.h>
 
 namespace lightlora {
 
@@ -74,5 +75,9 @@ class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
 /// A layer of type `Layer` with a LoHa adapter.
 template <typename Layer>
 using LoHa = AdaptedLayer<Layer, LoHaAdapterImpl>;
+
+namespace detail {
+inline const bool kLoHaRegistered = register_variant<LoHaAdapterImpl>();
+}
 
 }  // namespace lightlora

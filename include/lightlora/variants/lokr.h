@@ -4,6 +4,7 @@
 #include <ATen/ops/kron.h>
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
+#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 #include <cmath>
@@ -113,5 +114,9 @@ class LoKrAdapterImpl : public AdapterModule<LoKrAdapterImpl> {
 /// A layer of type `Layer` with a LoKr adapter.
 template <typename Layer>
 using LoKr = AdaptedLayer<Layer, LoKrAdapterImpl>;
+
+namespace detail {
+inline const bool kLoKrRegistered = register_variant<LoKrAdapterImpl>();
+}
 
 }  // namespace lightlora

@@ -4,6 +4,7 @@
 #include <ATen/ops/linalg_svd.h>
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
+#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -61,5 +62,9 @@ class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
 /// A layer of type `Layer` with a LoRA-XS adapter.
 template <typename Layer>
 using LoRAXS = AdaptedLayer<Layer, LoRAXSAdapterImpl>;
+
+namespace detail {
+inline const bool kLoRAXSRegistered = register_variant<LoRAXSAdapterImpl>();
+}
 
 }  // namespace lightlora

@@ -4,6 +4,7 @@
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
+#include <lightlora/variants/registry.h>
 
 #include <cmath>
 
@@ -69,5 +70,9 @@ class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
 /// A layer of type `Layer` with a VeRA adapter.
 template <typename Layer>
 using VeRA = AdaptedLayer<Layer, VeRAAdapterImpl>;
+
+namespace detail {
+inline const bool kVeRARegistered = register_variant<VeRAAdapterImpl>();
+}
 
 }  // namespace lightlora

@@ -7,6 +7,34 @@
 
 #include <cstdio>
 
+#include "outer_adapter.h"
+
+namespace {
+
+// A variant that the library never heard of works by name: adapts, goes into a file and comes back.
+bool own_variant_works(torch::nn::Sequential& model, const torch::Tensor& input) {
+  lightlora::register_variant<OuterAdapterImpl>();
+  const char* file = "consumer-outer.safetensors";
+  torch::Tensor adapted;
+  {
+    auto lora = lightlora::patch(*model, "outer", lightlora::LoRAOptions(1), {"0"});
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& parameter : lora->parameters()) parameter.normal_();
+    }
+    adapted = lora(model, input);
+    lightlora::save(lora, file);
+    lora->remove();
+  }
+  auto lora = lightlora::patch(*model, lightlora::load_state(file));
+  const bool same = torch::equal(lora(model, input), adapted);
+  lora->remove();
+  std::remove(file);
+  return same && !torch::allclose(adapted, model->forward(input));
+}
+
+}  // namespace
+
 int main() {
   torch::manual_seed(0);
   torch::nn::Sequential model(torch::nn::Linear(128, 64), torch::nn::ReLU(),
@@ -29,7 +57,9 @@ int main() {
   const bool changes = !torch::allclose(adapted, before);
   const bool merges = torch::allclose(merged, adapted, /*rtol=*/1e-4, /*atol=*/1e-4);
   const bool restores = torch::equal(model->forward(input), before);
-  const bool ok = starts_as_base && changes && merges && restores;
+  lora->remove();
+  const bool own_variant = own_variant_works(model, input);
+  const bool ok = starts_as_base && changes && merges && restores && own_variant;
   std::printf("consumer: %s (lightlora %s)\n", ok ? "ok" : "failed", LIGHTLORA_VERSION);
   return ok ? 0 : 1;
 }
