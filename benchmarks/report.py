@@ -37,7 +37,8 @@ def bars(axis, groups, series, lowest=0.0):
         axis.bar([p for p, _ in shown], [v - lowest for _, v in shown], width * 0.92, bottom=lowest, label=name,
                  color=COLOURS.get(name))
         for place, value in shown:
-            axis.text(place, value, f"{value:.2f}", ha="center", va="bottom", fontsize=6, rotation=90)
+            axis.annotate(f"{value:.2f}", (place, value), xytext=(0, 2), textcoords="offset points", ha="center",
+                          va="bottom", fontsize=6, rotation=90 if len(series) > 2 else 0)
     axis.set_xticks(range(len(groups)), groups, fontsize=7, rotation=20, ha="right")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -98,7 +99,8 @@ def plot_programs(folder, files):
              {other: [1.0 for _ in data["rows"]], "lightlora": [row["ours_s"] / row["python_s"] for row in data["rows"]]})
         axis.set_title({"train": "training step", "generate": "denoising step"}[what], fontsize=9)
         axis.set_ylabel(f"time / {other}", fontsize=8)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.set_ylim(0, 1.35)
+        axis.legend(fontsize=8, loc="upper right", ncols=2)
     save(figure, folder, "programs.png", "Whole steps against Python on the same machine, in one run",
          next(iter(files.values()))["machine"])
 
