@@ -99,7 +99,7 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
   }
   if (fields.has(key("kernel"))) {
     std::istringstream sizes(fields.text(key("kernel")));
-    for (int64_t size = 0; sizes >> size;) layer.layer.kernel.push_back(size);
+    for (int64_t width = 0; sizes >> width;) layer.layer.kernel.push_back(width);
   }
   if (fields.has(key("aux_seed"))) {
     layer.options.aux_in(size("aux_in"));
