@@ -113,6 +113,7 @@ class AdapterSlot {
   /// `merged` take a weight that is merged once and kept until a value changes (`automatic` not in
   /// half precision or under autocast, which would round small deltas away).
   Route route() const { return route_; }
+  /// Forces one, or lets the shape decide with `automatic`.
   void set_route(Route route) { route_ = route; }
 
   /// Gives back the memory of what evaluation has kept.

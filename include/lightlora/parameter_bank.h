@@ -52,8 +52,11 @@ class ParameterBank {
     }
   }
 
+  /// All values, one after the other, in the order of the parameters.
   const at::Tensor& values() const { return values_; }
+  /// Their gradients, likewise.
   const at::Tensor& gradients() const { return gradients_; }
+  /// In place: the parameters' gradients stay views of the flat one.
   void zero_gradients() { gradients_.zero_(); }
 
   /// Tells whoever watches the parameters' versions that the values were written to.
