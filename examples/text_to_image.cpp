@@ -21,7 +21,8 @@ using generation::Flags;
 
 // The text as it stands, unless the other syntax is asked for.
 void print_tokens(const Flags& flags) {
-  sd::Tokenizer tokenizer(sd::tokenizer_folder(flags.model, flags.model_config));
+  const auto loaded = sd::load_tokenizer(flags.model, flags.model_config);
+  sd::Tokenizer& tokenizer = *loaded;
   for (const auto& text : flags.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(tokenizer, embedding);
   }

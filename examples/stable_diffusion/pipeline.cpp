@@ -112,10 +112,11 @@ void StableDiffusion::check_parts() const {
 void StableDiffusion::load_text_encoder() {
   const auto options =
       CLIPTextModelOptions::from_json(config("text_encoder"), source_of("text_encoder"));
-  const std::string tokenizer = file_ ? file_->tokenizer_folder() : part("tokenizer");
-  tokenizer_ = std::make_unique<Tokenizer>(tokenizer, options.max_position_embeddings());
-  TORCH_CHECK(tokenizer_->model_max_length() <= options.max_position_embeddings(), "'", tokenizer,
-              "': expected at most ", options.max_position_embeddings(),
+  const int64_t length = options.max_position_embeddings();
+  tokenizer_ = file_ ? file_->tokenizer(length)
+                     : std::make_unique<Tokenizer>(part("tokenizer"), length);
+  TORCH_CHECK(tokenizer_->model_max_length() <= length, "'",
+              file_ ? folder_ : part("tokenizer"), "': expected at most ", length,
               " tokens (the text encoder's positions), got ", tokenizer_->model_max_length());
   const UninitializedModules uninitialized(options_.dtype());
   text_encoder_ = CLIPTextModel(options);

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stable_diffusion/single_file.h"
 
+#include <stdlib.h>
+
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <utility>
 #include <vector>
@@ -45,6 +49,42 @@ std::string absolute_parent(const std::string& path) {
   return fs::absolute(path).parent_path().string();
 }
 
+constexpr const char* kConfigKey = "lightlora.config";
+constexpr const char* kTokenizerKey = "lightlora.tokenizer";
+constexpr int64_t kClipVocabulary = 49408;
+const char* const tokenizer_files[] = {"tokenizer.json",        "vocab.json",
+                                       "merges.txt",            "tokenizer_config.json",
+                                       "special_tokens_map.json", "added_tokens.json"};
+
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// The texts of a tokenizer's files, by name.
+json texts_of_tokenizer(const fs::path& folder) {
+  json texts = json::object();
+  for (const char* name : tokenizer_files) {
+    if (fs::exists(folder / name)) texts[name] = read_text(folder / name);
+  }
+  return texts;
+}
+
+// A tokenizer reads files, so the texts become such for a moment.
+std::unique_ptr<Tokenizer> tokenizer_of(const json& texts, int64_t default_length) {
+  std::string folder = (fs::temp_directory_path() / "lightlora-tokenizer-XXXXXX").string();
+  TORCH_CHECK(mkdtemp(folder.data()) != nullptr, "'", folder, "': expected a folder for a moment, ",
+              "got none; hint: is the disk full?");
+  const std::unique_ptr<const std::string, void (*)(const std::string*)> remover(
+      &folder, [](const std::string* path) { fs::remove_all(*path); });
+  for (const char* name : tokenizer_files) {
+    const auto text = texts.find(name);
+    if (text == texts.end() || !text->is_string()) continue;
+    std::ofstream(fs::path(folder) / name, std::ios::binary) << text->get<std::string>();
+  }
+  return std::make_unique<Tokenizer>(folder, default_length);
+}
+
 }  // namespace
 
 SingleFile::SingleFile(const std::string& path, const std::string& config_folder,
@@ -56,7 +96,7 @@ SingleFile::SingleFile(const std::string& path, const std::string& config_folder
   TORCH_CHECK(folder_.empty() || is_config_folder(folder_), "'", folder_,
               "': expected a folder in diffusers layout with configurations or a tokenizer, got ",
               fs::exists(folder_) ? "another one" : "nothing there");
-  if (folder_.empty() && is_config_folder(absolute_parent(path))) folder_ = absolute_parent(path);
+  if (is_config_folder(absolute_parent(path))) parent_ = absolute_parent(path);
   // Trainers put the weights into a dictionary beside their own state.
   const bool wrapped =
       std::any_of(file_->tensors().begin(), file_->tensors().end(), [](const auto& tensor) {
@@ -110,22 +150,52 @@ void SingleFile::check_kind() const {
   }
 }
 
+// A JSON object in the metadata; empty if the file has none.
+json SingleFile::embedded(const char* key) const {
+  const auto found = file_->metadata().find(key);
+  if (found == file_->metadata().end()) return json::object();
+  json value = json::parse(found->second, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  TORCH_CHECK(value.is_object(), "'", path_, "': expected a JSON object as metadata '", key,
+              "', got something else");
+  return value;
+}
+
 json SingleFile::config(const std::string& part) const {
-  if (!folder_.empty() && fs::exists(config_file(folder_, part))) {
-    return read_json_file(config_file(folder_, part));
-  }
+  const auto read = [&](const std::string& folder) {
+    return !folder.empty() && fs::exists(config_file(folder, part))
+               ? read_json_file(config_file(folder, part))
+               : json();
+  };
+  if (auto given = read(folder_); !given.is_null()) return given;
+  if (auto own = embedded(kConfigKey)[part]; own.is_object()) return own;
+  if (auto beside = read(parent_); !beside.is_null()) return beside;
   if (part == "unet") return unet_config();
   if (part == "vae") return vae_config();
   return part == "scheduler" ? scheduler_config() : text_config();
 }
 
+std::unique_ptr<Tokenizer> SingleFile::tokenizer(int64_t default_length) const {
+  if (has_own_tokenizer()) return tokenizer_of(embedded(kTokenizerKey), default_length);
+  return std::make_unique<Tokenizer>(tokenizer_folder(), default_length);
+}
+
+json SingleFile::tokenizer_texts() const {
+  return has_own_tokenizer() ? embedded(kTokenizerKey) : texts_of_tokenizer(tokenizer_folder());
+}
+
+bool SingleFile::has_own_tokenizer() const {
+  const bool given = !folder_.empty() && fs::is_directory(fs::path(folder_) / "tokenizer");
+  return !given && file_->metadata().count(kTokenizerKey) > 0;
+}
+
 std::string SingleFile::tokenizer_folder() const {
-  const fs::path own = fs::path(folder_) / "tokenizer";
-  if (!folder_.empty() && fs::is_directory(own)) return own.string();
-  constexpr int64_t clip_vocabulary = 49408;
-  const int64_t tokens = config("text_encoder").value("vocab_size", clip_vocabulary);
-  TORCH_CHECK(tokens == clip_vocabulary, "'", path_, "': expected CLIP's vocabulary of ",
-              clip_vocabulary, " tokens, got a text encoder for ", tokens,
+  for (const auto& folder : {folder_, parent_}) {
+    const fs::path own = fs::path(folder) / "tokenizer";
+    if (!folder.empty() && fs::is_directory(own)) return own.string();
+  }
+  const int64_t tokens = config("text_encoder").value("vocab_size", kClipVocabulary);
+  TORCH_CHECK(tokens == kClipVocabulary, "'", path_, "': expected CLIP's vocabulary of ",
+              kClipVocabulary, " tokens, got a text encoder for ", tokens,
               "; hint: name the model's folder in diffusers layout with --model_config, or put its ",
               "tokenizer/ beside the file");
   return SD_CLIP_TOKENIZER_DIR;
@@ -244,10 +314,40 @@ void SingleFile::load_text_encoder(torch::nn::Module& module) const {
   load_weights(module, path_, rename, options_);
 }
 
-std::string tokenizer_folder(const std::string& model, const std::string& config_folder) {
-  if (fs::is_directory(model)) return (fs::path(model) / "tokenizer").string();
-  return SingleFile(model, config_folder).tokenizer_folder();
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model,
+                                          const std::string& config_folder) {
+  if (!fs::is_directory(model)) return SingleFile(model, config_folder).tokenizer();
+  return std::make_unique<Tokenizer>((fs::path(model) / "tokenizer").string());
 }
+
+namespace {
+
+// What a reader of the file cannot know from the weights alone.
+lightlora::Metadata metadata_of(const StableDiffusion& pipeline) {
+  const std::string& model = pipeline.folder();
+  lightlora::Metadata metadata{{"format", "pt"}};
+  json configs, tokenizer;
+  const auto put = [&](const auto& config) {
+    for (const char* part : {"unet", "vae", "text_encoder", "scheduler"}) configs[part] = config(part);
+  };
+  if (fs::is_directory(model)) {
+    put([&](const char* part) { return read_json_file(config_file(model, part)); });
+    tokenizer = texts_of_tokenizer(fs::path(model) / "tokenizer");
+  } else {
+    const auto& options = pipeline.options();
+    const SingleFile file(
+        model, options.model_config(),
+        lightlora::SafetensorsOptions().allow_trailing_bytes(options.allow_trailing_bytes()));
+    put([&](const char* part) { return file.config(part); });
+    tokenizer = file.tokenizer_texts();
+  }
+  metadata[kConfigKey] = configs.dump();
+  const bool is_clip = configs["text_encoder"].value("vocab_size", kClipVocabulary) == kClipVocabulary;
+  if (!is_clip) metadata[kTokenizerKey] = tokenizer.dump();
+  return metadata;
+}
+
+}  // namespace
 
 void save_single_file(const StableDiffusion& pipeline, const std::string& path) {
   const auto dtype = pipeline.options().dtype();
@@ -267,7 +367,7 @@ void save_single_file(const StableDiffusion& pipeline, const std::string& path) 
     const bool attention = begins(name, kLdmVae) && name.find(".attn_1.") != std::string::npos;
     if (attention && tensor.dim() == 2) tensor = tensor.unsqueeze(2).unsqueeze(3);
   }
-  lightlora::save_safetensors(path, tensors, {{"format", "pt"}});
+  lightlora::save_safetensors(path, tensors, metadata_of(pipeline));
 }
 
 }  // namespace sd

@@ -56,9 +56,9 @@ SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="sca
                           clip_sample=False, set_alpha_to_one=False)
 
 
-def fails(expected, model, *more):
+def fails(expected, model, *more, status=1):
     done = run("text_to_image", "--pretrained_model_name_or_path", model, "--prompt", "x", "--output", "x.png", *more)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (done.returncode, done.stderr)
+    assert done.returncode == status and len(done.stderr.splitlines()) == 1, (done.returncode, done.stderr)
     assert expected in done.stderr, (expected, done.stderr)
 
 
@@ -74,6 +74,13 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
                        folder / "lora.safetensors", "--merge_to", merged)
         assert shown == f"model: {merged}\n", shown
         close("merged file", picture(folder, merged, "--model_config", MODEL), expected, 0)
+        close("merged file by itself", picture(folder, merged), expected, 0)
+        again = folder / "again.safetensors"
+        run_ok("text_to_image", "--pretrained_model_name_or_path", merged, "--device", "cpu", "--merge_to", again)
+        assert again.read_bytes() == merged.read_bytes()
+        tokens = ["--prompt", PROMPT, "--print_tokens"]
+        assert (run_ok("text_to_image", "--pretrained_model_name_or_path", merged, *tokens) ==
+                run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, *tokens))
         pipe = StableDiffusionPipeline.from_single_file(str(merged), config=str(MODEL), local_files_only=True,
                                                         torch_dtype=torch.float32, safety_checker=None)
         scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
@@ -100,7 +107,7 @@ def test_training_on_a_file_is_training_on_its_folder():
         file = folder / "model.safetensors"
         run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--merge_to", file)
         train(folder / "a", "--train_text_encoder", steps=2)
-        train(folder / "b", "--train_text_encoder", "--model_config", MODEL, steps=2, model=file)
+        train(folder / "b", "--train_text_encoder", steps=2, model=file)
         assert (folder / "a/lightlora.safetensors").read_bytes() == (folder / "b/lightlora.safetensors").read_bytes()
 
 
@@ -179,6 +186,9 @@ def test_other_files_are_refused_by_name():
         for name, expected in cases:
             save_file({name: torch.zeros(2)}, file)
             fails(expected, file)
+        run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--merge_to", file)
+        save_file(load_file(file), folder / "bare.safetensors")  # without metadata
+        fails("multiples of norm_num_groups (32), got 48", folder / "bare.safetensors", status=2)
         torch.save(torch.nn.Linear(2, 2), folder / "model.ckpt")
         fails("torch.nn.modules.linear.Linear", folder / "model.ckpt")
         done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--merge_to", folder / "x.ckpt")
