@@ -39,6 +39,16 @@ Tensor input() {
   return torch::randn({5, 12});
 }
 
+torch::nn::Sequential one_linear(bool drop_in) {
+  torch::nn::Sequential model;
+  if (drop_in) {
+    model->push_back(lightlora::Linear(12, 9));
+  } else {
+    model->push_back(torch::nn::Linear(12, 9));
+  }
+  return model;
+}
+
 void randomise(const Patched& lora, const std::string& name = "default") {
   torch::NoGradGuard no_grad;
   for (auto& item : lora->named_parameters(name)) item.value().normal_();
@@ -164,12 +174,7 @@ TEST_CASE("patch: several named sets add up with their weights", "[patch]") {
   for (const bool drop_in : {false, true}) {
     INFO((drop_in ? "drop-in" : "plain"));
     torch::manual_seed(0);
-    torch::nn::Sequential model;
-    if (drop_in) {
-      model->push_back(lightlora::Linear(12, 9));
-    } else {
-      model->push_back(torch::nn::Linear(12, 9));
-    }
+    auto model = one_linear(drop_in);
     model->to(torch::kDouble);
     const Tensor x = input().to(torch::kDouble), base = model->forward(x);
     const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(2).network_alpha(1), {"0"}, "one");
@@ -239,12 +244,7 @@ TEST_CASE("patch: a set that is added in mid-training trains, and a set that is 
   for (const bool drop_in : {false, true}) {
     INFO((drop_in ? "drop-in" : "plain"));
     torch::manual_seed(0);
-    torch::nn::Sequential model;
-    if (drop_in) {
-      model->push_back(lightlora::Linear(12, 9));
-    } else {
-      model->push_back(torch::nn::Linear(12, 9));
-    }
+    auto model = one_linear(drop_in);
     const Tensor x = input(), target = torch::randn({5, 9});
     const auto lora = patch<ClassicLoRA>(*model, 2, {"0"}, "one");
     torch::optim::SGD optimizer(lora->parameters(), 0.1);

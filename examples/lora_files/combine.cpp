@@ -33,15 +33,14 @@ Components weighted(const Weighted& input) {
 
 // One layer's factors of all files, side by side.
 struct Stack {
-  std::vector<at::Tensor> downs, ups;
   lightlora::LayerInfo layer;
+  std::vector<lightlora::Factors> factors;
 };
 
 LayerState joined(const Stack& stack) {
-  const at::Tensor down = at::cat(stack.downs, 0);
-  LayerState state{"classic", stack.layer, lightlora::LoRAOptions(down.size(0)), 1.0, {}, {}};
-  state.trained = {{"down", down}, {"up", at::cat(stack.ups, 1)}};
-  return state;
+  const std::vector<double> as_they_are(stack.factors.size(), 1.0);
+  return lightlora::detail::classic_state(stack.layer,
+                                          lightlora::concatenate(stack.factors, as_they_are));
 }
 
 LayerState cut_layer(LayerState layer, const Cut& cut, bool keep_variant) {
@@ -75,15 +74,14 @@ Components combine(const std::vector<Weighted>& inputs) {
         refuse_dora(input, layer);
         const LayerState classic = lightlora::to_classic(*lightlora::make_adapter(layer));
         const auto [found, is_new] =
-            stacks.try_emplace({component, layer.layer.name}, Stack{{}, {}, classic.layer});
+            stacks.try_emplace({component, layer.layer.name}, Stack{classic.layer, {}});
         Stack& stack = found->second;
         if (is_new) order[component].push_back(layer.layer.name);
         TORCH_CHECK(stack.layer.in == classic.layer.in && stack.layer.out == classic.layer.out, "'",
                     input.path, "': layer '", layer.layer.name, "': expected ", stack.layer.in,
                     " -> ", stack.layer.out, " as in the files before it, got ", classic.layer.in,
                     " -> ", classic.layer.out, "; hint: the files belong to two kinds of model");
-        stack.downs.push_back(classic.trained.at("down"));
-        stack.ups.push_back(classic.trained.at("up"));
+        stack.factors.push_back({classic.trained.at("down"), classic.trained.at("up")});
       }
     }
   }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cli/format.h"
+#include "distributed/fingerprint.h"
 #include "images/load.h"
 #include "images/png.h"
 #include "images/tensor.h"
@@ -99,11 +100,16 @@ double energy_kept(const lightlora::AdapterState& fused, int64_t rank) {
 
 }  // namespace
 
+std::string Settings::word_settings() const {
+  return model + ", " + subject + ", from '" + initializer + "' in " +
+         std::to_string(inversion_steps) + " steps of " + std::to_string(batch_size) + " pictures";
+}
+
 std::string Settings::to_string() const {
-  std::string text = model + ", " + subject + ", " + std::to_string(inversion_steps) +
-                     " steps of inversion, " + std::to_string(steps) + " steps of " +
-                     std::to_string(batch_size) + " pictures, " + std::to_string(picture_steps) +
-                     " DDIM steps, guidance " + cli::format_exact(guidance_scale);
+  std::string text = word_settings() + ", in place of '" + subject_words + "', " +
+                     std::to_string(steps) + " steps, " + std::to_string(picture_steps) +
+                     " DDIM steps, guidance " + cli::format_exact(guidance_scale) + ", '" + emoji +
+                     "' of " + emoji_vectors;
   for (const auto& colour : backgrounds) text += ", " + colour;
   return text;
 }
@@ -136,9 +142,10 @@ Experiment::Experiment(const Settings& settings)
 }
 
 void Experiment::learn_word() {
-  const auto file = (fs::path(settings_.work_dir) /
-                     ("word-" + std::to_string(settings_.inversion_steps) + ".safetensors"))
-                        .string();
+  distributed::Fingerprint print;
+  print.add(settings_.word_settings());
+  const auto name = "word-" + print.hexadecimal() + ".safetensors";
+  const auto file = (fs::path(settings_.work_dir) / name).string();
   if (!fs::exists(file)) {
     training::InversionFlags flags;
     flags.model = settings_.model;

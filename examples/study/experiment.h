@@ -27,6 +27,8 @@ struct Settings {
   double guidance_scale = 5;
   std::vector<std::string> backgrounds{"blue", "black", "teal", "pink"};
 
+  /// What the learned word depends on, and what every run does.
+  std::string word_settings() const;
   std::string to_string() const;
   std::vector<std::string> prompts() const;
 };

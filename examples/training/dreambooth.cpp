@@ -7,28 +7,12 @@
 #include <iostream>
 #include <utility>
 
-#include "stable_diffusion/device.h"
 #include "stable_diffusion/embeddings.h"
 #include "training/class_pictures.h"
 
 namespace training {
 
 namespace {
-
-// The pictures of a folder, with a notice for everything else in it.
-std::vector<PictureFile> read_with_notices(const std::string& folder) {
-  auto data = read_data_folder(folder);
-  for (const auto& notice : data.notices) std::cout << "notice: " << notice << "\n";
-  return std::move(data.pictures);
-}
-
-sd::StableDiffusionOptions pipeline_options(const Flags& flags, c10::ScalarType dtype) {
-  return sd::StableDiffusionOptions()
-      .device(sd::pick_device(flags.device))
-      .dtype(dtype)
-      .model_config(flags.model_config)
-      .allow_trailing_bytes(flags.allow_trailing_bytes);
-}
 
 std::string in_folder(const std::string& folder, const char* name) {
   return (std::filesystem::path(folder) / name).string();
@@ -41,7 +25,7 @@ DreamBooth::DreamBooth(Flags& flags, const distributed::Group& group)
   auto files = read_with_notices(flags.instance_data_dir);
   auto held_out = split_off(files, flags.data.validation_split, flags.seed);
   if (flags.with_prior_preservation) prepare_class_pictures();
-  pipeline_.emplace(flags.model, pipeline_options(flags, flags.weight_dtype()));
+  pipeline_.emplace(flags.model, flags.pipeline_options(flags.weight_dtype()));
   flags.data.resolution = flags.data.resolution.value_or(pipeline_->default_size()[0]);
   learn_words();
   auto instance = make_source(std::move(files), flags.instance_samples());
@@ -89,7 +73,7 @@ DreamBooth::DreamBooth(Flags& flags, const distributed::Group& group)
 void DreamBooth::prepare_class_pictures() const {
   const auto options = flags_.class_pictures();
   if (group_.from_main(missing_class_pictures(options)) == 0) return;
-  sd::StableDiffusion pipeline(flags_.model, pipeline_options(flags_, flags_.prior_dtype()));
+  sd::StableDiffusion pipeline(flags_.model, flags_.pipeline_options(flags_.prior_dtype()));
   TORCH_CHECK(draw_class_pictures(pipeline, options, group_),
               "stopped by request while drawing class pictures; hint: the next run goes on there");
   TORCH_CHECK(missing_class_pictures(options) == 0, "'", options.folder, "': expected ", options.count,

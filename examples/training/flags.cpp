@@ -27,17 +27,11 @@ void add_prior_flags(cli::App& app, Flags& f) {
       ->check(cli::one_of({"auto", "no", "fp32", "fp16", "bf16"}));
 }
 
-void add_running_flags(cli::App& app, Flags& f) {
-  app.group("Running");
-  app.add_option("--seed", f.seed, "Seed of everything random; equal runs give equal bytes");
-  app.add_option("--mixed_precision", f.mixed_precision,
-                 "Precision of the frozen weights; adapters stay fp32")
-      ->check(cli::one_of({"no", "fp16", "bf16"}));
+void add_more_running_flags(cli::App& app, Flags& f) {
   app.add_flag("--pre_compute_text_embeddings", f.pre_compute_text_embeddings,
                "Encode captions once and drop the text encoder (done anyway unless it trains)");
   app.add_option("--clip_skip", f.clip_skip, "Layers of the text encoder to leave out at its end")
       ->check(cli::at_least(0));
-  app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
   app.add_option("--cuda_graph", f.cuda_graph,
                  "Record forward and backward once and replay them: saves a GPU's waiting for "
                  "launches (auto: with a GPU and no training text encoder)")
@@ -69,6 +63,7 @@ void add_flags(cli::App& app, Flags& f) {
   add_optimization_flags(app, f.optimization);
   add_prior_flags(app, f);
   add_running_flags(app, f);
+  add_more_running_flags(app, f);
   distributed::add_group_flags(app, f.group);
 }
 
@@ -94,10 +89,6 @@ void Flags::check() const {
               "; hint: check --instance_data_dir");
 }
 
-c10::ScalarType Flags::weight_dtype() const {
-  return sd::pick_dtype(mixed_precision == "no" ? "fp32" : mixed_precision);
-}
-
 c10::ScalarType Flags::prior_dtype() const {
   if (prior_generation_precision == "auto") return weight_dtype();
   return sd::pick_dtype(prior_generation_precision == "no" ? "fp32" : prior_generation_precision);
@@ -114,16 +105,9 @@ ClassPictureOptions Flags::class_pictures() const {
 }
 
 TrainerOptions Flags::trainer_options() const {
-  TrainerOptions options;
-  options.gradient_accumulation_steps = optimization.gradient_accumulation_steps;
-  options.seed = seed;
-  options.max_grad_norm = optimization.max_grad_norm;
+  TrainerOptions options = CommonFlags::trainer_options();
   options.prior_loss_weight = prior_loss_weight;
-  options.scale_loss = mixed_precision == "fp16";
-  options.gradient_checkpointing = optimization.gradient_checkpointing;
   options.cuda_graph = use_cuda_graph(cuda_graph, sd::pick_device(device));
-  options.batch_invariant = optimization.batch_invariant;
-  options.optimizer = optimization.optimizer_options();
   return options;
 }
 

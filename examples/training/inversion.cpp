@@ -2,10 +2,8 @@
 #include "training/inversion.h"
 
 #include <filesystem>
-#include <iostream>
 #include <utility>
 
-#include "stable_diffusion/device.h"
 #include "stable_diffusion/embeddings.h"
 #include "training/templates.h"
 
@@ -16,13 +14,12 @@ namespace {
 namespace fs = std::filesystem;
 
 std::vector<PictureFile> inversion_pictures(const InversionFlags& flags) {
-  auto data = read_data_folder(flags.train_data_dir);
-  for (const auto& notice : data.notices) std::cout << "notice: " << notice << "\n";
-  for (auto& file : data.pictures) {
-    file.caption.reset();  // templates around the word stand in for captions
-    file.repeats *= flags.repeats;
+  auto pictures = read_with_notices(flags.train_data_dir);
+  for (auto& picture : pictures) {
+    picture.caption.reset();  // templates around the word stand in for captions
+    picture.repeats *= flags.repeats;
   }
-  return std::move(data.pictures);
+  return pictures;
 }
 
 }  // namespace
@@ -67,36 +64,14 @@ void add_inversion_flags(cli::App& app, InversionFlags& f) {
   add_run_flags(app, f.run);
   add_data_flags(app, f.data);
   add_optimization_flags(app, f.optimization);
-  app.group("Running");
-  app.add_option("--seed", f.seed, "Seed of everything random; equal runs give equal bytes");
-  app.add_option("--mixed_precision", f.mixed_precision,
-                 "Precision of the frozen weights; the vectors stay fp32")
-      ->check(cli::one_of({"no", "fp16", "bf16"}));
-  app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
+  add_running_flags(app, f);
   distributed::add_group_flags(app, f.group);
-}
-
-TrainerOptions InversionFlags::trainer_options() const {
-  TrainerOptions options;
-  options.gradient_accumulation_steps = optimization.gradient_accumulation_steps;
-  options.seed = seed;
-  options.max_grad_norm = optimization.max_grad_norm;
-  options.scale_loss = mixed_precision == "fp16";
-  options.gradient_checkpointing = optimization.gradient_checkpointing;
-  options.batch_invariant = optimization.batch_invariant;
-  options.optimizer = optimization.optimizer_options();
-  return options;
 }
 
 Inversion::Inversion(InversionFlags& flags, const distributed::Group& group) : flags_(flags) {
   auto files = inversion_pictures(flags);
   auto held_out = split_off(files, flags.data.validation_split, flags.seed);
-  const auto dtype = sd::pick_dtype(flags.mixed_precision == "no" ? "fp32" : flags.mixed_precision);
-  pipeline_.emplace(flags.model, sd::StableDiffusionOptions()
-                                     .device(sd::pick_device(flags.device))
-                                     .dtype(dtype)
-                                     .model_config(flags.model_config)
-                                     .allow_trailing_bytes(flags.allow_trailing_bytes));
+  pipeline_.emplace(flags.model, flags.pipeline_options(flags.weight_dtype()));
   flags.data.resolution = flags.data.resolution.value_or(pipeline_->default_size()[0]);
   learn_word();
   auto source = make_source(std::move(files));

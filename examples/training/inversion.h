@@ -7,35 +7,23 @@
 #include <optional>
 #include <string>
 
-#include "cli/model_flags.h"
-#include "distributed/group.h"
 #include "stable_diffusion/pipeline.h"
-#include "training/data_flags.h"
-#include "training/optimization_flags.h"
+#include "training/common_flags.h"
 #include "training/run.h"
 
 namespace training {
 
 /// The flags of textual_inversion, with the names and defaults of diffusers' script.
-struct InversionFlags : cli::ModelFlags {
+struct InversionFlags : CommonFlags {
   std::string train_data_dir, placeholder_token, initializer_token;
   std::string learnable_property = "object";
   int64_t num_vectors = 1, repeats = 100, save_steps = 500;
   bool layerwise = false;
 
-  DataFlags data;
-  OptimizationFlags optimization;
-  RunFlags run;
-  distributed::GroupOptions group;
-
-  uint64_t seed = 0;
-  std::string mixed_precision = "no", device = "auto";
-
   InversionFlags();
 
   /// Errors: c10::ValueError for values that do not go together
   void check() const { data.check(); }
-  TrainerOptions trainer_options() const;
 };
 
 void add_inversion_flags(cli::App& app, InversionFlags& flags);

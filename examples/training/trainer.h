@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "training/cuda_graph.h"
 #include "distributed/group.h"
+#include "training/cuda_graph.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"
 #include "training/optimizer.h"
@@ -71,8 +71,9 @@ class Trainer {
  public:
   Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions options);
 
-  /// One optimiser step. `asked_to_stop` is asked at its end; all processes report alike. Errors: c10::Error naming the step if the loss or the gradients are not
-  /// finite (in fp16: if they stay so); the parameters then hold the values of the last good step.
+  /// One optimiser step. `asked_to_stop` is asked at its end; all processes report alike.
+  /// Errors: c10::Error naming the step if the loss or the gradients are not finite (in fp16: if they
+  /// stay so); the parameters then hold the values of the last good step.
   StepReport step(const std::function<bool()>& asked_to_stop = {});
   /// Steps done so far.
   int64_t steps_done() const { return done_; }

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/common_flags.h"
+
+#include <iostream>
+#include <utility>
+
+#include "stable_diffusion/device.h"
+
+namespace training {
+
+c10::ScalarType CommonFlags::weight_dtype() const {
+  return sd::pick_dtype(mixed_precision == "no" ? "fp32" : mixed_precision);
+}
+
+sd::StableDiffusionOptions CommonFlags::pipeline_options(c10::ScalarType dtype) const {
+  return sd::StableDiffusionOptions()
+      .device(sd::pick_device(device))
+      .dtype(dtype)
+      .model_config(model_config)
+      .allow_trailing_bytes(allow_trailing_bytes);
+}
+
+TrainerOptions CommonFlags::trainer_options() const {
+  TrainerOptions options;
+  options.gradient_accumulation_steps = optimization.gradient_accumulation_steps;
+  options.seed = seed;
+  options.max_grad_norm = optimization.max_grad_norm;
+  options.scale_loss = mixed_precision == "fp16";
+  options.gradient_checkpointing = optimization.gradient_checkpointing;
+  options.batch_invariant = optimization.batch_invariant;
+  options.optimizer = optimization.optimizer_options();
+  return options;
+}
+
+void add_running_flags(cli::App& app, CommonFlags& f) {
+  app.group("Running");
+  app.add_option("--seed", f.seed, "Seed of everything random; equal runs give equal bytes");
+  app.add_option("--mixed_precision", f.mixed_precision,
+                 "Precision of the frozen weights; what trains stays fp32")
+      ->check(cli::one_of({"no", "fp16", "bf16"}));
+  app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
+}
+
+std::vector<PictureFile> read_with_notices(const std::string& folder) {
+  auto data = read_data_folder(folder);
+  for (const auto& notice : data.notices) std::cout << "notice: " << notice << "\n";
+  return std::move(data.pictures);
+}
+
+}  // namespace training
