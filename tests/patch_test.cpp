@@ -291,6 +291,21 @@ TEST_CASE("patch: a set that is added in mid-training trains, and a set that is 
   }
 }
 
+TEST_CASE("merge_and_unload: a plain model with the adapters' sum remains", "[patch]") {
+  Zoo model;
+  const Tensor x = input(), base = model(x);
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "0"});
+  randomise(lora);
+  const Tensor adapted = lora(model, x);
+  lora->merge_and_unload();
+  CHECK(relative_error(adapted, base) > 1e-3);
+  CHECK(close(model(x), adapted, 1e-5));  // one sum in fp32 instead of two products
+  CHECK(lora->sets().empty());
+  CHECK_FALSE(lora->merged());
+  for (const auto& parameter : model->parameters()) CHECK(parameter.requires_grad());
+  CHECK(patch<ClassicLoRA>(*model, 2, {"first"})->report().layers == 1);
+}
+
 TEST_CASE("merge: twice, or while active, is an error", "[patch]") {
   Zoo model;
   const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});

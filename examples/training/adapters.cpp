@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/adapters.h"
 
+#include <lightlora/formats/safetensors.h>
 #include <lightlora/variants/variants.h>
 #include <torch/utils.h>
 
@@ -62,6 +63,44 @@ lightlora::Patched patch_with_patterns(torch::nn::Module& model, const AdapterFl
   return lightlora::patch(model, flags.variant, flags.lora_options(), targets);
 }
 
+// The layer of that name in another state.
+const lightlora::LayerState& layer_of(const lightlora::AdapterState& state,
+                                      const lightlora::LayerState& like) {
+  const auto found = std::find_if(state.begin(), state.end(), [&](const auto& layer) {
+    return layer.layer.name == like.layer.name;
+  });
+  TORCH_CHECK(found != state.end(), "training: '", like.layer.name,
+              "': expected this layer in the file of --init_from, got none");
+  return *found;
+}
+
+// Two adapters of one variant, with factors `down` and `up`, as one: their ranks add up.
+lightlora::LayerState joined(const lightlora::LayerState& first, const lightlora::LayerState& second) {
+  lightlora::LayerState both = second;
+  auto& down = both.trained.at("down");
+  auto& up = both.trained.at("up");
+  down = at::cat({first.trained.at("down"), down}, 0);
+  up = at::cat({first.trained.at("up") * (first.scale / second.scale), up}, 1);
+  both.options.rank(down.size(0));
+  if (both.scale != 1) both.options.network_alpha(both.scale * static_cast<double>(down.size(0)));
+  return both;
+}
+
+// The second of two that were joined.
+lightlora::LayerState without(const lightlora::LayerState& first, const lightlora::LayerState& both) {
+  lightlora::LayerState second = both;
+  const int64_t rank = first.trained.at("down").size(0);
+  auto& down = second.trained.at("down");
+  auto& up = second.trained.at("up");
+  TORCH_CHECK(down.size(0) > rank, "training: '", both.layer.name, "': expected a rank above ", rank,
+              ", which is that of the file of --init_from, got ", down.size(0),
+              "; hint: the checkpoint is of a run without --relax_rank");
+  down = down.slice(0, rank).contiguous();
+  up = up.slice(1, rank).contiguous();
+  second.options.rank(down.size(0));
+  return second;
+}
+
 void require_used(const std::string& flag, const std::vector<std::string>& texts,
                   const std::vector<lightlora::Patched>& models) {
   for (const auto& pattern : parse_patterns(flag, texts)) {
@@ -85,6 +124,12 @@ bool names_layer(const std::string& pattern, const std::string& path) {
 
 void add_adapter_flags(cli::App& app, AdapterFlags& f) {
   app.group("Adapter");
+  app.add_option("--init_from", f.init_from,
+                 "Native file to go on from, in place of --init; variant, rank and bases are the file's");
+  app.add_option("--relax_rank", f.relax_rank,
+                 "With --init_from: add the file to the weights and train new adapters of this rank; "
+                 "the result holds both")
+      ->check(cli::at_least(1));
   app.add_option("--variant", f.variant, "Kind of adapter")->check(cli::one_of(variant_names()));
   app.add_option("--rank", f.rank, "Rank of the trained factors")->check(cli::at_least(1));
   app.add_option("--network_alpha", f.network_alpha,
@@ -123,6 +168,8 @@ void add_adapter_flags(cli::App& app, AdapterFlags& f) {
 }
 
 void AdapterFlags::check() const {
+  TORCH_CHECK_VALUE(!relax_rank || !init_from.empty(),
+                    "--relax_rank: expected --init_from beside it, got none");
   TORCH_CHECK_VALUE(!split_rank || variant == "fused",
                     "--split_rank: expected --variant fused, got ", variant,
                     "; hint: other variants are exported at their own rank");
@@ -143,6 +190,27 @@ void AdapterFlags::check() const {
   parse_patterns("--rate_pattern", rate_pattern);
 }
 
+lightlora::Components AdapterFlags::read_start() {
+  if (init_from.empty()) return {};
+  auto start = lightlora::load_native(lightlora::SafetensorsFile(init_from));
+  TORCH_CHECK(start.count("unet") && !start["unet"].empty(), "--init_from '", init_from,
+              "': expected adapters of a UNet, got none");
+  TORCH_CHECK((start.count("text_encoder") > 0) == train_text_encoder, "--init_from '", init_from,
+              "': expected adapters of the text encoder if and only if --train_text_encoder is given, got ",
+              train_text_encoder ? "none" : "some");
+  const auto& first = start["unet"].front();
+  TORCH_CHECK(!relax_rank || first.variant == "light" || first.variant == "classic", "--relax_rank: ",
+              "expected a light or classic adapter in '", init_from, "', got a ", first.variant, " one");
+  variant = first.variant;
+  rank = relax_rank.value_or(first.options.rank());
+  aux_init = lightlora::to_string(first.options.aux_init());
+  aux_in = first.options.aux_in();
+  aux_out = first.options.aux_out();
+  aux_seed = first.options.aux_seed();
+  if (!relax_rank) network_alpha = first.options.network_alpha();
+  return start;
+}
+
 // Light's first steps move the weights far less than Classic's at one rate: its step does not grow
 // with the layer's width.
 double AdapterFlags::usual_rate() const { return variant == "classic" ? 5e-4 : 2e-3; }
@@ -159,16 +227,27 @@ lightlora::LoRAOptions AdapterFlags::lora_options() const {
 }
 
 Adapters::Adapters(const AdapterFlags& flags, torch::nn::Module& unet,
-                   torch::nn::Module* text_encoder, uint64_t seed)
-    : flags_(flags) {
+                   torch::nn::Module* text_encoder, uint64_t seed, lightlora::Components start)
+    : flags_(flags), start_(std::move(start)) {
   torch::manual_seed(seed);
-  unet_ = patch_with_patterns(unet, flags, flags.target_modules);
+  unet_ = make("unet", unet, flags.target_modules);
   if (flags.train_text_encoder) {
-    text_encoder_ = patch_with_patterns(*text_encoder, flags, flags.text_encoder_target_modules);
+    text_encoder_ = make("text_encoder", *text_encoder, flags.text_encoder_target_modules);
   }
   require_used("--rank_pattern", flags.rank_pattern, all());
   require_used("--alpha_pattern", flags.alpha_pattern, all());
   require_used("--rate_pattern", flags.rate_pattern, all());
+}
+
+lightlora::Patched Adapters::make(const std::string& component, torch::nn::Module& model,
+                                  const std::vector<std::string>& names) {
+  if (start_.empty()) return patch_with_patterns(model, flags_, names);
+  auto lora = lightlora::patch(model, start_.at(component));
+  if (!flags_.relax_rank) return lora;
+  lora->merge_and_unload(/*safe=*/true);
+  std::vector<std::string> layers;
+  for (const auto& layer : start_.at(component)) layers.push_back(layer.layer.name);
+  return patch_with_patterns(model, flags_, layers);
 }
 
 std::vector<lightlora::Patched> Adapters::all() const {
@@ -205,15 +284,23 @@ std::vector<ParameterGroup> Adapters::groups(double learning_rate) const {
 lightlora::Components Adapters::state() const {
   lightlora::Components state{{"unet", unet_->state()}};
   if (text_encoder_) state["text_encoder"] = text_encoder_->state();
+  if (!flags_.relax_rank) return state;
+  for (auto& [component, layers] : state) {
+    for (auto& layer : layers) layer = joined(layer_of(start_.at(component), layer), layer);
+  }
   return state;
 }
 
 void Adapters::load_state(const lightlora::Components& state) {
-  const auto part = [&](const std::string& name) -> const lightlora::AdapterState& {
+  const auto part = [&](const std::string& name) {
     const auto found = state.find(name);
     TORCH_CHECK(found != state.end(), "training: expected adapters of the ", name,
                 " in the checkpoint, got none; hint: was it trained with --train_text_encoder?");
-    return found->second;
+    lightlora::AdapterState layers = found->second;
+    if (flags_.relax_rank) {
+      for (auto& layer : layers) layer = without(layer_of(start_.at(name), layer), layer);
+    }
+    return layers;
   };
   unet_->load_state(part("unet"));
   if (text_encoder_) text_encoder_->load_state(part("text_encoder"));

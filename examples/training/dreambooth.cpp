@@ -21,7 +21,7 @@ std::string in_folder(const std::string& folder, const char* name) {
 }  // namespace
 
 DreamBooth::DreamBooth(Flags& flags, const distributed::Group& group)
-    : flags_(flags), group_(group) {
+    : flags_(flags), group_(group), start_(flags.adapter.read_start()) {
   auto files = read_with_notices(flags.instance_data_dir);
   auto held_out = split_off(files, flags.data.validation_split, flags.seed);
   if (flags.with_prior_preservation) prepare_class_pictures();
@@ -97,7 +97,7 @@ void DreamBooth::learn_words() {
 void DreamBooth::adapt() {
   torch::nn::Module* text_encoder =
       flags_.adapter.train_text_encoder ? pipeline_->text_encoder().get() : nullptr;
-  adapters_.emplace(flags_.adapter, *pipeline_->unet(), text_encoder, flags_.seed);
+  adapters_.emplace(flags_.adapter, *pipeline_->unet(), text_encoder, flags_.seed, start_);
   if (flags_.adapter.train_text_encoder) pipeline_->text_encoder()->train();
   for (const auto& model : adapters_->all()) std::cout << model->report().to_string() << "\n";
   std::cout << adapters_->unet()->adapters()[0]->description() << "\n";

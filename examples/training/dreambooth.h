@@ -47,6 +47,7 @@ class DreamBooth {
 
   Flags& flags_;
   distributed::Group group_;
+  lightlora::Components start_;  // what --init_from names
   std::optional<sd::StableDiffusion> pipeline_;
   std::optional<Adapters> adapters_;
   std::optional<ValidationLoss> validation_loss_;

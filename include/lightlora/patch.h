@@ -125,6 +125,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void merge(bool safe = false);
   /// Puts the old weights back, bit for bit. Errors: c10::Error if not merged
   void unmerge();
+  /// Merges for good and takes all adapters off, as PEFT's function of this name: the model is then a
+  /// plain one with other weights. Errors: as `merge`
+  void merge_and_unload(bool safe = false);
   /// Whether the weights hold the adapters.
   bool merged() const { return merged_; }
 

@@ -262,6 +262,13 @@ inline void PatchedImpl::unmerge() {
   merged_ = false;
 }
 
+inline void PatchedImpl::merge_and_unload(bool safe) {
+  merge(safe);
+  for (auto& site : sites_) site.kept = torch::Tensor();
+  merged_ = false;
+  remove();
+}
+
 inline void PatchedImpl::remove() {
   if (merged_) unmerge();
   require_idle("remove");

@@ -46,6 +46,61 @@ def drawn_latents(folder, arguments):
     return values
 
 
+def test_a_file_is_gone_on_from_and_its_rank_relaxed():
+    prompt = ["--prompt", "a sks bear on a blue background", "--seed", 3]
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        base = drawn_latents(folder, prompt)
+        for variant in ["light", "classic"]:
+            one = folder / f"{variant}-one"
+            train(one, "--variant", variant, "--rank", 1, "--network_alpha", 2, "--learning_rate", "0.005", steps=5)
+            start = drawn_latents(folder, [*prompt, "--lora", one / FILES[0]])
+            assert distance(start, base) > 1e-2, variant
+
+            # At a rate of nothing both ways give back what they began with, from either file.
+            for name, relax in [("same", []), ("still", ["--relax_rank", 3])]:
+                train(folder / f"{variant}-{name}", "--init_from", one / FILES[0], *relax, "--learning_rate", "1e-30",
+                      steps=1)
+                for file in FILES:
+                    now = drawn_latents(folder, [*prompt, "--lora", folder / f"{variant}-{name}" / file])
+                    assert distance(now, start) < 1e-4 * distance(start, base), (variant, name, file)
+
+            # The file's part stays as it was, the new ranks learn, and a resumed run ends with the same bytes.
+            more = folder / f"{variant}-more"
+            relaxed = ["--init_from", one / FILES[0], "--relax_rank", 3, "--checkpointing_steps", 2]
+            train(more, *relaxed, steps=4)
+            before, after = read_latents(one / FILES[0]), read_latents(more / FILES[0])
+            assert before.keys() == after.keys()
+            for name, (shape, values) in after.items():  # layers of one shape are stacked
+                layers, rows, columns = shape
+                own = before[name][1]
+                if name.endswith("down"):
+                    assert rows == 4 and before[name][0] == [layers, 1, columns], (name, shape)
+                    kept = [values[layer * 4 * columns:][:columns] for layer in range(layers)]
+                    assert all(part == own[layer * columns:][:columns] for layer, part in enumerate(kept)), name
+                else:
+                    assert columns == 4 and before[name][0] == [layers, rows, 1], (name, shape)
+                    assert any(value for index, value in enumerate(values) if index % 4), name
+            whole = (more / FILES[0]).read_bytes()
+            train(more, *relaxed, "--resume_from_checkpoint", "checkpoint-2", steps=4)
+            assert (more / FILES[0]).read_bytes() == whole, variant
+
+
+def test_what_cannot_be_gone_on_from_is_one_clear_line():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        train(folder / "fused", "--variant", "fused", steps=1)
+        for status, expected, flags in [
+                (2, "--relax_rank: expected --init_from", ["--relax_rank", 2]),
+                (1, "expected a light or classic adapter", ["--init_from", folder / "fused" / FILES[0], "--relax_rank", 2]),
+                (1, "if and only if --train_text_encoder", ["--init_from", folder / "fused" / FILES[0],
+                                                            "--train_text_encoder"])]:
+            done = run("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL, "--instance_data_dir", SUBJECT,
+                       "--instance_prompt", "a sks bear", "--output_dir", folder / "out", "--device", "cpu", *flags)
+            assert done.returncode == status and len(done.stderr.splitlines()) == 1, done
+            assert expected in done.stderr, (expected, done.stderr)
+
+
 def test_split_rank_cuts_the_exported_file():
     with scratch() as folder:
         folder = pathlib.Path(folder)
