@@ -22,6 +22,7 @@ struct UNetFlags {
   std::string config, device = "cpu", dtype = "fp32";
   int64_t size = 64, batch = 1, threads = 1, steps = 5;
   bool serve = false;
+  std::string pack_weights = "on";
 
   void add_to(cli::App& app) {
     app.group("Model");
@@ -33,6 +34,8 @@ struct UNetFlags {
     app.add_option("--dtype", dtype, "Precision of the weights")->check(cli::one_of(sd::dtype_names()));
     app.add_option("--threads", threads, "Threads of LibTorch")->check(cli::at_least(1));
     app.add_option("--steps", steps, "Steps to measure, after two that are not")->check(cli::at_least(1));
+    app.add_option("--pack_weights", pack_weights, "As of the programs")
+        ->check(cli::one_of({"on", "off"}));
     app.add_flag("--serve", serve,
                  "Take one step for each line of standard input, for program_vs_diffusers.py");
   }
@@ -56,6 +59,7 @@ inline sd::UNet2DConditionModel random_unet(const UNetFlags& flags) {
     parameter.set_requires_grad(false);
   }
   unet->to(sd::pick_device(flags.device));
+  lightlora::pack_weights(*unet, flags.pack_weights == "on");
   return unet;
 }
 

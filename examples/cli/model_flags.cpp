@@ -19,4 +19,11 @@ void add_single_file_flags(App& app, ModelFlags& f) {
                "models have");
 }
 
+void add_pack_weights_flag(App& app, ModelFlags& f, const std::string& automatic) {
+  app.add_option("--pack_weights", f.pack_weights,
+                 "On a CPU, keep the UNet's weights in its kernels' layout too: faster, for more "
+                 "memory; auto: " + automatic)
+      ->check(cli::one_of({"auto", "on", "off"}));
+}
+
 }  // namespace cli

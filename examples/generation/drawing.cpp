@@ -25,7 +25,8 @@ sd::StableDiffusionOptions pipeline_options(const Flags& flags) {
       .device(sd::pick_device(flags.device))
       .dtype(sd::pick_dtype(flags.dtype))
       .model_config(flags.model_config)
-      .allow_trailing_bytes(flags.allow_trailing_bytes);
+      .allow_trailing_bytes(flags.allow_trailing_bytes)
+      .pack_weights(flags.packs(/*otherwise=*/true));
 }
 
 // The prompt as the text encoder gets it.

@@ -162,7 +162,7 @@ class Transformer2DModelImpl : public torch::nn::Cloneable<Transformer2DModelImp
   torch::nn::GroupNorm norm{nullptr};
   /// One pair of these exists, as `use_linear_projection` says.
   lightlora::Linear proj_in_linear{nullptr}, proj_out_linear{nullptr};
-  torch::nn::Conv2d proj_in_conv{nullptr}, proj_out_conv{nullptr};
+  lightlora::Conv2d proj_in_conv{nullptr}, proj_out_conv{nullptr};
   torch::nn::ModuleList transformer_blocks;
 };
 TORCH_MODULE(Transformer2DModel);

@@ -13,8 +13,8 @@ at::Tensor norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x) {
   return normed.requires_grad() ? at::silu(normed) : at::silu_(normed);
 }
 
-torch::nn::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel) {
-  return torch::nn::Conv2d(torch::nn::Conv2dOptions(in, out, kernel).padding((kernel - 1) / 2));
+lightlora::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel) {
+  return lightlora::Conv2d(torch::nn::Conv2dOptions(in, out, kernel).padding((kernel - 1) / 2));
 }
 
 torch::nn::GroupNorm make_group_norm(int64_t groups, int64_t channels, double eps) {
@@ -66,7 +66,7 @@ Downsample2DImpl::Downsample2DImpl(int64_t channels, int64_t padding)
 
 void Downsample2DImpl::reset() {
   conv = register_module(
-      "conv", torch::nn::Conv2d(
+      "conv", lightlora::Conv2d(
                   torch::nn::Conv2dOptions(channels_, channels_, 3).stride(2).padding(padding_)));
 }
 

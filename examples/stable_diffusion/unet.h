@@ -101,7 +101,7 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   std::vector<std::string> attention_names() const;
 
   UNet2DConditionModelOptions options;
-  torch::nn::Conv2d conv_in{nullptr}, conv_out{nullptr};
+  lightlora::Conv2d conv_in{nullptr}, conv_out{nullptr};
   TimestepEmbedding time_embedding{nullptr};
   torch::nn::ModuleList down_blocks, up_blocks;
   UNetMidBlock mid_block{nullptr};

@@ -31,7 +31,7 @@ bool may_differ(const std::string& name) {
       "output_dir", "max_train_steps", "num_train_epochs", "checkpointing_steps",
       "checkpoints_total_limit", "resume_from_checkpoint", "report_to", "logging_dir",
       "validation_prompt", "num_validation_images", "validation_epochs", "validation_steps",
-      "device", "gradient_checkpointing", "pre_compute_text_embeddings", "split_rank",
+      "device", "pre_compute_text_embeddings", "split_rank",
       "sample_batch_size", "rendezvous_timeout", "heartbeat_timeout",
       "pretrained_model_name_or_path", "model_config", "allow_trailing_bytes", "instance_data_dir",
       "class_data_dir", "train_data_dir", "save_steps"};

@@ -4,6 +4,7 @@
 #include <lightlora/adapter.h>
 #include <lightlora/inference_cache.h>
 #include <lightlora/low_rank_linear.h>
+#include <lightlora/packed_weight.h>
 #include <lightlora/route.h>
 #include <lightlora/targets.h>
 #include <torch/nn/modules/activation.h>
@@ -116,11 +117,29 @@ class AdapterSlot {
   /// Forces one, or lets the shape decide with `automatic`.
   void set_route(Route route) { route_ = route; }
 
+  /// Keeps the frozen weight a second time in the CPU kernels' own layout (see PackedWeight), for
+  /// faster forward and backward passes; of no effect on other devices and while the weight trains.
+  void set_packed(bool on) {
+    if (on != is_packed()) packed_ = on ? std::make_shared<PackedWeight>() : nullptr;
+  }
+  /// Whether it does.
+  bool is_packed() const { return packed_ != nullptr; }
+
   /// Gives back the memory of what evaluation has kept.
   void clear_cache() { cache_->clear(); }
 
  protected:
   ~AdapterSlot() = default;
+
+  /// What holds the packed weight, or null.
+  const PackedWeight* packed() const { return packed_.get(); }
+  /// The same if a product with `x` can use it.
+  const PackedWeight* packed_for(const at::Tensor& x, const at::Tensor& weight,
+                                 const std::optional<at::Tensor>& bias) const {
+    const bool usable =
+        packed_ && !detail::autocast_dtype(x) && PackedWeight::usable(x, weight, bias);
+    return usable ? packed_.get() : nullptr;
+  }
 
   /// Whether to compute with `merged_once`.
   bool takes_merged_once(const torch::nn::Module& self, const at::Tensor& weight,
@@ -169,7 +188,21 @@ class AdapterSlot {
   Route route_ = Route::automatic;
   // Shared by copies of a layer, which only costs them hits.
   std::shared_ptr<InferenceCache> cache_ = std::make_shared<InferenceCache>();
+  std::shared_ptr<PackedWeight> packed_;  // shared as the cache is
 };
+
+/// Switches packed weights on or off in every drop-in layer of a model (see AdapterSlot::set_packed),
+/// adapted or not, and returns how many there are.
+inline int64_t pack_weights(torch::nn::Module& model, bool on = true) {
+  int64_t layers = 0;
+  for (const auto& module : model.modules()) {
+    if (auto* slot = dynamic_cast<AdapterSlot*>(module.get())) {
+      slot->set_packed(on);
+      ++layers;
+    }
+  }
+  return layers;
+}
 
 /// The weight of one layer of a model: where it is, and how it reads as a matrix (out, in).
 /// A layer type that can be adapted is one line in `find_weights`.

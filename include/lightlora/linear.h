@@ -24,6 +24,7 @@ std::shared_ptr<torch::nn::Module> copy_values(const Impl& from, std::shared_ptr
     target.set_requires_grad(item.value().requires_grad());
   }
   to->train(from.is_training());
+  to->set_packed(from.is_packed());
   return to;
 }
 
@@ -41,7 +42,11 @@ class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
   /// x weight^T + bias, and what the active adapters add.
   torch::Tensor forward(const torch::Tensor& x) {
     const auto bias_or_none = bias.defined() ? std::optional<torch::Tensor>(bias) : std::nullopt;
-    if (active_adapters().empty()) return at::linear(x, weight, bias_or_none);
+    if (active_adapters().empty()) {
+      const PackedWeight* const packed = packed_for(x, weight, bias_or_none);
+      return packed ? packed_linear(x, weight, bias_or_none, *packed)
+                    : at::linear(x, weight, bias_or_none);
+    }
     if (takes_merged_once(*this, weight, x)) return at::linear(x, merged(), bias_or_none);
     const bool dropping = is_training() && any_dropout(active_adapters());
     if (dropping || !all_have_factors(active_adapters())) {
@@ -49,7 +54,7 @@ class LinearImpl : public torch::nn::LinearImpl, public AdapterSlot {
     }
     const auto [factors, scale] = composed_factors();
     return low_rank_linear(x, weight, bias_or_none, factors, scale,
-                           active_adapters()[0].adapter->layer().name, route());
+                           active_adapters()[0].adapter->layer().name, route(), packed());
   }
 
   /// A copy that is a drop-in layer too, with an empty slot.
@@ -79,7 +84,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
 
   /// The convolution, and what the active adapters add.
   torch::Tensor forward(const torch::Tensor& x) {
-    if (active_adapters().empty()) return torch::nn::Conv2dImpl::forward(x);
+    if (active_adapters().empty()) return base(x);
     if (takes_merged_once(*this, weight, x)) return _conv_forward(x, merged());
     const bool dropping = is_training() && any_dropout(active_adapters());
     if (dropping || !all_have_factors(active_adapters()) || options.groups() != 1 || !pads_zeros()) {
@@ -92,7 +97,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
     const auto up = factors.up.to(x.scalar_type()).reshape({weight.size(0), rank, 1, 1});
     const auto hidden = torch::nn::functional::detail::conv2d(
         x, down, /*bias=*/{}, options.stride(), options.padding(), options.dilation(), 1);
-    return at::add(_conv_forward(x, weight), at::conv2d(hidden, up), scale);
+    return at::add(base(x), at::conv2d(hidden, up), scale);
   }
 
   /// A copy that is a drop-in layer too, with an empty slot.
@@ -111,6 +116,18 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
   }
 
  private:
+  // The convolution without adapters. Kernels of one pixel are a plain product, which packing slows.
+  torch::Tensor base(const torch::Tensor& x) {
+    const auto bias_or_none = bias.defined() ? std::optional<torch::Tensor>(bias) : std::nullopt;
+    const PackedWeight* const packed = packed_for(x, weight, bias_or_none);
+    const auto* const padding = std::get_if<torch::ExpandingArray<2>>(&options.padding());
+    const bool fits = packed && padding && x.dim() == 4 && options.groups() == 1 && pads_zeros() &&
+                      weight.size(2) * weight.size(3) > 1;
+    if (!fits) return _conv_forward(x, weight);
+    return packed_conv2d(x, weight, bias_or_none, *packed, *options.stride(), **padding,
+                         *options.dilation());
+  }
+
   bool pads_zeros() const {
     return std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode());
   }
@@ -121,7 +138,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
     if (!dropping && !detail::autocast_dtype(x) && !at::isReducedFloatingType(x.scalar_type())) {
       return _conv_forward(x, summed());
     }
-    torch::Tensor y = _conv_forward(x, weight);
+    torch::Tensor y = base(x);
     for (const auto& item : active_adapters()) {
       const torch::Tensor kernels = view.shaped(item.adapter->delta(view.matrix()));
       y = at::add(y, convolve(dropping ? adapter_input(item, x) : x, kernels.to(x.scalar_type())),

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <lightlora/factors.h>
+#include <lightlora/packed_weight.h>
 #include <lightlora/route.h>
 #include <lightlora/thin_products.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -45,13 +46,16 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             const at::Tensor& weight, const at::Tensor& down, const at::Tensor& up,
                             double scale, int64_t wanted_route,
-                            const std::optional<at::Tensor>& bias) {
+                            const std::optional<at::Tensor>& bias, const PackedWeight* packed) {
     at::Tensor rows = as_rows(x);
     const bool thin = thin::usable(rows, down, up);
     auto route = static_cast<Route>(wanted_route);
-    if (route == Route::automatic) route = choose_route(rows.size(0), weight, thin);
+    if (route == Route::automatic) {
+      // A weight that is merged anew in each step cannot be packed once.
+      route = packed ? Route::bypass : choose_route(rows.size(0), weight, thin);
+    }
     const bool merge = route == Route::merged;
-    at::Tensor y = at::linear(rows, merge ? merged_weight(weight, down, up, scale) : weight, bias);
+    at::Tensor y = base_product(rows, weight, down, up, scale, merge, bias, packed);
     at::Tensor h;
     if (thin) {
       rows = thin::dense_rows(rows);
@@ -66,6 +70,9 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
     ctx->saved_data["merge"] = merge;
     ctx->saved_data["thin"] = thin;
     ctx->saved_data["has_bias"] = bias.has_value();
+    if (packed && !merge && x.requires_grad()) {
+      ctx->saved_data["packed_t"] = packed->linear_weight_t(weight);
+    }
     auto sizes = x.sizes().vec();
     ctx->saved_data["x_sizes"] = sizes;
     sizes.back() = weight.size(0);
@@ -76,13 +83,10 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
                                                  const torch::autograd::variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &rows = saved[0], &weight = saved[1], &down = saved[2], &up = saved[3];
-    const double scale = ctx->saved_data["scale"].toDouble();
     const bool merge = ctx->saved_data["merge"].toBool();
     at::Tensor dy = as_rows(grads[0]);
     at::Tensor dx, dw, db;
-    if (ctx->needs_input_grad(0)) {
-      dx = dy.mm(merge ? merged_weight(weight, down, up, scale) : weight);
-    }
+    if (ctx->needs_input_grad(0)) dx = base_gradient(*ctx, dy, weight, down, up, merge);
     const at::Tensor bypassed_dx = merge ? at::Tensor() : dx;
     const auto factors = ctx->saved_data["thin"].toBool()
                              ? thin_backward(*ctx, rows, dy, bypassed_dx, down, up)
@@ -90,10 +94,29 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
     if (ctx->needs_input_grad(1)) dw = dy.t().mm(rows);
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(4)) db = dy.sum(0);
     if (dx.defined()) dx = dx.reshape(ctx->saved_data["x_sizes"].toIntVector());
-    return {dx, dw, factors.first, factors.second, at::Tensor(), at::Tensor(), db};
+    return {dx, dw, factors.first, factors.second, at::Tensor(), at::Tensor(), db,
+            at::Tensor()};
   }
 
  private:
+  static at::Tensor base_product(const at::Tensor& rows, const at::Tensor& weight,
+                                 const at::Tensor& down, const at::Tensor& up, double scale,
+                                 bool merge, const std::optional<at::Tensor>& bias,
+                                 const PackedWeight* packed) {
+    if (merge) return at::linear(rows, merged_weight(weight, down, up, scale), bias);
+    if (packed) return PackedWeight::linear(rows, packed->linear_weight(weight), bias);
+    return at::linear(rows, weight, bias);
+  }
+
+  static at::Tensor base_gradient(torch::autograd::AutogradContext& ctx, const at::Tensor& dy,
+                                  const at::Tensor& weight, const at::Tensor& down,
+                                  const at::Tensor& up, bool merge) {
+    const auto found = ctx.saved_data.find("packed_t");
+    if (found != ctx.saved_data.end()) return PackedWeight::linear(dy, found->second.toTensor());
+    if (!merge) return dy.mm(weight);
+    return dy.mm(merged_weight(weight, down, up, ctx.saved_data["scale"].toDouble()));
+  }
+
   // The gradients of both factors; adds the low-rank part to dx, if that is defined.
   static std::pair<at::Tensor, at::Tensor> thin_backward(torch::autograd::AutogradContext& ctx,
                                                          const at::Tensor& rows,
@@ -137,20 +160,25 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
 /// Dtypes:   x, weight and bias of one floating dtype (or under autocast, which is honoured); the
 ///           factors may have a wider one and get their gradients in it
 /// Errors:   c10::Error with both shapes, and `name` if given, if the last size of x is not `in`
-/// `route` forces one way of computing it; the routes differ by rounding only.
+/// `route` forces one way of computing it; the routes differ by rounding only. `packed` may hold the
+/// weight in the CPU kernels' layout; it is used where it is usable, and not on the merged route.
 inline at::Tensor low_rank_linear(const at::Tensor& x, const at::Tensor& weight,
                                   const std::optional<at::Tensor>& bias, const Factors& factors,
                                   double scale, std::string_view name = "low_rank_linear",
-                                  Route route = Route::automatic) {
+                                  Route route = Route::automatic,
+                                  const PackedWeight* packed = nullptr) {
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "lightlora: '", name,
               "': expected x (..., ", weight.size(1), "), got ", x.sizes());
   const auto wanted = static_cast<int64_t>(route);
   if (const auto dtype = detail::autocast_dtype(x)) {
     const auto cast_bias = bias ? std::optional<at::Tensor>(bias->to(*dtype)) : std::nullopt;
+    const PackedWeight* none = nullptr;
     return detail::LowRankLinear::apply(x.to(*dtype), weight.to(*dtype), factors.down, factors.up,
-                                        scale, wanted, cast_bias);
+                                        scale, wanted, cast_bias, none);
   }
-  return detail::LowRankLinear::apply(x, weight, factors.down, factors.up, scale, wanted, bias);
+  if (packed && !PackedWeight::usable(x, weight, bias)) packed = nullptr;
+  return detail::LowRankLinear::apply(x, weight, factors.down, factors.up, scale, wanted, bias,
+                                      packed);
 }
 
 }  // namespace lightlora
