@@ -2,6 +2,7 @@
 #include "stable_diffusion/attention.h"
 
 #include <ATen/ATen.h>
+#include <lightlora/linear_group.h>
 #include <torch/nn/modules/dropout.h>
 
 #include <utility>
@@ -57,7 +58,11 @@ void AttentionImpl::reset() {
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context) {
-  const bool repeats = !is_training() && !at::GradMode::is_enabled() && !context.is_same(x);
+  if (context.is_same(x)) {
+    const auto all = lightlora::linear_group(x, {to_q.get(), to_k.get(), to_v.get()});
+    return attend_to(all[0], {all[1], all[2]});
+  }
+  const bool repeats = !is_training() && !at::GradMode::is_enabled();
   const bool adapted = !to_k->active_adapters().empty() || !to_v->active_adapters().empty();
   return attend(x, repeats && !adapted ? project_once(context) : project(context));
 }
@@ -71,12 +76,25 @@ KeyValue AttentionImpl::project_once(const at::Tensor& context) {
 }
 
 KeyValue AttentionImpl::project(const at::Tensor& context) {
-  return {to_k(context), to_v(context)};
+  const auto both = lightlora::linear_group(context, {to_k.get(), to_v.get()});
+  return {both[0], both[1]};
+}
+
+void AttentionImpl::group_projections() {
+  if (options.query_dim() == options.context_dim()) {
+    lightlora::group_weights({to_q.get(), to_k.get(), to_v.get()});
+  } else {
+    lightlora::group_weights({to_k.get(), to_v.get()});
+  }
 }
 
 at::Tensor AttentionImpl::attend(const at::Tensor& x, const KeyValue& context) {
+  return attend_to(to_q(x), context);
+}
+
+at::Tensor AttentionImpl::attend_to(const at::Tensor& query, const KeyValue& context) {
   const at::Tensor result =
-      attention(to_q(x), context.key, context.value, options.heads(), options.upcast_attention());
+      attention(query, context.key, context.value, options.heads(), options.upcast_attention());
   return to_out->at<lightlora::LinearImpl>(0).forward(result);
 }
 

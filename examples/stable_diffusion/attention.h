@@ -60,6 +60,8 @@ class AttentionImpl : public torch::nn::Cloneable<AttentionImpl> {
   /// The two halves of `forward`, for callers that keep the projected context.
   KeyValue project(const at::Tensor& context);
   at::Tensor attend(const at::Tensor& x, const KeyValue& context);
+  /// Lets projections of one input be one product, see lightlora::group_weights; undone by `to()`.
+  void group_projections();
 
   AttentionOptions options;
   lightlora::Linear to_q{nullptr}, to_k{nullptr}, to_v{nullptr};
@@ -67,6 +69,7 @@ class AttentionImpl : public torch::nn::Cloneable<AttentionImpl> {
 
  private:
   KeyValue project_once(const at::Tensor& context);
+  at::Tensor attend_to(const at::Tensor& query, const KeyValue& context);
 
   std::shared_ptr<lightlora::InferenceCache> cache_ = std::make_shared<lightlora::InferenceCache>();
 };

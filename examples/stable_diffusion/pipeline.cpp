@@ -138,6 +138,7 @@ void StableDiffusion::load_unet() {
     load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"));
   }
   finish(unet_, options_);
+  if (options_.device().is_cuda()) unet_->group_projections();
   if (options_.pack_weights()) lightlora::pack_weights(*unet_);
 }
 

@@ -103,6 +103,12 @@ int64_t UNet2DConditionModelImpl::attentions_before(size_t block) const {
   return count;
 }
 
+void UNet2DConditionModelImpl::group_projections() {
+  for (const auto& module : modules()) {
+    if (auto* attention = module->as<AttentionImpl>()) attention->group_projections();
+  }
+}
+
 std::vector<std::string> UNet2DConditionModelImpl::attention_names() const {
   const size_t levels = options.levels();
   std::vector<std::string> names;

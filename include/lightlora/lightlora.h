@@ -21,9 +21,11 @@
 #include <lightlora/inference_cache.h>
 #include <lightlora/layers.h>
 #include <lightlora/linear.h>
+#include <lightlora/linear_group.h>
 #include <lightlora/low_rank.h>
 #include <lightlora/low_rank_linear.h>
 #include <lightlora/options.h>
+#include <lightlora/packed_weight.h>
 #include <lightlora/param_groups.h>
 #include <lightlora/parameter_bank.h>
 #include <lightlora/patch.h>

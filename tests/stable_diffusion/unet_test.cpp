@@ -141,6 +141,27 @@ TEST_CASE("unet: gradients of sample and text equal diffusers'", "[unet][parity]
   }
 }
 
+TEST_CASE("unet: packed weights and grouped projections change rounding only", "[unet][parity]") {
+  for (const auto* name : kModels) {
+    CAPTURE(name);
+    Fixture f(name);
+    for (auto& parameter : f.model->parameters()) parameter.set_requires_grad(false);
+    REQUIRE(lightlora::pack_weights(*f.model) > 20);
+    for (const bool grouped : {false, true}) {
+      if (grouped) f.model->group_projections();
+      {
+        const at::NoGradGuard no_grad;
+        CHECK(close(f.run(), f["output"], kFloatTolerance));
+      }
+      auto sample = f["sample"].clone().requires_grad_();
+      auto context = f["context"].clone().requires_grad_();
+      (f.model(sample, f["timesteps"], context) * f["weighting"]).sum().backward();
+      CHECK(close(sample.grad(), f["grad.sample"], kFloatGradientTolerance));
+      CHECK(close(context.grad(), f["grad.context"], kFloatGradientTolerance));
+    }
+  }
+}
+
 TEST_CASE("unet: a pass with gradients gives what one without gives", "[unet]") {
   // In-place shortcuts are taken only without gradients; the arithmetic is the same.
   for (const auto* name : kModels) {
