@@ -126,6 +126,7 @@ std::vector<Entry> measure_group(const Flags& flags, const Shape& shape, at::Sca
     for (const Form form : {Form::composed, Form::bypass, Form::merged, Form::automatic}) {
       entries.push_back({layer, form});
     }
+    if (layer->can_pack()) entries.push_back({layer, Form::packed});
   }
   for (auto& entry : entries) inspect(entry, device);
   for (auto& entry : entries) sample(entry, clock, 1);

@@ -77,11 +77,11 @@ def compare(server, shape, dtype, variant, rank, seconds, threads):
         return sum(peft_layer.sample(form, repeats, threads))
 
     parts = {"our_bare": lambda: ours("bare"), "ours": lambda: ours("auto"),
-             "peft_bare": lambda: theirs("bare"), "peft": lambda: theirs("lora")}
+             "packed": lambda: ours("packed"), "peft_bare": lambda: theirs("bare"), "peft": lambda: theirs("lora")}
     repeats = 1
     for _ in range(2):
         once = sum(part() for part in parts.values()) * 1e-6
-    repeats = max(1, int(4 * 3e-3 / once))
+    repeats = max(1, int(5 * 3e-3 / once))
     rounds = min(101, max(9, int(seconds / (once * repeats))))
     times = {name: [] for name in parts}
     for _ in range(rounds):
@@ -96,9 +96,11 @@ def compare(server, shape, dtype, variant, rank, seconds, threads):
             **{f"{name}_iqr_us": spread(values) for name, values in times.items()},
             "our_ratio_to_bare": median([a / b for a, b in zip(times["ours"], times["our_bare"])]),
             "peft_ratio_to_bare": median([a / b for a, b in zip(times["peft"], times["peft_bare"])]),
+            "packed_ratio_to_bare": median([a / b for a, b in zip(times["packed"], times["our_bare"])]),
             "our_overhead_us": our_overhead, "peft_overhead_us": peft_overhead,
             "overhead_ratio": our_overhead / peft_overhead,
             "total_ratio": median([a / b for a, b in zip(times["ours"], times["peft"])]),
+            "packed_total_ratio": median([a / b for a, b in zip(times["packed"], times["peft"])]),
             "our_kept_bytes": ours.kept, "peft_kept_bytes": kept}
 
 
@@ -118,18 +120,18 @@ def main():
     seconds = 2 if flags.quick else flags.seconds
     server = Server(flags.bin / "layer_benchmark", "--serve", "--threads", flags.threads)
     rows = []
-    print(f"{'rows x in x out':16} dtype variant |   ours/bare   PEFT/bare | overhead ours/PEFT | total ours/PEFT | kept ours, PEFT KB")
+    print(f"{'rows x in x out':16} dtype variant |   ours/bare   PEFT/bare | packed/bare | overhead ours/PEFT | total ours/PEFT, packed | kept ours, PEFT KB")
     for dtype in flags.dtypes:
         for variant in flags.variants:
             own = [compare(server, shape, dtype, variant, flags.rank, seconds, flags.threads) for shape in shapes]
             for row in own:
                 print("{n}x{k}x{m}".format(**row).ljust(16),
-                      "{dtype:5} {variant:7} | {our_ratio_to_bare:11.3f} {peft_ratio_to_bare:11.3f} | {overhead_ratio:18.2f}"
-                      " | {total_ratio:15.3f} |".format(**row),
+                      "{dtype:5} {variant:7} | {our_ratio_to_bare:11.3f} {peft_ratio_to_bare:11.3f} | {packed_ratio_to_bare:11.3f}"
+                      " | {overhead_ratio:18.2f} | {total_ratio:15.3f} {packed_total_ratio:7.3f} |".format(**row),
                       f"{row['our_kept_bytes'] / 1024:8.1f} {row['peft_kept_bytes'] / 1024:8.1f}", flush=True)
             # A difference below the clock's noise can come out negative, which has no logarithm.
             mean = geometric_mean([max(row["overhead_ratio"], 1e-3) for row in own])
-            print(f"{'geometric mean':16} {dtype:5} {variant:7} | {'':23} | {mean:18.2f}", flush=True)
+            print(f"{'geometric mean':16} {dtype:5} {variant:7} | {'':23} | {'':11} | {mean:18.2f}", flush=True)
             rows += own
     server.close()
     if flags.json:

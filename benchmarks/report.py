@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of the backend)
 
 COLOURS = {"composed": "#b8b8b8", "PEFT": "#d98c5f", "bypass": "#4c78a8", "merged": "#72b7b2", "auto": "#2f4b7c",
+           "packed": "#59a14f", "lightlora, packed": "#59a14f",
            "lightlora": "#2f4b7c", "diffusers + PEFT": "#d98c5f", "diffusers": "#d98c5f"}
 
 
@@ -63,11 +64,13 @@ def plot_layer(folder, data):
             own = [row for row in rows if row["variant"] == variant and row["dtype"] == dtype]
             shapes = list(dict.fromkeys(shape(row) for row in own))
             series = {route: [next((row["ratio_to_bare"] for row in own if shape(row) == s and row["route"] == route),
-                                   None) for s in shapes] for route in ["composed", "bypass", "merged", "auto"]}
+                                   None) for s in shapes] for route in ["composed", "bypass", "merged", "auto", "packed"]}
             axis = axes[i][j]
+            series = {route: values for route, values in series.items() if any(values)}
             bars(axis, shapes, series, lowest=1.0)
             axis.axhline(1, color="black", linewidth=0.8)
-            axis.set_ylim(1.0, min(3.0, 1.12 * max(v for values in series.values() for v in values if v)))
+            lowest = min(v for values in series.values() for v in values if v)
+            axis.set_ylim(min(1.0, lowest - 0.08), min(3.0, 1.12 * max(v for values in series.values() for v in values if v)))
             axis.set_title(f"{variant}, rank {own[0]['rank']}, {dtype}", fontsize=9)
             axis.set_ylabel("time / bare layer", fontsize=8)
     axes[0][0].legend(fontsize=7, ncols=4, loc="upper right")
@@ -82,7 +85,9 @@ def plot_peft(folder, data):
     for axis, dtype in zip(axes[0], dtypes):
         own = [row for row in rows if row["dtype"] == dtype and row["variant"] == "classic"]
         bars(axis, [shape(row) for row in own], {"PEFT": [row["peft_ratio_to_bare"] for row in own],
-                                                 "lightlora": [row["our_ratio_to_bare"] for row in own]}, lowest=1.0)
+                                                 "lightlora": [row["our_ratio_to_bare"] for row in own],
+                                                 "lightlora, packed": [row["packed_ratio_to_bare"] for row in own]},
+             lowest=1.0)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_title(f"ClassicLoRA, rank {own[0]['rank']}, {dtype}", fontsize=9)
         axis.set_ylabel("time / own bare layer", fontsize=8)
@@ -138,8 +143,10 @@ def peft_tables(data):
     machine = data["machine"]
     text = f"\n## Layer against PEFT {machine['peft']}\n\n{caption(machine)}.\n\n" + table({
         "rows×in→out": shape, "dtype": lambda r: r["dtype"], "variant, rank": lambda r: f"{r['variant']}, {r['rank']}",
-        "ours / bare": lambda r: f"{r['our_ratio_to_bare']:.3f}", "PEFT / bare": lambda r: f"{r['peft_ratio_to_bare']:.3f}",
+        "ours / bare": lambda r: f"{r['our_ratio_to_bare']:.3f}", "packed / bare": lambda r: f"{r['packed_ratio_to_bare']:.3f}",
+        "PEFT / bare": lambda r: f"{r['peft_ratio_to_bare']:.3f}",
         "overhead ours / PEFT": lambda r: f"{r['overhead_ratio']:.2f}", "total ours / PEFT": lambda r: f"{r['total_ratio']:.3f}",
+        "total packed / PEFT": lambda r: f"{r['packed_total_ratio']:.3f}",
         "kept KB, ours": lambda r: f"{r['our_kept_bytes'] / 1024:.1f}",
         "kept KB, PEFT": lambda r: f"{r['peft_kept_bytes'] / 1024:.1f}", "samples": lambda r: str(r["samples"])}, data["rows"])
     for key in dict.fromkeys((row["dtype"], row["variant"]) for row in data["rows"]):

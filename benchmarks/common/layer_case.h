@@ -18,15 +18,17 @@ struct Shape {
 };
 
 /// `bare`: the frozen layer alone. `composed`: base(x) + scale * up(down(x)) from single operators,
-/// as adapters are usually written. The others are routes of `lightlora::Linear`.
-enum class Form { bare, composed, bypass, merged, automatic };
+/// as adapters are usually written. The others are routes of `lightlora::Linear`; `packed` is the
+/// automatic one over a weight that is kept in the CPU kernels' layout too.
+enum class Form { bare, composed, bypass, merged, automatic, packed };
 
 inline const std::vector<std::pair<Form, std::string>>& forms() {
   static const std::vector<std::pair<Form, std::string>> all{{Form::bare, "bare"},
                                                              {Form::composed, "composed"},
                                                              {Form::bypass, "bypass"},
                                                              {Form::merged, "merged"},
-                                                             {Form::automatic, "auto"}};
+                                                             {Form::automatic, "auto"},
+                                                             {Form::packed, "packed"}};
   return all;
 }
 
@@ -41,7 +43,7 @@ inline Form parse_form(const std::string& text) {
   for (const auto& [value, name] : forms()) {
     if (text == name) return value;
   }
-  TORCH_CHECK_VALUE(false, "form: expected bare, composed, bypass, merged or auto, got '", text, "'");
+  TORCH_CHECK_VALUE(false, "form: expected bare, composed, bypass, merged, auto or packed, got '", text, "'");
 }
 
 struct LayerSetup {
@@ -77,6 +79,11 @@ class LayerCase {
   /// Inner width of the factors.
   int64_t inner_rank() const { return adapter_->rank(); }
 
+  /// Whether this device and dtype have packed weights.
+  bool can_pack() const {
+    return lightlora::PackedWeight::usable(x_, model_->parameters()[0], std::nullopt);
+  }
+
   void fresh_inputs() {
     const auto options = at::TensorOptions(setup_.device).dtype(setup_.dtype);
     x_ = at::randn({setup_.shape.n, setup_.shape.k}, options).requires_grad_();
@@ -88,6 +95,11 @@ class LayerCase {
     if (form == Form::bare) return at::linear(x_, weight);
     if (form == Form::composed) {
       return composed(x_, weight, adapter_->factors(), adapter_->scale());
+    }
+    if (form == Form::packed) {
+      return lightlora::low_rank_linear(x_, weight, std::nullopt, adapter_->factors(),
+                                        adapter_->scale(), "packed", lightlora::Route::automatic,
+                                        &packed_);
     }
     layer().set_route(form == Form::bypass   ? lightlora::Route::bypass
                       : form == Form::merged ? lightlora::Route::merged
@@ -150,6 +162,7 @@ class LayerCase {
   }
 
   LayerSetup setup_;
+  lightlora::PackedWeight packed_;
   torch::nn::Sequential model_;
   lightlora::Patched lora_;
   std::shared_ptr<lightlora::Adapter> adapter_;
