@@ -22,6 +22,7 @@ void print_start(const InversionFlags& flags, const Inversion& inversion) {
             << "  Num examples = " << inversion.samples_per_epoch() << " at "
             << *flags.data.resolution << "x" << *flags.data.resolution << "\n"
             << "  Trained values = " << inversion.trained_values() << "\n"
+            << "  Num processes = " << f.processes << "\n"
             << "  Total train batch size = " << f.total_batch_size() << "\n"
             << "  Total optimization steps = " << *f.max_train_steps << "\n"
             << "  Learning rate = " << *f.learning_rate << "\n";

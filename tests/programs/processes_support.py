@@ -18,8 +18,9 @@ def free_port():
 
 
 def clean_environment(**more):
+    """Without a launcher's variables, and without GPUs: there may be fewer than processes."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    return {**kept, "OMP_NUM_THREADS": "1", **more}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 def training_flags(output, *more, steps=3, batch=1):
