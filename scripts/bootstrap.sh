@@ -116,7 +116,7 @@ install_test_packages() {
 }
 
 if $with_tests; then
-  debian_packages+=(doxygen openmpi-bin)  # the API reference; a launcher of several processes
+  debian_packages+=(doxygen openmpi-bin iproute2)  # the API reference; a launcher of several processes; machines made of namespaces
 fi
 install_debian_packages
 libtorch_is_given || install_libtorch
