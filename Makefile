@@ -10,7 +10,7 @@ BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
 
 help:
 	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
-	@echo "make study      set up, build, train and compare the variants, write docs/study/"
+	@echo "make study      set up, build, train and compare the variants, write docs/study/; PROCESSES=4 shares the work"
 	@echo "make test       set up, build, run all tests"
 	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/"
 	@echo "make docs       set up, write the documentation site to $(BUILD)/site"

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Trains every variant of examples/study/variants.h from one learned word and writes a page that
-// compares them. `make study` runs it.
+// compares them. `make study` runs it; under torchrun or mpirun its runs are dealt out.
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <iostream>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "cli/app.h"
 #include "cli/run.h"
+#include "distributed/group.h"
 #include "study/page.h"
+#include "study/runner.h"
 
 namespace {
 
+using study::Job;
 using study::Result;
 using study::Row;
+using study::Runner;
 using study::Variant;
 
 constexpr size_t kFinalists = 2;  // rates that are tried with every seed
@@ -24,6 +28,7 @@ struct Flags {
   std::string output_dir = "docs/study";
   int64_t seeds = 3;
   bool quick = false;
+  distributed::GroupOptions group;
 };
 
 void add_flags(cli::App& app, Flags& f) {
@@ -51,49 +56,8 @@ void add_flags(cli::App& app, Flags& f) {
   app.add_option("--seeds", f.seeds, "Runs of each variant at its best rates")
       ->check(cli::at_least(1));
   app.add_flag("--quick", f.quick, "Two steps of everything, one other rate: does it work at all?");
+  distributed::add_group_flags(app, f.group);
 }
-
-// All runs, with a line for each that is not done yet.
-class Runner {
- public:
-  Runner(study::Experiment& experiment, int64_t total) : experiment_(experiment), total_(total) {}
-
-  Result train(const Variant& variant, double rate, uint64_t seed) {
-    ++number_;
-    const bool done = experiment_.is_done(variant, rate, seed);
-    const auto begin = std::chrono::steady_clock::now();
-    const Result result = experiment_.train(variant, rate, seed);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    if (done) return result;
-    seconds_ += took.count();
-    ++trained_;
-    report(variant, result, seed);
-    return result;
-  }
-
- private:
-  void report(const Variant& variant, const Result& result, uint64_t seed) const {
-    const double left = seconds_ / static_cast<double>(trained_) *
-                        static_cast<double>(std::max<int64_t>(0, total_ - number_)) / 60;
-    std::cout << "[" << number_ << "/" << total_ << "] " << variant.name << ", rank "
-              << variant.rank << ", a " << variant.aux_in << ", b " << variant.aux_out << ", rate "
-              << study::rounded(result.rate, -1) << ", seed " << seed << ": ";
-    if (result.diverged) {
-      std::cout << "diverged";
-    } else {
-      std::cout << "loss " << study::rounded(result.start_loss, 4) << " -> "
-                << study::rounded(result.quality.loss, 4) << ", likeness "
-                << study::rounded(result.quality.cosine, 3) << ", background "
-                << result.quality.followed << "/" << result.quality.asked;
-    }
-    std::cout << ", " << study::rounded(result.seconds_per_step, 2) << " s a step; about "
-              << study::rounded(left, 0) << " min left" << std::endl;
-  }
-
-  study::Experiment& experiment_;
-  int64_t total_, number_ = 0, trained_ = 0;
-  double seconds_ = 0;
-};
 
 struct Plan {
   std::vector<Variant> rows = study::variants();
@@ -140,79 +104,138 @@ bool better(const std::vector<Result>& a, const std::vector<Result>& b) {
   return mean_loss(a) < mean_loss(b);
 }
 
-// Every rate with the first seed, the two best of them with all seeds; the better one is its own.
-Row make_row(Runner& runner, const Variant& variant, int64_t seeds) {
-  Row row{variant, {}, {}};
+std::vector<double> rates_of(const Variant& variant) {
   std::vector<double> rates{variant.described_rate};
   rates.insert(rates.end(), variant.other_rates.begin(), variant.other_rates.end());
-  std::vector<std::vector<Result>> finalists;
-  for (const double rate : rates) {
-    row.tried.push_back(runner.train(variant, rate, 0));
+  return rates;
+}
+
+using Finalists = std::vector<std::vector<Result>>;  // runs of one rate each
+
+// Every rate with the first seed; the best come first.
+Finalists first_runs(Row& row, const Result*& next) {
+  Finalists finalists;
+  for (size_t i = 0; i < rates_of(row.variant).size(); ++i) {
+    row.tried.push_back(*next++);
     finalists.push_back({row.tried.back()});
   }
   std::stable_sort(finalists.begin(), finalists.end(), better);
   finalists.resize(std::min(finalists.size(), kFinalists));
-  for (auto& runs : finalists) {
-    for (int64_t seed = 1; seed < seeds; ++seed) {
-      runs.push_back(runner.train(variant, runs.front().rate, static_cast<uint64_t>(seed)));
+  return finalists;
+}
+
+// Every rate with the first seed, the two best of them with all seeds; the better one is its own.
+std::vector<Row> make_rows(Runner& runner, const Plan& plan) {
+  std::vector<Job> jobs;
+  for (const auto& variant : plan.rows) {
+    for (const double rate : rates_of(variant)) jobs.push_back({variant, rate, 0});
+  }
+  const auto first = runner.train(jobs);
+  const Result* next = first.data();
+  std::vector<Row> rows;
+  std::vector<Finalists> finalists;
+  jobs.clear();
+  for (const auto& variant : plan.rows) {
+    rows.push_back({variant, {}, {}});
+    finalists.push_back(first_runs(rows.back(), next));
+    for (const auto& runs : finalists.back()) {
+      for (int64_t seed = 1; seed < plan.seeds; ++seed) {
+        jobs.push_back({variant, runs.front().rate, static_cast<uint64_t>(seed)});
+      }
     }
   }
-  row.own = *std::min_element(finalists.begin(), finalists.end(), better);
-  return row;
+  const auto more = runner.train(jobs);
+  next = more.data();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (auto& runs : finalists[i]) {
+      for (int64_t seed = 1; seed < plan.seeds; ++seed) runs.push_back(*next++);
+    }
+    rows[i].own = *std::min_element(finalists[i].begin(), finalists[i].end(), better);
+  }
+  return rows;
 }
 
-// A row with other ranks, its own among them.
-std::vector<Result> sweep_ranks(Runner& runner, const Row& row, const std::vector<int64_t>& ranks) {
-  std::vector<Result> runs{row.own.front()};
-  for (const auto rank : ranks) {
-    Variant variant = row.variant;
+// A row at its own rate with other ranks or bases.
+class Sweep {
+ public:
+  explicit Sweep(const Row& row) : row_(row) {}
+
+  void add(int64_t rank, int64_t aux_in, int64_t aux_out) {
+    Variant variant = row_.variant;
     variant.rank = rank;
-    runs.push_back(runner.train(variant, row.own_rate(), 0));
+    variant.aux_in = aux_in;
+    variant.aux_out = aux_out;
+    jobs_.push_back({variant, row_.own_rate(), 0});
   }
-  std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
-  return runs;
+  const std::vector<Job>& jobs() const { return jobs_; }
+
+  // What the jobs came to, the row itself among them.
+  std::vector<Result> sorted(const Result*& next) const {
+    std::vector<Result> runs{row_.own.front()};
+    runs.insert(runs.end(), next, next + jobs_.size());
+    next += jobs_.size();
+    std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) {
+      return std::pair(a.rank, a.aux_in) < std::pair(b.rank, b.aux_in);
+    });
+    return runs;
+  }
+
+ private:
+  const Row& row_;
+  std::vector<Job> jobs_;
+};
+
+Sweep rank_sweep(const Row& row, const Plan& plan) {
+  Sweep sweep(row);
+  for (const auto rank : plan.ranks) sweep.add(rank, row.variant.aux_in, row.variant.aux_out);
+  return sweep;
 }
 
-std::vector<Result> sweep_sizes(Runner& runner, const Row& row,
-                                const std::vector<std::pair<int64_t, int64_t>>& sizes) {
-  std::vector<Result> runs{row.own.front()};
-  for (const auto& [a, b] : sizes) {
-    Variant variant = row.variant;
-    variant.aux_in = a;
-    variant.aux_out = b;
-    runs.push_back(runner.train(variant, row.own_rate(), 0));
-  }
-  std::sort(runs.begin(), runs.end(),
-            [](const auto& a, const auto& b) { return a.aux_in < b.aux_in; });
-  return runs;
+Sweep size_sweep(const Row& row, const Plan& plan) {
+  Sweep sweep(row);
+  for (const auto& [a, b] : plan.sizes) sweep.add(row.variant.rank, a, b);
+  return sweep;
 }
 
-void run(Flags& flags) {
+void run_sweeps(Runner& runner, const Plan& plan, study::Study& study) {
+  std::vector<std::pair<Sweep, std::vector<Result>*>> sweeps;
+  if (const auto* light = study.find("light")) {
+    sweeps.emplace_back(rank_sweep(*light, plan), &study.light_ranks);
+    sweeps.emplace_back(size_sweep(*light, plan), &study.basis_sizes);
+  }
+  if (const auto* classic = study.find("classic")) {
+    sweeps.emplace_back(rank_sweep(*classic, plan), &study.classic_ranks);
+  }
+  std::vector<Job> jobs;
+  for (const auto& [sweep, results] : sweeps) {
+    jobs.insert(jobs.end(), sweep.jobs().begin(), sweep.jobs().end());
+  }
+  const auto runs = runner.train(jobs);
+  const Result* next = runs.data();
+  for (const auto& [sweep, results] : sweeps) *results = sweep.sorted(next);
+}
+
+void run(Flags& flags, const distributed::Group& group) {
   const Plan plan = make_plan(flags);
   std::cout << "study: " << plan.rows.size() << " variants, " << plan.runs() << " runs of "
             << flags.settings.steps << " steps, " << plan.seeds << " seeds; finished runs lie in "
             << flags.settings.work_dir << std::endl;
-  study::Experiment experiment(flags.settings);
-  Runner runner(experiment, plan.runs());
-  study::Study study;
-  study.settings = flags.settings;
   for (const auto& variant : plan.rows) {
     if (variant.init == "both_zero") {
       std::cout << "warning: " << variant.name << " starts on a saddle: every gradient is exactly "
                 << "zero there, so nothing will be learned\n";
     }
-    study.rows.push_back(make_row(runner, variant, plan.seeds));
   }
-  if (const auto* light = study.find("light")) {
-    study.light_ranks = sweep_ranks(runner, *light, plan.ranks);
-    study.basis_sizes = sweep_sizes(runner, *light, plan.sizes);
-  }
-  if (const auto* classic = study.find("classic")) {
-    study.classic_ranks = sweep_ranks(runner, *classic, plan.ranks);
-  }
+  const auto experiment = study::make_experiment(flags.settings, group);
+  Runner runner(*experiment, group, plan.runs());
+  study::Study study;
+  study.settings = flags.settings;
+  study.rows = make_rows(runner, plan);
+  run_sweeps(runner, plan, study);
+  if (!group.is_main()) return;  // what is left takes seconds
   if (const auto* fused = study.find("fused"); fused && !fused->diverged()) {
     study.unsplit_loss = fused->own.front().curve.back().second;
-    study.splits = experiment.split(fused->variant, fused->own_rate(), 0, plan.split_ranks);
+    study.splits = experiment->split(fused->variant, fused->own_rate(), 0, plan.split_ranks);
   }
   study::write_page(study, flags.output_dir);
   std::cout << "\n"
@@ -228,5 +251,7 @@ int main(int argc, char** argv) {
                "Trains every variant from one learned word and writes a page that compares them.",
                "compare_variants --steps 300 --seeds 5 --work_dir study-long");
   add_flags(app, flags);
-  return cli::run(argc, argv, app, [&] { run(flags); });
+  return cli::run(argc, argv, app, [&] {
+    distributed::run(app, flags.group, [&](const distributed::Group& group) { run(flags, group); });
+  });
 }

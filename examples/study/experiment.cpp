@@ -122,6 +122,12 @@ std::vector<std::string> Settings::prompts() const {
   return prompts;
 }
 
+std::string Settings::word_file() const {
+  distributed::Fingerprint print;
+  print.add(word_settings());
+  return (fs::path(work_dir) / ("word-" + print.hexadecimal() + ".safetensors")).string();
+}
+
 Experiment::Experiment(const Settings& settings)
     : settings_(settings),
       pipeline_(settings.model),
@@ -142,10 +148,7 @@ Experiment::Experiment(const Settings& settings)
 }
 
 void Experiment::learn_word() {
-  distributed::Fingerprint print;
-  print.add(settings_.word_settings());
-  const auto name = "word-" + print.hexadecimal() + ".safetensors";
-  const auto file = (fs::path(settings_.work_dir) / name).string();
+  const auto file = settings_.word_file();
   if (!fs::exists(file)) {
     training::InversionFlags flags;
     flags.model = settings_.model;
@@ -177,7 +180,7 @@ std::string Experiment::path(const Variant& variant, double rate, uint64_t seed)
 }
 
 bool Experiment::is_done(const Variant& variant, double rate, uint64_t seed) const {
-  return load_result(path(variant, rate, seed) + ".json", settings_.to_string()).has_value();
+  return load_result(result_file(variant, rate, seed), settings_.to_string()).has_value();
 }
 
 training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, double rate,

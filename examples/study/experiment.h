@@ -31,6 +31,8 @@ struct Settings {
   std::string word_settings() const;
   std::string to_string() const;
   std::vector<std::string> prompts() const;
+  /// Where the learned word lies.
+  std::string word_file() const;
 };
 
 /// The learned word of every prompt.
@@ -49,6 +51,10 @@ class Experiment {
   std::vector<Split> split(const Variant& variant, double rate, uint64_t seed,
                            const std::vector<int64_t>& ranks);
   bool is_done(const Variant& variant, double rate, uint64_t seed) const;
+  /// Where a run's result lies when it is done.
+  std::string result_file(const Variant& variant, double rate, uint64_t seed) const {
+    return path(variant, rate, seed) + ".json";
+  }
 
  private:
   /// The stem of a run's files.
