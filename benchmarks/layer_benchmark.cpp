@@ -14,6 +14,7 @@
 #include "cli/run.h"
 #include "common/layer_case.h"
 #include "common/measure.h"
+#include "common/profile.h"
 #include "stable_diffusion/device.h"
 
 namespace {
@@ -28,7 +29,7 @@ struct Flags {
   std::vector<std::string> variants, dtypes, shapes;
   int64_t rank = 4, threads = 1;
   double seconds = 12;
-  bool quick = false, serve = false;
+  bool quick = false, serve = false, profile = false;
 };
 
 // SD 1.5 at 512x512: self-attention of the four levels, cross-attention keys and values.
@@ -294,6 +295,28 @@ void serve(const Flags& flags) {
   }
 }
 
+// Where the time of the library's own form goes, operator by operator.
+void profile(const Flags& flags) {
+  const at::Device device = sd::pick_device(flags.device);
+  constexpr int64_t kRepeats = 300;
+  for (const auto& name : flags.dtypes) {
+    for (const auto& text : flags.shapes) {
+      for (const auto& variant : flags.variants) {
+        LayerCase layer({variant, flags.rank, parse_shape(text), sd::pick_dtype(name), device});
+        for (const Form form : {Form::bare, Form::automatic}) {
+          const auto steps = [&] {
+            for (int64_t i = 0; i < kRepeats; ++i) layer.backward(layer.forward(form), form);
+          };
+          steps();
+          std::printf("\n%s, %s, %s, %s\n", text.c_str(), name.c_str(), variant.c_str(),
+                      bench::to_string(form).c_str());
+          measure::Profile(steps).print(/*most=*/12, kRepeats);
+        }
+      }
+    }
+  }
+}
+
 void run(Flags flags) {
   at::set_num_threads(static_cast<int>(flags.threads));
   if (flags.serve) return serve(flags);
@@ -309,7 +332,7 @@ void run(Flags flags) {
     const auto last = flags.device == "cpu" ? kWide.begin() + 2 : kWide.end();
     flags.shapes.insert(flags.shapes.end(), kWide.begin(), last);
   }
-  measure_all(flags);
+  flags.profile ? profile(flags) : measure_all(flags);
 }
 
 }  // namespace
@@ -332,6 +355,7 @@ int main(int argc, char** argv) {
   app.add_option("--json", flags.json_path, "Write the figures to this file");
   app.add_option("--title", flags.title, "A remark that goes into the file");
   app.add_flag("--quick", flags.quick, "Two small shapes, a few seconds: what the tests run");
+  app.add_flag("--profile", flags.profile, "Show where the time of the layer's own form goes instead");
   app.add_flag("--serve", flags.serve, "Take cases from standard input, for layer_vs_peft.py");
   return cli::run(argc, argv, app, [&] { run(flags); });
 }

@@ -11,6 +11,7 @@
 
 #include "cli/app.h"
 #include "common/measure.h"
+#include "common/profile.h"
 #include "stable_diffusion/device.h"
 #include "stable_diffusion/json_file.h"
 #include "stable_diffusion/unet.h"
@@ -21,7 +22,7 @@ namespace bench {
 struct UNetFlags {
   std::string config, device = "cpu", dtype = "fp32";
   int64_t size = 64, batch = 1, threads = 1, steps = 5;
-  bool serve = false;
+  bool serve = false, profile = false;
   std::string pack_weights = "on";
 
   void add_to(cli::App& app) {
@@ -36,6 +37,7 @@ struct UNetFlags {
     app.add_option("--steps", steps, "Steps to measure, after two that are not")->check(cli::at_least(1));
     app.add_option("--pack_weights", pack_weights, "As of the programs")
         ->check(cli::one_of({"on", "off"}));
+    app.add_flag("--profile", profile, "Show where the time of one step goes instead");
     app.add_flag("--serve", serve,
                  "Take one step for each line of standard input, for program_vs_diffusers.py");
   }
@@ -71,6 +73,10 @@ inline void run_steps(const UNetFlags& flags, const std::function<void()>& step)
     std::string line;
     while (std::getline(std::cin, line)) std::cout << clock.time(step) << std::endl;
     return;
+  }
+  if (flags.profile) {
+    for (int i = 0; i < 2; ++i) step();
+    return measure::Profile(step).print(/*most=*/16);
   }
   std::vector<double> times;
   for (int64_t i = -2; i < flags.steps; ++i) {
