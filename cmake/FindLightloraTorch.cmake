@@ -166,4 +166,4 @@ find_package_handle_standard_args(
   REQUIRED_VARS LightloraTorch_TARGET
   VERSION_VAR LightloraTorch_VERSION
   REASON_FAILURE_MESSAGE
-    "LibTorch was not found. Run scripts/bootstrap.sh, or name one with -DTorch_DIR=<folder of TorchConfig.cmake>")
+    "LibTorch was not found. Name one with -DTorch_DIR=<folder of TorchConfig.cmake>, in a PyTorch wheel $(python3 -c \"print(__import__('torch').utils.cmake_prefix_path)\")/Torch, or run scripts/bootstrap.sh in lightlora's own folder")
