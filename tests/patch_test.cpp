@@ -139,6 +139,10 @@ TEST_CASE("patch: a target that matches nothing leaves the model as it was", "[p
   Zoo model;
   CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"to_q"}),
                     ContainsSubstring("target 'to_q': expected at least one layer"));
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"list"}),
+                    ContainsSubstring("'list': expected a layer, got a module that holds some; hint: "
+                                      "name those, as in 'list.0'"));
+  for (const auto& parameter : model->parameters()) CHECK(parameter.requires_grad());
   const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
   CHECK(lora->report().layers == 1);
 }

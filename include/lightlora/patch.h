@@ -66,7 +66,7 @@ inline std::string with_commas(int64_t value) {
 class PatchedImpl;
 
 /// While it lives, the patched model computes with its active adapters. Movable, not copyable.
-class Activation {
+class [[nodiscard]] Activation {
  public:
   /// Activates the adapters; `PatchedImpl::activate` is the usual way here.
   explicit Activation(std::shared_ptr<PatchedImpl> patched);
@@ -94,7 +94,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
     collect(model);
     freeze(model);
   }
-  ~PatchedImpl() { release(); }
+  ~PatchedImpl();
   PatchedImpl(const PatchedImpl&) = delete;
   PatchedImpl& operator=(const PatchedImpl&) = delete;
 
@@ -185,6 +185,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 
   void collect(torch::nn::Module& model);
   void freeze(torch::nn::Module& model);
+  void thaw();
   void release();
   static void detach(const Site& site);
   void enter();
@@ -210,7 +211,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 };
 
 /// Handle of a patched model: shared, like a module holder.
-class Patched {
+class [[nodiscard]] Patched {
  public:
   /// An empty handle.
   Patched() = default;

@@ -56,6 +56,17 @@ inline void PatchedImpl::freeze(torch::nn::Module& model) {
   }
 }
 
+inline void PatchedImpl::thaw() {
+  for (auto& [parameter, flag] : flags_) parameter.set_requires_grad(flag);
+  flags_.clear();
+}
+
+// A model that never got adapters, because its first targets were wrong, is as it was.
+inline PatchedImpl::~PatchedImpl() {
+  release();
+  if (sets_.empty()) thaw();
+}
+
 inline void PatchedImpl::release() {
   for (const auto& site : sites_) {
     if (!site.adapters.empty()) detach(site);
@@ -78,6 +89,8 @@ inline void PatchedImpl::require_idle(const char* action) const {
 
 inline void PatchedImpl::require_set(const std::string& name) const {
   if (std::find(sets_.begin(), sets_.end(), name) != sets_.end()) return;
+  TORCH_CHECK(!sets_.empty(), "lightlora: expected the name of an adapter set, got '", name,
+              "' after all adapters have been removed");
   std::string known;
   for (const auto& set : sets_) known += (known.empty() ? "'" : ", '") + set + "'";
   TORCH_CHECK(false, "lightlora: expected the name of an adapter set (", known, "), got '", name,
@@ -274,8 +287,7 @@ inline void PatchedImpl::remove() {
   require_idle("remove");
   release();
   for (auto& site : sites_) site.adapters.clear();
-  for (auto& [parameter, flag] : flags_) parameter.set_requires_grad(flag);
-  flags_.clear();
+  thaw();
   sets_.clear();
   active_.clear();
   report_ = PatchReport{{}, 0, 0, report_.total};

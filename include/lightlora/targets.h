@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <map>
 #include <regex>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -232,6 +233,22 @@ inline std::string nearest_names(const std::string& wanted, const std::vector<st
   return text.empty() ? "none" : text;
 }
 
+// A few of the names below modules called `wanted`, quoted; empty if it is no such module.
+inline std::string names_below(const std::string& wanted, const std::vector<std::string>& paths,
+                               std::size_t most = 3) {
+  std::set<std::string> below;
+  for (const auto& path : paths) {
+    const std::size_t at = ("." + path).find("." + wanted + ".");
+    if (at != std::string::npos) below.insert(path.substr(at));
+  }
+  std::string text;
+  std::size_t listed = 0;
+  for (const auto& name : below) {
+    if (listed++ < most) text += (text.empty() ? "'" : ", '") + name + "'";
+  }
+  return text + (below.size() > most ? " and more" : "");
+}
+
 }  // namespace detail
 
 inline int64_t Targets::require_hits(const Pattern& pattern,
@@ -251,6 +268,9 @@ inline int64_t Targets::require_hits(const Pattern& pattern,
   TORCH_CHECK(count > 0 || !refused, "lightlora::patch: target '", pattern.text,
               "': expected a layer that can be adapted, got '", refused->path, "', a ",
               refused->type, ": ", refused->refusal);
+  const std::string below = count > 0 ? "" : detail::names_below(pattern.text, paths);
+  TORCH_CHECK(below.empty(), "lightlora::patch: target '", pattern.text,
+              "': expected a layer, got a module that holds some; hint: name those, as in ", below);
   TORCH_CHECK(count > 0, "lightlora::patch: target '", pattern.text,
               "': expected at least one layer of that name among ", paths.size(),
               " adaptable layers, got none; hint: the nearest names are ",
