@@ -19,10 +19,15 @@ void add_single_file_flags(App& app, ModelFlags& f) {
                "models have");
 }
 
-void add_pack_weights_flag(App& app, ModelFlags& f, const std::string& automatic) {
+sd::PackWeights ModelFlags::packing(sd::PackWeights otherwise) const {
+  if (pack_weights == "auto") return otherwise;
+  return pack_weights == "on" ? sd::PackWeights::on : sd::PackWeights::off;
+}
+
+void add_pack_weights_flag(App& app, ModelFlags& f, const std::string& exception) {
   app.add_option("--pack_weights", f.pack_weights,
                  "On a CPU, keep the UNet's weights in its kernels' layout too: faster, for more "
-                 "memory; auto: " + automatic)
+                 "memory; auto: if they are at most a sixth of the machine's memory" + exception)
       ->check(cli::one_of({"auto", "on", "off"}));
 }
 

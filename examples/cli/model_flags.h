@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cli/app.h"
+#include "stable_diffusion/pack_weights.h"
 
 namespace cli {
 
@@ -13,8 +14,8 @@ struct ModelFlags {
   bool allow_trailing_bytes = false;
   std::string pack_weights = "auto";
 
-  /// What --pack_weights says, or `otherwise` for "auto".
-  bool packs(bool otherwise) const { return pack_weights == "auto" ? otherwise : pack_weights == "on"; }
+  /// What --pack_weights says; `otherwise` is what "auto" means.
+  sd::PackWeights packing(sd::PackWeights otherwise = sd::PackWeights::if_small) const;
 };
 
 /// Puts --pretrained_model_name_or_path, which is required, into the current group.
@@ -23,7 +24,7 @@ void add_model_flag(App& app, ModelFlags& flags);
 /// Puts --model_config and --allow_trailing_bytes into the current group.
 void add_single_file_flags(App& app, ModelFlags& flags);
 
-/// Puts --pack_weights into the current group; `automatic` says what "auto" means there.
-void add_pack_weights_flag(App& app, ModelFlags& flags, const std::string& automatic);
+/// Puts --pack_weights into the current group; `exception` ends the sentence on what "auto" means.
+void add_pack_weights_flag(App& app, ModelFlags& flags, const std::string& exception = "");
 
 }  // namespace cli

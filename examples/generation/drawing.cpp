@@ -26,7 +26,7 @@ sd::StableDiffusionOptions pipeline_options(const Flags& flags) {
       .dtype(sd::pick_dtype(flags.dtype))
       .model_config(flags.model_config)
       .allow_trailing_bytes(flags.allow_trailing_bytes)
-      .pack_weights(flags.packs(/*otherwise=*/true));
+      .pack_weights(flags.packing());
 }
 
 // The prompt as the text encoder gets it.

@@ -104,7 +104,7 @@ void add_flags(cli::App& app, Flags& f) {
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
   app.add_option("--dtype", f.dtype, "Precision of the weights")
       ->check(cli::one_of(sd::dtype_names()));
-  cli::add_pack_weights_flag(app, f, "on");
+  cli::add_pack_weights_flag(app, f);
   app.add_flag("--vae_tiling", f.vae_tiling,
                "Decode and encode large pictures in tiles, to save memory");
   app.add_flag("--print_tokens", f.print_tokens,

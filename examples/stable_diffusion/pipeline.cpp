@@ -2,6 +2,7 @@
 #include "stable_diffusion/pipeline.h"
 
 #include <ATen/ATen.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -35,6 +36,16 @@ Module require_part(const Module& module, const char* name) {
   TORCH_CHECK(!module.is_empty(), "sd::StableDiffusion: expected the ", name,
               " to be loaded, got a pipeline without it; hint: load_", name, "(true)");
   return module;
+}
+
+// Compared with all of the machine's memory, not with what is free now, so that a run which goes on
+// later computes the same bits.
+bool is_small(const torch::nn::Module& module) {
+  std::size_t bytes = 0;
+  for (const auto& parameter : module.parameters()) bytes += parameter.nbytes();
+  const auto memory = static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) *
+                      static_cast<std::size_t>(::sysconf(_SC_PAGE_SIZE));
+  return bytes <= memory / 6;
 }
 
 }  // namespace
@@ -139,7 +150,10 @@ void StableDiffusion::load_unet() {
   }
   finish(unet_, options_);
   if (options_.device().is_cuda()) unet_->group_projections();
-  if (options_.pack_weights()) lightlora::pack_weights(*unet_);
+  const auto packs = options_.pack_weights();
+  if (packs == PackWeights::on || (packs == PackWeights::if_small && is_small(*unet_))) {
+    lightlora::pack_weights(*unet_);
+  }
 }
 
 void StableDiffusion::load_vae() {

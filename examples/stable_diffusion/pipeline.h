@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "stable_diffusion/clip.h"
+#include "stable_diffusion/pack_weights.h"
 #include "stable_diffusion/prompt.h"
 #include "stable_diffusion/schedulers.h"
 #include "stable_diffusion/tokenizer.h"
@@ -35,9 +36,7 @@ struct StableDiffusionOptions {
   /// For a single file: accept bytes behind its last tensor, which some published ones have.
   /// Default: false.
   TORCH_ARG(bool, allow_trailing_bytes) = false;
-  /// On a CPU keep the UNet's weights in its kernels' layout too, see lightlora::pack_weights: a good
-  /// deal faster, for once more their memory, or twice where gradients pass. Default: false.
-  TORCH_ARG(bool, pack_weights) = false;
+  TORCH_ARG(PackWeights, pack_weights) = PackWeights::off;
   TORCH_ARG(bool, load_unet) = true;
   TORCH_ARG(bool, load_vae) = true;
   /// With the tokenizer. Default: true.

@@ -18,7 +18,8 @@ sd::StableDiffusionOptions CommonFlags::pipeline_options(c10::ScalarType dtype) 
       .dtype(dtype)
       .model_config(model_config)
       .allow_trailing_bytes(allow_trailing_bytes)
-      .pack_weights(packs(/*otherwise=*/!optimization.gradient_checkpointing));
+      .pack_weights(packing(optimization.gradient_checkpointing ? sd::PackWeights::off
+                                                                : sd::PackWeights::if_small));
 }
 
 TrainerOptions CommonFlags::trainer_options() const {
@@ -40,7 +41,7 @@ void add_running_flags(cli::App& app, CommonFlags& f) {
                  "Precision of the frozen weights; what trains stays fp32")
       ->check(cli::one_of({"no", "fp16", "bf16"}));
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
-  cli::add_pack_weights_flag(app, f, "unless --gradient_checkpointing asks to save memory");
+  cli::add_pack_weights_flag(app, f, ", and not with --gradient_checkpointing");
 }
 
 std::vector<PictureFile> read_with_notices(const std::string& folder) {
