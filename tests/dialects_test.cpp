@@ -406,7 +406,7 @@ TEST_CASE("ranks are cut by the best approximation", "[dialects]") {
     }
     for (const auto& item : adapter->trained()) torch::Tensor(item.value()).normal_();
     adapter->set_scale(0.5);
-    const auto [u, s, vh] = torch::linalg_svd(adapter->delta(), false);
+    const auto [u, s, vh] = torch::linalg_svd(adapter->delta().to(torch::kDouble), false);
     const auto best = (u.slice(1, 0, 3) * s.slice(0, 0, 3)).mm(vh.slice(0, 0, 3));
     const auto state = state_of(*adapter);
     const auto cut = truncate_rank(state, 3);

@@ -4,6 +4,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -75,7 +76,10 @@ void check_run(const sd::SchedulerConfig& values, const json& run) {
   for (size_t i = begin; i < scheduler->timesteps().size(); ++i) {
     const auto input = scheduler->scale_model_input(sample, i);
     sample = scheduler->step(stand_in(input, scheduler->timesteps()[i]), i, sample, options);
-    if (i == begin) REQUIRE(close(sample.flatten(), tensor(run["first"]), kTableTolerance));
+    // From zero SNR the first step takes 4096 times the noise away again, in fp32: what it leaves has
+    // lost that many digits, and which ones depends on the machine.
+    const double lost = std::max(1.0, scheduler->init_noise_sigma() / 50);
+    if (i == begin) REQUIRE(close(sample.flatten(), tensor(run["first"]), kTableTolerance * lost));
   }
   REQUIRE(close(sample.flatten(), tensor(run["last"]), kRunTolerance));
 }
