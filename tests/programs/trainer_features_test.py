@@ -164,7 +164,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
         folder = pathlib.Path(folder)
         # Freed tensors go back to the system at once, so that the peak does not depend on the allocator's habits.
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-        big = ["--resolution", 256, "--train_batch_size", 4]
+        big = ["--resolution", 256, "--train_batch_size", 4, "--pack_weights", "off"]
         plain = train(folder / "plain", *big, steps=1)
         saved = train(folder / "saved", *big, "--gradient_checkpointing", steps=1)
         del os.environ["MALLOC_MMAP_THRESHOLD_"]
@@ -172,6 +172,15 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
         assert peak(saved) < 0.75 * peak(plain), (peak(plain), peak(saved))
         a, b = [floats(read_safetensors(folder / x / NATIVE)[1]) for x in ["plain", "saved"]]
         assert max(abs(x - y) for x, y in zip(a, b)) < 1e-5 * max(map(abs, a))
+
+
+def test_packed_weights_change_rounding_only():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for packs in ["on", "off"]:
+            train(folder / packs, "--pack_weights", packs, "--optimizer", "sgd", "--learning_rate", 1, steps=2)
+        a, b = [floats(read_safetensors(folder / x / NATIVE)[1]) for x in ["on", "off"]]
+        assert max(abs(x - y) for x, y in zip(a, b)) < 1e-4 * max(map(abs, a))
 
 
 def test_cached_latents_are_those_of_the_autoencoder():
