@@ -21,7 +21,9 @@ using generation::Flags;
 
 // The text as it stands, unless the other syntax is asked for.
 void print_tokens(const Flags& flags) {
-  const auto loaded = sd::load_tokenizer(flags.model, flags.model_config);
+  const auto loaded = sd::load_tokenizer(
+      flags.model, flags.model_config,
+      lightlora::SafetensorsOptions().allow_trailing_bytes(flags.allow_trailing_bytes));
   sd::Tokenizer& tokenizer = *loaded;
   for (const auto& text : flags.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(tokenizer, embedding);

@@ -15,8 +15,8 @@ void add_single_file_flags(App& app, ModelFlags& f) {
                  "For a single file: folder in diffusers layout with its configurations and "
                  "tokenizer (default: the file's own folder, or those of Stable Diffusion 1.x)");
   app.add_flag("--allow_trailing_bytes", f.allow_trailing_bytes,
-               "Accept safetensors files with bytes behind their last tensor, which some published "
-               "models have");
+               "Accept models and LoRA files with bytes behind their last tensor, which some "
+               "published ones have");
 }
 
 sd::PackWeights ModelFlags::packing(sd::PackWeights otherwise) const {

@@ -2,6 +2,7 @@
 #include "cli/run.h"
 
 #include <c10/util/Exception.h>
+#include <lightlora/formats/safetensors.h>
 
 #include <CLI/Error.hpp>
 #include <exception>
@@ -24,9 +25,19 @@ std::string first_line(const std::string& text) {
   return text.substr(start, end == std::string::npos ? end : end - start);
 }
 
+// The library's hint names its own option; who runs a program needs the flag that sets it.
+std::string with_flag(const std::string& line, const c10::Error& error, const App& app) {
+  const auto* file = dynamic_cast<const lightlora::SafetensorsError*>(&error);
+  const auto* flag = app.get_option_no_throw("--allow_trailing_bytes");
+  const bool helps = file != nullptr && flag != nullptr && flag->count() == 0 &&
+                     file->fault() == lightlora::SafetensorsFault::trailing_bytes;
+  if (!helps) return line;
+  return line.substr(0, line.find("; hint:")) + "; hint: accept them with --allow_trailing_bytes";
+}
+
 /// LibTorch's own out-of-memory messages speak of allocators; a user needs the size and a way out.
-std::string message_of(const c10::Error& error) {
-  const std::string line = first_line(error.what_without_backtrace());
+std::string message_of(const c10::Error& error, const App& app) {
+  const std::string line = with_flag(first_line(error.what_without_backtrace()), error, app);
   const bool memory = line.find("can't allocate memory") != std::string::npos ||
                       dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr;
   if (!memory) return line;
@@ -53,7 +64,8 @@ class NoticeHandler : public c10::WarningHandler {
   std::string program_;
 };
 
-int run_body(const std::string& program, const std::function<void()>& body) {
+int run_body(const App& app, const std::function<void()>& body) {
+  const std::string program = app.get_name();
   NoticeHandler handler(program);
   const c10::WarningUtils::WarningHandlerGuard guard(&handler);
   try {
@@ -61,9 +73,9 @@ int run_body(const std::string& program, const std::function<void()>& body) {
     std::cout.flush();
     return 0;
   } catch (const c10::ValueError& error) {
-    return fail(program, message_of(error), kBadUsage);
+    return fail(program, message_of(error, app), kBadUsage);
   } catch (const c10::Error& error) {
-    return fail(program, message_of(error), kFailure);
+    return fail(program, message_of(error, app), kFailure);
   } catch (const std::bad_alloc&) {
     return fail(program, "out of memory; hint: a smaller batch, size or data type", kFailure);
   } catch (const std::exception& error) {
@@ -87,7 +99,7 @@ int run(int argc, const char* const* argv, App& app, const std::function<void()>
   } catch (const std::exception& error) {
     return fail(app.get_name(), error.what(), kBadUsage);
   }
-  return run_body(app.get_name(), body);
+  return run_body(app, body);
 }
 
 }  // namespace cli

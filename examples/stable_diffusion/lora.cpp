@@ -49,11 +49,14 @@ LoadedLoRAs merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>
                         std::optional<int64_t> split_rank) {
   LoadedLoRAs loaded;
   std::map<std::string, double> weights;
+  const auto options = lightlora::LoRAReadOptions().allow_trailing_bytes(
+      pipeline.options().allow_trailing_bytes());
   for (std::size_t i = 0; i < choices.size(); ++i) {
     const auto& [path, weight] = choices[i];
     const std::string name = std::to_string(i) + " " + path;
     weights[name] = weight;
-    for (auto& [component, state] : lightlora::load_lora(path)) {
+    auto contents = lightlora::read_lora(path, options);
+    for (auto& [component, state] : contents.components) {
       const auto adapters = split_rank ? lightlora::split_fused(state, *split_rank) : state;
       if (component == "unet") {
         add(loaded.unet, *pipeline.unet(), name, adapters, path);

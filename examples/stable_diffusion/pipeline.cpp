@@ -31,6 +31,10 @@ void finish(Module& module, const StableDiffusionOptions& options) {
   for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
 }
 
+lightlora::SafetensorsOptions file_options(const StableDiffusionOptions& options) {
+  return lightlora::SafetensorsOptions().allow_trailing_bytes(options.allow_trailing_bytes());
+}
+
 template <typename Module>
 Module require_part(const Module& module, const char* name) {
   TORCH_CHECK(!module.is_empty(), "sd::StableDiffusion: expected the ", name,
@@ -53,9 +57,7 @@ bool is_small(const torch::nn::Module& module) {
 StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOptions options)
     : folder_(model), options_(std::move(options)) {
   if (fs::is_regular_file(model)) {
-    file_ = std::make_shared<SingleFile>(
-        model, options_.model_config(),
-        lightlora::SafetensorsOptions().allow_trailing_bytes(options_.allow_trailing_bytes()));
+    file_ = std::make_shared<SingleFile>(model, options_.model_config(), file_options(options_));
     scheduler_config_ = SchedulerConfig(file_->config("scheduler"), source_of("scheduler"));
   } else {
     check_index();
@@ -135,7 +137,7 @@ void StableDiffusion::load_text_encoder() {
     file_->load_text_encoder(*text_encoder_);
   } else {
     load_weights(*text_encoder_, find_weights(part("text_encoder"), "model"),
-                 CLIPTextModelImpl::parameter_name);
+                 CLIPTextModelImpl::parameter_name, file_options(options_));
   }
   finish(text_encoder_, options_);
 }
@@ -146,7 +148,7 @@ void StableDiffusion::load_unet() {
   if (file_) {
     file_->load_unet(*unet_, unet_options_);
   } else {
-    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"));
+    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"), {}, file_options(options_));
   }
   finish(unet_, options_);
   if (options_.device().is_cuda()) unet_->group_projections();
@@ -164,7 +166,8 @@ void StableDiffusion::load_vae() {
   if (file_) {
     file_->load_vae(*vae_, vae_options_);
   } else {
-    load_weights(*vae_, find_weights(part("vae"), "diffusion_pytorch_model"), vae_legacy_name);
+    load_weights(*vae_, find_weights(part("vae"), "diffusion_pytorch_model"), vae_legacy_name,
+                 file_options(options_));
   }
   finish(vae_, options_);
 }

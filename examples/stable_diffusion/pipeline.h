@@ -33,8 +33,8 @@ struct StableDiffusionOptions {
   /// For a single file: a folder in diffusers layout whose configurations and tokenizer belong to
   /// it. Default: the file's own folder if it has such, otherwise those of Stable Diffusion 1.x.
   TORCH_ARG(std::string, model_config);
-  /// For a single file: accept bytes behind its last tensor, which some published ones have.
-  /// Default: false.
+  /// Accept bytes behind the last tensor of the model's safetensors files, which some published
+  /// ones have. Default: false.
   TORCH_ARG(bool, allow_trailing_bytes) = false;
   TORCH_ARG(PackWeights, pack_weights) = PackWeights::off;
   TORCH_ARG(bool, load_unet) = true;

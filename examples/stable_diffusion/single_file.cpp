@@ -15,6 +15,7 @@
 #include "stable_diffusion/json_file.h"
 #include "stable_diffusion/ldm_names.h"
 #include "stable_diffusion/pipeline.h"
+#include "stable_diffusion/single_file_scheduler.h"
 #include "stable_diffusion/weights.h"
 
 namespace sd {
@@ -27,22 +28,14 @@ bool begins(const std::string& text, const std::string& start) {
   return text.rfind(start, 0) == 0;
 }
 
-// The scheduler that Stable Diffusion 1.x was trained and published with.
-json scheduler_config() {
-  return {{"_class_name", "PNDMScheduler"}, {"beta_start", 0.00085},
-          {"beta_end", 0.012},              {"beta_schedule", "scaled_linear"},
-          {"num_train_timesteps", 1000},    {"steps_offset", 1},
-          {"clip_sample", false},           {"set_alpha_to_one", false},
-          {"skip_prk_steps", true},         {"prediction_type", "epsilon"}};
-}
-
 std::string config_file(const std::string& folder, const std::string& part) {
   const std::string name = part == "scheduler" ? "scheduler_config.json" : "config.json";
   return (fs::path(folder) / part / name).string();
 }
 
 bool is_config_folder(const fs::path& folder) {
-  return fs::exists(folder / "tokenizer") || fs::exists(folder / "unet" / "config.json");
+  return fs::exists(folder / "tokenizer") || fs::exists(folder / "unet" / "config.json") ||
+         fs::exists(folder / "scheduler" / "scheduler_config.json");
 }
 
 std::string absolute_parent(const std::string& path) {
@@ -171,7 +164,7 @@ json SingleFile::config(const std::string& part) const {
   if (auto beside = read(parent_); !beside.is_null()) return beside;
   if (part == "unet") return unet_config();
   if (part == "vae") return vae_config();
-  return part == "scheduler" ? scheduler_config() : text_config();
+  return part == "scheduler" ? single_file_scheduler(*file_) : text_config();
 }
 
 std::unique_ptr<Tokenizer> SingleFile::tokenizer(int64_t default_length) const {
@@ -315,8 +308,9 @@ void SingleFile::load_text_encoder(torch::nn::Module& module) const {
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model,
-                                          const std::string& config_folder) {
-  if (!fs::is_directory(model)) return SingleFile(model, config_folder).tokenizer();
+                                          const std::string& config_folder,
+                                          lightlora::SafetensorsOptions options) {
+  if (!fs::is_directory(model)) return SingleFile(model, config_folder, options).tokenizer();
   return std::make_unique<Tokenizer>((fs::path(model) / "tokenizer").string());
 }
 
@@ -325,7 +319,6 @@ namespace {
 // What a reader of the file cannot know from the weights alone.
 lightlora::Metadata metadata_of(const StableDiffusion& pipeline) {
   const std::string& model = pipeline.folder();
-  lightlora::Metadata metadata{{"format", "pt"}};
   json configs, tokenizer;
   const auto put = [&](const auto& config) {
     for (const char* part : {"unet", "vae", "text_encoder", "scheduler"}) configs[part] = config(part);
@@ -341,6 +334,8 @@ lightlora::Metadata metadata_of(const StableDiffusion& pipeline) {
     put([&](const char* part) { return file.config(part); });
     tokenizer = file.tokenizer_texts();
   }
+  auto metadata = prediction_metadata(configs["scheduler"]);
+  metadata["format"] = "pt";
   metadata[kConfigKey] = configs.dump();
   const bool is_clip = configs["text_encoder"].value("vocab_size", kClipVocabulary) == kClipVocabulary;
   if (!is_clip) metadata[kTokenizerKey] = tokenizer.dump();

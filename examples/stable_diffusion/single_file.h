@@ -19,8 +19,9 @@ class Tokenizer;
 
 /// A Stable Diffusion 1.x model in one file, `.safetensors` or what torch.save wrote (`.ckpt`), under
 /// the names of the original code. Such a file has weights alone: sizes are read from their shapes,
-/// and the rest (numbers of heads and groups, scaling, noise schedule) and the tokenizer are those of
-/// Stable Diffusion 1.x. What counts before that, in this order: a folder in diffusers layout, the
+/// what the UNet predicts as `single_file_scheduler` finds it, and the rest (numbers of heads and
+/// groups, scaling, noise schedule) and the tokenizer are those of Stable Diffusion 1.x. What counts
+/// before that, in this order: a folder in diffusers layout, the
 /// file's own metadata if `save_single_file` wrote it, and the folder that it lies in.
 class SingleFile {
  public:
@@ -61,7 +62,8 @@ class SingleFile {
 
 /// The tokenizer of a model, which is a folder in diffusers layout or a single file.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model,
-                                          const std::string& config_folder = "");
+                                          const std::string& config_folder = "",
+                                          lightlora::SafetensorsOptions options = {});
 
 /// Writes all weights of a pipeline as such a file, in the pipeline's dtype. The metadata hold its
 /// configurations, and its tokenizer if that is not CLIP's own, so that the file can be read alone.

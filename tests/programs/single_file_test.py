@@ -4,11 +4,13 @@
 import gzip
 import json
 import pathlib
+import shutil
 
 import numpy
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -96,9 +98,31 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
         # Bytes behind the last tensor, as a published file has them.
         with open(merged, "ab") as file:
             file.write(bytes(4))
-        fails("4 behind the last tensor", merged, "--model_config", MODEL)
-        shown = picture(folder, merged, "--model_config", MODEL, "--allow_trailing_bytes")
-        close("with trailing bytes", shown, expected, 0)
+        fails("4 behind the last tensor); hint: accept them with --allow_trailing_bytes", merged)
+        close("with trailing bytes", picture(folder, merged, "--allow_trailing_bytes"), expected, 0)
+        tokens = run_ok("text_to_image", "--pretrained_model_name_or_path", merged, "--allow_trailing_bytes", *tokens)
+        assert tokens.startswith("["), tokens
+
+
+def test_bytes_behind_the_last_tensor_of_a_folder_or_a_lora():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents_file(folder)
+        lora = folder / "lora.safetensors"
+        lora_file(lora)
+        expected = picture(folder, MODEL, "--lora", lora)
+        model = folder / "model"
+        shutil.copytree(MODEL, model)
+        for file in [lora, *model.rglob("*.safetensors")]:
+            with open(file, "ab") as stream:
+                stream.write(b"more")
+        hint = "hint: accept them with --allow_trailing_bytes"
+        fails(hint, model)
+        fails(hint, MODEL, "--lora", lora)
+        close("with the flag", picture(folder, model, "--lora", lora, "--allow_trailing_bytes"), expected, 0)
+        done = run("convert_lora", "--input", lora, "--inspect")
+        assert done.returncode == 1 and hint in done.stderr, done.stderr
+        run_ok("convert_lora", "--input", lora, "--inspect", "--allow_trailing_bytes")
 
 
 def test_training_on_a_file_is_training_on_its_folder():
@@ -173,6 +197,67 @@ def test_a_stable_diffusion_1_file_needs_nothing_else():
             torch.save(load_file(file), file.parent / pickled)
             file.unlink()
         close("pickled folder", picture(folder, folder / "model"), expected, 0)
+
+
+def test_what_the_unet_of_a_file_predicts():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents_file(folder)
+        small_model(folder)
+        merged = folder / "merged.safetensors"
+
+        def of_scheduler(**changes):
+            shutil.copytree(folder / "model", folder / "other")
+            file = folder / "other/scheduler/scheduler_config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+            drawn = picture(folder, folder / "other")
+            run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "other", "--device", "cpu",
+                   "--merge_to", merged)
+            with safe_open(merged, "pt") as opened:
+                said = opened.metadata()["modelspec.prediction_type"]
+            (folder / "other").rename(folder / f"scheduler-{len(list(folder.iterdir()))}")
+            return drawn, said
+
+        epsilon, said = of_scheduler()
+        assert said == "epsilon"
+        zero, said = of_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                                  timestep_spacing="trailing")
+        assert said == "v"
+        velocity, said = of_scheduler(prediction_type="v_prediction")
+        assert said == "v"
+        apart = [abs(a - b).mean() for a, b in [(epsilon, velocity), (epsilon, zero), (velocity, zero)]]
+        assert min(apart) > 1, apart
+
+        state, single = load_file(merged), folder / "alone" / "model.safetensors"
+        single.parent.mkdir()
+        mark = torch.zeros(0)
+        cases = [("nothing", {}, None, epsilon), ("A1111's tensor", {"v_pred": mark}, None, velocity),
+                 ("both tensors", {"v_pred": mark, "ztsnr": mark}, None, zero),
+                 ("sd-scripts, v", {}, {"modelspec.prediction_type": "v"}, velocity),
+                 ("sd-scripts, epsilon", {}, {"modelspec.prediction_type": "epsilon"}, epsilon),
+                 ("ComfyUI, v", {}, {"modelspec.predict_key": "v"}, velocity),
+                 ("an unknown word", {}, {"modelspec.prediction_type": "x0"}, epsilon)]
+        notice = "notice: '%s': nothing says what its UNet predicts"
+        for title, tensors, metadata, expected in cases:
+            save_file(state | tensors, single, metadata)
+            close(title, picture(folder, single), expected, 0)
+            shown = run_ok("text_to_image", "--pretrained_model_name_or_path", single, "--device", "cpu", "--merge_to",
+                           folder / "again.safetensors")
+            told = title not in ["nothing", "an unknown word"]
+            assert shown.count(notice % single) == (0 if told else 1) and shown.count("notice") == (not told), shown
+        torch.save({"state_dict": state | {"v_pred": mark}}, folder / "alone/model.ckpt")
+        close("a checkpoint's tensor", picture(folder, folder / "alone/model.ckpt"), velocity, 0)
+
+        save_file(state, single)
+        for text, expected in [('model:\n  params:\n    parameterization: "v"\n    linear_start: 0.00085\n', velocity),
+                               ("model:\n  params:\n    linear_start: 0.00085\n", epsilon)]:
+            single.with_suffix(".yaml").write_text(text)
+            close("a configuration beside it", picture(folder, single), expected, 0)
+        scheduler = folder / "given/scheduler"
+        scheduler.mkdir(parents=True)
+        known = json.loads((folder / "model/scheduler/scheduler_config.json").read_text())
+        (scheduler / "scheduler_config.json").write_text(json.dumps(known | {"prediction_type": "v_prediction"}))
+        close("a scheduler given", picture(folder, single, "--model_config", folder / "given"), velocity, 0)
 
 
 def test_other_files_are_refused_by_name():
