@@ -204,6 +204,70 @@ def test_our_files_load_in_full():
             compare(f"our {to} file there", picture_there(fresh, latents), expected, base)
 
 
+def layers_here(folder, lora):
+    """The models with a LoRA of ours merged in, as diffusers' modules."""
+    merged = folder / "merged.safetensors"
+    run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--lora", lora,
+           "--merge_to", merged)
+    return StableDiffusionPipeline.from_single_file(str(merged), config=str(MODEL), local_files_only=True,
+                                                    torch_dtype=torch.float32, safety_checker=None)
+
+
+def inputs_of(layer):
+    torch.manual_seed(5)
+    if isinstance(layer.base_layer, torch.nn.Conv2d):
+        return torch.randn(2, layer.base_layer.in_channels, 8, 8)
+    return torch.randn(2, 7, layer.base_layer.in_features)
+
+
+@torch.no_grad()
+def compare_layers(title, there, here):
+    """Every adapted layer gives the same outputs, beside what its adapter adds to them."""
+    worst, count = 0, 0
+    for component in ["unet", "text_encoder"]:
+        for name, layer in getattr(there, component).named_modules():
+            if not hasattr(layer, "lora_A"):
+                continue
+            x = inputs_of(layer)
+            expected = layer(x)
+            effect = (expected - layer.base_layer(x)).norm() / expected.norm()
+            assert effect > 0.05, (name, effect)
+            outputs = getattr(here, component).get_submodule(name)(x)
+            worst, count = max(worst, ((outputs - expected).norm() / expected.norm()).item()), count + 1
+    print(f"{title}: {count} layers, largest relative difference {worst:.1e}")
+    assert count > 60 and worst <= 1e-5, (count, worst)
+
+
+def test_every_layer_gives_the_same_outputs():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        pipe = pipeline()
+        pipe.unet.add_adapter(config(UNET_LAYERS + ["proj_in", "conv1"]))
+        pipe.text_encoder.add_adapter(config(TEXT_LAYERS))
+        randomise(pipe.unet)
+        randomise(pipe.text_encoder)
+        save_with_diffusers(pipe, folder / "diffusers")
+        saved = folder / "diffusers/pytorch_lora_weights.safetensors"
+        kohya_file(load_file(saved), folder / "kohya.safetensors")
+        for part in ["unet", "text_encoder"]:
+            adapted = get_peft_model(getattr(pipeline(), part), getattr(pipe, part).peft_config["default"])
+            weights = dict(getattr(pipe, part).named_parameters())
+            with torch.no_grad():
+                for name, parameter in adapted.base_model.model.named_parameters():
+                    if "lora_" in name:
+                        parameter.copy_(weights[name])
+            adapted.save_pretrained(str(folder / "peft" / part))
+        for title, file in [("diffusers' file", saved), ("kohya file", folder / "kohya.safetensors"),
+                            ("PEFT's folders", folder / "peft")]:
+            compare_layers(title, pipe, layers_here(folder, file))
+        # The other way: what is written here, in the real programs.
+        trained = folder / "trained"
+        train(trained, "--train_text_encoder", "--rank", 3, "--network_alpha", 6, "--learning_rate", 0.03, steps=6)
+        fresh = pipeline()
+        fresh.load_lora_weights(str(trained))
+        compare_layers("our trained file", fresh, layers_here(folder, trained / "lightlora.safetensors"))
+
+
 def test_a_trained_text_encoder_draws_the_same_picture_there():
     with scratch() as folder:
         folder = pathlib.Path(folder)
