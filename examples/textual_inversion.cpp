@@ -10,6 +10,7 @@
 #include "cli/run.h"
 #include "training/checkpoint.h"
 #include "training/inversion.h"
+#include "training/word_folder.h"
 
 namespace {
 
@@ -43,6 +44,10 @@ void run(const cli::App& app, InversionFlags& flags, const distributed::Group& g
   const auto path = (folder / Inversion::kFile).string();
   inversion.save(path);
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(path));
+  if (flags.save_as_full_pipeline) {
+    training::save_word_folder(inversion.pipeline(), inversion.embedding(), folder.string());
+    std::cout << "model with it:  " << folder.string() << "\n";
+  }
   std::cout << "learned word:   " << path << " (" << cli::format_bytes(bytes) << ")\n"
             << "draw with it:   text_to_image --pretrained_model_name_or_path " << flags.model
             << (flags.model_config.empty() ? "" : " --model_config " + flags.model_config)

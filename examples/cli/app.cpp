@@ -220,6 +220,8 @@ std::string App::unknown_argument(const std::string& argument) const {
            "'; hint: put quotes around a value that contains spaces";
   }
   const std::string flag = argument.substr(0, argument.find('='));
+  const auto known = absent_.find("--" + with('_', without_dashes(flag)));
+  if (known != absent_.end()) return "'" + flag + "' is not offered: " + known->second;
   std::vector<std::string> names;
   for (const CLI::Option* option : get_options()) {
     if (!option->get_lnames().empty()) names.push_back(option->get_lnames().front());

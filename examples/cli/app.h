@@ -4,6 +4,7 @@
 #include <CLI/App.hpp>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -60,6 +61,9 @@ class App : public CLI::App {
     remember(option, value);
     return option->take_last();
   }
+
+  /// A flag that others have and this program has not; who uses it is told why.
+  void absent(const std::string& flag, const std::string& why) { absent_[flag] = why; }
 
   /// Adds `--config FILE`: flags from a TOML file, over which the command line wins.
   void add_config_flag();
@@ -122,6 +126,7 @@ class App : public CLI::App {
   std::string unknown_argument(const std::string& argument) const;
 
   std::string example_;
+  std::map<std::string, std::string> absent_;
   std::string config_path_;
   const CLI::Option* config_flag_ = nullptr;  // a program's own --config is none of ours
   std::vector<std::pair<const CLI::Option*, std::function<Setting()>>> current_;

@@ -244,6 +244,22 @@ void Tokenizer::load_special(const json& config, const json& file) {
     for (const auto& token : tokens) add_special(token, "");
   }
   rebuild_names();
+  join_numbered();
+}
+
+// A folder with a concept of several vectors lists "x", "x_1", "x_2" and so on.
+void Tokenizer::join_numbered() {
+  std::map<std::string, int64_t> ids;
+  for (const auto& [id, token] : added_) ids[token.content] = id;
+  for (const auto& [content, id] : ids) {
+    std::vector<int64_t> all{id};
+    auto next = ids.find(content + "_1");
+    while (next != ids.end()) {
+      all.push_back(next->second);
+      next = ids.find(content + "_" + std::to_string(all.size()));
+    }
+    if (all.size() > 1) expansions_[id] = all;
+  }
 }
 
 int64_t Tokenizer::insert(const Added& token) {

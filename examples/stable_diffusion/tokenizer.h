@@ -22,6 +22,7 @@ namespace sd {
 /// Errors:  c10::Error naming the file that is missing or malformed; c10::ValueError for text that
 /// is
 ///          not UTF-8
+/// Of added tokens "x", "x_1", "x_2" and so on, all follow where "x" occurs, as in diffusers.
 /// A tokenizer that pads with "!" also reads every "!" of a text as padding, as transformers does.
 class Tokenizer {
  public:
@@ -82,6 +83,7 @@ class Tokenizer {
   void load_special(const nlohmann::json& config, const nlohmann::json& file);
   int64_t insert(const Added& token);
   void rebuild_names();
+  void join_numbered();
   int64_t require(const std::string& token, const std::string& role) const;
 
   std::string folder_;

@@ -28,13 +28,17 @@ struct CommonFlags : cli::ModelFlags {
 
   uint64_t seed = 0;
   std::string mixed_precision = "no", device = "auto";
+  bool allow_tf32 = false;
+  // What diffusers asks for and what is so here anyway.
+  bool enable_xformers_memory_efficient_attention = false;
+  int64_t dataloader_num_workers = 0;
 
   c10::ScalarType weight_dtype() const;
   sd::StableDiffusionOptions pipeline_options(c10::ScalarType dtype) const;
   TrainerOptions trainer_options() const;
 };
 
-/// Puts --seed, --mixed_precision and --device under the heading "Running".
+/// Puts --seed, --mixed_precision, --device and so on under the heading "Running".
 void add_running_flags(cli::App& app, CommonFlags& flags);
 
 /// The pictures of a folder, with a notice for everything else in it.

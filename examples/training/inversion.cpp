@@ -6,6 +6,7 @@
 
 #include "stable_diffusion/embeddings.h"
 #include "training/templates.h"
+#include "training/word_folder.h"
 
 namespace training {
 
@@ -34,6 +35,11 @@ InversionFlags::InversionFlags() {
   optimization.learning_rate = 1e-4;
 }
 
+void InversionFlags::check() const {
+  data.check();
+  if (save_as_full_pipeline) check_word_folder(model, layerwise, run.output_dir);
+}
+
 void add_inversion_flags(cli::App& app, InversionFlags& f) {
   app.group("Required");
   cli::add_model_flag(app, f);
@@ -60,12 +66,18 @@ void add_inversion_flags(cli::App& app, InversionFlags& f) {
       ->check(cli::at_least(1));
   app.group("Files");
   app.add_config_flag();
+  app.add_flag("--save_as_full_pipeline", f.save_as_full_pipeline,
+               "Also write the whole model, in diffusers layout, with the word in its tokenizer and "
+               "text encoder");
   cli::add_single_file_flags(app, f);
   add_run_flags(app, f.run);
   add_data_flags(app, f.data);
   add_optimization_flags(app, f.optimization);
   add_running_flags(app, f);
   distributed::add_group_flags(app, f.group);
+  app.absent("--no_safe_serialization",
+             "files are safetensors, which diffusers, A1111 and ComfyUI read, and never pickles");
+  app.absent("--variant", "the half-precision files of a folder are used if it has no others");
 }
 
 Inversion::Inversion(InversionFlags& flags, const distributed::Group& group) : flags_(flags) {

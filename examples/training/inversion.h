@@ -18,12 +18,12 @@ struct InversionFlags : CommonFlags {
   std::string train_data_dir, placeholder_token, initializer_token;
   std::string learnable_property = "object";
   int64_t num_vectors = 1, repeats = 100, save_steps = 500;
-  bool layerwise = false;
+  bool layerwise = false, save_as_full_pipeline = false;
 
   InversionFlags();
 
   /// Errors: c10::ValueError for values that do not go together
-  void check() const { data.check(); }
+  void check() const;
 };
 
 void add_inversion_flags(cli::App& app, InversionFlags& flags);

@@ -34,7 +34,8 @@ bool may_differ(const std::string& name) {
       "device", "pre_compute_text_embeddings", "split_rank",
       "sample_batch_size", "rendezvous_timeout", "heartbeat_timeout",
       "pretrained_model_name_or_path", "model_config", "allow_trailing_bytes", "instance_data_dir",
-      "class_data_dir", "train_data_dir", "save_steps"};
+      "class_data_dir", "train_data_dir", "save_steps", "save_as_full_pipeline",
+      "dataloader_num_workers", "enable_xformers_memory_efficient_attention"};
   return names.count(name) > 0;
 }
 

@@ -63,6 +63,7 @@ Result run_program(
       ->check(cli::between(1, 1000000));
   app.add_option("--lora", flags.lora, "Adapter file; may be given several times");
   app.add_flag("--center_crop", flags.center_crop, "Crop the middle");
+  app.absent("--push_to_hub", "nothing is sent anywhere");
   std::vector<const char*> argv = {"paint"};
   for (const auto& argument : arguments) argv.push_back(argument.c_str());
   Captured out(std::cout), err(std::cerr);
@@ -137,6 +138,13 @@ TEST_CASE("cli: an unknown flag is named and the nearest one suggested", "[cli]"
   // A misspelt required flag is unknown rather than missing.
   CHECK(error_of({"--promt", "x"}) ==
         "paint: error: unknown flag '--promt'; hint: did you mean '--prompt'?\n");
+}
+
+TEST_CASE("cli: a flag that others have is answered with the reason why it is not there", "[cli]") {
+  for (const std::string flag : {"--push_to_hub", "--push-to-hub"}) {
+    CHECK(error_of({"--prompt", "x", flag}) ==
+          "paint: error: '" + flag + "' is not offered: nothing is sent anywhere\n");
+  }
 }
 
 TEST_CASE("cli: missing and stray arguments are bad usage", "[cli]") {

@@ -29,9 +29,9 @@ def start(folder):
     return latents
 
 
-def here(folder, *more, prompt=PROMPT):
-    draw(folder / "here.png", "--prompt", prompt, "--initial_latents", folder / "latents.safetensors",
-         "--save_latents", folder / "final.safetensors", *more)
+def here(folder, *more, prompt=PROMPT, model=MODEL):
+    draw(folder / "here.png", "--pretrained_model_name_or_path", model, "--prompt", prompt, "--initial_latents",
+         folder / "latents.safetensors", "--save_latents", folder / "final.safetensors", *more)
     return numpy.asarray(Image.open(folder / "here.png"), dtype=float)
 
 
@@ -39,8 +39,8 @@ def final(folder):
     return torch.tensor(read_latents(folder / "final.safetensors")["latents"][1])
 
 
-def pipeline():
-    pipe = StableDiffusionPipeline.from_pretrained(str(MODEL), torch_dtype=torch.float32, safety_checker=None)
+def pipeline(model=MODEL):
+    pipe = StableDiffusionPipeline.from_pretrained(str(model), torch_dtype=torch.float32, safety_checker=None)
     pipe.scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -109,6 +109,24 @@ def test_layerwise_words_equal_diffusers_with_another_text_for_each_cross_attent
         assert (same - final(folder)).norm() < 1e-4 * same.norm()
 
 
+def test_the_full_pipeline_knows_the_word():
+    for vectors in [1, 3]:
+        with scratch() as folder:
+            folder = pathlib.Path(folder)
+            text = invert(folder / "out", "--save_as_full_pipeline", vectors=vectors)
+            assert f"model with it:  {folder / 'out'}" in text, text
+            latents, pipe = start(folder), pipeline()
+            pipe.load_textual_inversion(str(folder / "out" / FILE))
+            expected = there(pipe, latents)
+            again = pipeline(folder / "out")
+            error = abs(there(again, latents) - expected).mean()
+            ours = abs(here(folder, model=folder / "out") - expected).mean()
+            print(f"{vectors} vectors: full pipeline in diffusers {error:.4f}, here {ours:.4f} of 255")
+            assert error <= 1 and ours <= 1, (error, ours)
+            # It is a model like any other.
+            train(folder / "lora", "--instance_prompt", "a <toy>", model=folder / "out", steps=1)
+
+
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped():
     for more in [[], ["--layerwise"]]:
         with scratch() as folder:
@@ -158,6 +176,12 @@ def test_bad_usage_is_one_clear_line():
         fails(1, "does not know yet", placeholder_token="<|endoftext|>")
         fails(2, "object, style", learnable_property="thing")
         fails(1, "nothing", train_data_dir=folder / "none")
+        fails(2, "safetensors, which diffusers", no_safe_serialization="")
+        fails(2, "nothing is sent anywhere", hub_token="x")
+        done = run("textual_inversion", "--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT,
+                   "--placeholder_token", "<toy>", "--initializer_token", "bear", "--output_dir", folder / "out",
+                   "--save_as_full_pipeline", "--layerwise")
+        assert done.returncode == 2 and "expected a plain word" in done.stderr, done
         invert(folder / "word", "--layerwise", steps=1)
         names = {"layers": "down_blocks.0.attentions.0"}
         save_file({"<toy>": torch.ones(1, 1, 128)}, folder / "one.safetensors", names)
