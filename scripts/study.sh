@@ -10,8 +10,8 @@ shift
 launcher=()
 if ((${PROCESSES:-1} > 1)); then
   torchrun=$(command -v torchrun || echo .deps/python/bin/torchrun)
-  [[ -x $torchrun ]] || {
-    echo "study: PROCESSES=$PROCESSES: expected torchrun in PATH or .deps/python/bin, got none; hint: scripts/bootstrap.sh --tests" >&2
+  "$torchrun" --help >/dev/null 2>&1 || {
+    echo "study: PROCESSES=$PROCESSES: expected a torchrun in PATH or .deps/python/bin that starts, got none; hint: scripts/bootstrap.sh --tests" >&2
     exit 1
   }
   launcher=("$torchrun" --no-python --standalone --nproc-per-node "$PROCESSES")

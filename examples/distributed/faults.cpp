@@ -26,6 +26,10 @@ std::string lost_store(const Place& place) {
          "; hint: its own output says why it ended";
 }
 
+std::string look_up(const Store& store, const std::string& name) {
+  return has(store, name) ? store->get_to_str(name) : "";
+}
+
 }  // namespace
 
 Faults::Faults(Store store, const Place& place, std::vector<Member> members)
@@ -42,26 +46,35 @@ void Faults::tell(const std::string& why) {
 }
 
 bool Faults::all_left() const {
-  std::vector<std::string> keys;
-  for (int64_t rank = 0; rank < place_.size; ++rank) keys.push_back(key("left", rank));
-  return store_->check(keys);
+  for (int64_t rank = 0; rank < place_.size; ++rank) {
+    if (lost_.count(rank) > 0) continue;  // nothing more will come of it
+    const std::string word = look_up(store_, key("left", rank));
+    if (word.empty() || word == kStillHere) return false;
+  }
+  return true;
 }
 
+// A rank is lost if it says nothing and its watch has not written meanwhile: one that is alive may be
+// waiting for this process, and not have noticed.
 std::string Faults::ask_others() {
   store_->set(key("left", place_.rank), kStillHere);
-  std::string silent;
+  std::vector<std::string> beats;
+  for (int64_t rank = 0; rank < place_.size; ++rank) beats.push_back(look_up(store_, key("beat", rank)));
   const double start = seconds_now();
   do {
-    silent.clear();
+    lost_.clear();
     for (int64_t rank = 0; rank < place_.size; ++rank) {
       if (has(store_, key("left", rank))) continue;
-      silent += (silent.empty() ? "" : ", ") + name_of(rank);
+      if (look_up(store_, key("beat", rank)) != beats[static_cast<std::size_t>(rank)]) continue;
+      lost_.insert(rank);
     }
     if (has(store_, "fault")) return store_->get_to_str("fault");
-    if (silent.empty()) break;
+    if (lost_.empty()) return "";
     std::this_thread::sleep_for(kAskPause);
   } while (seconds_now() - start < kAskSeconds);
-  return silent.empty() ? "" : "lost " + silent + ", which ended without a word (killed?)";
+  std::string names;
+  for (const int64_t rank : lost_) names += (names.empty() ? "" : ", ") + name_of(rank);
+  return "lost " + names + ", which ended without a word (killed?)";
 }
 
 std::string Faults::explain(const std::string& engine_words) {
@@ -114,6 +127,7 @@ struct Watch::State {
     std::cerr << program << ": error: rank " << place.rank << ": " << why << std::endl;
     try {
       if (tell) store->set("fault", why);
+      store->set(key("left", place.rank), why);
     } catch (const std::exception&) {  // they will find out by themselves
     }
     ::_exit(1);
@@ -127,8 +141,7 @@ struct Watch::State {
       try {
         store->set(key("beat", place.rank), std::to_string(count));
         if (has(store, "fault")) return end_process(store->get_to_str("fault"), false);
-        const std::string now =
-            has(store, key("beat", neighbour)) ? store->get_to_str(key("beat", neighbour)) : "";
+        const std::string now = look_up(store, key("beat", neighbour));
         if (now != heard) last_heard = seconds_now();
         heard = now;
       } catch (const std::exception&) {

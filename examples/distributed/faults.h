@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ class Faults {
   void tell(const std::string& why);
   /// Why a call of the engine failed, as far as the others tell within a few seconds.
   std::string explain(const std::string& engine_words);
-  /// Keeps a store that this process serves until the others have left, or for so long.
+  /// Keeps a store that this process serves until those that live have left, or for so long.
   void linger(double seconds);
   /// Marks a process whose work is done.
   void leave();
@@ -38,6 +39,7 @@ class Faults {
   Store store_;
   Place place_;
   std::vector<Member> members_;
+  std::set<int64_t> lost_;  // as far as this process has found out
   std::atomic<bool> claimed_{false};
 };
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts one of our programs as several processes, as a launcher does, and compares what they learn."""
 
+import atexit
 import os
 import socket
 import subprocess
@@ -44,6 +45,7 @@ class Processes:
                                           **environment)
             self.processes[rank] = subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE,
                                                     stderr=subprocess.PIPE)
+        atexit.register(self.end)  # after a test that failed
 
     def wait(self, seconds=300):
         """{rank: (exit status, standard output, standard error)}; a process that hangs is an error."""
@@ -55,10 +57,14 @@ class Processes:
                 results[rank] = (process.returncode, out, err)
             return results
         finally:
-            for process in self.processes.values():
-                process.kill()
+            self.end()
 
-    def wait_for_line(self, rank, text, seconds=120):
+    def end(self):
+        """Whatever they do."""
+        for process in self.processes.values():
+            process.kill()
+
+    def wait_for_line(self, rank, text, seconds=300):
         """Reads a process's output until a line with the text comes."""
         end = time.monotonic() + seconds
         for line in self.processes[rank].stdout:

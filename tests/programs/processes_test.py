@@ -2,11 +2,12 @@
 """Training by several processes: the same weights as by one."""
 
 import json
+import os
 import pathlib
 import shutil
 import struct
 
-from processes_support import relative_difference, run_ok, training_flags
+from processes_support import Processes, relative_difference, run_ok, training_flags
 from support import MODEL, SOURCE, SUBJECT, main, read_safetensors, run_ok as run_alone, scratch
 
 TRAINER = "train_dreambooth_lora"
@@ -36,6 +37,15 @@ def test_processes_that_share_a_batch_learn_what_one_learns():
                 assert difference <= (0 if name == "invariant" else 1e-5), difference
 
 
+def test_two_processes_learn_the_bytes_of_one_that_accumulates_two_batches():
+    """With the default optimizer: the exchange adds nothing of its own."""
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        train(folder / "two", 2, 4, steps=5)
+        train(folder / "one", 1, 2, "--gradient_accumulation_steps", 2, steps=5)
+        assert (folder / "one" / NATIVE).read_bytes() == (folder / "two" / NATIVE).read_bytes()
+
+
 def test_repeated_runs_are_bit_identical():
     with scratch() as folder:
         folder = pathlib.Path(folder)
@@ -47,14 +57,14 @@ def test_repeated_runs_are_bit_identical():
 def test_a_word_that_processes_learn_is_the_one_that_one_learns():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        for name, more, limit in (("invariant", ["--batch_invariant"], 0), ("usual", [], 1e-5)):
+        for name, more, limit in (("invariant", ["--learning_rate", 0.02, "--batch_invariant"], 0),
+                                  ("usual", ["--learning_rate", 1, "--optimizer", "sgd"], 1e-5)):
             words = []
             for size in (1, 2):
                 output = folder / f"{name}-{size}"
                 flags = ["--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT, "--placeholder_token",
                          "<toy>", "--initializer_token", "bear", "--output_dir", output, "--device", "cpu",
-                         "--report_to", "none", "--learning_rate", 0.02, "--train_batch_size", 2 // size,
-                         "--max_train_steps", 5, *more]
+                         "--report_to", "none", "--train_batch_size", 2 // size, "--max_train_steps", 5, *more]
                 text = run_ok("textual_inversion", size, lambda rank: flags)
                 assert f"Num processes = {size}\n" in text and "Total train batch size = 2\n" in text, text
                 words.append(output / "learned_embeds.safetensors")
@@ -102,6 +112,21 @@ def test_a_model_that_processes_pretrain_is_the_one_that_one_pretrains():
             difference = relative_difference(*(output / f"checkpoints/{stage}.safetensors" for output in (one, two)))
             print(f"pretrain, {stage}: relative difference {difference:.2g}")
             assert difference <= 1e-5, difference
+
+
+def test_one_process_opens_no_connection_and_starts_no_thread():
+    """What is in use while it trains; two processes, which have both, show that this is seen."""
+    used = {}
+    for size in (1, 2):
+        with scratch() as folder:
+            group = Processes(TRAINER, size, lambda rank: training_flags(folder, steps=100000))
+            group.wait_for_line(0, "Steps 1/")
+            process = pathlib.Path(f"/proc/{group.processes[0].pid}")
+            links = [os.readlink(entry) for entry in (process / "fd").iterdir()]
+            used[size] = (sum(link.startswith("socket:") for link in links), len(list((process / "task").iterdir())))
+            group.end()
+    print(f"sockets and threads: {used[1]} of one process, {used[2]} of each of two")
+    assert used[1] == (0, 1) and used[2][0] > 0 and used[2][1] > 1, used
 
 
 def overwrite(path, **values):
