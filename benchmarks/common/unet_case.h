@@ -14,6 +14,7 @@
 #include "common/profile.h"
 #include "stable_diffusion/device.h"
 #include "stable_diffusion/json_file.h"
+#include "stable_diffusion/packing.h"
 #include "stable_diffusion/unet.h"
 #include "stable_diffusion/weights.h"
 
@@ -61,7 +62,7 @@ inline sd::UNet2DConditionModel random_unet(const UNetFlags& flags) {
     parameter.set_requires_grad(false);
   }
   unet->to(sd::pick_device(flags.device));
-  lightlora::pack_weights(*unet, flags.pack_weights == "on");
+  if (flags.pack_weights == "on") sd::pack_weights(unet);
   return unet;
 }
 

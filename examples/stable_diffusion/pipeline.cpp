@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "stable_diffusion/json_file.h"
+#include "stable_diffusion/packing.h"
 #include "stable_diffusion/single_file.h"
 #include "stable_diffusion/weights.h"
 
@@ -154,7 +155,7 @@ void StableDiffusion::load_unet() {
   if (options_.device().is_cuda()) unet_->group_projections();
   const auto packs = options_.pack_weights();
   if (packs == PackWeights::on || (packs == PackWeights::if_small && is_small(*unet_))) {
-    lightlora::pack_weights(*unet_);
+    sd::pack_weights(unet_);
   }
 }
 
