@@ -120,14 +120,16 @@ struct Watch::State {
     return !changed.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return stopped; });
   }
 
-  // A word to the others first, as far as the store can be reached.
-  void end_process(const std::string& why, bool tell) {
+  // What to leave in the store: calls to one that is gone can wait for ever.
+  enum class Word { none, left, fault };
+
+  void end_process(const std::string& why, Word word) {
     if (!faults->claim()) return;
     std::cout.flush();
     std::cerr << program << ": error: rank " << place.rank << ": " << why << std::endl;
     try {
-      if (tell) store->set("fault", why);
-      store->set(key("left", place.rank), why);
+      if (word == Word::fault) store->set("fault", why);
+      if (word != Word::none) store->set(key("left", place.rank), why);
     } catch (const std::exception&) {  // they will find out by themselves
     }
     ::_exit(1);
@@ -140,12 +142,12 @@ struct Watch::State {
     for (int64_t count = 0; pause(std::min(1.0, limit / 5)); ++count) {
       try {
         store->set(key("beat", place.rank), std::to_string(count));
-        if (has(store, "fault")) return end_process(store->get_to_str("fault"), false);
+        if (has(store, "fault")) return end_process(store->get_to_str("fault"), Word::left);
         const std::string now = look_up(store, key("beat", neighbour));
         if (now != heard) last_heard = seconds_now();
         heard = now;
       } catch (const std::exception&) {
-        return end_process(lost_store(place), false);
+        return end_process(lost_store(place), Word::none);
       }
       const std::lock_guard<std::mutex> lock(mutex);
       last_answer = seconds_now();
@@ -154,7 +156,7 @@ struct Watch::State {
     if (seconds_now() - last_heard > limit) {
       end_process("lost " + faults->name_of(neighbour) + ", which has been silent for " +
                       std::to_string(std::llround(limit)) + " s",
-                  true);
+                  Word::fault);
     }
   }
 
@@ -165,7 +167,7 @@ struct Watch::State {
       if (seconds_now() - last_answer > limit) break;
     }
     const std::unique_lock<std::mutex> lock(mutex);
-    if (!stopped) end_process(lost_store(place), false);
+    if (!stopped) end_process(lost_store(place), Word::none);
   }
 };
 
