@@ -16,8 +16,8 @@
 #include "images/png.h"
 #include "images/tensor.h"
 #include "stable_diffusion/embeddings.h"
+#include "study/words.h"
 #include "training/adapters.h"
-#include "training/inversion.h"
 
 namespace study {
 
@@ -150,19 +150,8 @@ Experiment::Experiment(const Settings& settings)
 void Experiment::learn_word() {
   const auto file = settings_.word_file();
   if (!fs::exists(file)) {
-    training::InversionFlags flags;
-    flags.model = settings_.model;
-    flags.train_data_dir = settings_.subject;
-    flags.placeholder_token = kWord;
-    flags.initializer_token = settings_.initializer;
-    flags.device = "cpu";
-    flags.seed = kFixedSeed;
-    flags.data.cache_latents = true;
-    flags.data.random_flip = false;
-    flags.optimization.train_batch_size = settings_.batch_size;
-    flags.optimization.max_train_steps = settings_.inversion_steps;
-    flags.optimization.learning_rate = kInversionRate;
-    training::Inversion inversion(flags);
+    Word word(settings_, /*layerwise=*/false, kInversionRate, kFixedSeed);
+    auto& inversion = word.inversion();
     for (int64_t i = 0; i < settings_.inversion_steps; ++i) inversion.trainer().step();
     inversion.save(file);
     std::cout << "learned the word " << kWord << ": " << inversion.trained_values() << " values, "
@@ -172,15 +161,31 @@ void Experiment::learn_word() {
 }
 
 std::string Experiment::path(const Variant& variant, double rate, uint64_t seed) const {
-  std::string name = variant.variant + "-" + variant.init + "-" + variant.aux_init + "-rank" +
-                     std::to_string(variant.rank) + "-a" + std::to_string(variant.aux_in) + "-b" +
-                     std::to_string(variant.aux_out) + "-rate" + cli::format_exact(rate) + "-seed" +
-                     std::to_string(seed);
+  std::string name = variant.variant;
+  if (!variant.is_word()) {
+    name += "-" + variant.init + "-" + variant.aux_init + "-rank" + std::to_string(variant.rank) +
+            "-a" + std::to_string(variant.aux_in) + "-b" + std::to_string(variant.aux_out);
+  }
+  name += "-rate" + cli::format_exact(rate) + "-seed" + std::to_string(seed);
   return (fs::path(settings_.work_dir) / name).string();
 }
 
 bool Experiment::is_done(const Variant& variant, double rate, uint64_t seed) const {
   return load_result(result_file(variant, rate, seed), settings_.to_string()).has_value();
+}
+
+Facts Experiment::facts() {
+  Facts facts;
+  facts.size = pipeline_.default_size()[0];
+  facts.layers = attention_layers(*pipeline_.unet());
+  facts.new_backgrounds = true;
+  for (const auto& file : subject_pictures(settings_)) {
+    for (const auto& colour : settings_.backgrounds) {
+      const bool named = file.caption->find(" " + colour + " ") != std::string::npos;
+      facts.new_backgrounds = facts.new_backgrounds && !named;
+    }
+  }
+  return facts;
 }
 
 training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, double rate,
@@ -211,12 +216,11 @@ Result Experiment::train(const Variant& variant, double rate, uint64_t seed) {
   result.aux_in = variant.aux_in;
   result.aux_out = variant.aux_out;
   try {
-    train_steps(variant, rate, seed, stem, result);
-    const lightlora::SafetensorsFile file(stem + ".safetensors");
-    const auto state = usable(lightlora::load_native(file).at("unet"), variant.split_rank);
-    result.native_bytes = bytes_of(stem + ".safetensors");
-    result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
-    result.quality = measure(state, stem);
+    if (variant.is_word()) {
+      train_word(variant, rate, seed, stem, result);
+    } else {
+      train_adapters(variant, rate, seed, stem, result);
+    }
     result.diverged = !std::isfinite(result.quality.loss);
   } catch (const c10::Error& error) {
     result.diverged = true;
@@ -227,26 +231,55 @@ Result Experiment::train(const Variant& variant, double rate, uint64_t seed) {
   return result;
 }
 
+void Experiment::follow(training::Trainer& trainer, int64_t steps, const std::string& name,
+                        Result& result) {
+  result.start_loss = validation_->measure(trainer);
+  result.curve.emplace_back(0, result.start_loss);
+  std::vector<double> seconds;
+  const int64_t interval = std::max<int64_t>(1, steps / kCurvePoints);
+  for (int64_t step = 1; step <= steps; ++step) {
+    const auto begin = Clock::now();
+    trainer.step();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    if (step % interval != 0) continue;
+    const double loss = validation_->measure(trainer);
+    TORCH_CHECK(std::isfinite(loss), name, ": no finite loss after step ", step);
+    result.curve.emplace_back(step, loss);
+  }
+  result.seconds_per_step = median(std::move(seconds));
+}
+
+void Experiment::train_word(const Variant& variant, double rate, uint64_t seed,
+                            const std::string& stem, Result& result) {
+  Word word(settings_, variant.variant == kLayerwise, rate, seed);
+  auto& inversion = word.inversion();
+  const auto start = inversion.embedding().vectors;
+  follow(inversion.trainer(), settings_.inversion_steps, variant.name, result);
+  result.trainable = inversion.trained_values();
+  result.moved = (inversion.embedding().vectors - start).abs().max().item<double>();
+  inversion.save(stem + ".safetensors");
+  result.native_bytes = result.exported_bytes = bytes_of(stem + ".safetensors");
+  result.quality.loss = result.curve.back().second;
+  draw(inversion.pipeline(), stem, result.quality);
+}
+
+void Experiment::train_adapters(const Variant& variant, double rate, uint64_t seed,
+                                const std::string& stem, Result& result) {
+  train_steps(variant, rate, seed, stem, result);
+  const lightlora::SafetensorsFile file(stem + ".safetensors");
+  const auto state = usable(lightlora::load_native(file).at("unet"), variant.split_rank);
+  result.native_bytes = bytes_of(stem + ".safetensors");
+  result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
+  result.quality = measure(state, stem);
+}
+
 void Experiment::train_steps(const Variant& variant, double rate, uint64_t seed,
                              const std::string& stem, Result& result) {
   const training::Adapters adapters(adapter_flags(variant, seed), *pipeline_.unet(), nullptr, seed);
   result.trainable = adapters.unet()->report().trainable;
   const auto start = adapters.unet()->state();
   auto trainer = make_trainer(adapters.unet(), rate, seed);
-  result.start_loss = validation_->measure(trainer);
-  result.curve.emplace_back(0, result.start_loss);
-  std::vector<double> seconds;
-  const int64_t interval = std::max<int64_t>(1, settings_.steps / kCurvePoints);
-  for (int64_t step = 1; step <= settings_.steps; ++step) {
-    const auto begin = Clock::now();
-    trainer.step();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
-    if (step % interval != 0) continue;
-    const double loss = validation_->measure(trainer);
-    TORCH_CHECK(std::isfinite(loss), variant.name, ": no finite loss after step ", step);
-    result.curve.emplace_back(step, loss);
-  }
-  result.seconds_per_step = median(std::move(seconds));
+  follow(trainer, settings_.steps, variant.name, result);
   result.moved = largest_change(start, adapters.unet()->state());
   lightlora::save_native(stem + ".safetensors", adapters.state());
 }
@@ -256,33 +289,31 @@ Quality Experiment::measure(const lightlora::AdapterState& state, const std::str
   const auto adapters = lightlora::patch(*pipeline_.unet(), state);
   auto trainer = make_trainer(adapters, 0, kFixedSeed);
   quality.loss = validation_->measure(trainer);
-  pipeline_.unet()->eval();
   adapters->merge(/*safe=*/true);
-  quality.pictures = draw(stem);
+  draw(pipeline_, stem, quality);
   adapters->unmerge();
+  return quality;
+}
+
+void Experiment::draw(sd::StableDiffusion& pipeline, const std::string& stem, Quality& quality) {
+  pipeline.unet()->eval();
   std::vector<images::Image> pictures;
-  for (const auto& file : quality.pictures) pictures.push_back(images::load_image(file));
+  for (const auto& prompt : settings_.prompts()) {
+    const auto number = pictures.size();
+    const auto result = pipeline.sample(sd::SampleOptions()
+                                            .prompt(prompt)
+                                            .num_inference_steps(settings_.picture_steps)
+                                            .guidance_scale(settings_.guidance_scale)
+                                            .seed(kFixedSeed + number));
+    quality.pictures.push_back(stem + "-" + std::to_string(number) + ".png");
+    images::save_png(quality.pictures.back(), images::to_image(result.pictures[0] * 2 - 1));
+    pictures.push_back(images::load_image(quality.pictures.back()));
+  }
   const auto found = images::fidelity(emoji_, settings_.emoji, pictures, settings_.prompts());
   quality.cosine = found.cosine;
   quality.median_rank = found.median_rank;
   quality.followed = found.followed;
   quality.asked = found.asked;
-  return quality;
-}
-
-std::vector<std::string> Experiment::draw(const std::string& stem) {
-  std::vector<std::string> files;
-  for (const auto& prompt : settings_.prompts()) {
-    const auto number = files.size();
-    const auto result = pipeline_.sample(sd::SampleOptions()
-                                             .prompt(prompt)
-                                             .num_inference_steps(settings_.picture_steps)
-                                             .guidance_scale(settings_.guidance_scale)
-                                             .seed(kFixedSeed + number));
-    files.push_back(stem + "-" + std::to_string(number) + ".png");
-    images::save_png(files.back(), images::to_image(result.pictures[0] * 2 - 1));
-  }
-  return files;
 }
 
 std::vector<Split> Experiment::split(const Variant& variant, double rate, uint64_t seed,

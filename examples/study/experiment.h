@@ -8,6 +8,7 @@
 
 #include "images/measures.h"
 #include "stable_diffusion/pipeline.h"
+#include "study/file_sizes.h"
 #include "study/result.h"
 #include "study/variants.h"
 #include "training/trainer.h"
@@ -35,11 +36,18 @@ struct Settings {
   std::string word_file() const;
 };
 
+/// What the page says about the model and the pictures.
+struct Facts {
+  int64_t size = 0;              ///< of pictures, in pixels
+  Shapes layers;                 ///< that get adapters
+  bool new_backgrounds = false;  ///< no caption names one that the prompts ask for
+};
+
 /// The learned word of every prompt.
 constexpr const char* kWord = "<subject>";
 
-/// Trains variants on one loaded model, from one learned word, and measures them. What is finished
-/// lies in the work folder and is not done again.
+/// Trains variants on one loaded model, from one learned word, and measures them; or a word of its
+/// own, if that is the variant. What is finished lies in the work folder and is not done again.
 class Experiment {
  public:
   /// Learns the word first if the work folder lacks it.
@@ -55,17 +63,25 @@ class Experiment {
   std::string result_file(const Variant& variant, double rate, uint64_t seed) const {
     return path(variant, rate, seed) + ".json";
   }
+  Facts facts();
 
  private:
   /// The stem of a run's files.
   std::string path(const Variant& variant, double rate, uint64_t seed) const;
   void learn_word();
   training::Trainer make_trainer(const lightlora::Patched& adapters, double rate, uint64_t seed);
+  void train_adapters(const Variant& variant, double rate, uint64_t seed, const std::string& stem,
+                      Result& result);
   void train_steps(const Variant& variant, double rate, uint64_t seed, const std::string& stem,
                    Result& result);
+  void train_word(const Variant& variant, double rate, uint64_t seed, const std::string& stem,
+                  Result& result);
+  /// Steps with the loss before, between and behind them; `name` is for messages.
+  void follow(training::Trainer& trainer, int64_t steps, const std::string& name, Result& result);
   /// Loss and pictures with these adapters; the pictures go to "<stem>-0.png" and so on.
   Quality measure(const lightlora::AdapterState& adapters, const std::string& stem);
-  std::vector<std::string> draw(const std::string& stem);
+  /// Draws all prompts and judges the pictures.
+  void draw(sd::StableDiffusion& pipeline, const std::string& stem, Quality& quality);
 
   Settings settings_;
   sd::StableDiffusion pipeline_;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <iterator>
 #include <sstream>
 
 #include "images/load.h"
@@ -108,6 +109,13 @@ std::string split_table(const Study& study) {
   return text;
 }
 
+std::string nothing_cut(const std::vector<Split>& splits) {
+  for (const auto& split : splits) {
+    if (split.energy > 1 - 1e-9) return " At rank " + std::to_string(split.rank) + " nothing is cut.";
+  }
+  return "";
+}
+
 std::string sweep_table(const std::vector<Result>& runs, bool sizes) {
   std::string text = header({sizes ? "a, b" : "rank", "trained values", "loss", "likeness",
                              "place among the emoji", "background as asked"});
@@ -123,9 +131,52 @@ std::string sweep_table(const std::vector<Result>& runs, bool sizes) {
   return text;
 }
 
+std::string words_table(const Study& study) {
+  std::string text = header({"learned", "values", "file, kB", "own rate", "loss at the start",
+                             "final loss", "likeness", "background as asked"});
+  for (const auto& row : study.words) {
+    const auto& run = row.own.front();
+    const bool lost = row.diverged();
+    text += cells({row.variant.name, std::to_string(run.trainable), kilobytes(run.native_bytes),
+                   rounded(row.own_rate(), -1), rounded(run.start_loss, 4),
+                   lost ? "diverged" : with_spread(row.loss(), 4),
+                   lost ? "-" : with_spread(row.cosine(), 3),
+                   lost ? "-" : with_spread(row.followed(), 2)});
+  }
+  return text;
+}
+
+std::string words_section(const Study& study) {
+  return "\n## Words without adapters\nThe subject as a word and nothing else, " +
+         std::to_string(study.settings.inversion_steps) +
+         " steps: one vector, or one for each cross attention of the UNet (XTI, P+). Rates and seeds "
+         "as above.\n\n" +
+         words_table(study);
+}
+
+std::string sizes_section(const Study& study) {
+  const auto kibibytes = [](int64_t bytes) {
+    return rounded(static_cast<double>(bytes) / 1024, 1);
+  };
+  std::string text =
+      "\n## Files for Stable Diffusion 1.5\nWritten for its shapes just now: the UNet's " +
+      std::to_string(study.sd15_layers.size()) +
+      " attention layers, and words of width 768. The described ones are torch's `.bin` files in "
+      "fp32. In units of 1,024 bytes, as there.\n\n" +
+      header({"file", "trained values", "described", "here, fp32", "here, fp16"});
+  for (const auto& size : study.sizes) {
+    text += cells({size.name, std::to_string(size.values),
+                   size.described ? std::to_string(*size.described) : "-", kibibytes(size.fp32),
+                   kibibytes(size.fp16)});
+  }
+  return text;
+}
+
 std::string introduction(const Study& study) {
   const auto& settings = study.settings;
-  const auto seeds = std::to_string(study.rows.front().own.size());
+  const auto seeds = study.rows.front().own.size();
+  const auto size = std::to_string(study.facts.size);
+  const auto threads = at::get_num_threads();
   std::ostringstream text;
   text
       << "# The variants compared\n\n"
@@ -135,7 +186,9 @@ std::string introduction(const Study& study) {
       << " steps), then trains every variant from that word: " << settings.steps << " steps of "
       << settings.batch_size
       << " pictures, AdamW, constant rate, rank 4 and a = 100, b = 50 unless said otherwise, on "
-         "the attention of the bundled 64x64 model. The described experiment ran 500 steps at one "
+         "the attention of `"
+      << settings.model << "` (" << size << "x" << size
+      << " pixels). The described experiment ran 500 steps at one "
          "rate on Stable Diffusion 1.5 and was judged by eye; a first step's size differs between "
          "variants by orders of magnitude, so each is shown at the described rate and at its own: "
          "every rate is tried with one seed, the two best with all, and the lower mean loss "
@@ -147,15 +200,17 @@ std::string introduction(const Study& study) {
       << "\"; **place**: its median place among all emoji, 1 is best.\n"
       << "- **background as asked**: " << settings.backgrounds.size() << " pictures a run ("
       << settings.picture_steps << " DDIM steps, guidance " << rounded(settings.guidance_scale, -1)
-      << "), each on a colour that no training picture has.\n"
-      << "- **±**: standard deviation over " << seeds
-      << (seeds == "1" ? " seed, hence unknown" : " seeds")
-      << "; a seed changes order, noise, start and bases. Where there is none, it is one run. A "
-         "difference counts in the findings if it is larger than "
-         "the two deviations together.\n"
-      << "- **s per step**: median on one thread, as busy as the machine was at that time; for "
-         "speeds "
-         "see [Benchmarks](../benchmarks.md).\n\n"
+      << ")"
+      << (study.facts.new_backgrounds ? ", each on a colour that no training picture has" : "")
+      << ".\n"
+      << (seeds == 1 ? std::string("- One seed: nothing here can be called better than another.\n")
+                     : "- **±**: standard deviation over " + std::to_string(seeds) +
+                           " seeds; a seed changes order, noise, start and bases. Where there is "
+                           "none, it is one run. A difference counts in the findings if it is "
+                           "larger than the two deviations together.\n")
+      << "- **s per step**: median on " << threads << (threads == 1 ? " thread" : " threads")
+      << ", as busy as the machine was at that time; for speeds see "
+         "[Benchmarks](../benchmarks.md).\n\n"
       << "Few steps, small pictures, few seeds: these numbers tell large effects from none, and "
          "no more.\n\n";
   return text.str();
@@ -172,12 +227,12 @@ std::string page(const Study& study) {
       << described_table(study) << "\n## How the own rates were found\n"
       << rates_table(study) << "\n## A fused core cut to a rank\n"
       << "One core, trained once; its loss before cutting is " << rounded(study.unsplit_loss, 4)
-      << ". The exported file of rank 50 is exact.\n\n"
+      << "." << nothing_cut(study.splits) << "\n\n"
       << split_table(study) << "\n## Rank\nLight, at its own rate for rank 4:\n\n"
       << sweep_table(study.light_ranks, false) << "\nClassic, likewise:\n\n"
       << sweep_table(study.classic_ranks, false) << "\n## Directions of the bases\n"
       << "Light of rank 4 with bases of a inputs and b outputs.\n\n"
-      << sweep_table(study.basis_sizes, true)
+      << sweep_table(study.basis_sizes, true) << words_section(study) << sizes_section(study)
       << "\n## Run it again\n`make study` repeats all of it; what is finished lies in `study/` and "
          "is not done twice. One line more in `examples/study/variants.h` is one variant more.\n";
   return text.str();
@@ -185,7 +240,7 @@ std::string page(const Study& study) {
 
 images::Image contact_sheet(const Study& study) {
   images::Sheet sheet;
-  sheet.title = "One learned word, each variant at its own rate, same noise";
+  sheet.title = "Each at its own rate, same noise; the variants from one learned word";
   sheet.column_labels = study.settings.prompts();
   std::vector<images::Image> photos;
   for (const auto& path : images::list_images(study.settings.subject).images) {
@@ -194,13 +249,15 @@ images::Image contact_sheet(const Study& study) {
   }
   sheet.row_labels.push_back("trained on");
   sheet.rows.push_back(std::move(photos));
-  for (const auto& row : study.rows) {
-    std::vector<images::Image> pictures;
-    for (const auto& file : row.own.front().quality.pictures) {
-      pictures.push_back(images::load_image(file));
+  for (const auto* rows : {&study.words, &study.rows}) {
+    for (const auto& row : *rows) {
+      std::vector<images::Image> pictures;
+      for (const auto& file : row.own.front().quality.pictures) {
+        pictures.push_back(images::load_image(file));
+      }
+      sheet.row_labels.push_back(row.variant.name);
+      sheet.rows.push_back(std::move(pictures));
     }
-    sheet.row_labels.push_back(row.variant.name);
-    sheet.rows.push_back(std::move(pictures));
   }
   return images::draw_sheet(sheet);
 }
@@ -254,6 +311,16 @@ std::string rounded(double value, int digits) {
 std::string with_spread(const Spread& value, int digits) {
   if (value.count < 2) return rounded(value.mean, digits);
   return rounded(value.mean, digits) + " ± " + rounded(value.deviation, digits);
+}
+
+std::vector<Result> Row::at(double rate) const {
+  for (const auto* runs : {&own, &second}) {
+    if (!runs->empty() && runs->front().rate == rate) return *runs;
+  }
+  std::vector<Result> found;
+  std::copy_if(tried.begin(), tried.end(), std::back_inserter(found),
+               [&](const Result& run) { return run.rate == rate; });
+  return found;
 }
 
 bool Row::diverged() const {

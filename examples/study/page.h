@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "study/experiment.h"
+#include "study/file_sizes.h"
 
 namespace study {
 
@@ -13,9 +14,12 @@ struct Row {
   Variant variant;
   std::vector<Result> tried;  ///< at each rate with the first seed, the described rate first
   std::vector<Result> own;    ///< at its own rate, one for each seed
+  std::vector<Result> second{};  ///< at the second-best rate, likewise; empty if there is one rate only
 
   const Result& described() const { return tried.front(); }
   double own_rate() const { return own.front().rate; }
+  /// All runs at a rate; none if it was not tried.
+  std::vector<Result> at(double rate) const;
   bool diverged() const;
   Spread loss() const;
   Spread cosine() const;
@@ -25,10 +29,14 @@ struct Row {
 /// Everything that was found out.
 struct Study {
   Settings settings;
+  Facts facts;
   std::vector<Row> rows;
+  std::vector<Row> words;  ///< of no adapter
   std::vector<Result> light_ranks, classic_ranks, basis_sizes;  ///< with the first seed
   double unsplit_loss = 0;                                      ///< of the core that `splits` cuts
   std::vector<Split> splits;
+  std::vector<FileSize> sizes;  ///< for Stable Diffusion 1.5
+  Shapes sd15_layers;
 
   /// A row by what it is, or null.
   const Row* find(const std::string& variant, const std::string& init = "up_zero",

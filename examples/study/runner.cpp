@@ -97,9 +97,11 @@ Result Runner::result_of_other(const Job& job, int64_t rank) const {
 void Runner::report(const Job& job, const Result& result, size_t index, int64_t rank) const {
   const auto& variant = job.variant;
   const int64_t number = finished_ + static_cast<int64_t>(index) + 1;
-  std::cout << "[" << number << "/" << total_ << "] " << variant.name << ", rank " << variant.rank
-            << ", a " << variant.aux_in << ", b " << variant.aux_out << ", rate "
-            << rounded(result.rate, -1) << ", seed " << job.seed << ": ";
+  std::cout << "[" << number << "/" << total_ << "] " << variant.name;
+  if (!variant.is_word()) {
+    std::cout << ", rank " << variant.rank << ", a " << variant.aux_in << ", b " << variant.aux_out;
+  }
+  std::cout << ", rate " << rounded(result.rate, -1) << ", seed " << job.seed << ": ";
   if (result.diverged) {
     std::cout << "diverged";
   } else {

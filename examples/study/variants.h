@@ -8,6 +8,11 @@
 
 namespace study {
 
+/// What a row learns if it has no adapters: a word, with vectors that are the same for all cross
+/// attentions or each one's own.
+constexpr const char* kPlainWord = "plain-word";
+constexpr const char* kLayerwise = "layerwise-word";
+
 /// One row of the study.
 struct Variant {
   std::string name;  ///< what the page calls it
@@ -18,6 +23,8 @@ struct Variant {
   std::vector<double> other_rates;
   std::optional<int64_t> split_rank = {};  ///< a Fused core is cut to this rank before it is used
   int64_t aux_in = 100, aux_out = 50;
+
+  bool is_word() const { return variant == kPlainWord || variant == kLayerwise; }
 };
 
 /// The rows, in order. One more line is one more row of every table, sheet and plot.
@@ -30,6 +37,15 @@ inline const std::vector<Variant>& variants() {
       {"4 fused, split to 4", "fused", "up_zero", "orthogonal", 4, 2e-3, {6e-4, 6e-3, 2e-2}, 4},
       {"5 light, N(0,1) bases", "light", "up_zero", "normal", 4, 2e-3, {2e-5, 6e-5, 2e-4, 6e-4}},
       {"5s light, scaled N", "light", "up_zero", "normal_scaled", 4, 2e-3, {6e-3, 2e-2, 6e-2}},
+  };
+  return rows;
+}
+
+/// The words that are learned without adapters, at the rates of textual inversion.
+inline const std::vector<Variant>& words() {
+  static const std::vector<Variant> rows{
+      {"word alone", kPlainWord, "", "", 0, 2e-2, {6e-3, 6e-2}, {}, 0, 0},
+      {"layer-wise word alone", kLayerwise, "", "", 0, 2e-2, {6e-3, 6e-2}, {}, 0, 0},
   };
   return rows;
 }

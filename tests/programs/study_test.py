@@ -40,6 +40,12 @@ def test_quick():
         assert list(table(page, "All at the described rate")) == ROWS, page
         assert list(table(page, "A fused core cut to a rank")) == ["1", "4", "50"], page
         assert "3 (both zero) does not learn" in page and "reproduces, and is explained" in page, page
+        words = table(page, "Words without adapters")
+        assert list(words) == ["word alone", "layer-wise word alone"], page
+        assert int(words["layer-wise word alone"][0]) > int(words["word alone"][0]) == 128, words
+        sizes = table(page, "Files for Stable Diffusion 1.5")
+        assert sizes["light, rank 4"][:2] == ["76800", "379"] and float(sizes["light, rank 4"][2]) < 379, sizes
+        assert "One seed: nothing here can be called better" in page and "undecided: one run" in page, page
         for name in ["contact.png", "curves.png"]:
             assert (folder / "page" / name).read_bytes().startswith(b"\x89PNG"), name
 
