@@ -101,6 +101,34 @@ TEST_CASE("patch: the model without an activation computes as before", "[patch]"
   CHECK(torch::equal(lora(model, x), inside));
 }
 
+TEST_CASE("patch: a call takes the model, a part of it or what holds it, and no other", "[patch]") {
+  torch::nn::Sequential model(lightlora::Linear(12, 12), torch::nn::Linear(12, 9));
+  struct Whole : torch::nn::Module {
+    explicit Whole(torch::nn::Sequential part) : body(register_module("body", std::move(part))) {}
+    Tensor forward(const Tensor& x) { return body->forward(x).relu(); }
+    torch::nn::Sequential body;
+  } whole(model);
+  torch::nn::Sequential other(torch::nn::Linear(12, 9));
+  const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all());
+  randomise(lora);
+  const Tensor x = input(), adapted = lora(model, x);
+  CHECK(close(lora(whole, x), adapted.relu(), 1e-6));
+  auto first = model->ptr<lightlora::LinearImpl>(0);
+  CHECK_FALSE(torch::equal(lora(*first, x), first->forward(x)));
+  CHECK_THROWS_WITH(lora(other, x),
+                    ContainsSubstring("got 'torch::nn::SequentialImpl', which has none of its 2 "
+                                      "adaptable layers"));
+  CHECK_FALSE(lora->is_active());
+}
+
+TEST_CASE("patch: an empty handle says so", "[patch]") {
+  const Patched lora;
+  torch::nn::Sequential model = one_linear(true);
+  CHECK_FALSE(lora);
+  CHECK_THROWS_WITH(lora->report(), ContainsSubstring("expected a handle that patch(...) returned"));
+  CHECK_THROWS_WITH(lora(model, input()), ContainsSubstring("got an empty one"));
+}
+
 TEST_CASE("patch: an exception inside an activation restores the model", "[patch]") {
   Zoo model;
   const Tensor x = input(), before = model(x);
@@ -142,6 +170,8 @@ TEST_CASE("patch: a target that matches nothing leaves the model as it was", "[p
   CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"list"}),
                     ContainsSubstring("'list': expected a layer, got a module that holds some; hint: "
                                       "name those, as in 'list.0'"));
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"norm"}),
+                    ContainsSubstring("got 'norm', a torch::nn::LayerNormImpl: none of Linear, Conv1d"));
   for (const auto& parameter : model->parameters()) CHECK(parameter.requires_grad());
   const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
   CHECK(lora->report().layers == 1);

@@ -2,7 +2,7 @@
 #include "training/adapters.h"
 
 #include <lightlora/formats/safetensors.h>
-#include <lightlora/variants/variants.h>
+#include <lightlora/variants/registry.h>
 #include <torch/utils.h>
 
 #include <algorithm>

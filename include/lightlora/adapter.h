@@ -260,4 +260,11 @@ struct AuxShape {
 
 }  // namespace detail
 
+/// The variants of this library by number. Each one's file gives its module class, under a number of
+/// its own below 100 (one that is taken does not compile):
+/// `template <> struct LibraryVariant<8> { using Impl = MyAdapterImpl; };`
+/// A list of types, not of objects, so that a file without a call of `patch` compiles no variant.
+template <int Number>
+struct LibraryVariant;
+
 }  // namespace lightlora

@@ -312,7 +312,8 @@ inline const char* adaptable_types() {
   return "Linear, Conv1d, Conv2d, Conv3d, Embedding, MultiheadAttention";
 }
 
-/// Why a layer with weights cannot be adapted, or an empty text for any other module.
+/// Why a layer with weights, of which `find_weights` finds none, cannot be adapted; an empty text for
+/// any other module.
 inline std::string refusal_reason(const torch::nn::Module& module) {
   static const std::pair<const char*, const char*> reasons[] = {
       {"Bilinear", "its weight has three dimensions and is no matrix to add low-rank factors to"},
@@ -326,6 +327,9 @@ inline std::string refusal_reason(const torch::nn::Module& module) {
   for (const auto& [type, reason] : reasons) {
     if (name.find(std::string("torch::nn::") + type) == 0) return reason;
   }
+  // Such as a LayerNorm. A module that holds layers as well is better answered with their names.
+  const bool plain = module.children().empty() && !module.parameters(/*recurse=*/false).empty();
+  if (plain) return std::string("none of ") + adaptable_types();
   return "";
 }
 
@@ -342,12 +346,14 @@ inline AdaptableLayers adaptable_layers(torch::nn::Module& model) {
   std::unordered_set<const torch::nn::Module*> seen;
   const auto visit = [&](const std::string& path, const std::shared_ptr<torch::nn::Module>& module) {
     if (!seen.insert(module.get()).second) return;
-    for (auto& weight : find_weights(module)) {
+    auto weights = find_weights(module);
+    for (auto& weight : weights) {
       const char* dot = path.empty() || weight.part().empty() ? "" : ".";
       const std::string full = path + dot + weight.part();
       found.targets.push_back({full, weight.type(), ""});
       found.weights.emplace_back(full, std::move(weight));
     }
+    if (!weights.empty()) return;
     if (const auto reason = refusal_reason(*module); !reason.empty()) {
       found.targets.push_back({path, module->name(), reason});
     }

@@ -36,5 +36,5 @@
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
 #include <lightlora/truncate.h>
-#include <lightlora/variants/variants.h>
+#include <lightlora/variants/registry.h>
 #include <lightlora/version.h>

@@ -4,7 +4,7 @@
 #include <lightlora/layers.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
-#include <lightlora/variants/variants.h>
+#include <lightlora/variants/registry.h>
 
 #include <map>
 #include <memory>
@@ -90,7 +90,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
  public:
   /// Freezes the model, which then waits for adapters; `patch` adds them at once.
   /// Errors: c10::Error if the model has no layer that can be adapted
-  explicit PatchedImpl(torch::nn::Module& model) {
+  explicit PatchedImpl(torch::nn::Module& model) : model_(&model) {
     collect(model);
     freeze(model);
   }
@@ -156,6 +156,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// The weight of an adaptable layer as a matrix (out, in), without adapters even while merged.
   /// Errors: c10::Error for an unknown path, or while plain layers are active
   torch::Tensor weight_of(const std::string& path) const;
+  /// Errors: c10::Error unless the module is the patched one, a part of it with such layers, or holds it
+  void require_related(const torch::nn::Module& module) const;
   /// Whether an activation is alive.
   bool is_active() const { return depth_ > 0; }
 
@@ -199,6 +201,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   std::vector<ActiveAdapter> active_of(const Site& site) const;
   Site& site_of(const std::string& path);
 
+  const torch::nn::Module* model_;  // to compare with only: the layers are what keeps it usable
   std::vector<Site> sites_;  // every layer that could carry an adapter
   std::vector<TargetLayer> targets_;
   std::map<std::string, double> active_;
@@ -218,25 +221,35 @@ class [[nodiscard]] Patched {
   /// A handle of adapters that exist.
   explicit Patched(std::shared_ptr<PatchedImpl> impl) : impl_(std::move(impl)) {}
 
-  /// The adapters.
-  PatchedImpl* operator->() const { return impl_.get(); }
-  /// The adapters.
-  PatchedImpl& operator*() const { return *impl_; }
+  /// The adapters. Errors: c10::Error if the handle is empty
+  PatchedImpl* operator->() const { return &get(); }
+  /// The adapters. Errors: as above
+  PatchedImpl& operator*() const { return get(); }
   /// Whether the handle has a model.
   explicit operator bool() const { return impl_ != nullptr; }
 
-  /// Calls the model with the adapters active: `lora(model, x)`.
+  /// Calls the model, a part of it, or a model that holds it, with the adapters active:
+  /// `lora(model, x)`. Errors: c10::Error for a model without any of the layers of the patched one
   template <typename Model, typename... Arguments>
   auto operator()(Model& model, Arguments&&... arguments) const {
-    const auto on = impl_->activate();
+    const auto on = get().activate();
     if constexpr (std::is_base_of_v<torch::nn::Module, Model>) {
+      get().require_related(model);
       return model.forward(std::forward<Arguments>(arguments)...);
     } else {
+      if constexpr (std::is_base_of_v<torch::nn::Module, std::decay_t<decltype(*model)>>) {
+        get().require_related(*model);
+      }
       return model->forward(std::forward<Arguments>(arguments)...);
     }
   }
 
  private:
+  PatchedImpl& get() const {
+    TORCH_CHECK(impl_, "lightlora::Patched: expected a handle that patch(...) returned, got an empty one");
+    return *impl_;
+  }
+
   std::shared_ptr<PatchedImpl> impl_;
 };
 

@@ -211,6 +211,18 @@ inline void PatchedImpl::require_in_place() const {
   }
 }
 
+inline void PatchedImpl::require_related(const torch::nn::Module& module) const {
+  if (&module == model_) return;
+  std::unordered_set<const torch::nn::Module*> held{&module};
+  for (const auto& part : module.modules(/*include_self=*/false)) held.insert(part.get());
+  for (const auto& site : sites_) {
+    if (held.count(site.weight.layer().get())) return;
+  }
+  TORCH_CHECK(false, "lightlora: expected the patched model, a part of it or one that holds it, got '",
+              module.name(), "', which has none of its ", sites_.size(), " adaptable layers; hint: ",
+              "patch that model too, or call it without the handle");
+}
+
 inline void PatchedImpl::enter() {
   if (!merged_) require_in_place();
   if (depth_++ > 0 || merged_) return;

@@ -3,7 +3,7 @@
 
 #include <lightlora/adapter.h>
 #include <lightlora/low_rank.h>
-#include <lightlora/variants/variants.h>
+#include <lightlora/variants/registry.h>
 
 #include <map>
 #include <memory>

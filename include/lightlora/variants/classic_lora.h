@@ -3,7 +3,6 @@
 
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
-#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -50,8 +49,9 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
 template <typename Layer>
 using ClassicLoRA = AdaptedLayer<Layer, ClassicAdapterImpl>;
 
-namespace detail {
-inline const bool kClassicLoRARegistered = register_variant<ClassicAdapterImpl>();
-}
+template <>
+struct LibraryVariant<0> {
+  using Impl = ClassicAdapterImpl;
+};
 
 }  // namespace lightlora

@@ -6,7 +6,6 @@
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
 #include <lightlora/variants/light_lora.h>
-#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 #include <memory>
@@ -91,8 +90,9 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
 template <typename Layer>
 using FusedDownUpLoRA = AdaptedLayer<Layer, FusedAdapterImpl>;
 
-namespace detail {
-inline const bool kFusedDownUpLoRARegistered = register_variant<FusedAdapterImpl>();
-}
+template <>
+struct LibraryVariant<2> {
+  using Impl = FusedAdapterImpl;
+};
 
 }  // namespace lightlora

@@ -3,7 +3,6 @@
 
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
-#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -57,8 +56,9 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
 template <typename Layer>
 using IA3 = AdaptedLayer<Layer, IA3AdapterImpl>;
 
-namespace detail {
-inline const bool kIA3Registered = register_variant<IA3AdapterImpl>();
-}
+template <>
+struct LibraryVariant<6> {
+  using Impl = IA3AdapterImpl;
+};
 
 }  // namespace lightlora

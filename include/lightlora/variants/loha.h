@@ -3,7 +3,6 @@
 
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
-#include <lightlora/variants/registry.h>
 
 namespace lightlora {
 
@@ -76,8 +75,9 @@ class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
 template <typename Layer>
 using LoHa = AdaptedLayer<Layer, LoHaAdapterImpl>;
 
-namespace detail {
-inline const bool kLoHaRegistered = register_variant<LoHaAdapterImpl>();
-}
+template <>
+struct LibraryVariant<3> {
+  using Impl = LoHaAdapterImpl;
+};
 
 }  // namespace lightlora

@@ -4,7 +4,6 @@
 #include <ATen/ops/kron.h>
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
-#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 #include <cmath>
@@ -115,8 +114,9 @@ class LoKrAdapterImpl : public AdapterModule<LoKrAdapterImpl> {
 template <typename Layer>
 using LoKr = AdaptedLayer<Layer, LoKrAdapterImpl>;
 
-namespace detail {
-inline const bool kLoKrRegistered = register_variant<LoKrAdapterImpl>();
-}
+template <>
+struct LibraryVariant<4> {
+  using Impl = LoKrAdapterImpl;
+};
 
 }  // namespace lightlora

@@ -4,7 +4,6 @@
 #include <ATen/ops/linalg_svd.h>
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
-#include <lightlora/variants/registry.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -63,8 +62,9 @@ class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
 template <typename Layer>
 using LoRAXS = AdaptedLayer<Layer, LoRAXSAdapterImpl>;
 
-namespace detail {
-inline const bool kLoRAXSRegistered = register_variant<LoRAXSAdapterImpl>();
-}
+template <>
+struct LibraryVariant<7> {
+  using Impl = LoRAXSAdapterImpl;
+};
 
 }  // namespace lightlora

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <lightlora/adapter.h>
+#include <lightlora/variants/variants.h>
 
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <typeindex>
 #include <utility>
 #include <vector>
@@ -34,8 +36,40 @@ VariantEntry variant_entry() {
 
 namespace detail {
 
+// In order of their names, whatever the order in which they become known.
+inline void insert_variant(std::vector<VariantEntry>& entries, const VariantEntry& entry) {
+  const auto same = std::lower_bound(
+      entries.begin(), entries.end(), entry,
+      [](const VariantEntry& a, const VariantEntry& b) { return a.name < b.name; });
+  if (same == entries.end() || same->name != entry.name) {
+    entries.insert(same, entry);
+    return;
+  }
+  TORCH_CHECK_VALUE(same->type == entry.type, "lightlora::register_variant: expected a new name, got '",
+                    entry.name, "', which another variant has");
+}
+
+template <int Number, typename = void>
+struct InsertLibraryVariant {
+  void operator()(std::vector<VariantEntry>&) const {}  // a number that no variant has
+};
+
+template <int Number>
+struct InsertLibraryVariant<Number, std::void_t<typename LibraryVariant<Number>::Impl>> {
+  void operator()(std::vector<VariantEntry>& entries) const {
+    insert_variant(entries, variant_entry<typename LibraryVariant<Number>::Impl>());
+  }
+};
+
+template <int... Numbers>
+std::vector<VariantEntry> library_variants(std::integer_sequence<int, Numbers...>) {
+  std::vector<VariantEntry> entries;
+  (InsertLibraryVariant<Numbers>()(entries), ...);
+  return entries;
+}
+
 inline std::vector<VariantEntry>& registered_variants() {
-  static std::vector<VariantEntry> entries;
+  static std::vector<VariantEntry> entries = library_variants(std::make_integer_sequence<int, 100>());
   return entries;
 }
 
@@ -44,24 +78,13 @@ inline std::vector<VariantEntry>& registered_variants() {
 /// Every variant that files and flags can name, by name.
 inline const std::vector<VariantEntry>& variants() { return detail::registered_variants(); }
 
-/// Makes a variant known by its name, once however often it is called. A variant's own file does so
-/// as the program starts; call it for a variant of your own before its first use, on one thread:
-/// `lightlora::register_variant<MyAdapterImpl>();`. Returns true.
+/// Makes a variant of your own known by its name, once however often it is called: before its first
+/// use, on one thread, `lightlora::register_variant<MyAdapterImpl>();`. (The library's own are known.)
+/// Returns true.
 /// Errors: c10::ValueError if another class has that name
 template <typename AdapterImpl>
 bool register_variant() {
-  auto& entries = detail::registered_variants();
-  const VariantEntry entry = variant_entry<AdapterImpl>();
-  // In order of their names: which file of a program registers first is the linker's choice.
-  const auto same = std::lower_bound(
-      entries.begin(), entries.end(), entry,
-      [](const VariantEntry& a, const VariantEntry& b) { return a.name < b.name; });
-  if (same == entries.end() || same->name != entry.name) {
-    entries.insert(same, entry);
-    return true;
-  }
-  TORCH_CHECK_VALUE(same->type == entry.type, "lightlora::register_variant: expected a new name, got '",
-                    entry.name, "', which another variant has");
+  detail::insert_variant(detail::registered_variants(), variant_entry<AdapterImpl>());
   return true;
 }
 

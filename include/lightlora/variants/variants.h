@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Every variant of the library: each file registers its own. A new variant is its file and a line here.
+// Every variant of the library. A new variant is its file and a line here.
 #include <lightlora/variants/classic_lora.h>
 #include <lightlora/variants/fused_down_up_lora.h>
 #include <lightlora/variants/ia3.h>
@@ -9,5 +9,4 @@
 #include <lightlora/variants/loha.h>
 #include <lightlora/variants/lokr.h>
 #include <lightlora/variants/lora_xs.h>
-#include <lightlora/variants/registry.h>
 #include <lightlora/variants/vera.h>

@@ -4,7 +4,6 @@
 #include <lightlora/adapted_layer.h>
 #include <lightlora/adapter.h>
 #include <lightlora/basis.h>
-#include <lightlora/variants/registry.h>
 
 #include <cmath>
 
@@ -71,8 +70,9 @@ class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
 template <typename Layer>
 using VeRA = AdaptedLayer<Layer, VeRAAdapterImpl>;
 
-namespace detail {
-inline const bool kVeRARegistered = register_variant<VeRAAdapterImpl>();
-}
+template <>
+struct LibraryVariant<5> {
+  using Impl = VeRAAdapterImpl;
+};
 
 }  // namespace lightlora
