@@ -35,7 +35,7 @@ void add_flags(cli::App& app, Flags& f) {
                  "Word of one token that the learned one starts from");
   app.add_option("--emoji_vectors", s.emoji_vectors, "File of emoji to compare with");
   app.add_option("--emoji", s.emoji, "The emoji that the subject is");
-  app.add_option("--output_dir", f.output_dir, "Folder for index.md, contact.png and curves.png");
+  app.add_option("--output_dir", f.output_dir, "Folder for index.md and its pictures");
   app.add_option("--work_dir", s.work_dir,
                  "Folder of finished runs; a later study goes on from it");
   app.group("Size of the study");
@@ -97,7 +97,7 @@ void run(Flags& flags, const distributed::Group& group) {
   study::write_page(study, flags.output_dir);
   std::cout << "\n"
             << study::findings(study) << "\npage: " << flags.output_dir
-            << "/index.md, with contact.png and curves.png\n";
+            << "/index.md, with contact.png, curves.png and ranks.png\n";
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // if it is larger than what the seeds make, and without several seeds nothing is larger than that.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <sstream>
 
 #include "study/page.h"
@@ -118,16 +119,10 @@ std::string place(const Study& study, const Row* row, size_t expected,
 }
 
 Spread loss_at(const Row& row, double rate) {
-  const auto runs = row.at(rate);
-  std::vector<double> losses;
-  for (const auto& run : runs) losses.push_back(run.quality.loss);
-  return spread(losses);
+  return loss_of(row.at(rate));
 }
 
-bool diverged_at(const Row& row, double rate) {
-  const auto runs = row.at(rate);
-  return std::any_of(runs.begin(), runs.end(), [](const Result& run) { return run.diverged; });
-}
+bool diverged_at(const Row& row, double rate) { return any_diverged(row.at(rate)); }
 
 std::string gaussian(const Row* row, const Row* orthonormal) {
   if (!row) return "";
@@ -268,6 +263,31 @@ std::string words(const Study& study) {
                         "the plain word is better here"));
 }
 
+// The two ends of a sweep.
+std::string more_of(const std::vector<Runs>& points, const std::string& question,
+                    const std::function<std::string(const Result&)>& setting) {
+  if (points.size() < 2 || any_diverged(points.front()) || any_diverged(points.back())) return "";
+  const Spread least = loss_of(points.front()), most = loss_of(points.back());
+  const int difference = compare(most, least);
+  return line("not described: " + question,
+              "loss " + with_spread(least, 4) + " with " + setting(points.front().front()) + ", " +
+                  with_spread(most, 4) + " with " + setting(points.back().front()),
+              difference < 0   ? "yes, here"
+              : difference > 0 ? "no, here it hurts"
+              : least.count < 2 ? undecided(1)
+                                : "no difference beyond the spread");
+}
+
+std::string sweeps(const Study& study) {
+  const auto rank = [](const Result& run) { return "rank " + std::to_string(run.rank); };
+  const auto bases = [](const Result& run) {
+    return "a, b = " + std::to_string(run.aux_in) + ", " + std::to_string(run.aux_out);
+  };
+  return more_of(study.classic_ranks, "does Classic learn better with more rank, at an unchanged rate?", rank) +
+         more_of(study.light_ranks, "does Light learn better with more rank, at an unchanged rate?", rank) +
+         more_of(study.basis_sizes, "does Light learn better with larger bases, at an unchanged rate?", bases);
+}
+
 }  // namespace
 
 std::string findings(const Study& study) {
@@ -284,7 +304,7 @@ std::string findings(const Study& study) {
        << gaussian(study.find("light", "up_zero", "normal"), light)
        << open_question(light, study.find("light", "up_zero", "normal_scaled"))
        << rates(study, classic, light) << values(study, classic, light) << files(study)
-       << words(study);
+       << sweeps(study) << words(study);
   return text.str();
 }
 

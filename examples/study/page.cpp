@@ -10,11 +10,8 @@
 #include <iterator>
 #include <sstream>
 
-#include "images/load.h"
 #include "images/png.h"
-#include "images/resize.h"
-#include "images/sheet.h"
-#include "study/chart.h"
+#include "study/pictures.h"
 
 namespace study {
 
@@ -62,7 +59,7 @@ std::string main_table(const Study& study) {
                    kilobytes(run.exported_bytes), rounded(row.own_rate(), -1),
                    lost ? "diverged" : with_spread(row.loss(), 4),
                    lost ? "-" : with_spread(row.cosine(), 3),
-                   lost ? "-" : with_spread(row.followed(), 2), with_spread(spread(seconds), 2)});
+                   lost ? "-" : with_spread(followed_of(row.own), 2), with_spread(spread(seconds), 2)});
   }
   return text;
 }
@@ -116,17 +113,18 @@ std::string nothing_cut(const std::vector<Split>& splits) {
   return "";
 }
 
-std::string sweep_table(const std::vector<Result>& runs, bool sizes) {
-  std::string text = header({sizes ? "a, b" : "rank", "trained values", "loss", "likeness",
-                             "place among the emoji", "background as asked"});
-  for (const auto& run : runs) {
-    std::vector<std::string> line{
-        sizes ? std::to_string(run.aux_in) + ", " + std::to_string(run.aux_out)
-              : std::to_string(run.rank),
-        std::to_string(run.trainable)};
-    append(line, run.diverged ? std::vector<std::string>{"diverged", "-", "-", "-"}
-                              : quality_cells(run.quality));
-    text += cells(line);
+std::string sweep_table(const std::vector<Runs>& points, bool sizes) {
+  std::string text = header(
+      {sizes ? "a, b" : "rank", "trained values", "loss", "likeness", "background as asked"});
+  for (const auto& runs : points) {
+    const auto& run = runs.front();
+    const bool lost = any_diverged(runs);
+    text += cells({sizes ? std::to_string(run.aux_in) + ", " + std::to_string(run.aux_out)
+                         : std::to_string(run.rank),
+                   std::to_string(run.trainable),
+                   lost ? "diverged" : with_spread(loss_of(runs), 4),
+                   lost ? "-" : with_spread(cosine_of(runs), 3),
+                   lost ? "-" : with_spread(followed_of(runs), 2)});
   }
   return text;
 }
@@ -141,7 +139,7 @@ std::string words_table(const Study& study) {
                    rounded(row.own_rate(), -1), rounded(run.start_loss, 4),
                    lost ? "diverged" : with_spread(row.loss(), 4),
                    lost ? "-" : with_spread(row.cosine(), 3),
-                   lost ? "-" : with_spread(row.followed(), 2)});
+                   lost ? "-" : with_spread(followed_of(row.own), 2)});
   }
   return text;
 }
@@ -228,7 +226,7 @@ std::string page(const Study& study) {
       << rates_table(study) << "\n## A fused core cut to a rank\n"
       << "One core, trained once; its loss before cutting is " << rounded(study.unsplit_loss, 4)
       << "." << nothing_cut(study.splits) << "\n\n"
-      << split_table(study) << "\n## Rank\nLight, at its own rate for rank 4:\n\n"
+      << split_table(study) << "\n## Rank\n![Loss against rank](ranks.png)\n\nLight, at its own rate for rank 4:\n\n"
       << sweep_table(study.light_ranks, false) << "\nClassic, likewise:\n\n"
       << sweep_table(study.classic_ranks, false) << "\n## Directions of the bases\n"
       << "Light of rank 4 with bases of a inputs and b outputs.\n\n"
@@ -236,64 +234,6 @@ std::string page(const Study& study) {
       << "\n## Run it again\n`make study` repeats all of it; what is finished lies in `study/` and "
          "is not done twice. One line more in `examples/study/variants.h` is one variant more.\n";
   return text.str();
-}
-
-images::Image contact_sheet(const Study& study) {
-  images::Sheet sheet;
-  sheet.title = "Each at its own rate, same noise; the variants from one learned word";
-  sheet.column_labels = study.settings.prompts();
-  std::vector<images::Image> photos;
-  for (const auto& path : images::list_images(study.settings.subject).images) {
-    if (photos.size() == sheet.column_labels.size()) break;
-    photos.push_back(images::resize(images::load_image(path), 64, 64, images::Filter::kLanczos));
-  }
-  sheet.row_labels.push_back("trained on");
-  sheet.rows.push_back(std::move(photos));
-  for (const auto* rows : {&study.words, &study.rows}) {
-    for (const auto& row : *rows) {
-      std::vector<images::Image> pictures;
-      for (const auto& file : row.own.front().quality.pictures) {
-        pictures.push_back(images::load_image(file));
-      }
-      sheet.row_labels.push_back(row.variant.name);
-      sheet.rows.push_back(std::move(pictures));
-    }
-  }
-  return images::draw_sheet(sheet);
-}
-
-// The mean of the seeds' curves.
-Line curve_of(const Row& row) {
-  Line line{row.variant.name, {}};
-  const auto count = static_cast<double>(row.own.size());
-  for (size_t i = 0; i < row.own.front().curve.size(); ++i) {
-    double sum = 0;
-    for (const auto& run : row.own) sum += run.curve.at(i).second;
-    line.points.emplace_back(row.own.front().curve[i].first, sum / count);
-  }
-  return line;
-}
-
-images::Image curves(const Study& study) {
-  Chart chart{"Validation loss, each at its own rate", "steps", "loss", {}, 1, 0};
-  const double start = study.rows.front().described().start_loss;
-  for (const auto& row : study.rows) {
-    if (row.diverged()) continue;
-    chart.lines.push_back(curve_of(row));
-    for (const auto& point : chart.lines.back().points) {
-      chart.bottom = std::min(chart.bottom, point.second);
-    }
-  }
-  chart.bottom *= 0.95;
-  chart.top = start * 1.1;
-  return draw_chart(chart);
-}
-
-template <typename Value>
-Spread spread_of(const std::vector<Result>& runs, const Value& value) {
-  std::vector<double> values;
-  for (const auto& run : runs) values.push_back(value(run.quality));
-  return spread(values);
 }
 
 }  // namespace
@@ -313,32 +253,14 @@ std::string with_spread(const Spread& value, int digits) {
   return rounded(value.mean, digits) + " ± " + rounded(value.deviation, digits);
 }
 
-std::vector<Result> Row::at(double rate) const {
+Runs Row::at(double rate) const {
   for (const auto* runs : {&own, &second}) {
     if (!runs->empty() && runs->front().rate == rate) return *runs;
   }
-  std::vector<Result> found;
+  Runs found;
   std::copy_if(tried.begin(), tried.end(), std::back_inserter(found),
                [&](const Result& run) { return run.rate == rate; });
   return found;
-}
-
-bool Row::diverged() const {
-  return std::any_of(own.begin(), own.end(), [](const Result& run) { return run.diverged; });
-}
-
-Spread Row::loss() const {
-  return spread_of(own, [](const Quality& q) { return q.loss; });
-}
-
-Spread Row::cosine() const {
-  return spread_of(own, [](const Quality& q) { return q.cosine; });
-}
-
-Spread Row::followed() const {
-  return spread_of(own, [](const Quality& q) {
-    return q.asked == 0 ? 0.0 : static_cast<double>(q.followed) / static_cast<double>(q.asked);
-  });
 }
 
 const Row* Study::find(const std::string& variant, const std::string& init,
@@ -354,7 +276,8 @@ void write_page(const Study& study, const std::string& folder) {
   fs::create_directories(folder);
   const auto in = [&](const char* name) { return (fs::path(folder) / name).string(); };
   images::save_png(in("contact.png"), contact_sheet(study));
-  images::save_png(in("curves.png"), curves(study));
+  images::save_png(in("curves.png"), curves_chart(study));
+  if (const auto chart = ranks_chart(study)) images::save_png(in("ranks.png"), *chart);
   lightlora::detail::AtomicFile file(in("index.md"));
   file.write(page(study));
   file.commit();

@@ -12,18 +12,17 @@ namespace study {
 /// Everything about one variant.
 struct Row {
   Variant variant;
-  std::vector<Result> tried;  ///< at each rate with the first seed, the described rate first
-  std::vector<Result> own;    ///< at its own rate, one for each seed
-  std::vector<Result> second{};  ///< at the second-best rate, likewise; empty if there is one rate only
+  Runs tried;     ///< at each rate with the first seed, the described rate first
+  Runs own;       ///< at its own rate, one for each seed
+  Runs second{};  ///< at the second-best rate, likewise; empty if there is one rate only
 
   const Result& described() const { return tried.front(); }
   double own_rate() const { return own.front().rate; }
   /// All runs at a rate; none if it was not tried.
-  std::vector<Result> at(double rate) const;
-  bool diverged() const;
-  Spread loss() const;
-  Spread cosine() const;
-  Spread followed() const;  ///< share of the backgrounds as asked
+  Runs at(double rate) const;
+  bool diverged() const { return any_diverged(own); }
+  Spread loss() const { return loss_of(own); }
+  Spread cosine() const { return cosine_of(own); }
 };
 
 /// Everything that was found out.
@@ -32,8 +31,8 @@ struct Study {
   Facts facts;
   std::vector<Row> rows;
   std::vector<Row> words;  ///< of no adapter
-  std::vector<Result> light_ranks, classic_ranks, basis_sizes;  ///< with the first seed
-  double unsplit_loss = 0;                                      ///< of the core that `splits` cuts
+  std::vector<Runs> light_ranks, classic_ranks, basis_sizes;  ///< sweeps: the runs of one setting each
+  double unsplit_loss = 0;  ///< of the core that `splits` cuts
   std::vector<Split> splits;
   std::vector<FileSize> sizes;  ///< for Stable Diffusion 1.5
   Shapes sd15_layers;
@@ -46,7 +45,7 @@ struct Study {
 /// What the described experiment found beside what was found here: a table in Markdown.
 std::string findings(const Study& study);
 
-/// Writes index.md, contact.png and curves.png into a folder.
+/// Writes index.md, contact.png, curves.png and ranks.png into a folder.
 void write_page(const Study& study, const std::string& folder);
 
 /// A number for a table with so many digits behind the point, or -1: three digits in all; and a

@@ -43,44 +43,49 @@ Finalists first_runs(Row& row, const Result*& next) {
   return finalists;
 }
 
-// A row at its own rate with other ranks or bases.
+// A row at its own rate with other ranks or bases, with every seed.
 class Sweep {
  public:
-  explicit Sweep(const Row& row) : row_(row) {}
+  Sweep(const Row& row, int64_t seeds) : row_(row), seeds_(seeds) {}
 
   void add(int64_t rank, int64_t aux_in, int64_t aux_out) {
     Variant variant = row_.variant;
     variant.rank = rank;
     variant.aux_in = aux_in;
     variant.aux_out = aux_out;
-    jobs_.push_back({variant, row_.own_rate(), 0});
+    for (int64_t seed = 0; seed < seeds_; ++seed) {
+      jobs_.push_back({variant, row_.own_rate(), static_cast<uint64_t>(seed)});
+    }
   }
   const std::vector<Job>& jobs() const { return jobs_; }
 
   // What the jobs came to, the row itself among them.
-  std::vector<Result> sorted(const Result*& next) const {
-    std::vector<Result> runs{row_.own.front()};
-    runs.insert(runs.end(), next, next + jobs_.size());
-    next += jobs_.size();
-    std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) {
-      return std::pair(a.rank, a.aux_in) < std::pair(b.rank, b.aux_in);
+  std::vector<Runs> sorted(const Result*& next) const {
+    std::vector<Runs> points{row_.own};
+    for (size_t done = 0; done < jobs_.size(); done += static_cast<size_t>(seeds_)) {
+      points.emplace_back(next, next + seeds_);
+      next += seeds_;
+    }
+    std::sort(points.begin(), points.end(), [](const Runs& a, const Runs& b) {
+      return std::pair(a[0].rank, a[0].aux_in) < std::pair(b[0].rank, b[0].aux_in);
     });
-    return runs;
+    return points;
   }
 
  private:
   const Row& row_;
+  int64_t seeds_;
   std::vector<Job> jobs_;
 };
 
 Sweep rank_sweep(const Row& row, const Plan& plan) {
-  Sweep sweep(row);
+  Sweep sweep(row, plan.seeds);
   for (const auto rank : plan.ranks) sweep.add(rank, row.variant.aux_in, row.variant.aux_out);
   return sweep;
 }
 
 Sweep size_sweep(const Row& row, const Plan& plan) {
-  Sweep sweep(row);
+  Sweep sweep(row, plan.seeds);
   for (const auto& [a, b] : plan.sizes) sweep.add(row.variant.rank, a, b);
   return sweep;
 }
@@ -90,7 +95,7 @@ Sweep size_sweep(const Row& row, const Plan& plan) {
 Plan::Plan() : rows(variants()) { rows.insert(rows.end(), words().begin(), words().end()); }
 
 int64_t Plan::runs() const {
-  auto count = static_cast<int64_t>(2 * ranks.size() + sizes.size());
+  auto count = static_cast<int64_t>(2 * ranks.size() + sizes.size()) * seeds;
   for (const auto& row : rows) {
     const size_t rates = row.other_rates.size() + 1;
     count += static_cast<int64_t>(rates +
@@ -132,7 +137,7 @@ std::vector<Row> make_rows(Runner& runner, const Plan& plan) {
 }
 
 void run_sweeps(Runner& runner, const Plan& plan, Study& study) {
-  std::vector<std::pair<Sweep, std::vector<Result>*>> sweeps;
+  std::vector<std::pair<Sweep, std::vector<Runs>*>> sweeps;
   if (const auto* light = study.find("light")) {
     sweeps.emplace_back(rank_sweep(*light, plan), &study.light_ranks);
     sweeps.emplace_back(size_sweep(*light, plan), &study.basis_sizes);

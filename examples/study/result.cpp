@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "study/result.h"
 
+#include <algorithm>
+
 #include <lightlora/formats/atomic_file.h>
 
 #include <cmath>
@@ -63,6 +65,35 @@ Spread spread(const std::vector<double>& values) {
   for (const double value : values) result.deviation += std::pow(value - result.mean, 2);
   result.deviation = count > 1 ? std::sqrt(result.deviation / (count - 1)) : 0;
   return result;
+}
+
+namespace {
+
+template <typename Value>
+Spread spread_of(const Runs& runs, const Value& value) {
+  std::vector<double> values;
+  for (const auto& run : runs) values.push_back(value(run.quality));
+  return spread(values);
+}
+
+}  // namespace
+
+bool any_diverged(const Runs& runs) {
+  return std::any_of(runs.begin(), runs.end(), [](const Result& run) { return run.diverged; });
+}
+
+Spread loss_of(const Runs& runs) {
+  return spread_of(runs, [](const Quality& q) { return q.loss; });
+}
+
+Spread cosine_of(const Runs& runs) {
+  return spread_of(runs, [](const Quality& q) { return q.cosine; });
+}
+
+Spread followed_of(const Runs& runs) {
+  return spread_of(runs, [](const Quality& q) {
+    return q.asked == 0 ? 0.0 : static_cast<double>(q.followed) / static_cast<double>(q.asked);
+  });
 }
 
 }  // namespace study

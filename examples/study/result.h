@@ -55,4 +55,11 @@ struct Spread {
 };
 Spread spread(const std::vector<double>& values);
 
+/// Of runs with several seeds; `followed_of` is the share of the backgrounds as asked.
+using Runs = std::vector<Result>;
+bool any_diverged(const Runs& runs);
+Spread loss_of(const Runs& runs);
+Spread cosine_of(const Runs& runs);
+Spread followed_of(const Runs& runs);
+
 }  // namespace study

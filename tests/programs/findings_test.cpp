@@ -189,3 +189,19 @@ TEST_CASE("findings: sizes are counted", "[study]") {
   CHECK(verdict(study, "Light trains under a tenth") == "does not reproduce");
   CHECK(verdict(study, "the sizes") == "1 of 2 are smaller");
 }
+
+TEST_CASE("findings: the ends of a sweep are compared with their spreads", "[study]") {
+  auto study = make_study(3);
+  const std::string more = "not described: does Classic learn better with more rank";
+  CHECK(verdict(study, more) == "no such finding");
+  study.classic_ranks = {runs(2e-3, {0.11, 0.92}, 3), runs(2e-3, {0.05, 0.92}, 3), runs(2e-3, {0.10, 0.92}, 3)};
+  CHECK(verdict(study, more) == "yes, here");
+  study.classic_ranks[2] = runs(2e-3, {0.1085, 0.92}, 3);
+  CHECK(verdict(study, more) == "no difference beyond the spread");
+  study.classic_ranks[2] = runs(2e-3, {0.12, 0.92}, 3);
+  CHECK(verdict(study, more) == "no, here it hurts");
+  study.classic_ranks = {runs(2e-3, {0.11, 0.92}, 1), runs(2e-3, {0.05, 0.92}, 1)};
+  CHECK(verdict(study, more) == "undecided: one run");
+  study.classic_ranks[1][0].diverged = true;
+  CHECK(verdict(study, more) == "no such finding");
+}

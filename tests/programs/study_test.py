@@ -46,7 +46,7 @@ def test_quick():
         sizes = table(page, "Files for Stable Diffusion 1.5")
         assert sizes["light, rank 4"][:2] == ["76800", "379"] and float(sizes["light, rank 4"][2]) < 379, sizes
         assert "One seed: nothing here can be called better" in page and "undecided: one run" in page, page
-        for name in ["contact.png", "curves.png"]:
+        for name in ["contact.png", "curves.png", "ranks.png"]:
             assert (folder / "page" / name).read_bytes().startswith(b"\x89PNG"), name
 
         results = {path.name: json.loads(path.read_text()) for path in (folder / "work").glob("*.json")}
