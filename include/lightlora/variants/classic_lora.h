@@ -49,9 +49,10 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
 template <typename Layer>
 using ClassicLoRA = AdaptedLayer<Layer, ClassicAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<0> {
-  using Impl = ClassicAdapterImpl;
+  using Impl = ClassicAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

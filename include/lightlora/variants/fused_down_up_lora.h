@@ -90,9 +90,10 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
 template <typename Layer>
 using FusedDownUpLoRA = AdaptedLayer<Layer, FusedAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<2> {
-  using Impl = FusedAdapterImpl;
+  using Impl = FusedAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

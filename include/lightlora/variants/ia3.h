@@ -56,9 +56,10 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
 template <typename Layer>
 using IA3 = AdaptedLayer<Layer, IA3AdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<6> {
-  using Impl = IA3AdapterImpl;
+  using Impl = IA3AdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

@@ -75,9 +75,10 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl> {
 template <typename Layer>
 using LightLoRA = AdaptedLayer<Layer, LightAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<1> {
-  using Impl = LightAdapterImpl;
+  using Impl = LightAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

@@ -75,9 +75,10 @@ class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
 template <typename Layer>
 using LoHa = AdaptedLayer<Layer, LoHaAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<3> {
-  using Impl = LoHaAdapterImpl;
+  using Impl = LoHaAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

@@ -114,9 +114,10 @@ class LoKrAdapterImpl : public AdapterModule<LoKrAdapterImpl> {
 template <typename Layer>
 using LoKr = AdaptedLayer<Layer, LoKrAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<4> {
-  using Impl = LoKrAdapterImpl;
+  using Impl = LoKrAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

@@ -62,9 +62,10 @@ class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
 template <typename Layer>
 using LoRAXS = AdaptedLayer<Layer, LoRAXSAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<7> {
-  using Impl = LoRAXSAdapterImpl;
+  using Impl = LoRAXSAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora

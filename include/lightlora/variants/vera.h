@@ -70,9 +70,10 @@ class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
 template <typename Layer>
 using VeRA = AdaptedLayer<Layer, VeRAAdapterImpl>;
 
+/// Its number among the variants of the library.
 template <>
 struct LibraryVariant<5> {
-  using Impl = VeRAAdapterImpl;
+  using Impl = VeRAAdapterImpl;  ///< its module class
 };
 
 }  // namespace lightlora
