@@ -1,60 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/patch.h>
-#include <lightlora/linear.h>
-
-#include "support.h"
+#include "zoo.h"
 
 using namespace lightlora;
-using torch::Tensor;
-
-namespace {
-
-// Typed members, a Sequential, a ModuleList, and one layer registered twice.
-struct ZooImpl : torch::nn::Module {
-  ZooImpl() {
-    in = register_module("first", torch::nn::Linear(12, 16));
-    shared = register_module("shared", torch::nn::Linear(16, 16));
-    body = register_module(
-        "body", torch::nn::Sequential(torch::nn::Linear(16, 20), torch::nn::ReLU(), shared_in()));
-    list = register_module("list", torch::nn::ModuleList(torch::nn::Linear(20, 24)));
-    norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({24})));
-    again = register_module("again", shared.ptr());
-  }
-  torch::nn::Linear shared_in() { return torch::nn::Linear(20, 20); }
-  Tensor forward(Tensor x) {
-    x = shared(in(x).relu());
-    x = body->forward(std::dynamic_pointer_cast<torch::nn::LinearImpl>(again)->forward(x));
-    return norm(list[0]->as<torch::nn::Linear>()->forward(x));
-  }
-  torch::nn::Linear in{nullptr}, shared{nullptr};
-  torch::nn::Sequential body{nullptr};
-  torch::nn::ModuleList list{nullptr};
-  torch::nn::LayerNorm norm{nullptr};
-  std::shared_ptr<torch::nn::Module> again;
-};
-TORCH_MODULE(Zoo);
-
-Tensor input() {
-  torch::manual_seed(2);
-  return torch::randn({5, 12});
-}
-
-torch::nn::Sequential one_linear(bool drop_in) {
-  torch::nn::Sequential model;
-  if (drop_in) {
-    model->push_back(lightlora::Linear(12, 9));
-  } else {
-    model->push_back(torch::nn::Linear(12, 9));
-  }
-  return model;
-}
-
-void randomise(const Patched& lora, const std::string& name = "default") {
-  torch::NoGradGuard no_grad;
-  for (auto& item : lora->named_parameters(name)) item.value().normal_();
-}
-
-}  // namespace
+using namespace lightlora_tests;
 
 TEST_CASE("patch: typed members, Sequential and ModuleList are all adapted", "[patch]") {
   Zoo model;
@@ -323,60 +271,6 @@ TEST_CASE("patch: a set that is added in mid-training trains, and a set that is 
     const auto next = patch<ClassicLoRA>(*model, 2, {"0"});
     CHECK(next->report().layers == 1);
   }
-}
-
-TEST_CASE("merge_and_unload: a plain model with the adapters' sum remains", "[patch]") {
-  Zoo model;
-  const Tensor x = input(), base = model(x);
-  const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "0"});
-  randomise(lora);
-  const Tensor adapted = lora(model, x);
-  lora->merge_and_unload();
-  CHECK(relative_error(adapted, base) > 1e-3);
-  CHECK(close(model(x), adapted, 1e-5));  // one sum in fp32 instead of two products
-  CHECK(lora->sets().empty());
-  CHECK_FALSE(lora->merged());
-  for (const auto& parameter : model->parameters()) CHECK(parameter.requires_grad());
-  CHECK(patch<ClassicLoRA>(*model, 2, {"first"})->report().layers == 1);
-}
-
-TEST_CASE("merge: twice, or while active, is an error", "[patch]") {
-  Zoo model;
-  const auto lora = patch<ClassicLoRA>(*model, 2, {"first"});
-  CHECK_THROWS_WITH(lora->unmerge(), ContainsSubstring("expected merged adapters"));
-  {
-    const auto on = lora->activate();
-    CHECK_THROWS_WITH(lora->merge(), ContainsSubstring("expected no activation to be alive"));
-    CHECK_THROWS_WITH(lora->remove(), ContainsSubstring("expected no activation to be alive"));
-  }
-  lora->merge();
-  CHECK(lora->merged());
-  CHECK_THROWS_WITH(lora->merge(), ContainsSubstring("expected unmerged adapters"));
-}
-
-TEST_CASE("merge: the safe form refuses what is not finite and changes nothing", "[patch]") {
-  Zoo model;
-  const Tensor x = input(), before = model(x);
-  const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "shared"});
-  randomise(lora);
-  torch::NoGradGuard no_grad;
-  lora->named_parameters()["shared.up"][3][1] = std::nan("");
-  CHECK_THROWS_WITH(lora->merge(/*safe=*/true), ContainsSubstring("'shared': expected finite"));
-  CHECK_FALSE(lora->merged());
-  CHECK(torch::equal(model(x), before));
-}
-
-TEST_CASE("merge: half-precision weights get the fp32 sum, rounded once", "[patch]") {
-  torch::nn::Sequential model(torch::nn::Linear(12, 16));
-  model->to(torch::kBFloat16);
-  const auto lora = patch<ClassicLoRA>(*model, 2, {"0"});
-  randomise(lora);
-  const auto weight = model->parameters()[0];
-  torch::NoGradGuard no_grad;
-  const Tensor expected = (weight.to(torch::kFloat) + lora->adapters()[0]->delta())
-                              .to(torch::kBFloat16);
-  lora->merge();
-  CHECK(torch::equal(weight, expected));
 }
 
 TEST_CASE("training through a plain half-precision layer is refused, through a drop-in not",

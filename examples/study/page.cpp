@@ -214,7 +214,7 @@ std::string introduction(const Study& study) {
   return text.str();
 }
 
-std::string page(const Study& study) {
+std::string page(const Study& study, bool has_ranks) {
   std::ostringstream text;
   text
       << introduction(study) << "## Findings\n"
@@ -226,7 +226,9 @@ std::string page(const Study& study) {
       << rates_table(study) << "\n## A fused core cut to a rank\n"
       << "One core, trained once; its loss before cutting is " << rounded(study.unsplit_loss, 4)
       << "." << nothing_cut(study.splits) << "\n\n"
-      << split_table(study) << "\n## Rank\n![Loss against rank](ranks.png)\n\nLight, at its own rate for rank 4:\n\n"
+      << split_table(study) << "\n## Rank\n"
+      << (has_ranks ? "![Loss against rank](ranks.png)\n\n" : "")
+      << "Light, at its own rate for rank 4:\n\n"
       << sweep_table(study.light_ranks, false) << "\nClassic, likewise:\n\n"
       << sweep_table(study.classic_ranks, false) << "\n## Directions of the bases\n"
       << "Light of rank 4 with bases of a inputs and b outputs.\n\n"
@@ -277,9 +279,10 @@ void write_page(const Study& study, const std::string& folder) {
   const auto in = [&](const char* name) { return (fs::path(folder) / name).string(); };
   images::save_png(in("contact.png"), contact_sheet(study));
   images::save_png(in("curves.png"), curves_chart(study));
-  if (const auto chart = ranks_chart(study)) images::save_png(in("ranks.png"), *chart);
+  const auto ranks = ranks_chart(study);
+  if (ranks) images::save_png(in("ranks.png"), *ranks);
   lightlora::detail::AtomicFile file(in("index.md"));
-  file.write(page(study));
+  file.write(page(study, ranks.has_value()));
   file.commit();
 }
 

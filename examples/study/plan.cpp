@@ -11,7 +11,7 @@ namespace {
 constexpr size_t kFinalists = 2;  // rates that are tried with every seed
 
 // Lower is better; what diverged comes last.
-double mean_loss(const std::vector<Result>& runs) {
+double mean_loss(const Runs& runs) {
   double sum = 0;
   for (const auto& run : runs) {
     sum += run.diverged ? std::numeric_limits<double>::infinity() : run.quality.loss;
@@ -19,7 +19,7 @@ double mean_loss(const std::vector<Result>& runs) {
   return sum / static_cast<double>(runs.size());
 }
 
-bool better(const std::vector<Result>& a, const std::vector<Result>& b) {
+bool better(const Runs& a, const Runs& b) {
   return mean_loss(a) < mean_loss(b);
 }
 
@@ -29,7 +29,7 @@ std::vector<double> rates_of(const Variant& variant) {
   return rates;
 }
 
-using Finalists = std::vector<std::vector<Result>>;  // runs of one rate each
+using Finalists = std::vector<Runs>;  // runs of one rate each
 
 // Every rate with the first seed; the best come first.
 Finalists first_runs(Row& row, const Result*& next) {
