@@ -15,7 +15,11 @@ endif()
 
 # Flags of our own files, always linked PRIVATE.
 add_library(lightlora_development INTERFACE)
-target_link_libraries(lightlora_development INTERFACE lightlora::lightlora)
+if(LIGHTLORA_SEPARATE_COMPILATION)
+  target_link_libraries(lightlora_development INTERFACE lightlora::compiled)
+else()
+  target_link_libraries(lightlora_development INTERFACE lightlora::lightlora)
+endif()
 target_compile_options(
   lightlora_development
   INTERFACE -Wall -Wextra $<$<BOOL:${LIGHTLORA_WERROR}>:-Werror>

@@ -8,14 +8,16 @@ configure_package_config_file(cmake/lightloraConfig.cmake.in "${PROJECT_BINARY_D
                               INSTALL_DESTINATION "${_package_dir}" NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/lightloraConfigVersion.cmake"
                                  COMPATIBILITY SameMajorVersion ARCH_INDEPENDENT)
-configure_file(cmake/FindLightloraTorch.cmake "${PROJECT_BINARY_DIR}/FindLightloraTorch.cmake" COPYONLY)
+foreach(_file IN ITEMS FindLightloraTorch LightloraCompiled)
+  configure_file(cmake/${_file}.cmake "${PROJECT_BINARY_DIR}/${_file}.cmake" COPYONLY)
+endforeach()
 
 if(LIGHTLORA_INSTALL)
   install(TARGETS lightlora EXPORT lightloraTargets)
   install(DIRECTORY include/lightlora DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
   install(EXPORT lightloraTargets NAMESPACE lightlora:: DESTINATION "${_package_dir}")
   install(FILES "${PROJECT_BINARY_DIR}/lightloraConfig.cmake"
-                "${PROJECT_BINARY_DIR}/lightloraConfigVersion.cmake" cmake/FindLightloraTorch.cmake
+                "${PROJECT_BINARY_DIR}/lightloraConfigVersion.cmake" cmake/FindLightloraTorch.cmake cmake/LightloraCompiled.cmake
           DESTINATION "${_package_dir}")
   export(EXPORT lightloraTargets NAMESPACE lightlora:: FILE "${PROJECT_BINARY_DIR}/lightloraTargets.cmake")
 endif()

@@ -22,4 +22,4 @@ echo "check_newest_torch: $name"
 
 export LIGHTLORA_SOURCE_DIR=$PWD LIGHTLORA_BINARY_DIR=$folder
 export LIGHTLORA_TORCH_DIR=$folder/$name/torch/share/cmake/Torch CXX=${CXX:-c++}
-bash tests/packaging/consume.sh add_subdirectory
+for way in add_subdirectory add_subdirectory_compiled; do bash tests/packaging/consume.sh $way; done

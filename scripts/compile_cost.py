@@ -3,8 +3,10 @@
 one that includes only torch/nn/modules/linear.h, and for examples/first_adapter.cpp, which calls what it includes.
 
     scripts/compile_cost.py [--runs N] [HEADER or FILE.cpp...]     others in place of these
+    scripts/compile_cost.py --check    only whether the umbrella, compiled separately, stays below 1.15
 
-Each is measured as it is, and with the umbrella header precompiled (target_precompile_headers in CMake).
+Each is measured header-only; with the umbrella header precompiled (target_precompile_headers in CMake); and
+compiled separately (CMake's target lightlora::compiled).
 Environment: CXX, Torch_DIR (the folder of TorchConfig.cmake; default: the one in .deps).
 """
 
@@ -12,11 +14,16 @@ import argparse
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
 BASE = "torch/nn/modules/linear.h"
+UMBRELLA = "lightlora/lightlora.h"
+SEPARATE = "-DLIGHTLORA_SEPARATE_COMPILATION"
+LIMIT = 1.15
+MODES = {"header-only": "", "precompiled": "  precompiled", "separate": "  compiled separately"}
 
 
 def torch_folder():
@@ -35,7 +42,7 @@ class Compiler:
         self.command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", f"-I{SOURCE / 'include'}",
                         "-isystem", f"{torch / 'include'}", "-isystem", f"{torch / 'include/torch/csrc/api/include'}"]
         self.umbrella = self.folder / "umbrella.h"
-        self.umbrella.write_text("#include <lightlora/lightlora.h>\n")
+        self.umbrella.write_text(f"#include <{UMBRELLA}>\n")
 
     def run(self, *arguments):
         """(CPU seconds, MB)"""
@@ -44,39 +51,60 @@ class Compiler:
         assert status == 0, f"'{arguments[-1]}': the compiler failed"
         return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
-    def cost(self, what, precompiled):
+    def cost(self, what, mode):
         unit = Path(what)
         if unit.suffix == ".h":
             unit = self.folder / "unit.cpp"
             unit.write_text(f"#include <{what}>\n")
-        before = ["-include", self.umbrella] if precompiled else []
-        return self.run(*before, "-o", self.folder / "unit.o", "-c", unit)
+        extra = {"header-only": [], "precompiled": ["-include", self.umbrella], "separate": [SEPARATE]}[mode]
+        return self.run(*extra, "-o", self.folder / "unit.o", "-c", unit)
 
     def precompile(self):
         return self.run("-x", "c++-header", "-o", f"{self.umbrella}.gch", self.umbrella)
 
 
+def measure(compiler, cases, runs):
+    """Medians of seconds and MB for each case."""
+    costs = {case: [] for case in cases}
+    for _ in range(runs):
+        for case in cases:  # interleaved, so that a busy machine is busy for all of them
+            costs[case].append(compiler.cost(*case))
+    return {case: [statistics.median(values) for values in zip(*found)] for case, found in costs.items()}
+
+
+def check(compiler):
+    """Only memory decides: unlike the time it is the same in every run, and grows with the same causes."""
+    found = measure(compiler, [(BASE, "header-only"), (UMBRELLA, "separate")], runs=1)
+    base, umbrella = found.values()
+    seconds, memory = umbrella[0] / base[0], umbrella[1] / base[1]
+    print(f"{UMBRELLA} compiled separately, over {BASE}: seconds {seconds:.2f}, memory {memory:.2f}")
+    sys.exit(0 if memory < LIMIT else f"expected the memory below {LIMIT}, got {memory:.2f}; hint: a header includes or "
+                                      "defines what belongs into include/lightlora/impl")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("files", nargs="*", default=["lightlora/patch.h", "lightlora/lightlora.h",
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("files", nargs="*", default=["lightlora/patch.h", UMBRELLA,
                                                      str(SOURCE / "examples/first_adapter.cpp")])
     options = parser.parse_args()
-    cases = [(BASE, False), *((file, precompiled) for file in options.files for precompiled in (False, True))]
-    costs = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(folder, torch_folder())
-        once = compiler.precompile()
-        for _ in range(options.runs):
-            for case in cases:  # interleaved, so that a busy machine is busy for all of them
-                costs[case].append(compiler.cost(*case))
-    base = [statistics.median(values) for values in zip(*costs[cases[0]])]
+        if options.check:
+            check(compiler)
+        once = {"precompiling the umbrella, once": compiler.precompile(),
+                "compiling the library, once": compiler.cost("lightlora/impl/source.h", "separate")}
+        cases = [(BASE, "header-only"), ("torch/torch.h", "header-only"),
+                 *((file, mode) for file in options.files for mode in MODES)]
+        found = measure(compiler, cases, options.runs)
+    base = found[cases[0]]
     print(f"{'file':<32} {'seconds':>8} {'ratio':>6} {'MB':>6} {'ratio':>6}")
-    for file, precompiled in cases:
-        seconds, memory = (statistics.median(values) for values in zip(*costs[file, precompiled]))
-        name = "  precompiled" if precompiled else file.replace(f"{SOURCE}/", "")
+    for (file, mode), (seconds, memory) in found.items():
+        name = MODES[mode] or file.replace(f"{SOURCE}/", "")
         print(f"{name:<32} {seconds:>8.1f} {seconds / base[0]:>6.2f} {memory:>6.0f} {memory / base[1]:>6.2f}")
-    print(f"precompiling, once: {once[0]:.1f} s, {once[1]:.0f} MB")
+    for name, (seconds, memory) in once.items():
+        print(f"{name:<32} {seconds:>8.1f} {'':>6} {memory:>6.0f}")
 
 
 main()

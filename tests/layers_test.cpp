@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers beyond those of the property tests, and how adapted layers behave in training and in threads.
+#include <ATen/autocast_mode.h>
 #include <lightlora/linear.h>
 
 #include <thread>

@@ -39,8 +39,8 @@ int64_t packed_products(const std::function<void()>& call) {
 }
 
 bool available(torch::ScalarType dtype) {
-  const auto& known = lightlora::detail::packed::operators();
-  return dtype == torch::kFloat ? known.complete : known.bfloat16;
+  const Tensor one = torch::ones({1, 1}, dtype);
+  return lightlora::PackedWeight::usable(one, one, std::nullopt);
 }
 
 void freeze(torch::nn::Module& module) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
+#include <lightlora/formats/atomic_file.h>
 #include <lightlora/formats/safetensors.h>
 #include <sys/resource.h>
 #include <sys/stat.h>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lora_files/combine.h"
 
+#include <lightlora/formats/portable.h>
+
 #include <algorithm>
 #include <map>
 #include <utility>

@@ -2,6 +2,7 @@
 #include "training/run.h"
 
 #include <lightlora/formats/native.h>
+#include <lightlora/formats/native_fields.h>
 #include <lightlora/formats/safetensors.h>
 
 #include <algorithm>

@@ -4,11 +4,15 @@
 #include <lightlora/adapter.h>
 #include <lightlora/layers.h>
 #include <lightlora/low_rank_linear.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace lightlora {
 

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/config.h>
 #include <lightlora/factors.h>
 #include <lightlora/options.h>
 #include <torch/nn/cloneable.h>
 #include <torch/ordered_dict.h>
 
-#include <cmath>
+#include <cstdint>
 #include <memory>
-#include <sstream>
+#include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lightlora {
@@ -50,40 +52,21 @@ class Adapter {
   /// the part that is added to the weight before its rows are brought to their length.
   /// Shapes: down (r, in), up (out, r)
   /// Errors: c10::Error for a variant that has no factors
-  virtual Factors factors() const {
-    TORCH_CHECK(false, "lightlora: '", layer_.name, "': expected a variant with low-rank factors, ",
-                "got ", variant(), "; hint: use delta(), or to_classic() for its best factors");
-  }
+  virtual Factors factors() const;
   /// Takes from the layer's weight what an adapter starts from: DoRA's magnitudes, LoRA-XS's bases.
   /// Shapes: weight (out, in)
-  virtual void prepare(const torch::Tensor& weight) {
-    if (!magnitude_.defined()) return;
-    torch::NoGradGuard no_grad;
-    magnitude_.copy_(lengths_of(weight.to(magnitude_.device(), magnitude_.scalar_type())));
-  }
+  virtual void prepare(const torch::Tensor& weight);
 
   /// What is added to the layer's weight, as one matrix in the dtype of the trained values.
   /// Equation: scale * up * down; with DoRA magnitude * (weight + that) / |weight + that| - weight,
-  ///           the row lengths |.| taken as constants in the backward pass (the paper's section 4.3)
+  ///           the row lengths |.| taken as constants in the backward pass (the paper's
+  ///           section 4.3)
   /// Shapes:   weight (out, in), needed only if `needs_weight`; result (out, in)
   /// Errors:   c10::Error if the weight is needed and missing
-  torch::Tensor delta(const torch::Tensor& weight = {}) const {
-    TORCH_CHECK(!needs_weight() || weight.defined(), "lightlora: '", layer_.name,
-                "': expected the layer's weight, which the delta of ",
-                options_.dora() ? "DoRA" : variant(),
-                " depends on, got none; hint: patch a model with the adapter first");
-    if (!options_.dora()) return added(weight);
-    const torch::Tensor base = weight.to(magnitude_.scalar_type());
-    const torch::Tensor moved = base + added(base);
-    const torch::Tensor lengths = lengths_of(moved.detach()).clamp_min(1e-12);
-    return over_matrix(magnitude_ / lengths) * moved - base;
-  }
+  torch::Tensor delta(const torch::Tensor& weight = {}) const;
   /// The part of the delta that the variant itself makes: all of it, unless DoRA is on.
   /// Shapes: weight (out, in), read only by variants that need it; result (out, in)
-  virtual torch::Tensor added(const torch::Tensor& /*weight*/) const {
-    const Factors f = factors();
-    return f.up.mm(f.down) * scale_;
-  }
+  virtual torch::Tensor added(const torch::Tensor& /*weight*/) const;
 
   /// The layer that the adapter was made for.
   const LayerInfo& layer() const { return layer_; }
@@ -108,91 +91,42 @@ class Adapter {
   int64_t frozen_count() const { return count(frozen()); }
   /// Multiplies the part of the delta that the variant makes (`added`) by a factor, shared evenly
   /// between the trained tensors, in which it is linear each. DoRA's magnitudes stay.
-  virtual void rescale(double factor) {
-    torch::NoGradGuard no_grad;
-    NamedTensors tensors = trained();
-    const auto count = static_cast<double>(tensors.size()) - (options_.dora() ? 1 : 0);
-    for (auto& item : tensors) {
-      if (item.key() != "magnitude") item.value().mul_(std::pow(factor, 1.0 / count));
-    }
-  }
+  virtual void rescale(double factor);
   /// Whether a trained tensor lies on the output side, where LoRA+ trains faster.
   virtual bool is_up_side(const std::string& name) const { return name == "up"; }
 
   /// One line for people: variant, layer, shape, rank, scale, counts, and any clamped size.
-  std::string description() const {
-    std::ostringstream text;
-    text << variant() << " adapter of '" << layer_.name << "' (" << layer_.in << " -> "
-         << layer_.out << "): rank " << rank() << ", scale " << scale_ << ", trains "
-         << trained_count() << " values";
-    if (frozen_count() > 0) text << ", " << frozen_count() << " frozen";
-    if (options_.dora()) text << ", DoRA";
-    text << remarks();
-    return text.str();
-  }
+  std::string description() const;
 
  protected:
-  /// Errors: c10::ValueError for a rank below 1, a dropout outside [0, 1), or a layer without values
-  Adapter(LoRAOptions options, LayerInfo layer)
-      : options_(std::move(options)), layer_(std::move(layer)) {
-    TORCH_CHECK_VALUE(options_.rank() > 0, "lightlora: '", layer_.name,
-                      "': expected rank > 0, got ", options_.rank(),
-                      "; hint: 4 is the usual start");
-    TORCH_CHECK_VALUE(options_.dropout() >= 0 && options_.dropout() < 1, "lightlora: '",
-                      layer_.name, "': expected 0 <= dropout < 1, got ", options_.dropout());
-    TORCH_CHECK_VALUE(layer_.in > 0 && layer_.out > 0, "lightlora: '", layer_.name,
-                      "': expected a layer with inputs and outputs, got ", layer_.in, " -> ",
-                      layer_.out);
-    if (options_.network_alpha()) {
-      const auto rank = static_cast<double>(options_.rank());
-      scale_ = *options_.network_alpha() / (options_.rslora() ? std::sqrt(rank) : rank);
-    }
-  }
+  /// Errors: c10::ValueError for a rank below 1, a dropout outside [0, 1), or a layer without
+  /// values
+  Adapter(LoRAOptions options, LayerInfo layer);
 
   /// Anything that `description` should add, beginning with ", ".
   virtual std::string remarks() const { return ""; }
 
   /// For variants that can start in one way only.
   /// Errors: c10::ValueError if `init` is not the default
-  void require_usual_init(const char* reason) const {
-    TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "lightlora: '", layer_.name,
-                      "': expected no init with the ", variant(), " variant, ", reason, ", got ",
-                      to_string(options_.init()));
-  }
+  void require_usual_init(const char* reason) const;
 
-  LoRAOptions options_;       ///< what the adapter was made with
-  LayerInfo layer_;           ///< what it was made for
+  LoRAOptions options_;  ///< what the adapter was made with
+  LayerInfo layer_;      ///< what it was made for
   /// DoRA's lengths, trained: (out, 1), or (1, channels) with `dora_inputs`; undefined without DoRA
   torch::Tensor magnitude_;
 
   /// The sizes of `magnitude_`.
-  std::vector<int64_t> magnitude_sizes() const {
-    if (!options_.dora_inputs()) return {layer_.out, 1};
-    int64_t kernel = 1;
-    for (const int64_t size : layer_.kernel) kernel *= size;
-    return {1, layer_.in / kernel};
-  }
+  std::vector<int64_t> magnitude_sizes() const;
 
  private:
   // The lengths that `magnitude_` is compared with: of each row, or of all values of an input
   // channel. Copied first: a reduction's order, and so its last bit, depends on the strides.
-  torch::Tensor lengths_of(const torch::Tensor& matrix) const {
-    if (!options_.dora_inputs()) return matrix.contiguous().norm(2, 1, /*keepdim=*/true);
-    const torch::Tensor channels = matrix.reshape({layer_.out, magnitude_.size(1), -1});
-    return channels.transpose(0, 1).reshape({magnitude_.size(1), -1}).norm(2, 1).unsqueeze(0);
-  }
+  torch::Tensor lengths_of(const torch::Tensor& matrix) const;
 
   // One value for each row, or for each column of its channel.
-  torch::Tensor over_matrix(const torch::Tensor& values) const {
-    if (!options_.dora_inputs()) return values;
-    return values.repeat_interleave(layer_.in / values.size(1), 1);
-  }
+  torch::Tensor over_matrix(const torch::Tensor& values) const;
 
-  static int64_t count(const NamedTensors& tensors) {
-    int64_t sum = 0;
-    for (const auto& item : tensors) sum += item.value().numel();
-    return sum;
-  }
+  static int64_t count(const NamedTensors& tensors);
 
   double scale_ = 1.0;
 };
@@ -239,23 +173,9 @@ struct AuxShape {
   int64_t in;
   int64_t out;
 
-  AuxShape(const LoRAOptions& options, const LayerInfo& layer)
-      : in(std::min(options.aux_in(), layer.in)), out(std::min(options.aux_out(), layer.out)) {
-    TORCH_CHECK_VALUE(in > 0 && out > 0, "lightlora: '", layer.name,
-                      "': expected aux_in > 0 and aux_out > 0, got ", options.aux_in(), " and ",
-                      options.aux_out(), "; hint: 100 and 50 are the usual choice");
-    TORCH_CHECK_VALUE(options.rank() <= std::min(in, out), "lightlora: '", layer.name,
-                      "': expected rank <= ", std::min(in, out), " (directions of the bases: ", in,
-                      " in, ", out, " out), got ", options.rank(),
-                      "; hint: lower the rank or leave this layer out");
-  }
+  AuxShape(const LoRAOptions& options, const LayerInfo& layer);
 
-  std::string remarks(const LoRAOptions& options) const {
-    std::string text;
-    if (in < options.aux_in()) text += ", aux_in clamped to " + std::to_string(in);
-    if (out < options.aux_out()) text += ", aux_out clamped to " + std::to_string(out);
-    return text;
-  }
+  std::string remarks(const LoRAOptions& options) const;
 };
 
 }  // namespace detail
@@ -268,3 +188,7 @@ template <int Number>
 struct LibraryVariant;
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/adapter.h>
+#endif

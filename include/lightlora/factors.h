@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ATen.h>
-#include <cstddef>
+#include <ATen/core/Tensor.h>
+#include <lightlora/config.h>
+
 #include <vector>
 
 namespace lightlora {
@@ -16,14 +17,10 @@ struct Factors {
 
 /// One set of factors for the sum of several: the ranks add up, the scales go into `up`.
 /// Shapes: as in `Factors`, with r the sum of the ranks
-inline Factors concatenate(const std::vector<Factors>& factors, const std::vector<double>& scales) {
-  std::vector<at::Tensor> downs;
-  std::vector<at::Tensor> ups;
-  for (std::size_t i = 0; i < factors.size(); ++i) {
-    downs.push_back(factors[i].down);
-    ups.push_back(factors[i].up * scales[i]);
-  }
-  return {at::cat(downs, 0), at::cat(ups, 1)};
-}
+Factors concatenate(const std::vector<Factors>& factors, const std::vector<double>& scales);
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/factors.h>
+#endif

@@ -9,6 +9,7 @@
 #include <lightlora/basis.h>
 #include <lightlora/checkpoint.h>
 #include <lightlora/combine.h>
+#include <lightlora/config.h>
 #include <lightlora/extract.h>
 #include <lightlora/factors.h>
 #include <lightlora/formats/dialects.h>
@@ -18,6 +19,7 @@
 #include <lightlora/formats/native.h>
 #include <lightlora/formats/peft.h>
 #include <lightlora/formats/safetensors.h>
+#include <lightlora/formats/torch_file.h>
 #include <lightlora/inference_cache.h>
 #include <lightlora/layers.h>
 #include <lightlora/linear.h>

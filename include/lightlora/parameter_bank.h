@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ATen.h>
-#include <torch/types.h>
+#include <ATen/core/Tensor.h>
+#include <lightlora/config.h>
 
-#include <cstdint>
 #include <vector>
 
 namespace lightlora {
@@ -24,33 +23,7 @@ namespace lightlora {
 class ParameterBank {
  public:
   /// Errors: c10::ValueError if there are none; c10::Error unless all have one dtype and device
-  explicit ParameterBank(const std::vector<at::Tensor>& parameters) {
-    TORCH_CHECK_VALUE(!parameters.empty(), "lightlora::ParameterBank: expected something to train, ",
-                      "got nothing");
-    int64_t count = 0;
-    for (const auto& parameter : parameters) {
-      TORCH_CHECK(parameter.dtype() == parameters[0].dtype() &&
-                      parameter.device() == parameters[0].device(),
-                  "lightlora::ParameterBank: expected parameters of one dtype and device, got ",
-                  parameters[0].toString(), " and ", parameter.toString());
-      count += parameter.numel();
-    }
-    const at::NoGradGuard no_grad;
-    values_ = at::empty({count}, parameters[0].options().requires_grad(false));
-    gradients_ = at::zeros_like(values_);
-    int64_t start = 0;
-    for (at::Tensor parameter : parameters) {
-      const auto view = [&](const at::Tensor& flat) {
-        return flat.narrow(0, start, parameter.numel()).view(parameter.sizes());
-      };
-      view(values_).copy_(parameter);
-      parameter.set_data(view(values_));
-      parameter.unsafeGetTensorImpl()->set_version_counter(
-          values_.unsafeGetTensorImpl()->version_counter());
-      parameter.mutable_grad() = view(gradients_);
-      start += parameter.numel();
-    }
-  }
+  explicit ParameterBank(const std::vector<at::Tensor>& parameters);
 
   /// All values, one after the other, in the order of the parameters.
   const at::Tensor& values() const { return values_; }
@@ -64,14 +37,14 @@ class ParameterBank {
 
   /// Scales the gradients down so that their L2 norm is at most `max_norm`, and returns the norm
   /// they had as a tensor without dimensions: nothing waits for a GPU. No clipping if max_norm <= 0.
-  at::Tensor clip(double max_norm) {
-    const at::Tensor norm = gradients_.norm();
-    if (max_norm > 0) gradients_.mul_((max_norm / (norm + 1e-6)).clamp_max(1.0));
-    return norm;
-  }
+  at::Tensor clip(double max_norm);
 
  private:
   at::Tensor values_, gradients_;
 };
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/parameter_bank.h>
+#endif

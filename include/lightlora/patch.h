@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/config.h>
 #include <lightlora/layers.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
 #include <lightlora/variants/registry.h>
+#include <torch/nn/modules/linear.h>
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <type_traits>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -29,39 +29,6 @@ struct PatchReport {
   /// One line for each target and its count, then `to_string()`.
   std::string details() const;
 };
-
-namespace detail {
-
-// Weights (members of layers) that some handle has patched, so that no two handles bind one.
-class PatchedLayers {
- public:
-  static PatchedLayers& instance() {
-    static PatchedLayers layers;
-    return layers;
-  }
-  bool insert(const torch::Tensor* weight) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return weights_.insert(weight).second;
-  }
-  void erase(const torch::Tensor* weight) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    weights_.erase(weight);
-  }
-
- private:
-  std::mutex mutex_;
-  std::unordered_set<const torch::Tensor*> weights_;
-};
-
-inline std::string with_commas(int64_t value) {
-  std::string text = std::to_string(value);
-  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) {
-    text.insert(static_cast<std::size_t>(at), ",");
-  }
-  return text;
-}
-
-}  // namespace detail
 
 class PatchedImpl;
 
@@ -90,10 +57,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
  public:
   /// Freezes the model, which then waits for adapters; `patch` adds them at once.
   /// Errors: c10::Error if the model has no layer that can be adapted
-  explicit PatchedImpl(torch::nn::Module& model) : model_(&model) {
-    collect(model);
-    freeze(model);
-  }
+  explicit PatchedImpl(torch::nn::Module& model);
   ~PatchedImpl();
   PatchedImpl(const PatchedImpl&) = delete;
   PatchedImpl& operator=(const PatchedImpl&) = delete;
@@ -180,9 +144,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
     std::map<std::string, std::shared_ptr<Adapter>> adapters;
     torch::Tensor kept;  // the weight before merging
 
-    torch::Tensor total_delta(const std::vector<ActiveAdapter>& active) const {
-      return lightlora::total_delta(active, weight.matrix());
-    }
+    torch::Tensor total_delta(const std::vector<ActiveAdapter>& active) const;
   };
 
   void collect(torch::nn::Module& model);
@@ -245,10 +207,7 @@ class [[nodiscard]] Patched {
   }
 
  private:
-  PatchedImpl& get() const {
-    TORCH_CHECK(impl_, "lightlora::Patched: expected a handle that patch(...) returned, got an empty one");
-    return *impl_;
-  }
+  PatchedImpl& get() const;
 
   std::shared_ptr<PatchedImpl> impl_;
 };
@@ -258,14 +217,12 @@ class [[nodiscard]] Patched {
 /// Freezes every parameter of the model, as PEFT does; shared layers get one adapter.
 /// Errors: c10::Error if a target matches nothing (close names are listed) or a layer is patched
 ///         already; c10::ValueError for options that do not fit, with the layer's path
-inline Patched patch(torch::nn::Module& model, const std::string& variant,
-                     const LoRAOptions& options, const Targets& targets,
-                     const std::string& name = "default") {
-  const AdapterFactory make = find_variant(variant).make;
-  auto impl = std::make_shared<PatchedImpl>(model);
-  impl->add(name, make, options, targets);
-  return Patched(std::move(impl));
-}
+Patched patch(torch::nn::Module& model, const std::string& variant, const LoRAOptions& options,
+              const Targets& targets, const std::string& name = "default");
+
+/// Adapts layers with whatever `make` makes, such as `factory_of<MyAdapterImpl>()`.
+Patched patch(torch::nn::Module& model, AdapterFactory make, const LoRAOptions& options,
+              const Targets& targets, const std::string& name = "default");
 
 /// Adapts layers with a variant chosen at compile time:
 /// `auto lora = patch<LightLoRA>(*model, LoRAOptions(4), {"to_q", "to_v"});`
@@ -273,19 +230,15 @@ template <template <typename> class Variant>
 Patched patch(torch::nn::Module& model, const LoRAOptions& options, const Targets& targets,
               const std::string& name = "default") {
   using AdapterImpl = typename Variant<torch::nn::Linear>::AdapterType;
-  auto impl = std::make_shared<PatchedImpl>(model);
-  impl->add(name, variant_entry<AdapterImpl>().make, options, targets);
-  return Patched(std::move(impl));
+  return patch(model, factory_of<AdapterImpl>(), options, targets, name);
 }
 
 /// Adapts exactly the layers that a state names.
-inline Patched patch(torch::nn::Module& model, const AdapterState& state,
-                     const std::string& name = "default") {
-  auto impl = std::make_shared<PatchedImpl>(model);
-  impl->add(name, state);
-  return Patched(std::move(impl));
-}
+Patched patch(torch::nn::Module& model, const AdapterState& state,
+              const std::string& name = "default");
 
 }  // namespace lightlora
 
-#include <lightlora/patch_impl.h>
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/patch.h>
+#endif

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <lightlora/config.h>
 #include <lightlora/options.h>
 
 #include <cstdint>
@@ -15,13 +16,10 @@ namespace lightlora {
 /// where the bypass is one pass over memory, as measured with the CPU kernels of small ranks.
 /// Half-precision weights are never merged while training: early updates would vanish in rounding.
 /// Shapes: rows is the product of x's leading sizes, weight (out, in)
-inline Route choose_route(int64_t rows, const at::Tensor& weight, bool thin_kernels) {
-  if (at::isReducedFloatingType(weight.scalar_type())) return Route::bypass;
-  const auto out = static_cast<double>(weight.size(0));
-  const auto in = static_cast<double>(weight.size(1));
-  const double kappa = thin_kernels ? 6.0 : 2.0;
-  const bool merge = static_cast<double>(rows) * (in + out) > kappa * in * out;
-  return merge ? Route::merged : Route::bypass;
-}
+Route choose_route(int64_t rows, const at::Tensor& weight, bool thin_kernels);
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/route.h>
+#endif

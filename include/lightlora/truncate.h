@@ -1,42 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/config.h>
 #include <lightlora/state.h>
 
-#include <optional>
+#include <cstdint>
 
 namespace lightlora {
 
 /// The best approximation of a layer's delta of at most this rank, as classic factors with the
 /// scale folded in; a layer of that rank or less is only made classic.
 /// Errors: c10::ValueError if rank < 1
-inline LayerState truncate_rank(const LayerState& layer, int64_t rank) {
-  TORCH_CHECK_VALUE(rank >= 1, "lightlora::truncate_rank: '", layer.layer.name,
-                    "': expected rank >= 1, got ", rank);
-  const auto adapter = make_adapter(layer);
-  if (adapter->has_factors() && adapter->rank() <= rank) return to_classic(*adapter);
-  return to_classic(*adapter, Keep::rank(rank));
-}
+LayerState truncate_rank(const LayerState& layer, int64_t rank);
 
 /// As `truncate_rank`, but a Fused layer becomes Light and a Light one stays it, on the same bases:
 /// with orthonormal bases the best approximation of the core is that of the delta.
 /// Errors: c10::ValueError if rank < 1
-inline LayerState truncate_in_variant(const LayerState& layer, int64_t rank) {
-  const auto adapter = make_adapter(layer);
-  if (adapter->rank() <= rank) return layer;
-  if (layer.variant == FusedAdapterImpl::kVariant) return split_fused({layer}, rank).front();
-  const bool light = layer.variant == LightAdapterImpl::kVariant;
-  if (!light || layer.options.aux_init() != AuxInit::orthogonal) return truncate_rank(layer, rank);
-  LayerState core = layer;
-  core.variant = ClassicAdapterImpl::kVariant;
-  core.layer.in = layer.trained.at("down").size(1);
-  core.layer.out = layer.trained.at("up").size(0);
-  core.frozen.clear();
-  LayerState result = layer;
-  result.trained = truncate_rank(core, rank).trained;
-  result.scale = 1.0;
-  result.options.rank(rank).network_alpha(std::nullopt);
-  return result;
-}
+LayerState truncate_in_variant(const LayerState& layer, int64_t rank);
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/truncate.h>
+#endif

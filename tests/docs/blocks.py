@@ -7,7 +7,8 @@ Each block becomes a function in which the objects of prelude.h exist: `model`, 
 front of a block says what else it needs:
 
     <!-- needs: lora -->    one of the names in NEEDS
-    <!-- program -->        a whole program with its own main
+    <!-- program -->        a whole program with its own main and all the includes that it needs: it becomes a
+                            file of its own beside OUT.cpp, program_<number>.cpp
 """
 
 import re
@@ -41,21 +42,32 @@ def function(index, page, line, code, note):
     """One block as a function `block_<index>` that returns 0 if it worked."""
     place = f'#line {line} "{page.name}"\n'
     code = re.sub(r"^#include .*$", "", code, flags=re.M)  # prelude.h includes everything
-    if note == "program":
-        assert "int main()" in code, f"'{page}:{line}': expected a program with int main()"
-        code = code.replace("int main()", "int run()")
-        return (f"namespace block_{index} {{\n{place}{code}\n}}\n"
-                f"static int run_{index}() {{ return block_{index}::run(); }}\n")
     setup = NEEDS[note[len("needs: "):]] if note else ""
     return (f"static int run_{index}() {{\n  DOCS_OBJECTS\n  {{\n  {setup}\n{{\n{place}{code}\n}}\n  }}\n"
             "  return 0;\n}\n")
 
 
+def program(number, page, line, code):
+    """A whole program as a file whose main is called program_<number>::run."""
+    assert "int main()" in code, f"'{page}:{line}': expected a program with int main()"
+    includes, rest = re.fullmatch(r"((?:#include [^\n]*\n|\n)*)(.*)", code, re.S).groups()
+    rest = rest.replace("int main()", "int run()")
+    start = line + includes.count("\n")
+    return (f'#line {line} "{page.name}"\n{includes}namespace program_{number} {{\n#line {start} "{page.name}"\n'
+            f"{rest}\n}}  // namespace program_{number}\n")
+
+
 def main(out, pages):
-    parts, table = ['#include "prelude.h"\n'], []
+    parts, table, programs = ['#include "prelude.h"\n'], [], 0
     for page in pages:
         for line, code, note in blocks(page):
-            parts.append(function(len(table), page, line, code, note))
+            if note == "program":
+                (out.parent / f"program_{programs}.cpp").write_text(program(programs, page, line, code))
+                parts.append(f"namespace program_{programs} {{ int run(); }}\n"
+                             f"static int run_{len(table)}() {{ return program_{programs}::run(); }}\n")
+                programs += 1
+            else:
+                parts.append(function(len(table), page, line, code, note))
             table.append(f'{{"{page.name}:{line}", run_{len(table)}}}')
     assert table, "expected C++ blocks in the documentation, got none"
     parts.append(f"int main() {{ return docs_run({{{', '.join(table)}}}); }}\n")

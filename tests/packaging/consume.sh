@@ -8,21 +8,29 @@
 #   consume.sh fetch_content    the same through FetchContent and a local folder
 #   consume.sh include_path     no CMake at all, only -I
 #
+# Each with _compiled behind it as well: linked with lightlora::compiled in place of lightlora::lightlora; without
+# CMake, with LIGHTLORA_SEPARATE_COMPILATION and one source file more.
+#
 # CTest sets LIGHTLORA_SOURCE_DIR, LIGHTLORA_BINARY_DIR, LIGHTLORA_TORCH_DIR (the folder of
 # TorchConfig.cmake) and CXX.
 set -euo pipefail
 
-way=$1
-work=$LIGHTLORA_BINARY_DIR/packaging/$way
+work=$LIGHTLORA_BINARY_DIR/packaging/$1
+way=${1%_compiled}
+compiled=${1#"$way"}
 here=$(cd "$(dirname "$0")" && pwd)
 rm -rf "$work"
 mkdir -p "$work"
+
+target=lightlora::lightlora
+[[ -z $compiled ]] || target=lightlora::compiled
 
 # build <project folder> [cmake options...]
 build() {
   local project=$1
   shift
-  cmake -S "$project" -B "$work/build" -DTorch_DIR="$LIGHTLORA_TORCH_DIR" "$@"
+  cmake -S "$project" -B "$work/build" -DTorch_DIR="$LIGHTLORA_TORCH_DIR" \
+    -DLIGHTLORA_TARGET="$target" "$@"
   cmake --build "$work/build"
   "$work/build/consumer"
 }
@@ -41,10 +49,17 @@ case $way in
   add_subdirectory | fetch_content) build "$here/$way" -DLIGHTLORA_SOURCE="$LIGHTLORA_SOURCE_DIR" ;;
   include_path)
     torch=$(cd "$LIGHTLORA_TORCH_DIR/../../.." && pwd)
-    ${CMAKE_CXX_COMPILER_LAUNCHER:-} "$CXX" -std=c++17 -I"$LIGHTLORA_SOURCE_DIR/include" \
-      -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include" \
-      -c "$here/consumer/consumer.cpp" -o "$work/consumer.o"
-    "$CXX" "$work/consumer.o" -L"$torch/lib" -ltorch_cpu -lc10 -Wl,-rpath,"$torch/lib" -o "$work/consumer"
+    compile() {
+      ${CMAKE_CXX_COMPILER_LAUNCHER:-} "$CXX" -std=c++17 -I"$LIGHTLORA_SOURCE_DIR/include" \
+        -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include" \
+        ${compiled:+-DLIGHTLORA_SEPARATE_COMPILATION} -c "$1" -o "$work/$2.o"
+    }
+    compile "$here/consumer/consumer.cpp" consumer
+    if [[ -n $compiled ]]; then
+      echo '#include <lightlora/impl/source.h>' >"$work/lightlora.cpp"
+      compile "$work/lightlora.cpp" lightlora
+    fi
+    "$CXX" "$work"/*.o -L"$torch/lib" -ltorch_cpu -lc10 -Wl,-rpath,"$torch/lib" -o "$work/consumer"
     "$work/consumer"
     ;;
   *)

@@ -5,6 +5,7 @@
 #include <ATen/ops/resolve_neg.h>
 #include <c10/util/Exception.h>
 #include <lightlora/formats/safetensors_format.h>
+#include <lightlora/formats/tensor_file.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,9 +19,6 @@
 // Between LibTorch's tensors and the bytes of a safetensors file.
 
 namespace lightlora {
-
-/// Tensors by name.
-using TensorMap = std::map<std::string, at::Tensor>;
 
 namespace detail {
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/formats/safetensors_data.h>
+#include <ATen/core/Tensor.h>
+#include <lightlora/config.h>
+#include <lightlora/formats/safetensors_format.h>
 
 #include <cstdint>
 #include <map>
@@ -10,6 +12,9 @@
 #include <vector>
 
 namespace lightlora {
+
+/// Tensors by name.
+using TensorMap = std::map<std::string, at::Tensor>;
 
 /// What one tensor of a file is, without its values.
 struct TensorInfo {
@@ -41,11 +46,7 @@ class TensorFile {
   virtual at::Tensor load(const std::string& name) const = 0;
 
   /// All tensors, as `load` gives them.
-  TensorMap load_all() const {
-    TensorMap result;
-    for (const auto& tensor : tensors_) result.emplace(tensor.name, load(tensor.name));
-    return result;
-  }
+  TensorMap load_all() const;
 
  protected:
   /// A file without tensors yet.
@@ -56,15 +57,9 @@ class TensorFile {
   TensorFile& operator=(const TensorFile&) = default;
 
   /// The tensor of that name, or null.
-  const TensorInfo* find(const std::string& name) const {
-    const auto position = positions_.find(name);
-    return position == positions_.end() ? nullptr : &tensors_[position->second];
-  }
+  const TensorInfo* find(const std::string& name) const;
   /// One tensor more.
-  void add(TensorInfo info) {
-    positions_.emplace(info.name, tensors_.size());
-    tensors_.push_back(std::move(info));
-  }
+  void add(TensorInfo info);
 
   std::string path_;                         ///< as it was given
   Metadata metadata_;                        ///< what stands beside the tensors
@@ -73,3 +68,7 @@ class TensorFile {
 };
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/formats/tensor_file.h>
+#endif

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/empty.h>
-#include <lightlora/formats/mapped_file.h>
-#include <lightlora/formats/pickle.h>
+#include <lightlora/config.h>
 #include <lightlora/formats/safetensors.h>
 #include <lightlora/formats/tensor_file.h>
 
-#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
-#include <vector>
+#include <string_view>
 
 namespace lightlora {
+
+namespace detail {
+class MappedFile;
+struct PickledTensor;
+struct ZipEntry;
+using ZipEntries = std::map<std::string, ZipEntry>;
+}  // namespace detail
 
 /// A file that `torch.save` of PyTorch 1.6 or later wrote (`.bin`, `.ckpt`, `.pt`), opened for
 /// reading: dictionaries and lists of tensors, texts and numbers, and nothing else. No code of the
@@ -27,117 +30,34 @@ namespace lightlora {
 class TorchFile : public TensorFile {
  public:
   /// Opens and checks a file; see above for the errors.
-  explicit TorchFile(std::string path)
-      : TensorFile(std::move(path)), file_(std::make_shared<const detail::MappedFile>(path_)) {
-    try {
-      open();
-    } catch (const detail::ArchiveError& error) {
-      TORCH_CHECK(false, "'", path_, "': ", error.what());
-    }
-  }
+  explicit TorchFile(std::string path);
 
-  at::Tensor load(const std::string& name) const override {
-    const TensorInfo* info = find(name);
-    TORCH_CHECK(info != nullptr, "'", path_, "': expected tensor ", detail::shown(name),
-                ", got a file of ", tensors_.size(), " tensors without it");
-    file_->check_unchanged();
-    const detail::PickledTensor& tensor = layouts_.at(name);
-    const auto options = at::TensorOptions(at::kCPU).dtype(info->dtype);
-    // The span of the storage that the tensor touches, which is the tensor itself if it is dense.
-    const auto bytes = file_->bytes().substr(info->begin, info->end - info->begin);
-    const auto width = static_cast<std::size_t>(c10::elementSize(info->dtype));
-    at::Tensor span = at::empty({static_cast<int64_t>(bytes.size() / width)}, options);
-    detail::copy_bytes(span.mutable_data_ptr(), bytes);
-    if (info->dtype == at::kBool) {
-      TORCH_CHECK(detail::first_invalid_bool(span) < 0, "'", path_, "': expected 0 or 1 in tensor ",
-                  detail::shown(name), ", got another byte");
-    }
-    return span.as_strided(tensor.sizes, tensor.strides).contiguous();
-  }
+  at::Tensor load(const std::string& name) const override;
 
  private:
-  void open() {
-    TORCH_CHECK(detail::is_zip(file_->bytes()), "'", path_,
-                "': expected a zip archive as torch.save writes, got another file; hint: files of "
-                "PyTorch before 1.6 must be saved again with a later one");
-    const auto entries = detail::read_zip(file_->bytes());
-    const std::string folder = archive_folder(entries);
-    check_entries(entries, folder);
-    const auto pickle = detail::read_pickle(bytes_of(entries.at(folder + "data.pkl")));
-    auto leaves = detail::PickleFlattener(pickle).leaves();
-    metadata_ = std::move(leaves.texts);
-    std::vector<TensorInfo> found;
-    for (const auto& [name, index] : leaves.tensors) {
-      const auto& tensor = pickle.tensors[index];
-      const auto storage = entries.find(folder + "data/" + tensor.storage);
-      TORCH_CHECK(storage != entries.end(), "'", path_, "': tensor ", detail::shown(name),
-                  ": expected its storage ", detail::shown(tensor.storage), ", got none");
-      found.push_back(info_of(name, tensor, storage->second));
-      TORCH_CHECK(layouts_.emplace(name, tensor).second, "'", path_,
-                  "': expected each name once, got ", detail::shown(name), " twice");
-    }
-    std::sort(found.begin(), found.end(),
-              [](const auto& a, const auto& b) { return a.begin < b.begin; });
-    for (auto& info : found) add(std::move(info));
-  }
+  void open();
 
   // The folder in the archive, which torch.save names after the file.
-  std::string archive_folder(const detail::ZipEntries& entries) const {
-    for (const auto& [name, entry] : entries) {
-      const auto slash = name.find('/');
-      if (slash != name.npos && name.substr(slash) == "/data.pkl") {
-        return name.substr(0, slash + 1);
-      }
-    }
-    TORCH_CHECK(false, "'", path_, "': expected an archive of torch.save (with data.pkl), got ",
-                "another zip archive; hint: unpack it first");
-  }
+  std::string archive_folder(const detail::ZipEntries& entries) const;
 
-  void check_entries(const detail::ZipEntries& entries, const std::string& folder) const {
-    const auto& pickle = entries.at(folder + "data.pkl");
-    TORCH_CHECK(pickle.size <= 8'000'000, "'", path_,
-                "': expected a description of at most 8 MB, got ", pickle.size, " bytes");
-    TORCH_CHECK(detail::crc32(bytes_of(pickle)) == pickle.crc, "'", path_,
-                "': expected data.pkl with the checksum of the archive, got another; hint: the ",
-                "file is damaged");
-    const auto order = entries.find(folder + "byteorder");
-    TORCH_CHECK(order == entries.end() || bytes_of(order->second) == "little", "'", path_,
-                "': expected little-endian values, got ", detail::shown(bytes_of(order->second)));
-  }
+  void check_entries(const detail::ZipEntries& entries, const std::string& folder) const;
 
   TensorInfo info_of(const std::string& name, const detail::PickledTensor& tensor,
-                     const detail::ZipEntry& storage) const {
-    const int dtype = detail::safetensors_dtype_index(tensor.dtype);
-    const uint64_t width = detail::safetensors_dtypes[dtype].bits / 8;
-    TORCH_CHECK(tensor.storage_size <= storage.size / width, "'", path_, "': tensor ",
-                detail::shown(name), ": expected a storage of ", tensor.storage_size,
-                " values, got ", storage.size, " bytes; hint: the file is damaged");
-    uint64_t span = 1;
-    for (std::size_t i = 0; i < tensor.sizes.size(); ++i) {
-      if (tensor.sizes[i] == 0) span = 0;
-      if (span > 0) {
-        span += static_cast<uint64_t>(tensor.sizes[i] - 1) * static_cast<uint64_t>(tensor.strides[i]);
-      }
-    }
-    const uint64_t begin = storage.begin + (span > 0 ? tensor.offset * width : 0);
-    return {name,         detail::scalar_type(dtype), tensor.sizes,
-            tensor.dtype, begin,                      begin + span * width};
-  }
+                     const detail::ZipEntry& storage) const;
 
-  std::string_view bytes_of(const detail::ZipEntry& entry) const {
-    return file_->bytes().substr(entry.begin, entry.size);
-  }
+  std::string_view bytes_of(const detail::ZipEntry& entry) const;
 
   std::shared_ptr<const detail::MappedFile> file_;
-  std::map<std::string, detail::PickledTensor> layouts_;
+  std::shared_ptr<const std::map<std::string, detail::PickledTensor>> layouts_;
 };
 
 /// Opens a file of tensors by its first bytes: a zip archive as one of `torch.save`, anything else
 /// as safetensors, read with `options`. Errors: those of the two classes
-inline std::unique_ptr<TensorFile> open_tensor_file(const std::string& path,
-                                                    const SafetensorsOptions& options = {}) {
-  if (detail::is_zip(detail::MappedFile(path).bytes())) return std::make_unique<TorchFile>(path);
-  return std::make_unique<SafetensorsFile>(path, options);
-}
+std::unique_ptr<TensorFile> open_tensor_file(const std::string& path,
+                                             const SafetensorsOptions& options = {});
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/formats/torch_file.h>
+#endif

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <lightlora/adapter.h>
+#include <lightlora/config.h>
 #include <lightlora/variants/variants.h>
 
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -37,51 +37,36 @@ VariantEntry variant_entry() {
 namespace detail {
 
 // In order of their names, whatever the order in which they become known.
-inline void insert_variant(std::vector<VariantEntry>& entries, const VariantEntry& entry) {
-  const auto same = std::lower_bound(
-      entries.begin(), entries.end(), entry,
-      [](const VariantEntry& a, const VariantEntry& b) { return a.name < b.name; });
-  if (same == entries.end() || same->name != entry.name) {
-    entries.insert(same, entry);
-    return;
-  }
-  TORCH_CHECK_VALUE(same->type == entry.type, "lightlora::register_variant: expected a new name, got '",
-                    entry.name, "', which another variant has");
-}
+void insert_variant(std::vector<VariantEntry>& entries, const VariantEntry& entry);
 
+std::vector<VariantEntry>& registered_variants();
+
+// The module class of a variant of the library by its number; void where no variant has it.
 template <int Number, typename = void>
-struct InsertLibraryVariant {
-  void operator()(std::vector<VariantEntry>&) const {}  // a number that no variant has
+struct LibraryImpl {
+  using type = void;
 };
 
 template <int Number>
-struct InsertLibraryVariant<Number, std::void_t<typename LibraryVariant<Number>::Impl>> {
-  void operator()(std::vector<VariantEntry>& entries) const {
-    insert_variant(entries, variant_entry<typename LibraryVariant<Number>::Impl>());
-  }
+struct LibraryImpl<Number, std::void_t<typename LibraryVariant<Number>::Impl>> {
+  using type = typename LibraryVariant<Number>::Impl;
 };
 
-template <int... Numbers>
-std::vector<VariantEntry> library_variants(std::integer_sequence<int, Numbers...>) {
-  std::vector<VariantEntry> entries;
-  (InsertLibraryVariant<Numbers>()(entries), ...);
-  return entries;
-}
+using LibraryNumbers = std::make_integer_sequence<int, 100>;
 
-inline std::vector<VariantEntry>& registered_variants() {
-  static std::vector<VariantEntry> entries = library_variants(std::make_integer_sequence<int, 100>());
-  return entries;
+template <typename AdapterImpl, int... Numbers>
+constexpr bool is_library_variant(std::integer_sequence<int, Numbers...>) {
+  return (std::is_same_v<AdapterImpl, typename LibraryImpl<Numbers>::type> || ...);
 }
 
 }  // namespace detail
 
 /// Every variant that files and flags can name, by name.
-inline const std::vector<VariantEntry>& variants() { return detail::registered_variants(); }
+const std::vector<VariantEntry>& variants();
 
 /// Makes a variant of your own known by its name, once however often it is called: before its first
-/// use, on one thread, `lightlora::register_variant<MyAdapterImpl>();`. (The library's own are known.)
-/// Returns true.
-/// Errors: c10::ValueError if another class has that name
+/// use, on one thread, `lightlora::register_variant<MyAdapterImpl>();`. (The library's own are
+/// known.) Returns true. Errors: c10::ValueError if another class has that name
 template <typename AdapterImpl>
 bool register_variant() {
   detail::insert_variant(detail::registered_variants(), variant_entry<AdapterImpl>());
@@ -89,15 +74,21 @@ bool register_variant() {
 }
 
 /// The variant of that name; c10::ValueError lists the known ones.
-inline const VariantEntry& find_variant(const std::string& name) {
-  std::string known;
-  const VariantEntry* found = nullptr;
-  for (const auto& entry : variants()) {
-    if (entry.name == name) found = &entry;
-    known += (known.empty() ? "" : ", ") + entry.name;
+const VariantEntry& find_variant(const std::string& name);
+
+/// What makes adapters of one module class. The library's own are made where the library is
+/// compiled, so that a file that names one does not compile it once more.
+template <typename AdapterImpl>
+AdapterFactory factory_of() {
+  if constexpr (detail::is_library_variant<AdapterImpl>(detail::LibraryNumbers())) {
+    return find_variant(AdapterImpl::kVariant).make;
+  } else {
+    return variant_entry<AdapterImpl>().make;
   }
-  TORCH_CHECK_VALUE(found, "lightlora: expected a variant among ", known, ", got '", name, "'");
-  return *found;
 }
 
 }  // namespace lightlora
+
+#ifdef LIGHTLORA_HEADER_ONLY
+#include <lightlora/impl/variants/registry.h>
+#endif
