@@ -63,9 +63,7 @@ class Conv2dImpl : public torch::nn::Conv2dImpl, public AdapterSlot {
   torch::Tensor convolve(const torch::Tensor& x, const torch::Tensor& kernels) const;
 
   torch::Tensor summed();
-  torch::Tensor merged() {
-    return merged_once(weight, [&] { return summed(); });
-  }
+  torch::Tensor merged();
 };
 TORCH_MODULE(Conv2d);
 

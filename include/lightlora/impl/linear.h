@@ -144,4 +144,8 @@ LIGHTLORA_INLINE torch::Tensor Conv2dImpl::summed() {
   return view.plus(total_delta(active_adapters(), view.matrix()));
 }
 
+LIGHTLORA_INLINE torch::Tensor Conv2dImpl::merged() {
+  return merged_once(weight, [&] { return summed(); });
+}
+
 }  // namespace lightlora
