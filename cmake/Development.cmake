@@ -15,10 +15,10 @@ endif()
 
 # Flags of our own files, always linked PRIVATE.
 add_library(lightlora_development INTERFACE)
-if(LIGHTLORA_SEPARATE_COMPILATION)
-  target_link_libraries(lightlora_development INTERFACE lightlora::compiled)
-else()
+if(LIGHTLORA_BUILD_HEADER_ONLY)
   target_link_libraries(lightlora_development INTERFACE lightlora::lightlora)
+else()
+  target_link_libraries(lightlora_development INTERFACE lightlora::compiled)
 endif()
 target_compile_options(
   lightlora_development
