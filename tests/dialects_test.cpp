@@ -412,10 +412,12 @@ TEST_CASE("ranks are cut by the best approximation", "[dialects]") {
     const auto best = (u.slice(1, 0, 3) * s.slice(0, 0, 3)).mm(vh.slice(0, 0, 3));
     const auto state = state_of(*adapter);
     const auto cut = truncate_rank(state, 3);
-    CHECK(cut.trained.at("down").size(0) == 3);
+    const bool fits = adapter->rank() <= 3;  // a variant may have a rank of its own
+    CHECK(cut.trained.at("down").size(0) == (fits ? adapter->rank() : 3));
     CHECK(close(make_adapter(cut)->delta(), best, 1e-5));
     const auto kept = truncate_in_variant(state, 3);
-    CHECK(kept.variant == (variant.name == "fused" || variant.name == "light" ? "light" : "classic"));
+    const bool is_light = variant.name == "fused" || variant.name == "light";
+    CHECK(kept.variant == (fits ? variant.name : is_light ? "light" : "classic"));
     CHECK(close(make_adapter(kept)->delta(), best, 1e-5));
     CHECK(close(make_adapter(truncate_rank(state, 99))->delta(), adapter->delta(), 1e-6));
   }
