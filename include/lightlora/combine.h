@@ -26,8 +26,8 @@ AdapterState to_classic(const Patched& lora, const Keep& keep = Keep::all(),
 /// they were; `lora->set_active({{name, 1}})` puts the new one in their place.
 /// `keep` counts for `svd` only; a layer that some set lacks takes the others.
 /// Errors: c10::Error if a set is unknown, the new name is taken, the adapters are active or
-/// merged,
-///         ranks differ with `linear`, or a variant has no factors and `how` is not `svd`
+///         merged, ranks differ with `linear`, or a variant has no factors and `how` is not
+///         `svd`
 void combine(const Patched& lora, const std::string& name,
              const std::map<std::string, double>& weights, Combine how,
              const Keep& keep = Keep::all());

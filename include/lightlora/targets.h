@@ -85,9 +85,9 @@ class Targets {
     exclude_.push_back({"regex " + expression, detail::full_match<Letter>(expression)});
     return *this;
   }
-  /// Another rank for the layers whose path, or what follows one of its dots, matches the
-  /// expression, as in PEFT: a plain name such as "to_q" is one. Of several that match, the first
-  /// counts. Errors: c10::ValueError if the expression is malformed
+  /// Another rank for the layers whose path, or what follows a dot in it, matches the expression,
+  /// as in PEFT: a plain name such as "to_q" is one. Of several that match, the first counts.
+  /// Errors: c10::ValueError if the expression is malformed
   template <typename Letter = char>
   Targets& rank_pattern(const std::string& expression, int64_t rank) {
     ranks_.push_back({{expression, detail::suffix_match<Letter>(expression)}, rank});

@@ -65,8 +65,8 @@ constexpr bool is_library_variant(std::integer_sequence<int, Numbers...>) {
 const std::vector<VariantEntry>& variants();
 
 /// Makes a variant of your own known by its name, once however often it is called: before its first
-/// use, on one thread, `lightlora::register_variant<MyAdapterImpl>();`. (The library's own are
-/// known.) Returns true. Errors: c10::ValueError if another class has that name
+/// use, on one thread, `lightlora::register_variant<MyAdapterImpl>();`. Returns true.
+/// Errors: c10::ValueError if another class has that name
 template <typename AdapterImpl>
 bool register_variant() {
   detail::insert_variant(detail::registered_variants(), variant_entry<AdapterImpl>());
