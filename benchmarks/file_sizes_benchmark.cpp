@@ -6,7 +6,7 @@
 #include <iomanip>
 #include <iostream>
 
-#include "study/file_sizes.h"
+#include "research/study/file_sizes.h"
 
 int main(int argc, char** argv) {
   const int64_t rank = argc > 1 ? std::atoll(argv[1]) : 4;

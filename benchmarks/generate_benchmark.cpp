@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Time of one guided denoising step: the UNet on both halves of the guidance, then the scheduler,
 // as text_to_image takes it. Merged adapters cost nothing, so there are none here.
-#include "cli/run.h"
+#include "support/cli/run.h"
 #include "common/unet_case.h"
-#include "stable_diffusion/schedulers.h"
+#include "schedulers/schedulers.h"
 
 namespace {
 
 struct Flags : bench::UNetFlags {
-  std::string scheduler_folder = "examples/assets/base/scheduler";
+  std::string scheduler_folder = "examples/stable_diffusion/assets/base/scheduler";
 };
 
 void run(const Flags& flags) {

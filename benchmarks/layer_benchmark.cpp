@@ -10,12 +10,12 @@
 #include <random>
 #include <sstream>
 
-#include "cli/app.h"
-#include "cli/run.h"
+#include "support/cli/app.h"
+#include "support/cli/run.h"
 #include "common/layer_case.h"
 #include "common/measure.h"
 #include "common/profile.h"
-#include "stable_diffusion/device.h"
+#include "pipeline/device.h"
 
 namespace {
 

@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BUNDLED = ROOT / "examples/assets/base/unet/config.json"
+BUNDLED = ROOT / "examples/stable_diffusion/assets/base/unet/config.json"
 FULL = ROOT / "benchmarks/sd15_unet.json"
 # name: configuration, size of the latents, batch, dtype
 CASES = {"bundled fp32": (BUNDLED, 0, 4, "fp32"), "bundled bf16": (BUNDLED, 0, 4, "bf16"),
@@ -67,7 +67,7 @@ def training_step(unet, size, batch, dtype):
 
 def denoising_step(unet, size, batch, dtype):
     unet.eval()
-    scheduler = DDIMScheduler.from_pretrained(ROOT / "examples/assets/base/scheduler")
+    scheduler = DDIMScheduler.from_pretrained(ROOT / "examples/stable_diffusion/assets/base/scheduler")
     scheduler.set_timesteps(50)
     latents = torch.randn(batch, unet.config.in_channels, size, size, dtype=dtype)
     states = torch.randn(2 * batch, 77, unet.config.cross_attention_dim, dtype=dtype)

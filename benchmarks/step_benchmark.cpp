@@ -3,7 +3,7 @@
 // train_dreambooth_lora takes it. The text states and latents are given, as they are there.
 #include <lightlora/lightlora.h>
 
-#include "cli/run.h"
+#include "support/cli/run.h"
 #include "common/unet_case.h"
 
 namespace {

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bin=$1
-model=examples/assets/base
-subject=examples/assets/teddy_bear
+model=examples/stable_diffusion/assets/base
+subject=examples/stable_diffusion/assets/teddy_bear
 output=demo
 
 echo
@@ -23,7 +23,7 @@ done
 echo
 echo "Drawing it on backgrounds that its pictures never showed"
 "$bin/before_after" --pretrained_model_name_or_path "$model" --lora "$output/lightlora.safetensors" \
-  --subject_pictures "$subject" --output_dir "$output" --emoji_vectors examples/assets/measures/emoji.safetensors \
+  --subject_pictures "$subject" --output_dir "$output" --emoji_vectors examples/stable_diffusion/assets/measures/emoji.safetensors \
   --emoji "teddy bear" "${prompts[@]}"
 
 cat <<END

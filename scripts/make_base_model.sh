@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 output=${1:-build/base_model}
-config=examples/pretraining/base.json
+config=examples/stable_diffusion/research/pretraining/base.json
 
 scripts/bootstrap.sh
 scripts/build.sh dev make_dataset pretrain
@@ -28,4 +28,4 @@ for stage in tokenizer vae diffusion measure; do
 done
 echo
 echo "The model is in $output/model. To bundle it: copy model_index.json, scheduler, text_encoder, tokenizer,"
-echo "unet and vae to examples/assets/base, and data/subjects/teddy_bear to examples/assets/teddy_bear."
+echo "unet and vae to examples/stable_diffusion/assets/base, and data/subjects/teddy_bear to examples/stable_diffusion/assets/teddy_bear."

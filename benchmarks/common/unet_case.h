@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "cli/app.h"
+#include "support/cli/app.h"
 #include "common/measure.h"
 #include "common/profile.h"
-#include "stable_diffusion/device.h"
-#include "stable_diffusion/json_file.h"
-#include "stable_diffusion/packing.h"
-#include "stable_diffusion/unet.h"
-#include "stable_diffusion/weights.h"
+#include "pipeline/device.h"
+#include "support/files/json_file.h"
+#include "models/packing.h"
+#include "models/unet.h"
+#include "models/weights.h"
 
 namespace bench {
 

@@ -26,7 +26,7 @@ END
 }
 
 peak "train 2 steps at 512x512" "$bin/train_dreambooth_lora" --pretrained_model_name_or_path "$scratch/model" \
-  --instance_data_dir "$here/../../examples/assets/teddy_bear" --instance_prompt "a sks bear" \
+  --instance_data_dir "$here/../../examples/stable_diffusion/assets/teddy_bear" --instance_prompt "a sks bear" \
   --output_dir "$scratch/out" --train_batch_size 1 --max_train_steps 2 --device cpu "${@:3}"
 peak "draw 2 steps at 512x512" "$bin/text_to_image" --pretrained_model_name_or_path "$scratch/model" \
   --lora "$scratch/out/lightlora.safetensors" --prompt "a sks bear" --num_inference_steps 2 --seed 1 \

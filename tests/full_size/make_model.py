@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-BUNDLED = pathlib.Path(__file__).resolve().parents[2] / "examples/assets/base"
+BUNDLED = pathlib.Path(__file__).resolve().parents[2] / "examples/stable_diffusion/assets/base"
 
 
 def main(output):

@@ -6,7 +6,7 @@ packages fonts-noto-color-emoji 2.042 and unicode-data 15.0.0:
 
     python tests/parity/make_measures.py
 
-writes examples/assets/measures/emoji.safetensors: `vectors`, (974, 4, 24, 24) uint8, the
+writes examples/stable_diffusion/assets/measures/emoji.safetensors: `vectors`, (974, 4, 24, 24) uint8, the
 reference_vector (measure.py) of each emoji scaled to a largest value of 255, names in the metadata.
 Fonts cannot be had on every machine, and 8 bits suffice: the script checks that they change no cosine by
 more than 1e-4, no rank under 100, and a deeper one by at most 1.
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 import measure
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ASSETS = ROOT / "examples" / "assets" / "measures"
+ASSETS = ROOT / "examples" / "stable_diffusion" / "assets" / "measures"
 DATA = ROOT / "tests" / "parity" / "data" / "images_measures"
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 EMOJI_TEST = "/usr/share/unicode/emoji/emoji-test.txt"

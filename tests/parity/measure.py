@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two measures of a 64x64 picture of one emoji on a plain background: the reference implementation.
 
-examples/images/measures.cpp is a port of it, and make_measures.py makes the numbers to compare with.
+examples/stable_diffusion/support/images/measures.cpp is a port of it, and make_measures.py makes the numbers to compare with.
 """
 
 import torch

@@ -8,7 +8,7 @@ import sys
 
 from support import MODEL, SOURCE, SUBJECT, main, run_ok, scratch
 
-CONFIG = SOURCE / "examples/pretraining/base.json"
+CONFIG = SOURCE / "examples/stable_diffusion/research/pretraining/base.json"
 FONT = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 if not FONT.exists():
     print(f"skipped: '{FONT}' is missing; apt-get install fonts-noto-color-emoji")

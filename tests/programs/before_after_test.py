@@ -15,7 +15,7 @@ def test_pictures_and_measures():
                         folder / "lora/lightlora.safetensors", "--prompt", "a sks bear on a blue background",
                         "--prompt", "a sks bear", "--seeds", 1, "--num_inference_steps", 2, "--subject_pictures",
                         SUBJECT, "--output_dir", folder / "out", "--emoji_vectors",
-                        SOURCE / "examples/assets/measures/emoji.safetensors", "--emoji", "teddy bear",
+                        SOURCE / "examples/stable_diffusion/assets/measures/emoji.safetensors", "--emoji", "teddy bear",
                         "--device", "cpu")
         names = sorted(path.name for path in (folder / "out").iterdir())
         assert names == ["after.png", "before.png", "contact_sheet.png"], names

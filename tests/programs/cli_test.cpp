@@ -10,10 +10,10 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cli/app.h"
-#include "cli/format.h"
-#include "cli/interrupt.h"
-#include "cli/run.h"
+#include "support/cli/app.h"
+#include "support/cli/format.h"
+#include "support/cli/interrupt.h"
+#include "support/cli/run.h"
 #include "support.h"
 
 namespace {

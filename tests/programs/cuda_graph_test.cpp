@@ -2,9 +2,9 @@
 // What `--cuda_graph` does without a GPU; the recording itself needs one.
 #include "training/cuda_graph.h"
 
-#include "images/image.h"
-#include "images/png.h"
-#include "stable_diffusion/pipeline.h"
+#include "support/images/image.h"
+#include "support/images/png.h"
+#include "pipeline/pipeline.h"
 #include "support.h"
 #include "training/trainer.h"
 
@@ -15,7 +15,7 @@ namespace {
 
 // The trained values after three steps of two batches each.
 Tensor train(const ScratchFolder& pictures, bool cuda_graph) {
-  sd::StableDiffusion pipeline(LIGHTLORA_SOURCE_DIR "/examples/assets/base",
+  sd::StableDiffusion pipeline(LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/base",
                                sd::StableDiffusionOptions().load_text_encoder(false));
   auto unet = pipeline.unet();
   torch::manual_seed(1);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fstream>
 
-#include "images/image.h"
-#include "images/png.h"
-#include "images/tensor.h"
+#include "support/images/image.h"
+#include "support/images/png.h"
+#include "support/images/tensor.h"
 #include "support.h"
 #include "training/batches.h"
 #include "training/dataset.h"

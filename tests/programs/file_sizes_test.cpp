@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files of Stable Diffusion 1.5's shapes are as small as promised.
-#include "study/file_sizes.h"
+#include "research/study/file_sizes.h"
 
 #include "support.h"
 

@@ -2,7 +2,7 @@
 // The study's findings claim what the numbers show and no more.
 #include <sstream>
 
-#include "study/page.h"
+#include "research/study/page.h"
 #include "support.h"
 
 namespace {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reading, turning, cropping and resizing pictures against PIL; tests/parity/make_images.py made
 // the files.
-#include "images/image.h"
+#include "support/images/image.h"
 
 #include <lightlora/formats/safetensors.h>
 #include <unistd.h>
 
 #include <fstream>
 
-#include "images/load.h"
-#include "images/png.h"
-#include "images/resize.h"
-#include "images/tensor.h"
+#include "support/images/load.h"
+#include "support/images/png.h"
+#include "support/images/resize.h"
+#include "support/images/tensor.h"
 #include "support.h"
 
 namespace {

@@ -11,12 +11,12 @@ using namespace training;
 
 namespace {
 
-const std::string kModel = LIGHTLORA_SOURCE_DIR "/examples/assets/base";
+const std::string kModel = LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/base";
 
 InversionFlags small_run() {
   InversionFlags flags;
   flags.model = kModel;
-  flags.train_data_dir = LIGHTLORA_SOURCE_DIR "/examples/assets/teddy_bear";
+  flags.train_data_dir = LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/teddy_bear";
   flags.placeholder_token = "<toy>";
   flags.initializer_token = "bear";
   flags.num_vectors = 2;

@@ -5,16 +5,16 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "images/load.h"
-#include "images/measures.h"
-#include "images/resize.h"
+#include "support/images/load.h"
+#include "support/images/measures.h"
+#include "support/images/resize.h"
 #include "support.h"
 
 namespace {
 
 constexpr int64_t kSide = 64, kColumns = 6;
 
-const std::string kVectors = LIGHTLORA_SOURCE_DIR "/examples/assets/measures/emoji.safetensors";
+const std::string kVectors = LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/measures/emoji.safetensors";
 
 const images::EmojiVectors& emoji() {
   static const images::EmojiVectors vectors(kVectors);
@@ -64,7 +64,7 @@ TEST_CASE("measure: a bitmap's own vector equals the reference implementation's"
 }
 
 TEST_CASE("measure: a picture of the demo's subject is recognised at any size", "[measure]") {
-  const std::string folder = LIGHTLORA_SOURCE_DIR "/examples/assets/teddy_bear";
+  const std::string folder = LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/teddy_bear";
   const auto paths = images::list_images(folder).images;
   REQUIRE_FALSE(paths.empty());
   for (const auto& path : paths) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "images/png.h"
+#include "support/images/png.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <fstream>
 
-#include "images/load.h"
+#include "support/images/load.h"
 #include "support.h"
 
 namespace {

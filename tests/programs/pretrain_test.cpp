@@ -5,12 +5,12 @@
 #include <fstream>
 #include <sstream>
 
-#include "pretraining/dataset.h"
-#include "pretraining/folder.h"
-#include "pretraining/stages.h"
-#include "stable_diffusion/json_file.h"
-#include "stable_diffusion/tokenizer.h"
-#include "stable_diffusion/weights.h"
+#include "research/pretraining/dataset.h"
+#include "research/pretraining/folder.h"
+#include "research/pretraining/stages.h"
+#include "support/files/json_file.h"
+#include "text/tokenizer.h"
+#include "models/weights.h"
 #include "support.h"
 
 namespace {
@@ -35,7 +35,7 @@ pretraining::EmojiSet square_emoji() {
 
 json tiny_config() {
   json config =
-      sd::read_json_file(std::string(LIGHTLORA_SOURCE_DIR) + "/examples/pretraining/base.json");
+      sd::read_json_file(std::string(LIGHTLORA_SOURCE_DIR) + "/examples/stable_diffusion/research/pretraining/base.json");
   config["dataset"]["size"] = 16;
   config["dataset"]["captions_with_made_up_word"] = 0.0;
   config["vae"]["model"].update(

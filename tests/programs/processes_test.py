@@ -75,7 +75,7 @@ def test_a_word_that_processes_learn_is_the_one_that_one_learns():
 
 def tiny_pretraining():
     """The bundled model's configuration, cut down to a second of work."""
-    config = json.loads((SOURCE / "examples/pretraining/base.json").read_text())
+    config = json.loads((SOURCE / "examples/stable_diffusion/research/pretraining/base.json").read_text())
     dataset = config["dataset"]
     dataset.update(size=16, emoji=dataset["emoji"][:3], subjects=dataset["subjects"][:1], extra_groups=[])
     config["vae"]["model"].update(block_out_channels=[8, 8], norm_num_groups=2, sample_size=16)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sstream>
 
-#include "cli/progress.h"
+#include "support/cli/progress.h"
 #include "support.h"
 
 namespace {

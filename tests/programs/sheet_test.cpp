@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "images/sheet.h"
+#include "support/images/sheet.h"
 
-#include "images/text.h"
+#include "support/images/text.h"
 #include "support.h"
 
 namespace {

@@ -137,7 +137,7 @@ def test_training_on_a_file_is_training_on_its_folder():
 
 def clip_tokenizer(folder):
     """transformers' tokenizer from the merges that come with us; its vocabulary is built here by CLIP's own rule."""
-    merges = gzip.decompress((SOURCE / "examples/assets/clip_tokenizer/clip_merges.txt.gz").read_bytes()).decode().split("\n")[1:-1]
+    merges = gzip.decompress((SOURCE / "examples/stable_diffusion/assets/clip_tokenizer/clip_merges.txt.gz").read_bytes()).decode().split("\n")[1:-1]
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     characters = [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]

@@ -13,9 +13,9 @@ ROWS = ["0 classic", "1 light, up zero", "2 light, down zero", "3 light, both ze
 
 
 def flags(folder):
-    return ["--quick", "--pretrained_model_name_or_path", SOURCE / "examples/assets/base",
-            "--instance_data_dir", SOURCE / "examples/assets/teddy_bear", "--emoji_vectors",
-            SOURCE / "examples/assets/measures/emoji.safetensors", "--output_dir", folder / "page",
+    return ["--quick", "--pretrained_model_name_or_path", SOURCE / "examples/stable_diffusion/assets/base",
+            "--instance_data_dir", SOURCE / "examples/stable_diffusion/assets/teddy_bear", "--emoji_vectors",
+            SOURCE / "examples/stable_diffusion/assets/measures/emoji.safetensors", "--output_dir", folder / "page",
             "--work_dir", folder / "work", "--seeds", 1]
 
 

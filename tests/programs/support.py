@@ -13,8 +13,8 @@ import tempfile
 
 BIN = pathlib.Path(os.environ["LIGHTLORA_BIN"])
 SOURCE = pathlib.Path(os.environ["LIGHTLORA_SOURCE_DIR"])
-MODEL = SOURCE / "examples/assets/base"
-SUBJECT = SOURCE / "examples/assets/teddy_bear"
+MODEL = SOURCE / "examples/stable_diffusion/assets/base"
+SUBJECT = SOURCE / "examples/stable_diffusion/assets/teddy_bear"
 # Height and width of the bundled model's latents.
 SIDE = json.loads((MODEL / "unet/config.json").read_text())["sample_size"]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fstream>
 
-#include "stable_diffusion/unet.h"
+#include "models/unet.h"
 #include "support.h"
 #include "training/adapters.h"
 #include "training/checkpoint.h"

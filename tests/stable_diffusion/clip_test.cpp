@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The text encoder against transformers' CLIPTextModel. tests/parity/make_text.py made the numbers,
 // in fp64 from weights rounded to fp16.
-#include "stable_diffusion/clip.h"
+#include "models/clip.h"
 
 #include <lightlora/formats/safetensors.h>
 
 #include <nlohmann/json.hpp>
 
-#include "stable_diffusion/json_file.h"
-#include "stable_diffusion/weights.h"
+#include "support/files/json_file.h"
+#include "models/weights.h"
 #include "support.h"
 
 namespace {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "stable_diffusion/gradient_checkpointing.h"
+#include "models/gradient_checkpointing.h"
 
 #include <lightlora/patch.h>
 
-#include "stable_diffusion/unet.h"
+#include "models/unet.h"
 #include "support.h"
 
 using torch::Tensor;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole pipeline against diffusers' StableDiffusionPipeline on small random models.
 // tests/parity/make_pipeline.py made the folder and the numbers, in fp32.
-#include "stable_diffusion/pipeline.h"
+#include "pipeline/pipeline.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <lightlora/formats/safetensors.h>
@@ -9,7 +9,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "stable_diffusion/json_file.h"
+#include "support/files/json_file.h"
 #include "support.h"
 
 namespace {

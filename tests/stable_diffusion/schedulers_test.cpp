@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The schedulers against diffusers'. tests/parity/make_pipeline.py made the numbers in fp32.
-#include "stable_diffusion/schedulers.h"
+#include "schedulers/schedulers.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 
@@ -8,7 +8,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "stable_diffusion/json_file.h"
+#include "support/files/json_file.h"
 #include "support.h"
 
 namespace {

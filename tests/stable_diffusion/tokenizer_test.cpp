@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tokenizer against transformers' CLIPTokenizer. tests/parity/make_text.py made the ids.
-#include "stable_diffusion/tokenizer.h"
+#include "text/tokenizer.h"
 
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "stable_diffusion/json_file.h"
-#include "stable_diffusion/tokenizer_text.h"
+#include "support/files/json_file.h"
+#include "text/tokenizer_text.h"
 #include "support.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The UNet against diffusers' UNet2DConditionModel. tests/parity/make_models.py made the numbers,
 // in fp64 from weights rounded to fp16.
-#include "stable_diffusion/unet.h"
+#include "models/unet.h"
 
 #include <lightlora/formats/safetensors.h>
 
@@ -9,8 +9,8 @@
 #include <memory>
 #include <string>
 
-#include "stable_diffusion/json_file.h"
-#include "stable_diffusion/weights.h"
+#include "support/files/json_file.h"
+#include "models/weights.h"
 #include "support.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The autoencoder against diffusers' AutoencoderKL. tests/parity/make_models.py made the numbers,
 // in fp64 from weights rounded to fp16.
-#include "stable_diffusion/vae.h"
+#include "models/vae.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <lightlora/formats/safetensors.h>
@@ -10,8 +10,8 @@
 #include <memory>
 #include <string>
 
-#include "stable_diffusion/json_file.h"
-#include "stable_diffusion/weights.h"
+#include "support/files/json_file.h"
+#include "models/weights.h"
 #include "support.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "stable_diffusion/weights.h"
+#include "models/weights.h"
 
 #include <lightlora/formats/safetensors.h>
 

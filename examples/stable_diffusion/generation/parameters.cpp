@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "generation/parameters.h"
+
+#include <c10/util/Exception.h>
+#include <lightlora/version.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "generation/lora_tags.h"
+#include "support/images/png.h"
+
+namespace generation {
+
+namespace {
+
+// A1111's names of the samplers.
+const std::pair<const char*, const char*> kSamplers[] = {
+    {"ddim", "DDIM"},         {"ddpm", "DDPM"},   {"pndm", "PLMS"},
+    {"euler", "Euler"},       {"lcm", "LCM"},     {"euler_ancestral", "Euler a"},
+    {"dpmpp_2m", "DPM++ 2M"}, {"unipc", "UniPC"},
+};
+constexpr const char* kKarras = " Karras";
+constexpr const char* kNegative = "Negative prompt:";
+constexpr const char* kFileSeparator = "; ";
+
+// The shortest text that reads back as the same number.
+std::string number(double value) {
+  char buffer[32];
+  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value).ptr;
+  return {buffer, end};
+}
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+std::string quoted(const std::string& value) {
+  const bool plain = value.find_first_of(",:\n\"") == std::string::npos;
+  return plain ? value : nlohmann::json(value).dump();
+}
+
+std::string unquoted(const std::string& value) {
+  if (value.size() < 2 || value.front() != '"' || value.back() != '"') return value;
+  const auto parsed = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
+  return parsed.is_string() ? parsed.get<std::string>() : value;
+}
+
+// The fields of "Steps: 20, Sampler: Euler a, ...": a name, a colon, and a value up to a comma or
+// in quotes. Empty if the line is anything else.
+std::vector<std::pair<std::string, std::string>> parse_fields(const std::string& line) {
+  std::vector<std::pair<std::string, std::string>> fields;
+  for (std::size_t at = 0; at < line.size();) {
+    const auto colon = line.find(':', at);
+    if (colon == std::string::npos) return {};
+    const auto begin = line.find_first_not_of(' ', at);
+    const std::string name = line.substr(begin, colon - begin);
+    auto value = line.find_first_not_of(' ', colon + 1);
+    if (value == std::string::npos) value = line.size();
+    auto end = value;
+    if (value < line.size() && line[value] == '"') {
+      for (++end; end < line.size() && line[end] != '"'; ++end) {
+        if (line[end] == '\\') ++end;
+      }
+      end = std::min(end + 1, line.size());
+    }
+    end = std::min(line.find(',', end), line.size());
+    if (name.empty() || name.find(',') != std::string::npos) return {};
+    fields.emplace_back(name, unquoted(line.substr(value, end - value)));
+    at = end + 1;
+  }
+  return fields;
+}
+
+std::string sampler_name(const Flags& flags) {
+  for (const auto& [name, shown] : kSamplers) {
+    if (flags.scheduler == name || flags.scheduler == std::string(name) + "_karras") return shown;
+  }
+  return flags.scheduler;
+}
+
+bool uses_karras(const Flags& flags) {
+  return flags.use_karras_sigmas || ends_with(flags.scheduler, "_karras");
+}
+
+// The words of our flags for A1111's sampler, which may name the noise levels too.
+void read_sampler(std::string sampler, std::map<std::string, std::string>& settings) {
+  if (ends_with(sampler, kKarras)) {
+    sampler.resize(sampler.size() - std::string(kKarras).size());
+    settings["use_karras_sigmas"] = "true";
+  }
+  settings["scheduler"] = sampler;  // an unknown one is left to the flag's own check
+  for (const auto& [name, shown] : kSamplers) {
+    if (sampler == shown) settings["scheduler"] = name;
+  }
+}
+
+// Names of fields and of the flags that take their values as they are.
+const std::pair<const char*, const char*> kPlainFields[] = {
+    {"Steps", "num_inference_steps"},
+    {"CFG scale", "guidance_scale"},
+    {"Seed", "seed"},
+    {"Denoising strength", "strength"},
+    {"Init image", "image"},
+    {"Initial latents", "initial_latents"},
+    {"Eta", "eta"},
+    {"Timestep spacing", "timestep_spacing"},
+    {"Prompt syntax", "prompt_syntax"},
+};
+
+// Adds the flags that a field stands for; false if it means nothing here.
+bool read_field(const std::string& name, const std::string& value,
+                std::map<std::string, std::string>& settings) {
+  for (const auto& [field, flag] : kPlainFields) {
+    if (name != field) continue;
+    settings[flag] = value;
+    return true;
+  }
+  const auto split = value.find_first_of("x/");
+  if (name == "Size" && split != std::string::npos) {
+    settings["width"] = value.substr(0, split);
+    settings["height"] = value.substr(split + 1);
+  } else if (name == "Sampler") {
+    read_sampler(value, settings);
+  } else if (name == "Schedule type") {
+    if (value == "Karras") settings["use_karras_sigmas"] = "true";
+    return value == "Karras" || value == "Automatic";
+  } else if (name == "Clip skip") {
+    settings["clip_skip"] = std::to_string(std::max(std::atoi(value.c_str()) - 1, 0));
+  } else if (name == "Batch index" && split != std::string::npos) {
+    settings["num_images_per_prompt"] = value.substr(split + 1);
+  } else {
+    return name == "Version" || name == "Model" || name == "LoRA files" || name == "Learned embeds";
+  }
+  return true;
+}
+
+std::string joined(const std::vector<std::string>& files) {
+  std::string text;
+  for (const auto& file : files) text += (text.empty() ? "" : kFileSeparator) + file;
+  return text;
+}
+
+// The files of such a text; none if there is no text.
+std::vector<std::string> listed(const std::string* text) {
+  std::vector<std::string> files;
+  for (std::size_t at = 0; text != nullptr && at <= text->size();) {
+    const auto end = std::min(text->find(kFileSeparator, at), text->size());
+    files.push_back(text->substr(at, end - at));
+    at = end + std::string(kFileSeparator).size();
+  }
+  return files;
+}
+
+// Gives a flag a value as the command line would, unless it has one.
+void set_flag(cli::App& app, const std::string& flag, const std::string& value,
+              const std::string& source) {
+  CLI::Option* option = app.get_option("--" + flag);
+  if (option->count() > 0 || value.empty()) return;
+  try {
+    option->add_result(value);
+    option->run_callback();
+  } catch (const CLI::ParseError& error) {
+    TORCH_CHECK_VALUE(false, "'", source, "': ", error.what(), "; hint: give --", flag,
+                      " beside --from_png");
+  }
+}
+
+}  // namespace
+
+std::string Parameters::text() const {
+  std::string result = prompt + "\n";
+  if (!negative_prompt.empty()) result += kNegative + (" " + negative_prompt) + "\n";
+  for (std::size_t i = 0; i < fields.size(); ++i) {
+    result += (i > 0 ? ", " : "") + fields[i].first + ": " + quoted(fields[i].second);
+  }
+  return result;
+}
+
+const std::string* Parameters::find(const std::string& field) const {
+  for (const auto& [name, value] : fields) {
+    if (name == field) return &value;
+  }
+  return nullptr;
+}
+
+Parameters parse_parameters(const std::string& text, const std::string& source) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    lines.push_back(line);
+  }
+  while (!lines.empty() && lines.back().empty()) lines.pop_back();
+  Parameters result;
+  if (!lines.empty()) result.fields = parse_fields(lines.back());
+  TORCH_CHECK(result.find("Steps") && result.find("Seed"), "'", source,
+              "': expected settings such as 'Steps: 20, ..., Seed: 1' in the last line, got ",
+              lines.empty() ? "an empty text" : "'" + lines.back() + "'");
+  lines.pop_back();
+  std::string* part = &result.prompt;
+  for (auto line : lines) {
+    const bool turns = line.rfind(kNegative, 0) == 0;
+    if (turns) {
+      part = &result.negative_prompt;
+      line.erase(0,
+                 std::min(line.find_first_not_of(' ', std::string(kNegative).size()), line.size()));
+    }
+    *part += (part->empty() || turns ? "" : "\n") + line;
+  }
+  return result;
+}
+
+Parameters describe(const Flags& flags, const std::vector<sd::LoRAChoice>& loras,
+                    const DrawnPicture& picture) {
+  Parameters result{flags.prompt, flags.negative_prompt, {}};
+  std::string files;
+  const bool tags = flags.prompt_syntax != "plain";
+  const auto present = tags ? take_lora_tags(flags.prompt).tags.size() : 0;
+  for (std::size_t i = 0; i < loras.size(); ++i) {  // those of the prompt come first
+    files += (i > 0 ? kFileSeparator : "") + loras[i].path + ":" + number(loras[i].weight);
+    if (i < present || !tags) continue;
+    result.prompt += " <lora:" + lora_stem(loras[i].path) + ":" + number(loras[i].weight) + ">";
+  }
+  const auto add = [&](const std::string& name, const std::string& value) {
+    if (!value.empty()) result.fields.emplace_back(name, value);
+  };
+  add("Steps", std::to_string(flags.num_inference_steps));
+  add("Sampler", sampler_name(flags));
+  add("Schedule type", uses_karras(flags) ? "Karras" : "");
+  add("CFG scale", number(flags.guidance_scale));
+  add("Seed", std::to_string(picture.seed));
+  add("Size", std::to_string(picture.width) + "x" + std::to_string(picture.height));
+  const auto model = std::filesystem::path(flags.model).lexically_normal();
+  add("Model", (model.has_filename() ? model : model.parent_path()).stem().string());
+  if (!flags.image.empty()) add("Denoising strength", number(flags.strength));
+  add("Init image", flags.image);
+  if (flags.clip_skip > 0) add("Clip skip", std::to_string(flags.clip_skip + 1));
+  if (flags.eta > 0) add("Eta", number(flags.eta));
+  add("Timestep spacing", flags.timestep_spacing);
+  add("Prompt syntax", tags ? "" : flags.prompt_syntax);
+  add("Initial latents", flags.initial_latents);
+  if (picture.count > 1) {
+    add("Batch index", std::to_string(picture.index) + "/" + std::to_string(picture.count));
+  }
+  add("LoRA files", files);
+  add("Learned embeds", joined(flags.learned_embeds));
+  add("Version", std::string("lightlora ") + LIGHTLORA_VERSION);
+  return result;
+}
+
+PngSettings apply_png(const std::string& path, cli::App& app, Flags& flags) {
+  const auto texts = images::read_png_text(path);
+  const auto found = texts.find("parameters");
+  TORCH_CHECK(found != texts.end(), "'", path,
+              "': expected a PNG with a text 'parameters', got none; hint: sharing sites often ",
+              "remove it");
+  const auto parameters = parse_parameters(found->second, path);
+  PngSettings result;
+  std::map<std::string, std::string> settings = {{"prompt", parameters.prompt},
+                                                 {"negative_prompt", parameters.negative_prompt}};
+  for (const auto& [name, value] : parameters.fields) {
+    if (!read_field(name, value, settings)) result.ignored.push_back(name);
+  }
+  if (settings.count("initial_latents")) {
+    settings.erase("width");  // they set the size
+    settings.erase("height");
+  }
+  const bool own_seeds = app.get_option("--seed")->count() + app.get_option("--seeds")->count() +
+                             app.get_option("--num_images_per_prompt")->count() >
+                         0;
+  if (const auto* index = parameters.find("Batch index"); index && !own_seeds) {
+    flags.batch_position = std::atoll(index->c_str());
+  } else {
+    settings.erase("num_images_per_prompt");
+  }
+  for (const auto& [flag, value] : settings) set_flag(app, flag, value, path);
+  result.lora_files = listed(parameters.find("LoRA files"));
+  if (flags.learned_embeds.empty()) {
+    flags.learned_embeds = listed(parameters.find("Learned embeds"));
+  }
+  return result;
+}
+
+}  // namespace generation

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "support/cli/app.h"
+#include "lora_files/combine.h"
+#include "lora_files/extract.h"
+
+namespace lora_files {
+
+/// What convert_lora was asked for.
+struct Flags {
+  std::vector<std::string> inputs;
+  std::string output, to, dtype = "fp32";
+  Cut cut;
+  ExtractOptions extract;
+  bool inspect = false, json = false, embed_aux = false, flat_text_encoder = false;
+  bool ignore_unmatched = false;
+
+  /// Errors: c10::ValueError for flags that do not go together
+  void check() const;
+};
+
+void add_flags(cli::App& app, Flags& flags);
+
+}  // namespace lora_files

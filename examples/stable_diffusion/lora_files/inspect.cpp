@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lora_files/inspect.h"
+
+#include <lightlora/formats/mapped_file.h>
+#include <lightlora/formats/sha256.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <iomanip>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <vector>
+
+#include "support/cli/format.h"
+
+namespace lora_files {
+namespace {
+
+using lightlora::AdapterState;
+using lightlora::LayerState;
+
+double alpha_of(const LayerState& layer) {
+  return layer.scale * static_cast<double>(layer.options.rank());
+}
+
+std::string method_of(const LayerState& layer) {
+  return layer.options.dora() ? layer.variant + " with DoRA" : layer.variant;
+}
+
+int64_t values_of(const LayerState& layer) {
+  int64_t sum = 0;
+  for (const auto& item : layer.trained) sum += item.second.numel();
+  return sum;
+}
+
+// "4" or "4 to 16".
+template <typename Value>
+std::string range_text(const std::set<Value>& values) {
+  std::ostringstream text;
+  text << *values.begin();
+  if (values.size() > 1) text << " to " << *values.rbegin();
+  return text.str();
+}
+
+std::string list_text(const std::set<std::string>& values) {
+  std::string text;
+  for (const auto& value : values) text += (text.empty() ? "" : ", ") + value;
+  return text;
+}
+
+// What several layers have in common.
+struct Summary {
+  int64_t layers = 0, values = 0;
+  std::set<std::string> methods;
+  std::set<int64_t> ranks;
+  std::set<double> alphas, scales;
+
+  void add(const LayerState& layer) {
+    ++layers;
+    values += values_of(layer);
+    methods.insert(method_of(layer));
+    ranks.insert(layer.options.rank());
+    alphas.insert(alpha_of(layer));
+    scales.insert(layer.scale);
+  }
+};
+
+// The part of a layer's name behind the numbers that count blocks: "attn1.to_q".
+std::string kind_of(const std::string& name) {
+  for (const char* container :
+       {"transformer_blocks.", "layers.", "resnets.", "attentions.", "samplers."}) {
+    const auto at = name.rfind(container);
+    if (at == std::string::npos) continue;
+    const auto dot = name.find('.', at + std::string(container).size());
+    if (dot != std::string::npos) return name.substr(dot + 1);
+  }
+  return name;
+}
+
+void print_row(std::ostream& out, const std::string& name, const std::string& value) {
+  out << name << std::string(name.size() < 12 ? 12 - name.size() : 1, ' ') << value << "\n";
+}
+
+void print_table(std::ostream& out, const lightlora::Components& components) {
+  std::vector<std::vector<std::string>> rows{
+      {"component", "kind", "layers", "method", "rank", "alpha", "values"}};
+  for (const auto& [component, state] : components) {
+    std::map<std::string, Summary> kinds;
+    for (const auto& layer : state) kinds[kind_of(layer.layer.name)].add(layer);
+    for (const auto& [kind, sum] : kinds) {
+      rows.push_back({component.empty() ? "(unnamed)" : component, kind, std::to_string(sum.layers),
+                      list_text(sum.methods), range_text(sum.ranks), range_text(sum.alphas),
+                      cli::format_count(sum.values)});
+    }
+  }
+  std::vector<size_t> widths(rows.front().size());
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i) {
+      line += row[i] + std::string(widths[i] + 2 - row[i].size(), ' ');
+    }
+    out << line.substr(0, line.find_last_not_of(' ') + 1) << "\n";
+  }
+}
+
+// What A1111 and model sites know a file by; nothing for a folder.
+std::string file_hash(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) return "";
+  return lightlora::detail::sha256(lightlora::detail::MappedFile(path).bytes());
+}
+
+}  // namespace
+
+void print_contents(std::ostream& out, const std::string& path,
+                    const lightlora::LoRAContents& contents) {
+  print_row(out, "file", path);
+  print_row(out, "dialect", list_text(contents.dialects));
+  print_row(out, "size", cli::format_bytes(contents.bytes) + " in " +
+                             std::to_string(contents.tensors) + " tensors");
+  print_row(out, "dtype", list_text(contents.dtypes));
+  if (const auto hash = file_hash(path); !hash.empty()) print_row(out, "sha256", hash);
+  for (const auto& [name, state] : contents.components) {
+    if (state.empty()) continue;
+    Summary sum;
+    for (const auto& layer : state) sum.add(layer);
+    print_row(out, name.empty() ? "(unnamed)" : name,
+              std::to_string(sum.layers) + " layers, " + list_text(sum.methods) + ", rank " +
+                  range_text(sum.ranks) + ", alpha " + range_text(sum.alphas) + ", scale " +
+                  range_text(sum.scales) + ", " + cli::format_count(sum.values) + " values");
+  }
+  if (!contents.embeddings.empty()) print_row(out, "embeddings", list_text(contents.embeddings));
+  if (!contents.ignored.empty()) {
+    print_row(out, "ignored", std::to_string(contents.ignored.size()) + " tensors: " +
+                                  list_text({contents.ignored.begin(), contents.ignored.end()}));
+  }
+  std::set<std::string> keys;
+  for (const auto& item : contents.metadata) keys.insert(item.first);
+  print_row(out, "metadata", keys.empty() ? "none" : list_text(keys));
+  out << "\n";
+  print_table(out, contents.components);
+}
+
+void print_json(std::ostream& out, const std::string& path,
+                const lightlora::LoRAContents& contents) {
+  nlohmann::ordered_json json{{"file", path},
+                              {"dialects", contents.dialects},
+                              {"bytes", contents.bytes},
+                              {"tensors", contents.tensors},
+                              {"dtypes", contents.dtypes}};
+  if (const auto hash = file_hash(path); !hash.empty()) json["sha256"] = hash;
+  json["metadata"] = contents.metadata;
+  json["embeddings"] = contents.embeddings;
+  json["ignored"] = contents.ignored;
+  json["components"] = nlohmann::ordered_json::object();
+  for (const auto& [name, state] : contents.components) {
+    auto& layers = json["components"][name] = nlohmann::ordered_json::array();
+    for (const auto& layer : state) {
+      layers.push_back({{"layer", layer.layer.name},
+                        {"variant", layer.variant},
+                        {"dora", layer.options.dora()},
+                        {"in", layer.layer.in},
+                        {"out", layer.layer.out},
+                        {"kernel", layer.layer.kernel},
+                        {"rank", layer.options.rank()},
+                        {"alpha", alpha_of(layer)},
+                        {"scale", layer.scale},
+                        {"values", values_of(layer)}});
+    }
+  }
+  out << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+}
+
+}  // namespace lora_files

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "models/config.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+namespace sd {
+
+ConfigReader::ConfigReader(const nlohmann::json& config, std::string source)
+    : config_(config), source_(std::move(source)) {}
+
+const nlohmann::json* ConfigReader::find(const std::string& field) const {
+  const auto found = config_.find(field);
+  return found == config_.end() ? nullptr : &*found;
+}
+
+void ConfigReader::fail(const std::string& field, const std::string& expected) const {
+  const nlohmann::json* value = find(field);
+  TORCH_CHECK_VALUE(false, "'", source_, "': expected ", field, " to be ", expected, ", got ",
+                    value ? value->dump() : "nothing");
+  std::abort();  // not reached: the check above throws
+}
+
+int64_t ConfigReader::integer(const std::string& field, int64_t otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value) return otherwise;
+  if (!value->is_number_integer()) fail(field, "an integer");
+  return value->get<int64_t>();
+}
+
+int64_t ConfigReader::positive(const std::string& field, int64_t otherwise) const {
+  const int64_t value = integer(field, otherwise);
+  if (value < 1) fail(field, "a positive integer");
+  return value;
+}
+
+double ConfigReader::number(const std::string& field, double otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value) return otherwise;
+  if (!value->is_number()) fail(field, "a number");
+  return value->get<double>();
+}
+
+bool ConfigReader::flag(const std::string& field, bool otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value) return otherwise;
+  if (!value->is_boolean()) fail(field, "true or false");
+  return value->get<bool>();
+}
+
+std::optional<int64_t> ConfigReader::optional_positive(const std::string& field) const {
+  const nlohmann::json* value = find(field);
+  if (!value || value->is_null()) return std::nullopt;
+  return positive(field, 1);
+}
+
+std::vector<std::string> ConfigReader::texts(const std::string& field,
+                                             const std::vector<std::string>& otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value) return otherwise;
+  const auto is_text = [](const nlohmann::json& item) { return item.is_string(); };
+  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), is_text)) {
+    fail(field, "a list of names");
+  }
+  return value->get<std::vector<std::string>>();
+}
+
+std::vector<int64_t> ConfigReader::positives(const std::string& field,
+                                             const std::vector<int64_t>& otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value) return otherwise;
+  const auto good = [](const nlohmann::json& item) {
+    return item.is_number_integer() && item.get<int64_t>() > 0;
+  };
+  if (good(*value)) return {value->get<int64_t>()};
+  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), good)) {
+    fail(field, "a positive integer or a list of them");
+  }
+  return value->get<std::vector<int64_t>>();
+}
+
+std::vector<bool> ConfigReader::flags(const std::string& field,
+                                      const std::vector<bool>& otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value) return otherwise;
+  const auto good = [](const nlohmann::json& item) { return item.is_boolean(); };
+  if (good(*value)) return {value->get<bool>()};
+  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), good)) {
+    fail(field, "true, false or a list of them");
+  }
+  return value->get<std::vector<bool>>();
+}
+
+void ConfigReader::supports(const std::string& field,
+                            const std::vector<nlohmann::json>& values) const {
+  const nlohmann::json* value = find(field);
+  if (!value || std::find(values.begin(), values.end(), *value) != values.end()) return;
+  std::string known;
+  for (const auto& item : values) known += (known.empty() ? "" : " or ") + item.dump();
+  fail(field, known + " (others are not supported)");
+}
+
+}  // namespace sd

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "models/unet.h"
+
+namespace sd {
+
+/// Whether the UNet's weights are kept in the CPU kernels' layout too, see lightlora::pack_weights: a
+/// good deal faster, for once more their memory, or twice where gradients pass. `if_small`: where they
+/// are at most a sixth of the machine's memory.
+enum class PackWeights { off, on, if_small };
+
+/// lightlora::pack_weights for those layers of a UNet that gain by it: every linear layer, and the
+/// convolutions whose kernels are large beside their pixels, as in Stable Diffusion's levels of 640
+/// and 1280 channels. With few channels LibTorch's own convolution is the faster one.
+void pack_weights(UNet2DConditionModel& unet);
+
+}  // namespace sd

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/embeddings.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <filesystem>
+
+namespace sd {
+
+namespace {
+
+// A layer-wise embedding's slices in the order in which the UNet reads them.
+at::Tensor slices_in_order(const lightlora::LearnedEmbedding& embedding,
+                           const std::vector<std::string>& transformers) {
+  const auto& layers = embedding.layers;
+  if (layers.empty() || layers == transformers) return embedding.vectors;
+  std::vector<int64_t> order;
+  for (const auto& name : transformers) {
+    const auto found = std::find(layers.begin(), layers.end(), name);
+    if (found != layers.end()) order.push_back(found - layers.begin());
+  }
+  TORCH_CHECK(order.size() == transformers.size() && layers.size() == transformers.size(), "'",
+              embedding.token, "': expected vectors for the ", transformers.size(),
+              " transformers of the UNet, ", transformers.front(), " to ", transformers.back(),
+              ", got ", layers.size(), ", ", layers.front(), " to ", layers.back(),
+              "; hint: it was trained for another kind of model");
+  return embedding.vectors.index_select(0, at::tensor(order, at::kLong));
+}
+
+}  // namespace
+
+std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text) {
+  const auto colon = text.rfind(':');
+  const bool whole = colon == std::string::npos || std::filesystem::exists(text);
+  if (whole) return lightlora::load_embeddings(text);
+  return lightlora::load_embeddings(text.substr(0, colon), text.substr(colon + 1));
+}
+
+std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
+                                   const lightlora::LearnedEmbedding& embedding) {
+  TORCH_CHECK(!tokenizer.token_id(embedding.token), "'", embedding.token,
+              "': expected a name that the tokenizer does not know yet, got one that it does; hint: ",
+              "give the embedding another name, as FILE:NAME");
+  return tokenizer.add_token(embedding.token, embedding.vectors.size(-2));
+}
+
+void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding) {
+  auto encoder = pipeline.text_encoder();
+  const int64_t width = encoder->options.hidden_size();
+  TORCH_CHECK(embedding.vectors.size(-1) == width, "'", embedding.token,
+              "': expected vectors of width ", width, " (the text encoder's), got ",
+              embedding.vectors.size(-1), "; hint: it was trained for another kind of model");
+  const auto vectors = slices_in_order(embedding, pipeline.unet()->attention_names());
+  const auto ids = add_embedding(pipeline.tokenizer(), embedding);
+  const int64_t rows = *std::max_element(ids.begin(), ids.end()) + 1;
+  if (rows > encoder->options.vocab_size()) encoder->resize_token_embeddings(rows);
+  pipeline.learn(ids, vectors);
+}
+
+}  // namespace sd

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/formats/torch_file.h>
+#include <torch/nn/module.h>
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "models/unet.h"
+#include "models/vae.h"
+
+namespace sd {
+
+class StableDiffusion;
+class Tokenizer;
+
+/// A Stable Diffusion 1.x model in one file, `.safetensors` or what torch.save wrote (`.ckpt`), under
+/// the names of the original code. Such a file has weights alone: sizes are read from their shapes,
+/// what the UNet predicts as `single_file_scheduler` finds it, and the rest (numbers of heads and
+/// groups, scaling, noise schedule) and the tokenizer are those of Stable Diffusion 1.x. What counts
+/// before that, in this order: a folder in diffusers layout, the
+/// file's own metadata if `save_single_file` wrote it, and the folder that it lies in.
+class SingleFile {
+ public:
+  /// `config_folder` as in `StableDiffusionOptions`; empty: the file's own folder if it is one.
+  /// Errors: c10::Error naming the file if it is none of Stable Diffusion 1.x
+  explicit SingleFile(const std::string& path, const std::string& config_folder = "",
+                      lightlora::SafetensorsOptions options = {});
+
+  /// What `<part>/config.json` (or `scheduler/scheduler_config.json`) of a folder would say.
+  nlohmann::json config(const std::string& part) const;
+  /// That of the configuration, or CLIP's own, which comes with us; the length as in `Tokenizer`.
+  std::unique_ptr<Tokenizer> tokenizer(int64_t default_length = 77) const;
+  /// The texts of its files, by name.
+  nlohmann::json tokenizer_texts() const;
+
+  /// Fill a module of the part. Errors: those of `load_weights`
+  void load_unet(torch::nn::Module& module, const UNet2DConditionModelOptions& options) const;
+  void load_vae(torch::nn::Module& module, const AutoencoderKLOptions& options) const;
+  void load_text_encoder(torch::nn::Module& module) const;
+
+ private:
+  const lightlora::TensorInfo* find(const std::string& name) const;
+  int64_t size(const std::string& name, size_t dimension) const;
+  void check_kind() const;
+  nlohmann::json embedded(const char* key) const;
+  bool has_own_tokenizer() const;
+  std::string tokenizer_folder() const;
+  nlohmann::json unet_config() const;
+  nlohmann::json vae_config() const;
+  nlohmann::json text_config() const;
+  void load(torch::nn::Module& module, const std::string& prefix,
+            const std::function<std::string(const std::string&)>& original) const;
+
+  std::string path_, folder_, parent_, wrapper_;
+  lightlora::SafetensorsOptions options_;
+  std::unique_ptr<lightlora::TensorFile> file_;
+};
+
+/// The tokenizer of a model, which is a folder in diffusers layout or a single file.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model,
+                                          const std::string& config_folder = "",
+                                          lightlora::SafetensorsOptions options = {});
+
+/// Writes all weights of a pipeline as such a file, in the pipeline's dtype. The metadata hold its
+/// configurations, and its tokenizer if that is not CLIP's own, so that the file can be read alone.
+/// Errors: c10::Error for a model that the original layout has no names for, or if the file cannot
+/// be written; nothing is left half-written
+void save_single_file(const StableDiffusion& pipeline, const std::string& path);
+
+}  // namespace sd

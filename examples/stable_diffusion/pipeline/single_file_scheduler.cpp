@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/single_file_scheduler.h"
+
+#include <c10/util/Exception.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <regex>
+#include <string>
+
+namespace sd {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kPredictionKey = "modelspec.prediction_type";
+
+struct Prediction {
+  bool velocity = false;
+  bool zero_snr = false;  // the schedule ends in pure noise
+};
+
+// "v", "v_prediction" and "velocity"; "epsilon" and "eps". A third is not known to the others.
+std::optional<Prediction> from_word(const std::string& word) {
+  if (word.empty() || (word[0] != 'v' && word[0] != 'e')) return std::nullopt;
+  return Prediction{word[0] == 'v', word.find("zsnr") != std::string::npos};
+}
+
+std::optional<Prediction> from_tensors(const lightlora::TensorFile& file) {
+  const auto has = [&](const std::string& name) {
+    return file.contains(name) || file.contains("state_dict." + name);
+  };
+  if (!has("v_pred")) return std::nullopt;
+  return Prediction{true, has("ztsnr")};
+}
+
+std::optional<Prediction> from_metadata(const lightlora::TensorFile& file) {
+  for (const char* key : {kPredictionKey, "modelspec.predict_key"}) {
+    const auto found = file.metadata().find(key);
+    if (found == file.metadata().end()) continue;
+    if (const auto prediction = from_word(found->second)) return prediction;
+  }
+  return std::nullopt;
+}
+
+// The original code's configuration, in which noise is what is predicted unless it says otherwise.
+std::optional<Prediction> from_yaml(const lightlora::TensorFile& file) {
+  std::ifstream stream(fs::path(file.path()).replace_extension(".yaml"));
+  const std::string text{std::istreambuf_iterator<char>(stream), {}};
+  std::smatch word;
+  static const std::regex key("(^|\n)[ \t]*parameterization:[ \t]*[\"']?([a-z0-9_]+)");
+  if (std::regex_search(text, word, key)) return from_word(word[2]);
+  if (text.find("linear_start:") != std::string::npos) return Prediction{};
+  return std::nullopt;
+}
+
+std::optional<Prediction> prediction_of(const lightlora::TensorFile& file) {
+  if (const auto marked = from_tensors(file)) return marked;
+  if (const auto said = from_metadata(file)) return said;
+  return from_yaml(file);
+}
+
+}  // namespace
+
+nlohmann::json single_file_scheduler(const lightlora::TensorFile& file) {
+  nlohmann::json config{{"_class_name", "PNDMScheduler"},
+                        {"beta_start", 0.00085},
+                        {"beta_end", 0.012},
+                        {"beta_schedule", "scaled_linear"},
+                        {"num_train_timesteps", 1000},
+                        {"steps_offset", 1},
+                        {"clip_sample", false},
+                        {"set_alpha_to_one", false},
+                        {"skip_prk_steps", true},
+                        {"prediction_type", "epsilon"}};
+  const auto prediction = prediction_of(file);
+  if (!prediction) {
+    TORCH_WARN_ONCE("'", file.path(), "': nothing says what its UNet predicts; taken to be noise ",
+                    "(epsilon), as in Stable Diffusion 1.x; hint: for another model name a folder ",
+                    "with its scheduler/scheduler_config.json by --model_config");
+    return config;
+  }
+  if (prediction->velocity) config["prediction_type"] = "v_prediction";
+  if (prediction->zero_snr) {
+    config["rescale_betas_zero_snr"] = true;
+    config["timestep_spacing"] = "trailing";  // others leave out the last step, of pure noise
+  }
+  return config;
+}
+
+lightlora::Metadata prediction_metadata(const nlohmann::json& scheduler) {
+  const auto found = scheduler.find("prediction_type");
+  const auto type = found != scheduler.end() && found->is_string() ? found->get<std::string>()
+                                                                   : std::string("epsilon");
+  if (type == "epsilon") return {{kPredictionKey, "epsilon"}};
+  if (type == "v_prediction") return {{kPredictionKey, "v"}};
+  return {};
+}
+
+}  // namespace sd

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Converts LoRA files between the formats of lightlora, diffusers, PEFT and kohya, adds several up,
+// cuts ranks, takes the difference of two models, or shows what a file holds. Ends with the file or
+// folder written.
+#include <lightlora/lightlora.h>
+
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+
+#include "support/cli/app.h"
+#include "support/cli/format.h"
+#include "support/cli/run.h"
+#include "lora_files/combine.h"
+#include "lora_files/extract.h"
+#include "lora_files/flags.h"
+#include "lora_files/inspect.h"
+#include "pipeline/lora.h"
+
+namespace {
+
+using lightlora::Components;
+using lora_files::Flags;
+
+at::ScalarType dtype_of(const std::string& name) {
+  if (name == "fp16") return at::kHalf;
+  return name == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+void cast(std::map<std::string, at::Tensor>& tensors, at::ScalarType dtype) {
+  for (auto& item : tensors) item.second = item.second.to(dtype).contiguous();
+}
+
+Components for_native(Components components, const Flags& flags) {
+  for (auto& [name, state] : components) {
+    for (auto& layer : state) {
+      if (flags.embed_aux) {
+        layer = lightlora::state_of(*lightlora::make_adapter(layer), lightlora::Bases::embedded);
+      }
+      cast(layer.trained, dtype_of(flags.dtype));
+      cast(layer.frozen, dtype_of(flags.dtype));
+    }
+  }
+  return components;
+}
+
+// What the input says about itself, for a native output; a format's own fields are not kept.
+lightlora::Metadata kept_metadata(const lightlora::LoRAContents& contents) {
+  lightlora::Metadata kept;
+  const auto prompt = contents.metadata.find("instance_prompt");
+  if (prompt != contents.metadata.end()) kept.insert(*prompt);
+  return kept;
+}
+
+lightlora::LoRAContents read(const Flags& flags, const std::string& path) {
+  return lightlora::read_lora(path, lightlora::LoRAReadOptions()
+                                        .ignore_unmatched(flags.ignore_unmatched)
+                                        .allow_trailing_bytes(flags.extract.base.allow_trailing_bytes));
+}
+
+void inspect(const Flags& flags) {
+  for (const auto& input : flags.inputs) {
+    if (&input != &flags.inputs.front()) std::cout << "\n";
+    const auto contents = read(flags, input);
+    flags.json ? lora_files::print_json(std::cout, input, contents)
+               : lora_files::print_contents(std::cout, input, contents);
+  }
+}
+
+void write(const Flags& flags, const Components& components, const lightlora::Metadata& metadata) {
+  const auto dtype = dtype_of(flags.dtype);
+  if (flags.to == "native") {
+    lightlora::save_native(flags.output, for_native(components, flags), metadata);
+  } else if (flags.to == "diffusers") {
+    lightlora::save_diffusers(flags.output, components, dtype);
+  } else if (flags.to == "kohya") {
+    lightlora::save_kohya(flags.output, components, dtype);
+  } else {
+    const auto options = lightlora::PeftOptions().dtype(dtype).text_model(!flags.flat_text_encoder);
+    lightlora::save_peft(flags.output, components, options);
+  }
+}
+
+void print_written(const Flags& flags) {
+  std::cout << flags.to << (flags.to == "peft" ? " folder: " : " file: ") << flags.output;
+  if (flags.to != "peft") {
+    const auto size = std::filesystem::file_size(flags.output);
+    std::cout << " (" << cli::format_bytes(static_cast<int64_t>(size)) << ")";
+  }
+  std::cout << "\n";
+}
+
+void extract(const Flags& flags) {
+  auto options = flags.extract;
+  options.cut = flags.cut;
+  const auto extracted = lora_files::extract(options);
+  for (const auto& notice : extracted.notices) std::cout << "notice: " << notice << "\n";
+  write(flags, extracted.components, {});
+  std::cout << "kept " << std::round(extracted.kept * 1000) / 10
+            << "% of the difference's energy in the selected layers\n";
+  print_written(flags);
+}
+
+void convert(const Flags& flags) {
+  std::vector<lora_files::Weighted> inputs;
+  lightlora::Metadata metadata;
+  for (const auto& text : flags.inputs) {
+    const auto choice = sd::parse_lora(text);
+    const auto contents = read(flags, choice.path);
+    if (!contents.ignored.empty()) {
+      std::cout << "notice: '" << choice.path << "': " << contents.ignored.size() << " of "
+                << contents.tensors << " tensors are not used, the first is '"
+                << contents.ignored.front() << "'\n";
+    }
+    inputs.push_back({choice.path, choice.weight, contents.components});
+    metadata = kept_metadata(contents);
+  }
+  if (inputs.size() > 1) metadata.clear();
+  const auto components =
+      lora_files::cut_rank(lora_files::combine(inputs), flags.cut, flags.to == "native");
+  write(flags, components, metadata);
+  print_written(flags);
+}
+
+void run(const Flags& flags) {
+  flags.check();
+  if (flags.inspect) return inspect(flags);
+  flags.extract.tuned.empty() ? convert(flags) : extract(flags);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Flags flags;
+  cli::App app(
+      "convert_lora",
+      "Converts LoRA files between formats, adds them up, makes one of two models' difference, or "
+      "shows what one holds.",
+      "convert_lora --input lightlora.safetensors --output for_a1111.safetensors --to kohya "
+      "--dtype fp16");
+  lora_files::add_flags(app, flags);
+  return cli::run(argc, argv, app, [&] { run(flags); });
+}

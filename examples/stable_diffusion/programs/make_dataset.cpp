@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// make_dataset: draws a captioned data set from a colour emoji font, for `pretrain`.
+// Prints at the end: "wrote OUTPUT_DIR: <named> named emoji, <extra> more for the autoencoder,
+// <unseen> unseen, <subjects> subjects".
+#include <iostream>
+#include <string>
+
+#include "support/cli/app.h"
+#include "support/cli/run.h"
+#include "support/images/png.h"
+#include "support/images/tensor.h"
+#include "research/pretraining/dataset.h"
+#include "research/pretraining/folder.h"
+#include "research/pretraining/loop.h"
+#include "research/pretraining/pictures.h"
+#include "support/files/json_file.h"
+
+namespace {
+
+struct Options {
+  std::string config;
+  std::string font = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf";
+  std::string names = "/usr/share/unicode/emoji/emoji-test.txt";
+  std::string output_dir;
+  int64_t instance_pictures = 6;
+  int64_t instance_size = 160;
+  int64_t pictures = 0;
+};
+
+std::string file_name_of(std::string name) {
+  for (char& c : name) {
+    if (c == ' ') c = '_';
+  }
+  return name == "piñata" ? "pinata" : name;
+}
+
+at::Tensor to_unit(const at::Tensor& picture) {
+  return picture.to(at::kFloat).mul(2.0 / 255).sub(1);
+}
+
+// "a sks bear on a purple background" for a teddy bear: the noun is what a person would say.
+std::string instance_caption(const std::string& name, const std::string& color) {
+  const size_t space = name.rfind(' ');
+  const std::string noun = space == std::string::npos ? name : name.substr(space + 1);
+  return "a sks " + noun + " on a " + color + " background";
+}
+
+// Blue, black and teal never occur, so that a picture on them shows what was learned, not copied.
+// Each picture's caption lies beside it, so that the background is not learned as the subject's.
+void write_subjects(pretraining::Composer& composer, const Options& options) {
+  const std::vector<int64_t> colors = {7, 3, 4, 10, 0, 5, 2, 8, 9};
+  for (const int64_t subject : composer.emoji().with_roles({pretraining::Role::kSubject})) {
+    const std::string folder =
+        options.output_dir + "/subjects/" + file_name_of(composer.emoji().names[subject]);
+    pretraining::make_folder(folder);
+    std::mt19937_64 random(subject);
+    for (int64_t i = 0; i < options.instance_pictures; ++i) {
+      const int64_t color = colors[i % colors.size()];
+      const at::Tensor picture = composer.draw(subject, color, random, options.instance_size);
+      const std::string color_name = pretraining::named_colors()[color].name;
+      const std::string stem = folder + "/" + std::to_string(i) + "_" + color_name;
+      images::save_png(stem + ".png", images::to_image(to_unit(picture)));
+      pretraining::write_text(
+          stem + ".txt", instance_caption(composer.emoji().names[subject], color_name) + "\n");
+    }
+  }
+}
+
+// The first pictures of the training stream as an image folder that other trainers read.
+void write_pictures(pretraining::Composer& composer, const Options& options) {
+  if (options.pictures == 0) return;
+  const std::string folder = options.output_dir + "/pictures";
+  pretraining::make_folder(folder);
+  std::string captions;
+  for (int64_t i = 0; i < options.pictures; ++i) {
+    const auto sample = composer.sample(i);
+    const std::string name = std::to_string(i) + ".png";
+    images::save_png(folder + "/" + name, images::to_image(to_unit(sample.picture)));
+    captions += nlohmann::json({{"file_name", name}, {"text", sample.caption}}).dump() + "\n";
+  }
+  pretraining::write_text(folder + "/metadata.jsonl", captions);
+}
+
+void make(const Options& options) {
+  using pretraining::Role;
+  const auto config = sd::read_json_file(options.config).at("dataset");
+  auto emoji = pretraining::make_emoji_set(config, options.font, options.names);
+  pretraining::make_folder(options.output_dir);
+  emoji.save(options.output_dir + "/emoji.safetensors");
+  const auto count = [&](Role role) { return emoji.with_roles({role}).size(); };
+  pretraining::Composer composer(emoji, emoji.with_roles({Role::kNamed}), config);
+  pretraining::save_sheet(options.output_dir + "/preview.png", composer.batch(0, 96), 12);
+  write_subjects(composer, options);
+  write_pictures(composer, options);
+  std::cout << "wrote " << options.output_dir << ": " << count(Role::kNamed) << " named emoji, "
+            << count(Role::kExtra) << " more for the autoencoder, " << count(Role::kUnseen)
+            << " unseen, " << count(Role::kSubject) << " subjects\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  cli::App app("make_dataset",
+               "Draws captioned pictures of emoji on named background colours, for `pretrain`.",
+               "make_dataset --config examples/stable_diffusion/research/pretraining/base.json --output_dir data");
+  app.group("Input");
+  app.add_option("--config", options.config, "JSON file whose `dataset` says what to draw")
+      ->required();
+  app.add_option("--font", options.font, "Font with colour bitmaps (fonts-noto-color-emoji)");
+  app.add_option("--emoji_names", options.names, "Unicode's emoji-test.txt (unicode-data)");
+  app.group("Output");
+  app.add_option("--output_dir", options.output_dir, "Folder to write")->required();
+  app.add_option("--instance_pictures", options.instance_pictures, "Pictures of each subject")
+      ->check(cli::at_least(0));
+  app.add_option("--instance_size", options.instance_size, "Their height and width")
+      ->check(cli::at_least(16));
+  app.add_option("--pictures", options.pictures,
+                 "Also write this many training pictures as PNG, with their captions")
+      ->check(cli::at_least(0));
+  return cli::run(argc, argv, app, [&] { make(options); });
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "research/pretraining/dataset.h"
+
+#include <ATen/ATen.h>
+#include <lightlora/formats/safetensors.h>
+#include <torch/nn/functional/upsampling.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "research/pretraining/emoji.h"
+
+namespace pretraining {
+namespace {
+
+namespace F = torch::nn::functional;
+
+// std::uniform_int_distribution differs between standard libraries; data sets must not.
+int64_t below(std::mt19937_64& random, int64_t count) {
+  return static_cast<int64_t>(random() % static_cast<uint64_t>(count));
+}
+
+double uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1p-53; }
+
+std::mt19937_64 generator_at(uint64_t seed, int64_t index) {
+  return std::mt19937_64((seed + 1) * 0x9e3779b97f4a7c15ull + static_cast<uint64_t>(index));
+}
+
+}  // namespace
+
+const std::vector<NamedColor>& named_colors() {
+  static const std::vector<NamedColor> colors = {
+      {"white", {245, 245, 245}}, {"black", {25, 25, 28}},    {"red", {200, 45, 45}},
+      {"orange", {235, 140, 40}}, {"yellow", {240, 215, 70}}, {"green", {60, 150, 70}},
+      {"blue", {50, 95, 190}},    {"purple", {125, 65, 165}}, {"pink", {240, 150, 185}},
+      {"gray", {128, 130, 134}},  {"brown", {120, 80, 50}},   {"teal", {40, 150, 150}}};
+  return colors;
+}
+
+std::vector<int64_t> EmojiSet::with_roles(const std::vector<Role>& wanted) const {
+  std::vector<int64_t> found;
+  for (size_t i = 0; i < roles.size(); ++i) {
+    if (std::count(wanted.begin(), wanted.end(), roles[i])) found.push_back(i);
+  }
+  return found;
+}
+
+void EmojiSet::save(const std::string& path) const {
+  std::vector<int> numbers;
+  for (const Role role : roles) numbers.push_back(static_cast<int>(role));
+  lightlora::save_safetensors(
+      path, {{"bitmaps", bitmaps}},
+      {{"names", nlohmann::json(names).dump()}, {"roles", nlohmann::json(numbers).dump()}});
+}
+
+EmojiSet EmojiSet::load(const std::string& path) {
+  const lightlora::SafetensorsFile file(path);
+  TORCH_CHECK(file.contains("bitmaps") && file.metadata().count("names"), "'", path,
+              "': expected the emoji of a data set, got another safetensors file",
+              "; hint: make_dataset writes emoji.safetensors");
+  EmojiSet set;
+  set.bitmaps = file.load("bitmaps");
+  set.names = nlohmann::json::parse(file.metadata().at("names")).get<std::vector<std::string>>();
+  for (const int number : nlohmann::json::parse(file.metadata().at("roles"))) {
+    set.roles.push_back(static_cast<Role>(number));
+  }
+  return set;
+}
+
+EmojiSet make_emoji_set(const nlohmann::json& options, const std::string& font_path,
+                        const std::string& names_path) {
+  const ColorFont font(font_path);
+  std::map<std::string, Role> wanted;
+  for (const std::string name : options.at("emoji")) wanted[name] = Role::kNamed;
+  for (const std::string name : options.at("subjects")) wanted[name] = Role::kSubject;
+  const auto groups = options.at("extra_groups").get<std::set<std::string>>();
+  const int64_t unseen_every = options.value("unseen_every", 10);
+  EmojiSet set;
+  std::vector<at::Tensor> bitmaps;
+  int64_t others = 0;
+  for (const EmojiName& emoji : read_emoji_names(names_path)) {
+    const auto found = wanted.find(emoji.name);
+    if (found == wanted.end() && !groups.count(emoji.group)) continue;
+    at::Tensor bitmap = font.bitmap(emoji.code_point);
+    if (!bitmap.defined()) continue;
+    const bool unseen = found == wanted.end() && others++ % unseen_every == 0;
+    set.roles.push_back(found != wanted.end() ? found->second
+                                              : (unseen ? Role::kUnseen : Role::kExtra));
+    set.names.push_back(emoji.name);
+    bitmaps.push_back(bitmap);
+    if (found != wanted.end()) wanted.erase(found);
+  }
+  TORCH_CHECK_VALUE(wanted.empty(), "dataset: expected every emoji to be in '", names_path,
+                    "' and in the font, got '", wanted.begin()->first, "', which is not");
+  set.bitmaps = at::stack(bitmaps);
+  return set;
+}
+
+Composer::Composer(EmojiSet emoji, std::vector<int64_t> choice, const nlohmann::json& options)
+    : emoji_(std::move(emoji)),
+      choice_(std::move(choice)),
+      size_(options.at("size")),
+      least_(options.at("scale").at(0)),
+      most_(options.at("scale").at(1)),
+      seed_(options.at("seed")),
+      without_color_(options.value("captions_without_color", 0.0)),
+      with_made_up_word_(options.value("captions_with_made_up_word", 0.0)) {
+  TORCH_CHECK_VALUE(!choice_.empty(), "dataset: expected emoji to draw, got none");
+  TORCH_CHECK_VALUE(0 < least_ && least_ <= most_ && most_ <= 1,
+                    "dataset: expected scale to rise within (0, 1], got ", least_, " to ", most_);
+}
+
+const at::Tensor& Composer::resized(int64_t emoji, int64_t side) {
+  at::Tensor& slot = resized_[emoji * 1024 + side];
+  if (!slot.defined()) {
+    const auto bitmap = emoji_.bitmaps[emoji].unsqueeze(0).to(at::kFloat);
+    slot = F::interpolate(bitmap, F::InterpolateFuncOptions()
+                                      .size(std::vector<int64_t>{side, side})
+                                      .mode(torch::kBilinear)
+                                      .align_corners(false)
+                                      .antialias(true))
+               .squeeze(0)
+               .round()
+               .to(at::kByte)
+               .contiguous();
+  }
+  return slot;
+}
+
+at::Tensor Composer::draw(int64_t emoji, int64_t color, std::mt19937_64& random, int64_t size) {
+  const auto smallest = std::llround(least_ * size), largest = std::llround(most_ * size);
+  const int64_t side = smallest + below(random, largest - smallest + 1);
+  const int64_t left = below(random, size - side + 1), top = below(random, size - side + 1);
+  const at::Tensor& bitmap = resized(emoji, side);
+  const uint8_t* source = bitmap.const_data_ptr<uint8_t>();
+  const uint8_t* alpha = source + 3 * side * side;
+  at::Tensor picture = at::empty({3, size, size}, at::kByte);
+  for (int64_t c = 0; c < 3; ++c) {
+    const int base = named_colors()[color].rgb[c] + static_cast<int>(below(random, 9)) - 4;
+    const int background = std::min(255, std::max(0, base));
+    uint8_t* plane = picture.mutable_data_ptr<uint8_t>() + c * size * size;
+    std::fill(plane, plane + size * size, static_cast<uint8_t>(background));
+    for (int64_t y = 0; y < side; ++y) {
+      for (int64_t x = 0; x < side; ++x) {
+        const int64_t i = y * side + x;
+        const int value = source[c * side * side + i] + (background * (255 - alpha[i]) + 127) / 255;
+        plane[(top + y) * size + left + x] = static_cast<uint8_t>(std::min(255, value));
+      }
+    }
+  }
+  return picture;
+}
+
+std::string Composer::caption(int64_t emoji, int64_t color, std::mt19937_64& random) const {
+  std::string text = "a ";
+  // A word without meaning, as personalisation puts it before the noun: the rest stays readable.
+  if (uniform(random) < with_made_up_word_) {
+    for (int i = 0; i < 3; ++i) text += static_cast<char>('a' + below(random, 26));
+    text += ' ';
+  }
+  text += emoji_.names[emoji];
+  if (uniform(random) < without_color_) return text;
+  return text + " on a " + named_colors()[color].name + " background";
+}
+
+Sample Composer::sample(int64_t index) {
+  auto random = generator_at(seed_, index);
+  Sample sample;
+  sample.emoji = choice_[below(random, choice_.size())];
+  sample.color = below(random, named_colors().size());
+  sample.picture = draw(sample.emoji, sample.color, random, size_);
+  sample.caption = caption(sample.emoji, sample.color, random);
+  return sample;
+}
+
+at::Tensor Composer::batch(int64_t first, int64_t count, std::vector<std::string>* captions) {
+  std::vector<at::Tensor> pictures;
+  for (int64_t i = first; i < first + count; ++i) {
+    Sample next = sample(i);
+    pictures.push_back(next.picture);
+    if (captions) captions->push_back(std::move(next.caption));
+  }
+  return at::stack(pictures).to(at::kFloat).mul_(2.0 / 255).sub_(1);
+}
+
+std::vector<std::string> all_captions(const EmojiSet& emoji) {
+  std::vector<std::string> captions;
+  for (const int64_t i : emoji.with_roles({Role::kNamed})) {
+    for (const NamedColor& color : named_colors()) {
+      captions.push_back("a " + emoji.names[i] + " on a " + color.name + " background");
+    }
+  }
+  return captions;
+}
+
+}  // namespace pretraining

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ATen.h>
+
+#include <filesystem>
+
+#include "support/cli/progress.h"
+#include "research/pretraining/dataset.h"
+#include "research/pretraining/folder.h"
+#include "research/pretraining/pictures.h"
+#include "research/pretraining/sampling.h"
+#include "research/pretraining/stages.h"
+#include "schedulers/schedulers.h"
+
+namespace pretraining {
+namespace {
+
+// Samples from here on are never trained on.
+constexpr int64_t validation_start = 1'000'000'000;
+
+/// Pictures as the UNet sees them, with the ids of their captions.
+struct LatentPool {
+  at::Tensor latents;  // (N, C, h, w) in the compute dtype, scaled to unit variance
+  at::Tensor ids;      // (N, T) int64
+};
+
+class DiffusionStage {
+ public:
+  explicit DiffusionStage(const StageOptions& options)
+      : options_(options),
+        stage_(options.config.at("diffusion")),
+        dtype_(options.bf16 ? at::kBFloat16 : at::kFloat),
+        tokenizer_(options.output_dir + "/tokenizer"),
+        schedule_(sd::SchedulerConfig(options.config.at("scheduler"), "config")),
+        composer_(load_composer()) {
+    torch::manual_seed(stage_.value("seed", 0));
+    model_.scheduler = options.config.at("scheduler");
+    model_.vae = load_vae(options.output_dir);
+    model_.vae->to(dtype_);
+    const auto text_config = text_encoder_config(options.config, tokenizer_.size());
+    model_.text_encoder = sd::CLIPTextModel(sd::CLIPTextModelOptions::from_json(text_config));
+    model_.unet = sd::UNet2DConditionModel(
+        sd::UNet2DConditionModelOptions::from_json(unet_config(options.config)));
+    if (options.channels_last) {
+      use_channels_last(*model_.vae);
+      use_channels_last(*model_.unet);
+    }
+    optimizer_.add(*model_.text_encoder, "text_encoder.", dtype_,
+                   stage_.value("text_rate_scale", 1.0));
+    optimizer_.add(*model_.unet, "unet.", dtype_, /*rate_scale=*/1.0);
+    empty_ids_ = token_ids(tokenizer_, {""});
+  }
+
+  int64_t run() {
+    pool_ = read_or_encode_pool();
+    validation_ = encode(validation_start, stage_.value("validation_pictures", 128));
+    StageWork work;
+    work.step = [this](int64_t) { return train_step(); };
+    work.validate = [this](int64_t step) { return validate(step); };
+    work.save = [this] { save(); };
+    return run_stage("diffusion", options_, stage_, optimizer_, work);
+  }
+
+ private:
+  Composer load_composer() const {
+    auto emoji = EmojiSet::load(options_.dataset_dir + "/emoji.safetensors");
+    auto choice = emoji.with_roles({Role::kNamed});
+    return Composer(std::move(emoji), std::move(choice), options_.config.at("dataset"));
+  }
+
+  at::MemoryFormat layout() const {
+    return options_.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  }
+
+  LatentPool encode(int64_t first, int64_t count) {
+    torch::NoGradGuard no_grad;
+    const int64_t piece = 64;
+    cli::Progress progress("latents", count);
+    std::vector<at::Tensor> latents;
+    std::vector<std::string> captions;
+    for (int64_t done = 0; done < count; done += piece) {
+      const int64_t now = std::min(piece, count - done);
+      const auto pictures = composer_.batch(first + done, now, &captions);
+      const auto mean = model_.vae->encode(pictures.to(dtype_).contiguous(layout())).mean();
+      latents.push_back((mean.to(at::kFloat) * model_.vae->options.scaling_factor()).to(dtype_));
+      progress.update(done + now);
+    }
+    return {at::cat(latents).contiguous(), token_ids(tokenizer_, captions)};
+  }
+
+  // Encoding costs minutes; a run that goes on takes the latents of the one before.
+  LatentPool read_or_encode_pool() {
+    const std::string path = options_.output_dir + "/checkpoints/latents.safetensors";
+    const int64_t count = stage_.at("latent_pool");
+    if (std::filesystem::exists(path)) {
+      const lightlora::SafetensorsFile file(path);
+      LatentPool pool{file.load("latents"), file.load("ids")};
+      TORCH_CHECK(pool.latents.size(0) == count, "'", path, "': expected ", count, " latents, got ",
+                  pool.latents.size(0), "; hint: remove the file");
+      return {pool.latents.to(dtype_), pool.ids};
+    }
+    LatentPool pool = encode(/*first=*/0, count);
+    if (!options_.group.is_main()) return pool;
+    make_folder(options_.output_dir + "/checkpoints");
+    lightlora::save_safetensors(path, {{"latents", pool.latents}, {"ids", pool.ids}});
+    return pool;
+  }
+
+  at::Tensor loss_of(const at::Tensor& latents, const at::Tensor& ids, const at::Tensor& noise,
+                     const at::Tensor& timesteps) {
+    const auto clean = latents.to(at::kFloat);
+    const auto noisy = schedule_.add_noise(clean, noise, timesteps).to(dtype_);
+    const auto text = model_.text_encoder->forward(ids);
+    const auto output = model_.unet->forward(noisy.contiguous(layout()), timesteps, text);
+    return (output.to(at::kFloat) - schedule_.target(clean, noise, timesteps)).square().mean();
+  }
+
+  // One timestep in each of equally long intervals: the loss of a batch varies less.
+  at::Tensor spread_timesteps(int64_t batch) const {
+    const auto share = (at::arange(batch, at::kFloat) + at::rand({batch})) / batch;
+    return (share * schedule_.num_train_timesteps())
+        .to(at::kLong)
+        .clamp_max(schedule_.num_train_timesteps() - 1);
+  }
+
+  double train_step() {
+    const int64_t batch = stage_.at("batch");
+    const auto rows = at::randint(pool_.latents.size(0), {batch}, at::kLong);
+    const auto latents = pool_.latents.index_select(0, rows);
+    const auto without = at::rand({batch, 1}) < stage_.at("empty_captions").get<double>();
+    const auto ids = at::where(without, empty_ids_, pool_.ids.index_select(0, rows));
+    const auto noise = at::randn(latents.sizes(), at::kFloat);
+    const auto timesteps = spread_timesteps(batch);
+    const auto own = [&](const at::Tensor& all) { return share_of_batch(options_.group, all); };
+    const auto loss = loss_of(own(latents), own(ids), own(noise), own(timesteps));
+    loss.backward();
+    return loss.item<double>();
+  }
+
+  double validation_loss() {
+    torch::NoGradGuard no_grad;
+    torch::manual_seed(validation_start);
+    const int64_t count = validation_.latents.size(0);
+    const auto noise = at::randn(validation_.latents.sizes(), at::kFloat);
+    const auto order = at::randperm(count, at::kLong);
+    return loss_of(validation_.latents, validation_.ids, noise,
+                   spread_timesteps(count).index_select(0, order))
+        .item<double>();
+  }
+
+  nlohmann::json validate(int64_t step) {
+    const double loss = validation_loss();
+    const int64_t shown = stage_.value("validation_samples", 32);
+    std::vector<std::string> prompts;
+    for (int64_t i = 0; i < shown; ++i) {
+      const auto& choice = composer_.choice();
+      const std::string name = composer_.emoji().names[choice[i * choice.size() / shown]];
+      const auto& color = named_colors()[i * 5 % named_colors().size()];
+      prompts.push_back("a " + name + " on a " + color.name + " background");
+    }
+    const auto pictures = draw_pictures(model_, token_ids(tokenizer_, prompts), empty_ids_,
+                                        stage_.value("validation_sampling_steps", 20),
+                                        stage_.value("validation_guidance", 3.0), /*seed=*/7);
+    make_folder(options_.output_dir + "/samples");
+    save_sheet(options_.output_dir + "/samples/diffusion-" + std::to_string(step) + ".png",
+               pictures, /*columns=*/8, /*factor=*/2);
+    return {{"validation_loss", loss}};
+  }
+
+  void save() {
+    save_part(options_.output_dir, "text_encoder",
+              text_encoder_config(options_.config, tokenizer_.size()),
+              optimizer_.averages("text_encoder."));
+    save_part(options_.output_dir, "unet", unet_config(options_.config),
+              optimizer_.averages("unet."));
+    save_index(options_.output_dir, options_.config);
+  }
+
+  StageOptions options_;
+  nlohmann::json stage_;
+  at::ScalarType dtype_;
+  sd::Tokenizer tokenizer_;
+  sd::NoiseSchedule schedule_;
+  Composer composer_;
+  SamplingModel model_{nullptr, nullptr, nullptr, {}};
+  at::Tensor empty_ids_;
+  LatentPool pool_, validation_;
+  AdamW optimizer_;
+};
+
+}  // namespace
+
+int64_t train_diffusion(const StageOptions& options) { return DiffusionStage(options).run(); }
+
+}  // namespace pretraining

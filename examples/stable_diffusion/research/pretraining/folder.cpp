@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "research/pretraining/folder.h"
+
+#include <cstdio>
+#include <fstream>
+
+#include "research/pretraining/loop.h"
+#include "support/files/json_file.h"
+#include "models/weights.h"
+
+namespace pretraining {
+namespace {
+
+// The version whose layout this follows.
+const char* const diffusers_version = "0.35.0";
+
+nlohmann::json with_class(nlohmann::json model, const std::string& name) {
+  model["_class_name"] = name;
+  model["_diffusers_version"] = diffusers_version;
+  return model;
+}
+
+}  // namespace
+
+nlohmann::json vae_config(const nlohmann::json& config, double scaling_factor) {
+  nlohmann::json model = with_class(config.at("vae").at("model"), "AutoencoderKL");
+  model["scaling_factor"] = scaling_factor;
+  return model;
+}
+
+nlohmann::json unet_config(const nlohmann::json& config) {
+  return with_class(config.at("unet").at("model"), "UNet2DConditionModel");
+}
+
+nlohmann::json text_encoder_config(const nlohmann::json& config, int64_t vocab_size) {
+  nlohmann::json model = config.at("text_encoder").at("model");
+  model["architectures"] = {"CLIPTextModel"};
+  model["model_type"] = "clip_text_model";
+  // transformers would else compute in the file's fp16, beside a UNet in fp32.
+  model["dtype"] = "float32";
+  model["vocab_size"] = vocab_size;
+  model["bos_token_id"] = vocab_size - 2;
+  model["eos_token_id"] = vocab_size - 1;
+  model["pad_token_id"] = vocab_size - 1;
+  return model;
+}
+
+nlohmann::json scheduler_config(const nlohmann::json& config) {
+  return with_class(config.at("scheduler"), "DDIMScheduler");
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  const std::string beside = path + ".part";
+  std::ofstream file(beside, std::ios::binary);
+  file << text;
+  file.close();
+  TORCH_CHECK(file && std::rename(beside.c_str(), path.c_str()) == 0, "'", path,
+              "': expected to write this file, got an error; hint: is the disk full?");
+}
+
+void save_part(const std::string& folder, const std::string& subfolder,
+               const nlohmann::json& config, const lightlora::TensorMap& weights) {
+  make_folder(folder + "/" + subfolder);
+  lightlora::TensorMap half;
+  for (const auto& [name, tensor] : weights) half[name] = tensor.to(at::kHalf).contiguous();
+  const std::string stem = subfolder == "text_encoder" ? "model" : "diffusion_pytorch_model";
+  lightlora::save_safetensors(folder + "/" + subfolder + "/" + stem + ".safetensors", half,
+                              {{"format", "pt"}});
+  write_text(folder + "/" + subfolder + "/config.json", config.dump(2) + "\n");
+}
+
+void save_index(const std::string& folder, const nlohmann::json& config) {
+  nlohmann::json index = with_class({}, "StableDiffusionPipeline");
+  index["feature_extractor"] = {nullptr, nullptr};
+  index["image_encoder"] = {nullptr, nullptr};
+  index["requires_safety_checker"] = false;
+  index["safety_checker"] = {nullptr, nullptr};
+  index["scheduler"] = {"diffusers", "DDIMScheduler"};
+  index["text_encoder"] = {"transformers", "CLIPTextModel"};
+  index["tokenizer"] = {"transformers", "CLIPTokenizer"};
+  index["unet"] = {"diffusers", "UNet2DConditionModel"};
+  index["vae"] = {"diffusers", "AutoencoderKL"};
+  write_text(folder + "/model_index.json", index.dump(2) + "\n");
+  make_folder(folder + "/scheduler");
+  write_text(folder + "/scheduler/scheduler_config.json", scheduler_config(config).dump(2) + "\n");
+}
+
+void use_channels_last(torch::nn::Module& module) {
+  for (at::Tensor& parameter : module.parameters()) {
+    if (parameter.dim() == 4)
+      parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
+  }
+}
+
+sd::AutoencoderKL load_vae(const std::string& folder) {
+  const std::string path = folder + "/vae/config.json";
+  sd::AutoencoderKL vae(sd::AutoencoderKLOptions::from_json(sd::read_json_file(path), path));
+  sd::load_weights(*vae, sd::find_weights(folder + "/vae", "diffusion_pytorch_model"),
+                   sd::vae_legacy_name);
+  return vae;
+}
+
+}  // namespace pretraining

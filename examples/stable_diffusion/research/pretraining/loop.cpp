@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "research/pretraining/loop.h"
+
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "support/cli/interrupt.h"
+#include "support/cli/progress.h"
+
+namespace pretraining {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Only rank 0 writes.
+class Log {
+ public:
+  Log(const std::string& path, bool writes) : writes_(writes) {
+    if (!writes_) return;
+    file_.open(path, std::ios::app);
+    TORCH_CHECK(file_, "'", path, "': expected to write the log, got no writable file");
+  }
+  void write(const nlohmann::json& line) {
+    if (writes_) file_ << line.dump() << std::endl;
+  }
+
+ private:
+  bool writes_;
+  std::ofstream file_;
+};
+
+int64_t resume(AdamW& optimizer, const std::string& checkpoint) {
+  if (!std::filesystem::exists(checkpoint)) return 0;
+  const lightlora::SafetensorsFile file(checkpoint);
+  TORCH_CHECK(file.metadata().count("step"), "'", checkpoint,
+              "': expected a checkpoint of this program, got one without a step");
+  optimizer.load_state(file);
+  return std::stoll(file.metadata().at("step"));
+}
+
+}  // namespace
+
+at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch) {
+  const int64_t count = batch.size(0) / group.size();
+  return batch.narrow(0, group.rank() * count, count);
+}
+
+void make_folder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  TORCH_CHECK(!error, "'", path, "': expected to make this folder, got: ", error.message());
+}
+
+double learning_rate_at(const nlohmann::json& stage, int64_t step) {
+  const double base = stage.at("learning_rate");
+  const double steps = stage.at("steps").get<double>();
+  const double warmup = stage.value("warmup_steps", 0);
+  if (step < warmup) return base * (step + 1) / (warmup + 1);
+  const std::string schedule = stage.value("schedule", "cosine");
+  if (schedule == "cosine") {
+    const double done = std::min(1.0, (step - warmup) / std::max(1.0, steps - warmup));
+    return base * 0.5 * (1 + std::cos(M_PI * done));
+  }
+  TORCH_CHECK_VALUE(schedule == "constant_then_decay",
+                    "schedule: expected cosine or constant_then_decay, got ", schedule);
+  const double share = stage.value("decay_share", 0.3);
+  return base * std::min(1.0, std::max(0.0, (steps - step) / std::max(1.0, share * steps)));
+}
+
+int64_t run_stage(const std::string& name, const StageOptions& options, const nlohmann::json& stage,
+                  AdamW& optimizer, const StageWork& work) {
+  const auto& group = options.group;
+  if (group.is_main()) {
+    make_folder(options.output_dir + "/checkpoints");
+    make_folder(options.output_dir + "/logs");
+  }
+  const std::string checkpoint = options.output_dir + "/checkpoints/" + name + ".safetensors";
+  Log log(options.output_dir + "/logs/" + name + ".jsonl", group.is_main());
+  const int64_t steps = stage.at("steps");
+  const int64_t end = options.stop_at < 0 ? steps : std::min(steps, options.stop_at);
+  const int64_t validate_every = stage.value("validate_every", steps);
+  const int64_t save_every = stage.value("save_every", steps);
+  const int64_t log_every = stage.value("log_every", 20);
+  const int64_t batch = stage.at("batch");
+  TORCH_CHECK_VALUE(batch % group.size() == 0, name, ": expected a batch that ", group.size(),
+                    " processes can share, got ", batch);
+  const double full_decay = stage.at("ema_decay");
+  const uint64_t seed = stage.value("seed", 0);
+  int64_t step = group.from_main(group.is_main() ? resume(optimizer, checkpoint) : 0);
+  optimizer.share(group);
+  cli::Progress progress(name, end, {}, step);
+  double loss_sum = 0, window_start = now();
+  int64_t window = 0;
+  const auto save = [&] {
+    if (!group.is_main()) return;
+    lightlora::save_safetensors(checkpoint, optimizer.state(), {{"step", std::to_string(step)}});
+    optimizer.use_averages();
+    work.save();
+    optimizer.use_values();
+  };
+  int64_t saved = step;
+  bool stop = group.any(cli::interrupted());
+  while (step < end && !stop) {
+    torch::manual_seed(seed * 1000003 + step);
+    const double rate = learning_rate_at(stage, step);
+    double loss = work.step(step);
+    stop = cli::interrupted();
+    optimizer.average_gradients(group, loss, stop);
+    // Early values are forgotten fast, so that the average is no mixture with the random start.
+    const double decay = std::min(full_decay, (1.0 + step) / (10.0 + step));
+    const double norm = optimizer.step(step, rate, decay);
+    ++step, ++window;
+    loss_sum += loss;
+    progress.update(step, {{"loss", loss}, {"lr", rate}});
+    if (window == log_every || step == end) {
+      const double seconds = now() - window_start;
+      log.write({{"step", step},
+                 {"loss", loss_sum / window},
+                 {"learning_rate", rate},
+                 {"gradient_norm", norm},
+                 {"samples_per_second", window * batch / seconds}});
+      loss_sum = 0, window = 0, window_start = now();
+    }
+    if (group.is_main() && (step % validate_every == 0 || step == end)) {
+      optimizer.use_averages();
+      nlohmann::json figures = work.validate(step);
+      optimizer.use_values();
+      figures["step"] = step;
+      log.write(figures);
+      progress.print(figures.dump());
+      window_start = now();
+    }
+    if (step % save_every == 0 || step == end) {
+      save();
+      saved = step;
+      window_start = now();
+    }
+  }
+  if (saved != step) save();
+  progress.finish();
+  return step;
+}
+
+}  // namespace pretraining

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "research/pretraining/loop.h"
+
+// The stages of making a Stable Diffusion model from nothing, in their order. Each reads what the
+// ones before left in the output folder, and `emoji.safetensors` of the data set.
+
+namespace pretraining {
+
+/// Learns the byte-pair encoding of the captions: every word of them becomes one token.
+/// Writes `tokenizer/`. Returns the number of tokens.
+int64_t train_tokenizer(const StageOptions& options);
+
+/// Trains the autoencoder; writes `vae/` with the scaling factor that gives latents unit variance.
+/// Loss: |x - y| + (x - y)^2 + edge_weight |grad x - grad y| + kl_weight KL
+int64_t train_vae(const StageOptions& options);
+
+/// Trains the decoder further against the encoder as it is in `vae/`: latents keep their meaning,
+/// so this may come after the diffusion stage.
+int64_t train_decoder(const StageOptions& options);
+
+/// Trains the text encoder and the UNet together on latents that are encoded once; writes
+/// `text_encoder/`, `unet/`, `scheduler/` and `model_index.json`.
+/// Loss: squared error of what the scheduler's prediction type asks for
+int64_t train_diffusion(const StageOptions& options);
+
+/// Measures the model of the output folder, as examples/stable_diffusion/support/images/measures.h defines it: is the emoji
+/// that a prompt names the nearest of all in the vocabulary, is the background as asked, and what
+/// does the autoencoder lose of emoji it has never seen. Writes `figures.json` and
+/// `samples/measure.png`; returns the figures.
+nlohmann::json measure_model(const StageOptions& options);
+
+}  // namespace pretraining

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ATen.h>
+
+#include "research/pretraining/dataset.h"
+#include "research/pretraining/folder.h"
+#include "research/pretraining/pictures.h"
+#include "research/pretraining/stages.h"
+#include "models/vae.h"
+
+namespace pretraining {
+namespace {
+
+// Differences of neighbours in both directions: where edges are, and how sharp.
+at::Tensor edge_distance(const at::Tensor& x, const at::Tensor& y) {
+  const auto difference = x - y;
+  return difference.diff(1, 2).abs().mean() + difference.diff(1, 3).abs().mean();
+}
+
+at::Tensor kl_divergence(const sd::DiagonalGaussianDistribution& posterior) {
+  const auto mean = posterior.mean().to(at::kFloat), logvar = posterior.logvar().to(at::kFloat);
+  return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean();
+}
+
+class VaeStage {
+ public:
+  VaeStage(const StageOptions& options, std::string name)
+      : options_(options),
+        name_(std::move(name)),
+        stage_(options.config.at(name_)),
+        composer_(load_composer({Role::kNamed, Role::kExtra})),
+        unseen_(load_composer({Role::kUnseen, Role::kSubject})) {
+    torch::manual_seed(stage_.value("seed", 0));
+    dtype_ = options.bf16 ? at::kBFloat16 : at::kFloat;
+    if (decoder_only()) {
+      vae_ = load_vae(options.output_dir);
+      scaling_factor_ = vae_->options.scaling_factor();
+    } else {
+      vae_ = sd::AutoencoderKL(
+          sd::AutoencoderKLOptions::from_json(vae_config(options.config, 1.0), "config"));
+    }
+    if (options.channels_last) use_channels_last(*vae_);
+    optimizer_.add(*vae_, "", dtype_, /*rate_scale=*/1.0);
+  }
+
+  int64_t run() {
+    StageWork work;
+    work.step = [this](int64_t step) { return train_step(step); };
+    work.validate = [this](int64_t step) { return validate(step); };
+    work.save = [this] { save(); };
+    return run_stage(name_, options_, stage_, optimizer_, work);
+  }
+
+ private:
+  bool decoder_only() const { return name_ == "decoder"; }
+
+  Composer load_composer(const std::vector<Role>& roles) const {
+    auto emoji = EmojiSet::load(options_.dataset_dir + "/emoji.safetensors");
+    auto choice = emoji.with_roles(roles);
+    return Composer(std::move(emoji), std::move(choice), options_.config.at("dataset"));
+  }
+
+  at::Tensor as_input(const at::Tensor& pictures) const {
+    return pictures.to(dtype_).contiguous(options_.channels_last ? at::MemoryFormat::ChannelsLast
+                                                                 : at::MemoryFormat::Contiguous);
+  }
+
+  sd::DiagonalGaussianDistribution encode(const at::Tensor& pictures) {
+    torch::AutoGradMode gradients(!decoder_only());
+    return vae_->encode(as_input(pictures));
+  }
+
+  double train_step(int64_t step) {
+    const int64_t batch = stage_.at("batch");
+    const int64_t own = batch / options_.group.size();
+    const at::Tensor pictures = composer_.batch(step * batch + options_.group.rank() * own, own);
+    const auto posterior = encode(pictures);
+    auto sizes = posterior.mean().sizes().vec();
+    sizes[0] = batch;
+    const auto noise = share_of_batch(options_.group, at::randn(sizes, posterior.mean().options()));
+    const auto output = vae_->decode(posterior.sample(noise)).to(at::kFloat);
+    const auto difference = output - pictures;
+    at::Tensor loss = difference.abs().mean() + difference.square().mean() +
+                      stage_.at("edge_weight").get<double>() * edge_distance(output, pictures);
+    if (!decoder_only())
+      loss = loss + stage_.at("kl_weight").get<double>() * kl_divergence(posterior);
+    loss.backward();
+    return loss.item<double>();
+  }
+
+  nlohmann::json validate(int64_t step) {
+    torch::NoGradGuard no_grad;
+    const int64_t count = stage_.value("validation_pictures", 128), piece = 32;
+    std::vector<at::Tensor> pictures, outputs;
+    for (int64_t first = 0; first < count; first += piece) {
+      pictures.push_back(unseen_.batch(first, std::min(piece, count - first)));
+      outputs.push_back(
+          vae_->decode(vae_->encode(as_input(pictures.back())).mode()).to(at::kFloat));
+    }
+    const auto all = at::cat(pictures), output = at::cat(outputs);
+    const int64_t shown = std::min<int64_t>(16, count);
+    make_folder(options_.output_dir + "/samples");
+    save_sheet(options_.output_dir + "/samples/" + name_ + "-" + std::to_string(step) + ".png",
+               at::cat({all.narrow(0, 0, shown), output.narrow(0, 0, shown)}), /*columns=*/8,
+               /*factor=*/2);
+    return {{"psnr_unseen", mean_psnr(output, all)}};
+  }
+
+  double measure_scaling_factor() {
+    torch::NoGradGuard no_grad;
+    const at::Tensor pictures = composer_.batch(/*first=*/1'000'000'000, /*count=*/128);
+    return 1.0 / vae_->encode(as_input(pictures)).mean().to(at::kFloat).std().item<double>();
+  }
+
+  void save() {
+    if (!decoder_only()) scaling_factor_ = measure_scaling_factor();
+    save_part(options_.output_dir, "vae", vae_config(options_.config, scaling_factor_),
+              optimizer_.averages(""));
+  }
+
+  StageOptions options_;
+  std::string name_;
+  nlohmann::json stage_;
+  Composer composer_, unseen_;
+  at::ScalarType dtype_;
+  sd::AutoencoderKL vae_{nullptr};
+  double scaling_factor_ = 1;
+  AdamW optimizer_;
+};
+
+}  // namespace
+
+int64_t train_vae(const StageOptions& options) { return VaeStage(options, "vae").run(); }
+
+int64_t train_decoder(const StageOptions& options) { return VaeStage(options, "decoder").run(); }
+
+}  // namespace pretraining

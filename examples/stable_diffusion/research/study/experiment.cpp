@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "research/study/experiment.h"
+
+#include <lightlora/formats/diffusers.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <utility>
+
+#include "support/cli/format.h"
+#include "support/distributed/fingerprint.h"
+#include "support/images/load.h"
+#include "support/images/png.h"
+#include "support/images/tensor.h"
+#include "pipeline/embeddings.h"
+#include "research/study/words.h"
+#include "training/adapters.h"
+
+namespace study {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kFixedSeed = 2026;  // of the word, the validation loss and the pictures
+constexpr double kInversionRate = 2e-2;
+constexpr int64_t kCurvePoints = 5;
+
+std::vector<training::PictureFile> subject_pictures(const Settings& settings) {
+  auto files = training::read_data_folder(settings.subject).pictures;
+  for (auto& file : files) {
+    auto text = file.caption.value_or("a " + settings.subject_words);
+    const auto place = text.find(settings.subject_words);
+    TORCH_CHECK(place != std::string::npos, "'", file.path, "': expected a caption with '",
+                settings.subject_words, "', got '", text, "'; hint: --subject_words");
+    file.caption = text.replace(place, settings.subject_words.size(), kWord);
+  }
+  return files;
+}
+
+training::AdapterFlags adapter_flags(const Variant& variant, uint64_t seed) {
+  training::AdapterFlags flags;
+  flags.variant = variant.variant;
+  flags.init = variant.init;
+  flags.aux_init = variant.aux_init;
+  flags.rank = variant.rank;
+  flags.aux_in = variant.aux_in;
+  flags.aux_out = variant.aux_out;
+  flags.aux_seed = seed;  // seeds differ in their bases too
+  flags.check();
+  return flags;
+}
+
+double largest_change(const lightlora::AdapterState& before, const lightlora::AdapterState& after) {
+  double largest = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    for (const auto& [name, value] : before[i].trained) {
+      const auto change = (after[i].trained.at(name) - value).abs().max().item<double>();
+      largest = std::max(largest, change);
+    }
+  }
+  return largest;
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+int64_t bytes_of(const std::string& path) { return static_cast<int64_t>(fs::file_size(path)); }
+
+// As it is drawn and given away: a core that is to be split is split here.
+lightlora::AdapterState usable(const lightlora::AdapterState& trained,
+                               const std::optional<int64_t>& split_rank) {
+  return split_rank ? lightlora::split_fused(trained, *split_rank) : trained;
+}
+
+int64_t save_exported(const std::string& path, const lightlora::AdapterState& state) {
+  lightlora::save_diffusers(path, {{"unet", state}});
+  return bytes_of(path);
+}
+
+// Share of the squared singular values that a rank keeps, over all layers.
+double energy_kept(const lightlora::AdapterState& fused, int64_t rank) {
+  double kept = 0, all = 0;
+  for (const auto& layer : fused) {
+    const auto squares =
+        at::linalg_svdvals(layer.trained.at("down_up").to(torch::kDouble)).square();
+    kept += squares.slice(0, 0, rank).sum().item<double>();
+    all += squares.sum().item<double>();
+  }
+  return all > 0 ? kept / all : 1;
+}
+
+}  // namespace
+
+std::string Settings::word_settings() const {
+  return model + ", " + subject + ", from '" + initializer + "' in " +
+         std::to_string(inversion_steps) + " steps of " + std::to_string(batch_size) + " pictures";
+}
+
+std::string Settings::to_string() const {
+  std::string text = word_settings() + ", in place of '" + subject_words + "', " +
+                     std::to_string(steps) + " steps, " + std::to_string(picture_steps) +
+                     " DDIM steps, guidance " + cli::format_exact(guidance_scale) + ", '" + emoji +
+                     "' of " + emoji_vectors;
+  for (const auto& colour : backgrounds) text += ", " + colour;
+  return text;
+}
+
+std::vector<std::string> Settings::prompts() const {
+  std::vector<std::string> prompts;
+  for (const auto& colour : backgrounds) {
+    prompts.push_back(std::string("a ") + kWord + " on a " + colour + " background");
+  }
+  return prompts;
+}
+
+std::string Settings::word_file() const {
+  distributed::Fingerprint print;
+  print.add(word_settings());
+  return (fs::path(work_dir) / ("word-" + print.hexadecimal() + ".safetensors")).string();
+}
+
+Experiment::Experiment(const Settings& settings)
+    : settings_(settings),
+      pipeline_(settings.model),
+      emoji_(settings.emoji_vectors),
+      loss_(sd::NoiseSchedule(pipeline_.scheduler_config()), training::LossOptions()) {
+  fs::create_directories(settings.work_dir);
+  learn_word();
+  training::DatasetOptions options;
+  options.resolution = pipeline_.default_size()[0];
+  latents_.emplace(training::ImageDataset(subject_pictures(settings), options), pipeline_.vae(),
+                   /*cache=*/true, kFixedSeed);
+  latents_->encode_all();
+  validation_.emplace(*latents_, "", loss_, kFixedSeed);
+  prompts_.emplace(
+      [this](const std::vector<std::string>& texts) { return pipeline_.encode_prompt(texts); },
+      /*trains=*/false);
+  prompts_->prepare(validation_->captions());  // every picture is among them
+}
+
+void Experiment::learn_word() {
+  const auto file = settings_.word_file();
+  if (!fs::exists(file)) {
+    Word word(settings_, /*layerwise=*/false, kInversionRate, kFixedSeed);
+    auto& inversion = word.inversion();
+    for (int64_t i = 0; i < settings_.inversion_steps; ++i) inversion.trainer().step();
+    inversion.save(file);
+    std::cout << "learned the word " << kWord << ": " << inversion.trained_values() << " values, "
+              << cli::format_bytes(bytes_of(file)) << std::endl;
+  }
+  for (const auto& word : lightlora::load_embeddings(file)) sd::add_embedding(pipeline_, word);
+}
+
+std::string Experiment::path(const Variant& variant, double rate, uint64_t seed) const {
+  std::string name = variant.variant;
+  if (!variant.is_word()) {
+    name += "-" + variant.init + "-" + variant.aux_init + "-rank" + std::to_string(variant.rank) +
+            "-a" + std::to_string(variant.aux_in) + "-b" + std::to_string(variant.aux_out);
+  }
+  name += "-rate" + cli::format_exact(rate) + "-seed" + std::to_string(seed);
+  return (fs::path(settings_.work_dir) / name).string();
+}
+
+bool Experiment::is_done(const Variant& variant, double rate, uint64_t seed) const {
+  return load_result(result_file(variant, rate, seed), settings_.to_string()).has_value();
+}
+
+Facts Experiment::facts() {
+  Facts facts;
+  facts.size = pipeline_.default_size()[0];
+  facts.layers = attention_layers(*pipeline_.unet());
+  facts.new_backgrounds = true;
+  for (const auto& file : subject_pictures(settings_)) {
+    for (const auto& colour : settings_.backgrounds) {
+      const bool named = file.caption->find(" " + colour + " ") != std::string::npos;
+      facts.new_backgrounds = facts.new_backgrounds && !named;
+    }
+  }
+  return facts;
+}
+
+training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, double rate,
+                                           uint64_t seed) {
+  training::SampleOptions samples;
+  samples.batch_size = settings_.batch_size;
+  samples.seed = seed;
+  training::TrainerOptions options;
+  options.seed = seed;
+  return {{pipeline_.unet(),
+           loss_,
+           *prompts_,
+           training::SampleSource(*latents_, samples),
+           std::nullopt,
+           {adapters},
+           {{"all", 1, adapters->parameters()}}},
+          training::LearningRate("constant", rate, 0, settings_.steps),
+          options};
+}
+
+Result Experiment::train(const Variant& variant, double rate, uint64_t seed) {
+  const auto stem = path(variant, rate, seed);
+  if (const auto done = load_result(stem + ".json", settings_.to_string())) return *done;
+  Result result;
+  result.settings = settings_.to_string();
+  result.rate = rate;
+  result.rank = variant.rank;
+  result.aux_in = variant.aux_in;
+  result.aux_out = variant.aux_out;
+  try {
+    if (variant.is_word()) {
+      train_word(variant, rate, seed, stem, result);
+    } else {
+      train_adapters(variant, rate, seed, stem, result);
+    }
+    result.diverged = !std::isfinite(result.quality.loss);
+  } catch (const c10::Error& error) {
+    result.diverged = true;
+    std::cout << "notice: " << error.what_without_backtrace() << "\n";
+  }
+  if (result.diverged) result.quality = Quality();
+  save_result(stem + ".json", result);
+  return result;
+}
+
+void Experiment::follow(training::Trainer& trainer, int64_t steps, const std::string& name,
+                        Result& result) {
+  result.start_loss = validation_->measure(trainer);
+  result.curve.emplace_back(0, result.start_loss);
+  std::vector<double> seconds;
+  const int64_t interval = std::max<int64_t>(1, steps / kCurvePoints);
+  for (int64_t step = 1; step <= steps; ++step) {
+    const auto begin = Clock::now();
+    trainer.step();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    if (step % interval != 0) continue;
+    const double loss = validation_->measure(trainer);
+    TORCH_CHECK(std::isfinite(loss), name, ": no finite loss after step ", step);
+    result.curve.emplace_back(step, loss);
+  }
+  result.seconds_per_step = median(std::move(seconds));
+}
+
+void Experiment::train_word(const Variant& variant, double rate, uint64_t seed,
+                            const std::string& stem, Result& result) {
+  Word word(settings_, variant.variant == kLayerwise, rate, seed);
+  auto& inversion = word.inversion();
+  const auto start = inversion.embedding().vectors;
+  follow(inversion.trainer(), settings_.inversion_steps, variant.name, result);
+  result.trainable = inversion.trained_values();
+  result.moved = (inversion.embedding().vectors - start).abs().max().item<double>();
+  inversion.save(stem + ".safetensors");
+  result.native_bytes = result.exported_bytes = bytes_of(stem + ".safetensors");
+  result.quality.loss = result.curve.back().second;
+  draw(inversion.pipeline(), stem, result.quality);
+}
+
+void Experiment::train_adapters(const Variant& variant, double rate, uint64_t seed,
+                                const std::string& stem, Result& result) {
+  train_steps(variant, rate, seed, stem, result);
+  const lightlora::SafetensorsFile file(stem + ".safetensors");
+  const auto state = usable(lightlora::load_native(file).at("unet"), variant.split_rank);
+  result.native_bytes = bytes_of(stem + ".safetensors");
+  result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
+  result.quality = measure(state, stem);
+}
+
+void Experiment::train_steps(const Variant& variant, double rate, uint64_t seed,
+                             const std::string& stem, Result& result) {
+  const training::Adapters adapters(adapter_flags(variant, seed), *pipeline_.unet(), nullptr, seed);
+  result.trainable = adapters.unet()->report().trainable;
+  const auto start = adapters.unet()->state();
+  auto trainer = make_trainer(adapters.unet(), rate, seed);
+  follow(trainer, settings_.steps, variant.name, result);
+  result.moved = largest_change(start, adapters.unet()->state());
+  lightlora::save_native(stem + ".safetensors", adapters.state());
+}
+
+Quality Experiment::measure(const lightlora::AdapterState& state, const std::string& stem) {
+  Quality quality;
+  const auto adapters = lightlora::patch(*pipeline_.unet(), state);
+  auto trainer = make_trainer(adapters, 0, kFixedSeed);
+  quality.loss = validation_->measure(trainer);
+  adapters->merge(/*safe=*/true);
+  draw(pipeline_, stem, quality);
+  adapters->unmerge();
+  return quality;
+}
+
+void Experiment::draw(sd::StableDiffusion& pipeline, const std::string& stem, Quality& quality) {
+  pipeline.unet()->eval();
+  std::vector<images::Image> pictures;
+  for (const auto& prompt : settings_.prompts()) {
+    const auto number = pictures.size();
+    const auto result = pipeline.sample(sd::SampleOptions()
+                                            .prompt(prompt)
+                                            .num_inference_steps(settings_.picture_steps)
+                                            .guidance_scale(settings_.guidance_scale)
+                                            .seed(kFixedSeed + number));
+    quality.pictures.push_back(stem + "-" + std::to_string(number) + ".png");
+    images::save_png(quality.pictures.back(), images::to_image(result.pictures[0] * 2 - 1));
+    pictures.push_back(images::load_image(quality.pictures.back()));
+  }
+  const auto found = images::fidelity(emoji_, settings_.emoji, pictures, settings_.prompts());
+  quality.cosine = found.cosine;
+  quality.median_rank = found.median_rank;
+  quality.followed = found.followed;
+  quality.asked = found.asked;
+}
+
+std::vector<Split> Experiment::split(const Variant& variant, double rate, uint64_t seed,
+                                     const std::vector<int64_t>& ranks) {
+  const auto stem = path(variant, rate, seed);
+  auto settings = settings_.to_string();
+  for (const auto rank : ranks) settings += ", rank " + std::to_string(rank);
+  if (auto done = load_splits(stem + ".splits.json", settings)) return *done;
+  train(variant, rate, seed);
+  const lightlora::SafetensorsFile file(stem + ".safetensors");
+  const auto trained = lightlora::load_native(file).at("unet");
+  std::vector<Split> splits;
+  for (const auto rank : ranks) {
+    Split split;
+    split.rank = rank;
+    split.energy = energy_kept(trained, rank);
+    const auto name = stem + ".split" + std::to_string(rank);
+    const auto state = lightlora::split_fused(trained, rank);
+    split.exported_bytes = save_exported(name + ".safetensors", state);
+    split.quality = measure(state, name);
+    splits.push_back(std::move(split));
+  }
+  save_splits(stem + ".splits.json", splits, settings);
+  return splits;
+}
+
+}  // namespace study

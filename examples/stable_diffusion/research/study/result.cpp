@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "research/study/result.h"
+
+#include <algorithm>
+
+#include <lightlora/formats/atomic_file.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace study {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Quality, loss, cosine, median_rank, followed, asked, pictures)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Result, settings, rate, rank, aux_in, aux_out, trainable,
+                                   native_bytes, exported_bytes, start_loss, moved,
+                                   seconds_per_step, diverged, quality, curve)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Split, rank, energy, exported_bytes, quality)
+
+namespace {
+
+using nlohmann::json;
+
+// What cannot be read counts as missing: the run is then done again.
+std::optional<json> read_json(const std::string& path, const std::string& settings) {
+  std::ifstream file(path);
+  auto value = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object() || value.value("settings", "") != settings) return std::nullopt;
+  return value;
+}
+
+void write_json(const std::string& path, const json& value) {
+  lightlora::detail::AtomicFile file(path);
+  file.write(value.dump(1) + "\n");
+  file.commit();
+}
+
+}  // namespace
+
+std::optional<Result> load_result(const std::string& path, const std::string& settings) {
+  const auto value = read_json(path, settings);
+  if (!value) return std::nullopt;
+  return value->get<Result>();
+}
+
+std::optional<std::vector<Split>> load_splits(const std::string& path,
+                                              const std::string& settings) {
+  const auto value = read_json(path, settings);
+  if (!value) return std::nullopt;
+  return value->at("splits").get<std::vector<Split>>();
+}
+
+void save_result(const std::string& path, const Result& result) { write_json(path, result); }
+
+void save_splits(const std::string& path, const std::vector<Split>& splits,
+                 const std::string& settings) {
+  write_json(path, {{"settings", settings}, {"splits", splits}});
+}
+
+Spread spread(const std::vector<double>& values) {
+  Spread result;
+  result.count = static_cast<int64_t>(values.size());
+  const auto count = static_cast<double>(values.size());
+  for (const double value : values) result.mean += value / count;
+  for (const double value : values) result.deviation += std::pow(value - result.mean, 2);
+  result.deviation = count > 1 ? std::sqrt(result.deviation / (count - 1)) : 0;
+  return result;
+}
+
+namespace {
+
+template <typename Value>
+Spread spread_of(const Runs& runs, const Value& value) {
+  std::vector<double> values;
+  for (const auto& run : runs) values.push_back(value(run.quality));
+  return spread(values);
+}
+
+}  // namespace
+
+bool any_diverged(const Runs& runs) {
+  return std::any_of(runs.begin(), runs.end(), [](const Result& run) { return run.diverged; });
+}
+
+Spread loss_of(const Runs& runs) {
+  return spread_of(runs, [](const Quality& q) { return q.loss; });
+}
+
+Spread cosine_of(const Runs& runs) {
+  return spread_of(runs, [](const Quality& q) { return q.cosine; });
+}
+
+Spread followed_of(const Runs& runs) {
+  return spread_of(runs, [](const Quality& q) {
+    return q.asked == 0 ? 0.0 : static_cast<double>(q.followed) / static_cast<double>(q.asked);
+  });
+}
+
+}  // namespace study

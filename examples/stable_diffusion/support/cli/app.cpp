@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/cli/app.h"
+
+#include <lightlora/formats/atomic_file.h>
+#include <lightlora/version.h>
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
+#include <sstream>
+#include <stdexcept>
+
+namespace cli {
+
+namespace {
+
+std::string with(char separator, std::string name) {
+  for (char& c : name) {
+    if (c == '-' || c == '_') c = separator;
+  }
+  return name;
+}
+
+std::string without_dashes(const std::string& flag) {
+  const auto start = flag.find_first_not_of('-');
+  return start == std::string::npos ? "" : flag.substr(start);
+}
+
+int64_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<int64_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int64_t>(j);
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    int64_t diagonal = row[0];
+    row[0] = static_cast<int64_t>(i);
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const int64_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+/// The number without the zeros that streams and std::to_string add.
+std::string plain(double value) {
+  std::ostringstream text;
+  text.precision(12);
+  text << value;
+  return text.str();
+}
+
+bool is_integer(const std::string& text) {
+  char* end = nullptr;
+  errno = 0;
+  std::strtoll(text.c_str(), &end, 10);
+  return !text.empty() && !std::isspace(static_cast<unsigned char>(text[0])) && *end == '\0' &&
+         errno == 0;
+}
+
+bool is_finite_number(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  return !text.empty() && !std::isspace(static_cast<unsigned char>(text[0])) && *end == '\0' &&
+         std::isfinite(value);
+}
+
+/// Lets only those numbers pass for which `accepts` holds; text that is no number is left to the
+/// check of the flag's type, which runs first.
+template <typename Accepts>
+CLI::Validator numeric(const std::string& expected, Accepts accepts) {
+  return CLI::Validator(
+      [expected, accepts](std::string& value) {
+        return accepts(std::strtod(value.c_str(), nullptr))
+                   ? std::string()
+                   : "expected " + expected + ", got '" + value + "'";
+      },
+      /*validator_desc=*/"");
+}
+
+}  // namespace
+
+App::App(const std::string& name, const std::string& purpose, const std::string& example)
+    : CLI::App(purpose, name), example_(example) {
+  set_help_flag("--help,-h", "Show this text");
+  set_version_flag("--version", name + " (lightlora) " LIGHTLORA_VERSION, "Show the version");
+}
+
+std::string App::both_spellings(const std::string& flag) {
+  const std::string name = without_dashes(flag);
+  const std::string underscored = "--" + with('_', name);
+  const std::string dashed = "--" + with('-', name);
+  return underscored == dashed ? underscored : underscored + "," + dashed;
+}
+
+CLI::Validator App::parses_as(Number kind) {
+  return CLI::Validator(
+      [kind](std::string& value) -> std::string {
+        if (kind == Number::kInteger) {
+          return is_integer(value) ? "" : "expected an integer, got '" + value + "'";
+        }
+        return is_finite_number(value) ? "" : "expected a number, got '" + value + "'";
+      },
+      /*validator_desc=*/"");
+}
+
+CLI::Validator App::is_no_flag() const {
+  return CLI::Validator(
+      [this](std::string& value) -> std::string {
+        const bool flag = value.rfind("--", 0) == 0 && get_option_no_throw(value) != nullptr;
+        return flag ? "expected a value, got the flag '" + value + "'" : "";
+      },
+      /*validator_desc=*/"");
+}
+
+void App::add_config_flag() {
+  config_flag_ = add_option("--config", config_path_,
+                            "TOML file with flags, as max_train_steps = 500; flags on the command "
+                            "line win");
+}
+
+void App::write_config(const std::string& path) const {
+  lightlora::detail::AtomicFile file(path);
+  file.write("# Repeats the run: " + get_name() + " --config config.toml\n" + config_text(settings()));
+  file.commit();
+}
+
+std::vector<Setting> App::settings() const {
+  std::vector<Setting> result;
+  for (const auto& [option, current] : current_) {
+    Setting setting = current();
+    setting.name = option->get_lnames().front();
+    const bool given = setting.kind == ValueKind::list || !setting.values.empty();
+    if (given && option != config_flag_) result.push_back(std::move(setting));
+  }
+  return result;
+}
+
+std::vector<std::string> App::with_config(const std::vector<std::string>& arguments) const {
+  std::string path;
+  std::vector<const CLI::Option*> given;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const auto equals = arguments[i].find('=');
+    const CLI::Option* option = arguments[i].rfind("--", 0) == 0
+                                    ? get_option_no_throw(arguments[i].substr(0, equals))
+                                    : nullptr;
+    given.push_back(option);
+    if (option == nullptr || option != config_flag_) continue;
+    if (equals != std::string::npos) path = arguments[i].substr(equals + 1);
+    if (equals == std::string::npos && i + 1 < arguments.size()) path = arguments[i + 1];
+  }
+  if (path.empty()) return arguments;
+  std::vector<std::string> all;
+  for (const auto& setting : read_config(path)) {
+    const CLI::Option* option = get_option_no_throw("--" + setting.name);
+    if (option == nullptr) {
+      throw std::invalid_argument("'" + path + "': " + unknown_argument("--" + setting.name));
+    }
+    if (std::find(given.begin(), given.end(), option) != given.end()) continue;
+    for (const auto& value : setting.values) all.push_back("--" + setting.name + "=" + value);
+  }
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  return all;
+}
+
+void App::read(std::vector<std::string> arguments) {
+  if (config_flag_ != nullptr) arguments = with_config(arguments);
+  std::vector<std::string> reversed;  // the order that CLI11 wants
+  for (auto& argument : arguments) {
+    reversed.push_back(argument);
+    if (argument.size() < 4 || argument.rfind("--", 0) != 0 || argument.back() != '=') continue;
+    argument.pop_back();
+    const CLI::Option* option = get_option_no_throw(argument);
+    if (option == nullptr || option->get_type_size() == 0) continue;
+    // CLI11 takes `--flag=` for a flag without a value; here it means the empty text.
+    reversed.back() = argument;
+    reversed.push_back("");
+  }
+  std::reverse(reversed.begin(), reversed.end());
+  try {
+    parse(std::move(reversed));
+  } catch (const CLI::Success&) {
+    throw;
+  } catch (const CLI::ParseError& error) {
+    throw std::invalid_argument(usage_error(error));
+  }
+}
+
+std::string App::usage_error(const CLI::ParseError& error) const {
+  // A misspelt required flag is reported by CLI11 as missing; the misspelling says more.
+  const auto unknown = remaining();
+  for (const auto& argument : unknown) {
+    if (argument.size() > 1 && argument[0] == '-') return unknown_argument(argument);
+  }
+
+  const std::string message = error.what();
+  const auto colon = message.find(':');
+  const std::string flag = message.substr(0, colon);
+  if (error.get_name() == "RequiredError") {
+    return "missing required flag '" + message.substr(0, message.find(' ')) + "'; hint: see --help";
+  }
+  if (error.get_name() == "ArgumentMismatch") return "'" + flag + "': expected a value, got none";
+  if (error.get_name() == "ConversionError") {  // "Could not convert: --flag = value"
+    std::istringstream words(message.substr(colon + 1));
+    std::string name, equals, value;
+    words >> name >> equals >> value;
+    return "'" + name + "': expected no value or true or false, got '" + value + "'";
+  }
+  if (error.get_name() != "ValidationError") {
+    return unknown.empty() ? message : unknown_argument(unknown.front());
+  }
+  return "'" + flag + "'" + message.substr(colon);
+}
+
+std::string App::unknown_argument(const std::string& argument) const {
+  if (argument[0] != '-') {
+    return "unexpected argument '" + argument +
+           "'; hint: put quotes around a value that contains spaces";
+  }
+  const std::string flag = argument.substr(0, argument.find('='));
+  const auto known = absent_.find("--" + with('_', without_dashes(flag)));
+  if (known != absent_.end()) return "'" + flag + "' is not offered: " + known->second;
+  std::vector<std::string> names;
+  for (const CLI::Option* option : get_options()) {
+    if (!option->get_lnames().empty()) names.push_back(option->get_lnames().front());
+  }
+  const std::string near = closest(without_dashes(flag), names);
+  return "unknown flag '" + flag +
+         "'; hint: " + (near.empty() ? "see --help" : "did you mean '--" + near + "'?");
+}
+
+CLI::Validator at_least(double minimum) {
+  return numeric("at least " + plain(minimum), [=](double value) { return value >= minimum; });
+}
+
+CLI::Validator above(double minimum) {
+  return numeric("more than " + plain(minimum), [=](double value) { return value > minimum; });
+}
+
+CLI::Validator between(double minimum, double maximum) {
+  return numeric("a number from " + plain(minimum) + " to " + plain(maximum),
+                 [=](double value) { return value >= minimum && value <= maximum; });
+}
+
+CLI::Validator one_of(const std::vector<std::string>& words) {
+  std::string listed, choices;
+  for (const auto& word : words) {
+    listed += (listed.empty() ? "" : ", ") + word;
+    choices += (choices.empty() ? "" : "|") + word;
+  }
+  return CLI::Validator(
+      [words, listed](std::string& value) -> std::string {
+        if (std::find(words.begin(), words.end(), value) != words.end()) return "";
+        const std::string near = closest(value, words);
+        return "expected one of " + listed + ", got '" + value + "'" +
+               (near.empty() ? "" : "; hint: did you mean '" + near + "'?");
+      },
+      choices);
+}
+
+std::string closest(const std::string& typed, const std::vector<std::string>& candidates) {
+  const std::string wanted = with('_', typed);
+  std::string best;
+  // A third of the letters may differ; two in a short word.
+  int64_t best_distance = std::max<int64_t>(2, static_cast<int64_t>(wanted.size()) / 3) + 1;
+  for (const auto& candidate : candidates) {
+    const int64_t distance = edit_distance(wanted, with('_', candidate));
+    if (distance < best_distance && distance < static_cast<int64_t>(candidate.size())) {
+      best_distance = distance;
+      best = candidate;
+    }
+  }
+  if (!best.empty() || wanted.size() < 3) return best;
+  for (const auto& candidate : candidates) {
+    if (with('_', candidate).find(wanted) == std::string::npos) continue;
+    if (best.empty() || candidate.size() < best.size()) best = candidate;
+  }
+  return best;
+}
+
+}  // namespace cli

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/cli/config.h"
+
+#include <stdexcept>
+#include <toml++/toml.h>
+
+#include "support/cli/format.h"
+
+namespace cli {
+
+namespace {
+
+[[noreturn]] void fail(const std::string& path, const toml::source_region& where,
+                       const std::string& message) {
+  throw std::invalid_argument("'" + path + "' line " + std::to_string(where.begin.line) + ": " +
+                              message);
+}
+
+// A value as the command line would spell it.
+std::string value_text(const std::string& path, const toml::node& node) {
+  if (const auto text = node.value<std::string>(); text && node.is_string()) return *text;
+  if (const auto flag = node.value<bool>(); flag && node.is_boolean()) return *flag ? "true" : "false";
+  if (const auto number = node.value<int64_t>(); number && node.is_integer()) {
+    return std::to_string(*number);
+  }
+  if (const auto number = node.value<double>(); number && node.is_floating_point()) {
+    return format_exact(*number);
+  }
+  fail(path, node.source(), "expected text, a number, true, false or a list of these, got another value");
+}
+
+void collect(const std::string& path, const toml::table& table, std::vector<Setting>& settings) {
+  for (const auto& [key, node] : table) {
+    if (const auto* inner = node.as_table()) {
+      collect(path, *inner, settings);
+      continue;
+    }
+    Setting setting{std::string(key.str()), ValueKind::text, {}};
+    if (const auto* list = node.as_array()) {
+      setting.kind = ValueKind::list;
+      for (const auto& item : *list) setting.values.push_back(value_text(path, item));
+    } else {
+      setting.values.push_back(value_text(path, node));
+    }
+    settings.push_back(std::move(setting));
+  }
+}
+
+// A basic string: everything but quotes, backslashes and control characters stands for itself.
+std::string quoted(const std::string& text) {
+  static const char* const digits = "0123456789ABCDEF";
+  std::string result = "\"";
+  for (const char c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (code < 0x20 || code == 0x7F) {
+      result += std::string("\\u00") + digits[code >> 4] + digits[code & 15];
+    } else {
+      if (c == '"' || c == '\\') result += '\\';
+      result += c;
+    }
+  }
+  return result + '"';
+}
+
+std::string toml_value(const Setting& setting) {
+  if (setting.kind == ValueKind::text) return quoted(setting.values.at(0));
+  if (setting.kind != ValueKind::list) return setting.values.at(0);
+  std::string list = "[";
+  for (const auto& value : setting.values) list += (list.size() > 1 ? ", " : "") + quoted(value);
+  return list + "]";
+}
+
+}  // namespace
+
+std::vector<Setting> read_config(const std::string& path) {
+  std::vector<Setting> settings;
+  try {
+    collect(path, toml::parse_file(path), settings);
+  } catch (const toml::parse_error& error) {
+    if (error.source().begin.line == 0) {
+      throw std::invalid_argument("'" + path + "': expected a TOML file, got none that can be read");
+    }
+    fail(path, error.source(), "expected TOML, such as max_train_steps = 500, got: " +
+                                   std::string(error.description()));
+  }
+  return settings;
+}
+
+std::string config_text(const std::vector<Setting>& settings) {
+  std::string text;
+  for (const auto& setting : settings) text += setting.name + " = " + toml_value(setting) + "\n";
+  return text;
+}
+
+}  // namespace cli

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/distributed/group.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <fcntl.h>
+#include <lightlora/version.h>
+#include <torch/cuda.h>
+#include <unistd.h>
+
+#include <array>
+#include <optional>
+
+#include "support/distributed/engine.h"
+#include "support/distributed/faults.h"
+#include "support/distributed/meeting.h"
+
+namespace distributed {
+
+using torch::Tensor;
+
+struct Group::State {
+  Place place;
+  std::string program;
+  Store root;  // keeps the server, if this rank serves
+  Meeting meeting;
+  std::shared_ptr<Faults> faults;
+  std::unique_ptr<Watch> watch;
+  std::unique_ptr<Engine> gloo, nccl;
+  bool asked_for_nccl = false;
+  int64_t comparisons = 0;
+
+  // The engine of a tensor's device; null for CUDA tensors that have to go through the CPU.
+  Engine* engine_for(const Tensor& tensor) {
+    if (!tensor.is_cuda()) return gloo.get();
+    if (!asked_for_nccl) nccl = make_nccl_engine(part_of(meeting.store, "nccl"), place);
+    asked_for_nccl = true;
+    return nccl.get();
+  }
+
+  void close_engines() {
+    nccl.reset();
+    gloo.reset();
+  }
+};
+
+namespace {
+
+std::string machine_name() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
+}
+
+bool is_loopback(const std::string& address) { return address.rfind("127.", 0) == 0 || address == "::1"; }
+
+// Folders and files are each machine's own.
+bool may_differ(const std::string& name) {
+  const auto ends_with = [&](const std::string& end) {
+    return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
+  };
+  return ends_with("_dir") || name == "pretrained_model_name_or_path" || name == "config" ||
+         name == "output";
+}
+
+Member describe(const cli::App& app, const Place& place) {
+  Member self;
+  self.machine = machine_name();
+  self.address = address_towards(place.host, place.port);
+  self.program = app.get_name() + " " + LIGHTLORA_VERSION;
+  for (const auto& setting : app.settings()) {
+    if (may_differ(setting.name)) continue;
+    std::string text;
+    for (const auto& value : setting.values) text += (text.empty() ? "" : ", ") + value;
+    self.settings.emplace_back(setting.name, text);
+  }
+  return self;
+}
+
+// A machine often knows its own name as 127.0.0.1. If others see more than that, what counts is the
+// way to them.
+std::string own_address(const Place& place, const std::vector<Member>& members) {
+  const std::string own = members.at(static_cast<std::size_t>(place.rank)).address;
+  if (!is_loopback(own)) return own;
+  for (const auto& member : members) {
+    if (!is_loopback(member.address)) return address_towards(member.address, place.port);
+  }
+  return own;
+}
+
+void silence_standard_output() {
+  const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
+  if (nowhere < 0) return;
+  ::dup2(nowhere, STDOUT_FILENO);
+  ::close(nowhere);
+}
+
+// From here on "the GPU" is the one of this process.
+void choose_gpu(const Place& place) {
+  if (!torch::cuda::is_available()) return;
+  const auto count = static_cast<int64_t>(torch::cuda::device_count());
+  TORCH_CHECK_VALUE(place.local_rank < count, "local rank ", place.local_rank, ": expected a GPU for each ",
+                    "process of a machine, got ", count, " GPUs; hint: --nproc-per-node ", count,
+                    ", or CUDA_VISIBLE_DEVICES= to train on the CPU");
+  const auto index = static_cast<c10::DeviceIndex>(place.local_rank);
+  c10::impl::VirtualGuardImpl(c10::kCUDA).setDevice({c10::kCUDA, index});
+}
+
+}  // namespace
+
+void add_group_flags(cli::App& app, GroupOptions& options) {
+  app.group("Several processes");
+  app.add_option("--rendezvous_timeout", options.rendezvous_timeout,
+                 "Seconds to wait at the start for the other processes of torchrun or mpirun")
+      ->check(cli::above(0));
+  app.add_option("--heartbeat_timeout", options.heartbeat_timeout,
+                 "Seconds of silence after which one of them counts as lost, and the others stop")
+      ->check(cli::at_least(1));
+}
+
+int64_t Group::rank() const { return state_ ? state_->place.rank : 0; }
+int64_t Group::size() const { return state_ ? state_->place.size : 1; }
+
+int64_t Group::restarts() const {
+  return state_ ? std::max(state_->place.restarts, state_->meeting.number - 1) : 0;
+}
+
+bool Group::may_restart() const { return state_ && state_->place.may_restart; }
+
+void Group::call(Tensor& tensor, bool adds) const {
+  const auto on = [&](Engine& engine, Tensor& value) {
+    adds ? engine.sum(value) : engine.broadcast(value);
+  };
+  try {
+    if (Engine* engine = state_->engine_for(tensor)) return on(*engine, tensor);
+    Tensor copy = tensor.cpu();
+    on(*state_->gloo, copy);
+    tensor.copy_(copy);
+  } catch (const std::exception& error) {
+    while (!state_->faults->claim()) ::pause();  // the watch is ending this process
+    TORCH_CHECK(false, state_->faults->explain(error.what()));
+  }
+}
+
+void Group::sum(const std::vector<Tensor>& tensors) const { sum(tensors, 1); }
+
+void Group::average(const std::vector<Tensor>& tensors) const {
+  sum(tensors, static_cast<double>(size()));
+}
+
+void Group::sum(const std::vector<Tensor>& tensors, double divisor) const {
+  if (!state_) return;
+  const torch::NoGradGuard no_grad;
+  std::vector<Tensor> parts;
+  const auto dtype = tensors.at(0).scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
+  for (const auto& tensor : tensors) parts.push_back(tensor.reshape({-1}).to(dtype));
+  Tensor flat = at::cat(parts);
+  call(flat, /*adds=*/true);
+  if (divisor != 1) flat.div_(divisor);
+  int64_t start = 0;
+  for (Tensor tensor : tensors) {
+    tensor.copy_(flat.narrow(0, start, tensor.numel()).view(tensor.sizes()));
+    start += tensor.numel();
+  }
+}
+
+void Group::broadcast(const std::vector<Tensor>& tensors) const {
+  if (!state_) return;
+  const torch::NoGradGuard no_grad;
+  for (Tensor tensor : tensors) {
+    if (tensor.numel() == 0) continue;
+    Tensor own = tensor.contiguous();
+    call(own, /*adds=*/false);
+    tensor.copy_(own);
+  }
+}
+
+void Group::complete(std::vector<Tensor>& parts) const {
+  if (!state_ || parts.empty()) return;
+  std::vector<int64_t> shape(static_cast<size_t>(from_main(is_main() ? parts[0].dim() : 0)));
+  for (size_t i = 0; i < shape.size(); ++i) {
+    shape[i] = from_main(is_main() ? parts[0].size(static_cast<int64_t>(i)) : 0);
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (static_cast<int64_t>(i) % size() != rank()) parts[i] = at::zeros(shape, torch::kFloat);
+  }
+  sum(parts);
+}
+
+int64_t Group::from_main(int64_t value) const {
+  const Tensor number = torch::tensor({value}, torch::kLong);
+  broadcast({number});
+  return number.item<int64_t>();
+}
+
+bool Group::any(bool value) const {
+  if (!state_) return value;
+  Tensor count = torch::tensor({value ? 1.0F : 0.0F});
+  call(count, /*adds=*/true);
+  return count.item<float>() > 0;
+}
+
+void Group::require_same(const std::string& what, const std::string& value) const {
+  if (!state_) return;
+  const std::string name = "same/" + std::to_string(state_->comparisons++) + "/";
+  state_->meeting.store->set(name + std::to_string(rank()), value);
+  barrier();
+  const std::string first = state_->meeting.store->get_to_str(name + "0");
+  for (int64_t other = 1; other < size(); ++other) {
+    const std::string got = state_->meeting.store->get_to_str(name + std::to_string(other));
+    TORCH_CHECK_VALUE(got == first, what, ": expected the same on all ranks, got '", first,
+                      "' on rank 0 and '", got, "' on ", state_->faults->name_of(other));
+  }
+}
+
+namespace {
+
+// How long rank 0 keeps the store for the others at the end.
+constexpr double kLingerSeconds = 10;
+
+// The first line: what stands below it is where in LibTorch it happened.
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+}  // namespace
+
+void run(const cli::App& app, const GroupOptions& options,
+         const std::function<void(const Group&)>& body) {
+  const Place place = read_place();
+  if (place.alone()) return body(Group());
+  if (place.rank > 0) silence_standard_output();
+  const auto state = std::make_shared<Group::State>();
+  state->place = place;
+  const std::string in_front = "rank " + std::to_string(place.rank) + ": ";
+  const auto stop = [&](const std::string& why) {
+    if (!state->faults) return;  // nobody knows of this process yet
+    state->faults->claim();
+    try {
+      state->faults->tell(why);
+    } catch (const std::exception&) {  // the store is gone: so they know
+    }
+    state->close_engines();
+    state->faults->linger(kLingerSeconds);
+  };
+  try {
+    choose_gpu(place);
+    state->root = connect_store(place, options.rendezvous_timeout);
+    state->meeting =
+        meet(part_of(state->root, "lightlora"), place, describe(app, place), options.rendezvous_timeout);
+    auto& meeting = state->meeting;
+    state->faults = std::make_shared<Faults>(meeting.store, place, meeting.members);
+    require_same_settings(meeting.members);
+    const Store own_connection =
+        part_of(part_of(state->root->clone(), "lightlora"), std::to_string(meeting.number));
+    state->watch = std::make_unique<Watch>(own_connection, place, state->faults, app.get_name(),
+                                           options.heartbeat_timeout);
+    state->gloo = make_gloo_engine(part_of(meeting.store, "gloo"), place,
+                                   own_address(place, meeting.members), options.rendezvous_timeout);
+    const Group group(state);
+    body(group);
+    group.barrier();
+  } catch (const c10::Error& error) {
+    const std::string why = first_line(error.what_without_backtrace());
+    stop(why);
+    TORCH_CHECK_VALUE(dynamic_cast<const c10::ValueError*>(&error) == nullptr, in_front, why);
+    TORCH_CHECK(false, in_front, why);
+  } catch (const std::exception& error) {
+    stop(first_line(error.what()));
+    throw;
+  }
+  state->watch.reset();
+  state->faults->leave();
+  state->faults->linger(kLingerSeconds);
+}
+
+}  // namespace distributed

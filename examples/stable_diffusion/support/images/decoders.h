@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// One decoder per format, for load.cpp. Each takes a whole file and throws c10::Error with only the
+// reason
+// ("the file ends too early"); load.cpp adds the file's name and format.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "support/images/image.h"
+
+namespace images::detail {
+
+using Bytes = std::vector<uint8_t>;
+
+/// A decoded picture that may still have to be turned upright.
+struct Decoded {
+  Image image;
+  int orientation = 1;
+};
+
+Decoded decode_jpeg(const Bytes& bytes);
+Decoded decode_png(const Bytes& bytes);
+Decoded decode_webp(const Bytes& bytes);
+/// BMP, GIF and TGA.
+Decoded decode_other(const Bytes& bytes);
+/// Whether stb_image takes the bytes for a TGA file.
+bool is_tga(const Bytes& bytes);
+
+/// Value of the tag Orientation in an EXIF block ("Exif\0\0" and a TIFF header), 1 if it has none.
+int exif_orientation(const uint8_t* data, std::size_t size);
+
+/// Errors: c10::Error if a picture of this size would not be decoded: empty, or larger than 178
+/// million pixels (PIL's limit), which a few bytes can claim and only a mistake or an attack does
+void check_size(int64_t width, int64_t height);
+
+}  // namespace images::detail

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/class_pictures.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <vector>
+
+#include "support/cli/interrupt.h"
+#include "support/cli/progress.h"
+#include "support/images/load.h"
+#include "support/images/png.h"
+#include "support/images/tensor.h"
+#include "training/random.h"
+
+namespace training {
+
+namespace fs = std::filesystem;
+
+int64_t missing_class_pictures(const ClassPictureOptions& options) {
+  int64_t present = 0;
+  if (fs::is_directory(options.folder)) {
+    present = static_cast<int64_t>(images::list_images(options.folder).images.size());
+  }
+  return std::max<int64_t>(0, options.count - present);
+}
+
+namespace {
+
+fs::path class_picture_path(const ClassPictureOptions& options, int64_t number) {
+  return fs::path(options.folder) / ("class-" + std::to_string(number) + ".png");
+}
+
+// The numbers of the pictures to draw: those that follow the ones that are there, then any gap.
+std::vector<int64_t> missing_numbers(const ClassPictureOptions& options) {
+  const int64_t missing = missing_class_pictures(options), present = options.count - missing;
+  std::vector<int64_t> numbers;
+  for (int64_t i = 0; i < options.count; ++i) {
+    const int64_t number = (present + i) % options.count;
+    if (static_cast<int64_t>(numbers.size()) == missing) break;
+    if (!fs::exists(class_picture_path(options, number))) numbers.push_back(number);
+  }
+  return numbers;
+}
+
+}  // namespace
+
+bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOptions& options,
+                         const distributed::Group& group) {
+  fs::create_directories(options.folder);
+  std::vector<int64_t> numbers;
+  const auto all = missing_numbers(options);
+  group.barrier();  // everybody has looked before anybody writes
+  for (size_t i = static_cast<size_t>(group.rank()); i < all.size(); i += static_cast<size_t>(group.size())) {
+    numbers.push_back(all[i]);
+  }
+  const auto count = static_cast<int64_t>(numbers.size());
+  const int64_t channels = pipeline.unet()->options.in_channels();
+  const auto size = pipeline.default_size();
+  const int64_t factor = pipeline.vae_scale_factor();
+  cli::Progress progress("Class pictures", count);
+  for (int64_t done = 0; done < count && !cli::interrupted();) {
+    const int64_t batch = std::min(options.batch_size, count - done);
+    const int64_t* now = numbers.data() + done;
+    std::vector<at::Tensor> noise;
+    for (int64_t i = 0; i < batch; ++i) {
+      auto generator = generator_for(options.seed, Stream::class_image, now[i]);
+      noise.push_back(at::randn({channels, size[0] / factor, size[1] / factor}, generator,
+                                at::TensorOptions(at::kFloat)));
+    }
+    const auto result = pipeline.sample(sd::SampleOptions()
+                                            .prompt(options.prompt)
+                                            .num_inference_steps(options.steps)
+                                            .initial_latents(at::stack(noise)));
+    for (int64_t i = 0; i < batch; ++i) {
+      images::save_png(class_picture_path(options, now[i]).string(),
+                       images::to_image(result.pictures[i] * 2 - 1), {{"parameters", options.prompt}});
+    }
+    done += batch;
+    progress.update(done);
+  }
+  progress.finish();
+  return !group.any(cli::interrupted());
+}
+
+}  // namespace training

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/data_folder.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include "support/images/load.h"
+
+namespace training {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kMetadata = "metadata.jsonl";
+constexpr std::array<const char*, 2> kCaptionExtensions = {".txt", ".caption"};
+
+std::vector<fs::path> sorted_entries(const fs::path& folder) {
+  std::vector<fs::path> entries;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    entries.push_back(entry->path());
+  }
+  TORCH_CHECK(!error, "'", folder.string(),
+              "': expected a readable folder, got the error: ", error.message());
+  std::sort(entries.begin(), entries.end());
+  return entries;
+}
+
+// One line without white space at its ends; line breaks become spaces.
+std::string one_line(const std::string& text) {
+  std::istringstream words(text);
+  std::string line, word;
+  while (words >> word) line += (line.empty() ? "" : " ") + word;
+  return line;
+}
+
+std::string read_caption(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream bytes;
+  bytes << file.rdbuf();
+  TORCH_CHECK(file && !bytes.fail(), "'", path.string(), "': expected a readable caption, got none");
+  std::string text = bytes.str();
+  if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // a byte order mark from Windows
+  return one_line(text);
+}
+
+// The caption beside a picture, which is then taken off the files that nobody asked for.
+std::optional<std::string> caption_beside(const fs::path& picture, std::set<fs::path>& others) {
+  for (const char* extension : kCaptionExtensions) {
+    fs::path path = picture;
+    path.replace_extension(extension);
+    if (others.erase(path) > 0) return read_caption(path);
+  }
+  return std::nullopt;
+}
+
+using Captions = std::map<fs::path, std::string>;
+
+// One line of metadata.jsonl as (picture, caption).
+std::pair<fs::path, std::string> read_metadata_line(const fs::path& folder, const std::string& line,
+                                                    const std::string& where) {
+  const auto entry = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  TORCH_CHECK(entry.is_object(), where,
+              ": expected a JSON object such as {\"file_name\": \"1.png\", \"text\": \"a dog\"}, got ",
+              entry.is_discarded() ? "text that is not JSON" : entry.type_name());
+  const auto text_of = [&](const char* key) -> std::optional<std::string> {
+    const auto found = entry.find(key);
+    if (found == entry.end()) return std::nullopt;
+    TORCH_CHECK(found->is_string(), where, ": expected text for '", key, "', got ", found->dump());
+    return found->get<std::string>();
+  };
+  const auto name = text_of("file_name");
+  TORCH_CHECK(name, where, ": expected a 'file_name', got none");
+  const fs::path path = (folder / *name).lexically_normal();
+  TORCH_CHECK(images::is_image_file(path.string()), where, ": expected a picture '", *name,
+              "' in the folder, got ",
+              fs::exists(path) ? images::describe_other_file(path.string()) : "no such file");
+  for (const char* key : {"text", "caption", "prompt"}) {
+    if (const auto text = text_of(key)) return {path, one_line(*text)};
+  }
+  TORCH_CHECK(false, where, ": expected 'text' beside 'file_name', got none");
+}
+
+void read_metadata(const fs::path& folder, Captions& captions) {
+  std::ifstream file(folder / kMetadata);
+  std::string line;
+  for (int64_t number = 1; std::getline(file, line); ++number) {
+    if (one_line(line).empty()) continue;
+    const auto where = "'" + (folder / kMetadata).string() + "' line " + std::to_string(number);
+    captions.insert(read_metadata_line(folder, line, where));
+  }
+}
+
+// N and name of a folder called `N_name`.
+std::optional<std::pair<int64_t, std::string>> repeats_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  int64_t repeats = 0;
+  const char* end = name.data() + name.size();
+  const auto [rest, error] = std::from_chars(name.data(), end, repeats);
+  if (error != std::errc() || rest == end || *rest != '_') return std::nullopt;
+  return std::make_pair(repeats, one_line(std::string(rest + 1, end)));
+}
+
+// The pictures directly in a folder; what else is there goes to `others`.
+std::vector<PictureFile> read_pictures(const fs::path& folder, const Captions& captions,
+                                       std::set<fs::path>& others) {
+  std::vector<PictureFile> pictures;
+  for (const auto& path : sorted_entries(folder)) {
+    const bool hidden = path.filename().string()[0] == '.';  // macOS keeps "._name.png" files
+    if (!hidden && images::is_image_file(path.string())) {
+      pictures.push_back({path.string(), std::nullopt, 1});
+    } else if (path.filename() != kMetadata) {
+      others.insert(path);
+    }
+  }
+  for (auto& picture : pictures) {
+    const auto beside = caption_beside(picture.path, others);
+    const auto listed = captions.find(fs::path(picture.path).lexically_normal());
+    picture.caption = listed == captions.end() ? beside : std::optional(listed->second);
+  }
+  return pictures;
+}
+
+std::string notice(const fs::path& path) {
+  const auto name = "'" + path.filename().string() + "' in " + path.parent_path().string();
+  if (fs::is_directory(path)) {
+    return name + " is a folder and is left out; hint: sub-folders are used if they are called " +
+           "N_name, N being how often their pictures come";
+  }
+  return name + " is not a picture but " + images::describe_other_file(path.string()) +
+         ", and is left out";
+}
+
+}  // namespace
+
+DataFolder read_data_folder(const std::string& folder) {
+  TORCH_CHECK(fs::is_directory(folder), "'", folder, "': expected a folder with pictures, got ",
+              fs::exists(folder) ? "a file" : "nothing of that name");
+  Captions captions;
+  read_metadata(folder, captions);
+  std::set<fs::path> others;
+  DataFolder result;
+  result.pictures = read_pictures(folder, captions, others);
+  for (const auto& path : std::set<fs::path>(others)) {
+    const auto repeats = fs::is_directory(path) ? repeats_of(path) : std::nullopt;
+    if (!repeats || repeats->first < 1) continue;
+    others.erase(path);
+    read_metadata(path, captions);
+    for (auto& picture : read_pictures(path, captions, others)) {
+      picture.repeats = repeats->first;
+      if (!picture.caption && !repeats->second.empty()) picture.caption = repeats->second;
+      result.pictures.push_back(std::move(picture));
+    }
+  }
+  for (const auto& path : others) result.notices.push_back(notice(path));
+  TORCH_CHECK(!result.pictures.empty(), "'", folder,
+              "': expected a folder with pictures, got one without",
+              result.notices.empty() ? "" : " (" + result.notices.front() + ")",
+              "; hint: put the subject's photos (jpg or png) there");
+  return result;
+}
+
+}  // namespace training

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/dataset.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <utility>
+
+#include "support/distributed/fingerprint.h"
+#include "support/images/load.h"
+#include "support/images/tensor.h"
+#include "training/random.h"
+
+namespace training {
+
+namespace {
+
+// The smallest size of the picture's shape that covers the bucket.
+images::Image resize_to_cover(const images::Image& picture, Size bucket, images::Filter filter) {
+  const double scale = std::max(static_cast<double>(bucket.width) / static_cast<double>(picture.width),
+                                static_cast<double>(bucket.height) / static_cast<double>(picture.height));
+  const auto scaled = [&](int64_t side, int64_t least) {
+    return std::max(least, static_cast<int64_t>(std::llround(static_cast<double>(side) * scale)));
+  };
+  return images::resize(picture, scaled(picture.width, bucket.width),
+                        scaled(picture.height, bucket.height), filter);
+}
+
+}  // namespace
+
+ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions& options)
+    : options_(options), files_(std::move(files)) {
+  TORCH_CHECK_VALUE(options.resolution > 0, "--resolution: expected a positive size, got ",
+                    options.resolution);
+  const auto buckets = options.buckets ? bucket_sizes(*options.buckets) : std::vector<Size>{};
+  for (const auto& file : files_) {
+    const images::Image picture = images::load_image(file.path);
+    if (buckets.empty()) {
+      sizes_.push_back({options.resolution, options.resolution});
+      pictures_.push_back(images::resize_shorter_side(picture, options.resolution, options.filter));
+    } else {
+      sizes_.push_back(nearest_bucket(buckets, {picture.width, picture.height}));
+      pictures_.push_back(resize_to_cover(picture, sizes_.back(), options.filter));
+    }
+  }
+}
+
+int64_t ImageDataset::samples_per_epoch() const {
+  int64_t sum = 0;
+  for (const auto& file : files_) sum += file.repeats;
+  return sum;
+}
+
+std::string ImageDataset::fingerprint() const {
+  distributed::Fingerprint print;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    print.add(std::filesystem::path(files_[i].path).filename().string());
+    print.add(files_[i].caption.value_or(""));
+    for (const int64_t number : {files_[i].repeats, sizes_[i].width, sizes_[i].height}) {
+      print.add(&number, sizeof(number));
+    }
+    print.add(pictures_[i].pixels.data(), pictures_[i].pixels.size());
+  }
+  return print.hexadecimal();
+}
+
+bool ImageDataset::is_fixed(int64_t index) const {
+  const auto& picture = pictures_.at(static_cast<size_t>(index));
+  const Size size = sample_size(index);
+  return options_.center_crop || (picture.width == size.width && picture.height == size.height);
+}
+
+View ImageDataset::draw_view(int64_t index, at::Generator& generator) const {
+  const auto& picture = pictures_.at(static_cast<size_t>(index));
+  const Size size = sample_size(index);
+  const auto below = [&](int64_t limit) -> int64_t {
+    return limit == 1 ? 0 : at::randint(limit, {1}, generator, at::kLong).item<int64_t>();
+  };
+  View view;
+  if (!options_.center_crop) {
+    view.top = below(picture.height - size.height + 1);
+    view.left = below(picture.width - size.width + 1);
+  }
+  view.flipped = options_.random_flip && below(2) == 1;
+  return view;
+}
+
+torch::Tensor ImageDataset::pixels(int64_t index, const View& view) const {
+  const auto& picture = pictures_.at(static_cast<size_t>(index));
+  const Size size = sample_size(index);
+  const auto cut = options_.center_crop
+                       ? images::crop_centre(picture, size.width, size.height)
+                       : images::crop(picture, view.left, view.top, size.width, size.height);
+  return images::to_tensor(view.flipped ? images::flip_horizontally(cut) : cut);
+}
+
+std::vector<PictureFile> split_off(std::vector<PictureFile>& files, double share, uint64_t seed) {
+  if (share <= 0) return {};
+  const auto count = static_cast<int64_t>(files.size());
+  const int64_t held = std::max<int64_t>(1, std::llround(share * static_cast<double>(count)));
+  TORCH_CHECK_VALUE(held < count, "--validation_split: expected at least one of ", count,
+                    " pictures left to train on, got a split that takes ", held);
+  auto generator = generator_for(seed, Stream::split, 0);
+  const torch::Tensor order = at::randperm(count, generator);
+  std::vector<PictureFile> kept, taken;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool is_held = (order.slice(0, 0, held) == i).any().item<bool>();
+    (is_held ? taken : kept).push_back(files[static_cast<size_t>(i)]);
+  }
+  files = std::move(kept);
+  return taken;
+}
+
+}  // namespace training

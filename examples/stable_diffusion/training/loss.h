@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "schedulers/schedulers.h"
+#include "models/unet.h"
+
+namespace training {
+
+struct LossOptions {
+  /// Weight samples by min(snr, gamma) / snr; none: all equally.
+  /// Paper: Hang et al. 2023, arXiv:2303.09556
+  std::optional<double> snr_gamma;
+  /// Size of the noise that all pixels of a channel share, which lets a model learn very dark and
+  /// very bright pictures.
+  double noise_offset = 0;
+  /// What the model predicts, if not what its scheduler's file says.
+  std::optional<sd::PredictionType> prediction_type;
+};
+
+/// One sample with everything random about it.
+struct NoisySample {
+  torch::Tensor latents;  ///< (4, h, w) fp32 on the CPU
+  torch::Tensor noise;    ///< the same
+  int64_t timestep = 0;
+};
+
+/// What the loss of one batch is computed from, on the model's device.
+struct LossInputs {
+  torch::Tensor noisy;      ///< (B, 4, h, w), what the model sees, in its dtype
+  torch::Tensor timesteps;  ///< (B)
+  torch::Tensor states;     ///< (B, tokens, width)
+  torch::Tensor target;     ///< (B, 4, h, w) fp32, what it should predict
+  torch::Tensor weights;    ///< (B), of the samples; undefined: all alike
+};
+
+/// The loss of a denoising model.
+/// Equation: mean over samples of w(t) |target - unet(add_noise(x, noise, t), t, states)|^2, with
+///           w(t) = 1, or min(snr(t), gamma) / snr(t) for models that predict noise, and
+///           min(snr(t), gamma) / (snr(t) + 1) for those that predict v,
+///           min(snr(t), gamma) for those that predict the sample
+class DiffusionLoss {
+ public:
+  DiffusionLoss(sd::NoiseSchedule schedule, LossOptions options)
+      : schedule_(std::move(schedule)), options_(options) {}
+
+  int64_t num_train_timesteps() const { return schedule_.num_train_timesteps(); }
+
+  /// Noise and timestep for latents.
+  NoisySample draw(const torch::Tensor& latents, at::Generator& generator) const;
+
+  /// The loss of a batch, a scalar in fp32. Shapes: states (samples, tokens, width)
+  torch::Tensor operator()(sd::UNet2DConditionModel& unet, const std::vector<NoisySample>& samples,
+                           const torch::Tensor& states) const {
+    return of(unet, inputs(samples, states));
+  }
+
+  /// Its two halves: everything that does not ask the model, and what does, which is the same
+  /// operators for every batch of one shape.
+  LossInputs inputs(const std::vector<NoisySample>& samples, const torch::Tensor& states) const;
+  static torch::Tensor of(sd::UNet2DConditionModel& unet, const LossInputs& inputs);
+
+ private:
+  torch::Tensor weights(const torch::Tensor& timesteps) const;
+  sd::PredictionType prediction_type() const {
+    return options_.prediction_type.value_or(schedule_.prediction_type());
+  }
+
+  sd::NoiseSchedule schedule_;
+  LossOptions options_;
+};
+
+}  // namespace training

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/trainer.h"
+
+#include <ATen/ATen.h>
+#include <torch/utils.h>
+
+#include <cmath>
+#include <sstream>
+#include <utility>
+
+#include "models/gradient_checkpointing.h"
+
+namespace training {
+
+using torch::Tensor;
+
+namespace {
+
+// A scale of 65536 reaches 1 after 16 halvings; what still overflows then is not the scale's fault.
+constexpr int64_t kMostSkippedSteps = 25;
+// Each recording keeps a batch's activations; aspect-ratio buckets beyond this run as they are.
+constexpr std::size_t kMostRecordings = 8;
+
+std::string optimizer_prefix(std::size_t slice) { return "optimizer." + std::to_string(slice) + "."; }
+
+}  // namespace
+
+Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions options)
+    : parts_(std::move(parts)),
+      learning_rate_(std::move(learning_rate)),
+      options_(std::move(options)),
+      bank_(parts_.groups),
+      scaler_(options_.scale_loss, bank_.values().device()) {
+  for (const auto& slice : bank_.slices()) {
+    optimizers_.push_back(make_optimizer(options_.optimizer, slice));
+  }
+  parts_.unet->train();
+  if (options_.batch_invariant) exact_sum_ = at::zeros_like(bank_.gradients(), torch::kDouble);
+  const auto& group = options_.group;
+  for (SampleSource* source : {&parts_.instance, parts_.prior ? &*parts_.prior : nullptr}) {
+    if (source == nullptr || group.size() == 1) continue;
+    group.require_same("the pictures to train on", source->latents().dataset().fingerprint());
+    source->take_share(group.rank(), group.size());
+  }
+}
+
+std::vector<lightlora::Activation> Trainer::activate() const {
+  std::vector<lightlora::Activation> active;
+  active.reserve(parts_.adapters.size());
+  for (const auto& adapters : parts_.adapters) active.push_back(adapters->activate());
+  return active;
+}
+
+Tensor Trainer::backward(SampleSource& source, int64_t index, double weight) {
+  const TrainingBatch batch = source.batch(index, parts_.loss);
+  if (!options_.batch_invariant) return backward(batch, weight);
+  const Tensor loss = at::zeros({}, exact_sum_.options());
+  for (size_t i = 0; i < batch.samples.size(); ++i) {
+    seed_dropout(source.first_sample(index) + static_cast<int64_t>(i));
+    loss.add_(backward({{batch.samples[i]}, {batch.captions[i]}}, weight));
+    exact_sum_.add_(bank_.gradients());
+    bank_.zero_gradients();
+  }
+  return loss;
+}
+
+// The loss stays where it was computed: reading it would wait for a GPU.
+Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
+  // A text encoder that trains has adapters too. (Otherwise a recording must see its own activation,
+  // in which plain layers' weights are summed.)
+  std::vector<lightlora::Activation> active;
+  if (parts_.prompts.trains()) active = activate();
+  const Tensor states = parts_.prompts.states(batch.captions);
+  const LossInputs inputs = parts_.loss.inputs(batch.samples, states);
+  const bool record = options_.cuda_graph && !parts_.prompts.trains();
+  return record ? replay(inputs, weight) : compute(inputs, weight);
+}
+
+// The activation spans the backward pass: checkpointed segments run again in it.
+Tensor Trainer::compute(const LossInputs& inputs, double weight) {
+  const auto active = activate();
+  const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing);
+  const Tensor loss = DiffusionLoss::of(parts_.unet, inputs) * weight;
+  scaler_.scaled(loss).backward();
+  return loss.detach();
+}
+
+Tensor Trainer::replay(const LossInputs& inputs, double weight) {
+  std::ostringstream shape;
+  shape << inputs.noisy.sizes() << inputs.states.sizes() << weight;
+  auto found = recorded_.find(shape.str());
+  if (found == recorded_.end() && recorded_.size() == kMostRecordings) return compute(inputs, weight);
+  Recorded& own = recorded_[shape.str()];
+  if (!own.graph) {
+    const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
+    own.inputs = {copy(inputs.noisy), copy(inputs.timesteps), copy(inputs.states),
+                  copy(inputs.target), copy(inputs.weights)};
+    own.loss = at::zeros({}, inputs.target.options());
+    const auto device = inputs.noisy.device();
+    own.graph = std::make_unique<CudaGraph>(
+        [this, &own, weight] {
+          const Tensor loss = compute(own.inputs, weight);
+          const torch::NoGradGuard no_grad;
+          own.loss.copy_(loss);
+        },
+        device, device.is_cuda());
+  } else {
+    own.inputs.noisy.copy_(inputs.noisy);
+    own.inputs.timesteps.copy_(inputs.timesteps);
+    own.inputs.states.copy_(inputs.states);
+    own.inputs.target.copy_(inputs.target);
+    if (inputs.weights.defined()) own.inputs.weights.copy_(inputs.weights);
+  }
+  own.graph->run();
+  return own.loss.clone();
+}
+
+// One exchange for everything that the processes have to agree on.
+void Trainer::average(StepReport& report) {
+  const bool exact = options_.batch_invariant;
+  if (options_.group.size() == 1 && !exact) return;
+  const torch::NoGradGuard no_grad;
+  const Tensor& gradients = exact ? exact_sum_ : bank_.gradients();
+  const Tensor numbers = torch::tensor({report.loss, report.stop ? 1.0 : 0.0}, gradients.options());
+  options_.group.sum({gradients, numbers});
+  const double parts = static_cast<double>(options_.group.size()) *
+                       (exact ? static_cast<double>(parts_.instance.batch_size()) : 1.0);
+  bank_.gradients().copy_(gradients / parts);
+  report.loss = numbers[0].item<double>() / parts;
+  report.stop = numbers[1].item<double>() > 0;
+}
+
+void Trainer::seed_dropout(int64_t index) const {
+  auto seeds = generator_for(options_.seed, Stream::dropout, index);
+  torch::manual_seed(seeds.current_seed());
+}
+
+void Trainer::update(StepReport& report) {
+  const bool finite = scaler_.unscale(bank_.gradients()) && std::isfinite(report.loss);
+  report.skipped = !finite;
+  skipped_in_a_row_ = finite ? 0 : skipped_in_a_row_ + 1;
+  TORCH_CHECK(finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps),
+              "training: step ", done_ + 1, ": expected a finite loss and gradient, got ",
+              std::isfinite(report.loss) ? "a gradient that is not" : "the loss " + std::to_string(report.loss),
+              scaler_.enabled() ? " for the " + std::to_string(kMostSkippedSteps) + "th step in a row" : "",
+              "; hint: lower --learning_rate, or train with --mixed_precision no or bf16");
+  if (!finite) return;
+  const Tensor norm = bank_.clip(options_.max_grad_norm);
+  for (std::size_t i = 0; i < optimizers_.size(); ++i) {
+    const auto& slice = bank_.slices()[i];
+    optimizers_[i]->step(slice.values, slice.gradients, report.learning_rate * slice.rate_factor);
+  }
+  report.gradient_norm = norm.item<double>();
+}
+
+StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
+  StepReport report;
+  bank_.zero_gradients();
+  if (options_.batch_invariant) exact_sum_.zero_();
+  seed_dropout(done_ * options_.group.size() + options_.group.rank());
+  const int64_t batches = options_.gradient_accumulation_steps;
+  const double share = 1.0 / static_cast<double>(batches);
+  std::vector<Tensor> losses;
+  for (int64_t i = 0; i < batches; ++i) {
+    const int64_t batch = done_ * batches + i;
+    losses.push_back(backward(parts_.instance, batch, share));
+    if (parts_.prior) {
+      losses.push_back(backward(*parts_.prior, batch, share * options_.prior_loss_weight));
+    }
+  }
+  for (const auto& loss : losses) report.loss += loss.item<double>();
+  report.learning_rate = learning_rate_.at(done_);
+  report.stop = asked_to_stop && asked_to_stop();
+  average(report);
+  update(report);
+  ++done_;
+  return report;
+}
+
+lightlora::TensorMap Trainer::state() const {
+  lightlora::TensorMap state = scaler_.state("scaler.");
+  state["steps"] = torch::tensor({done_, skipped_in_a_row_}, torch::kLong);
+  for (std::size_t i = 0; i < optimizers_.size(); ++i) {
+    state.merge(optimizers_[i]->state(optimizer_prefix(i)));
+  }
+  return state;
+}
+
+void Trainer::share_state() {
+  if (options_.group.size() == 1) return;
+  auto shared = state();
+  std::vector<Tensor> tensors{bank_.values()};
+  for (const auto& item : shared) tensors.push_back(item.second);
+  options_.group.broadcast(tensors);
+  if (!options_.group.is_main()) load_state(shared);
+}
+
+void Trainer::load_state(const lightlora::TensorMap& state) {
+  for (std::size_t i = 0; i < optimizers_.size(); ++i) {
+    optimizers_[i]->load_state(state, optimizer_prefix(i));
+  }
+  scaler_.load_state(state, "scaler.");
+  const auto steps = state.find("steps");
+  TORCH_CHECK(steps != state.end() && steps->second.numel() == 2 &&
+                  steps->second.scalar_type() == torch::kLong,
+              "training: expected the number of steps in the state, got none");
+  done_ = steps->second[0].item<int64_t>();
+  skipped_in_a_row_ = steps->second[1].item<int64_t>();
+}
+
+}  // namespace training

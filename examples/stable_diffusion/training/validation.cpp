@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/validation.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+
+#include "support/images/load.h"
+#include "support/images/png.h"
+#include "support/images/sheet.h"
+#include "support/images/tensor.h"
+
+namespace training {
+
+namespace {
+
+constexpr int64_t kFewestSamples = 8, kMostSamples = 32, kDrawingSteps = 25;
+constexpr size_t kMostSheetRows = 12;
+
+// Evaluation mode with the adapters on, while it lives.
+struct Evaluation {
+  explicit Evaluation(Trainer& trainer_) : trainer(trainer_), active(trainer_.activate()) {
+    set_training(false);
+  }
+  ~Evaluation() { set_training(true); }
+  void set_training(bool on) const {
+    trainer.unet()->train(on);
+    for (const auto& adapters : trainer.adapters()) adapters->train(on);
+  }
+  Trainer& trainer;
+  std::vector<lightlora::Activation> active;
+  at::NoGradGuard no_grad;
+};
+
+}  // namespace
+
+ValidationLoss::ValidationLoss(LatentSource& latents, const std::string& prompt,
+                               const DiffusionLoss& loss, uint64_t seed) {
+  const auto& dataset = latents.dataset();
+  const int64_t count = std::clamp(dataset.size(), kFewestSamples, kMostSamples);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t picture = i % dataset.size();
+    auto generator = generator_for(seed, Stream::validation, i);
+    auto sample = loss.draw(latents.sample(picture, generator), generator);
+    sample.timestep = (2 * i + 1) * loss.num_train_timesteps() / (2 * count);
+    batch_.samples.push_back(std::move(sample));
+    batch_.captions.push_back(dataset.caption(picture, prompt));
+  }
+}
+
+double ValidationLoss::measure(Trainer& trainer) const {
+  const Evaluation evaluation(trainer);
+  double sum = 0;
+  for (size_t i = 0; i < batch_.samples.size(); ++i) {
+    const auto states = trainer.prompts().states({batch_.captions[i]});
+    sum += trainer.loss()(trainer.unet(), {batch_.samples[i]}, states).item<double>();
+  }
+  return sum / static_cast<double>(batch_.samples.size());
+}
+
+ValidationPictureOptions validation_pictures(const RunFlags& flags, uint64_t seed) {
+  const std::filesystem::path folder = flags.output_dir;
+  ValidationPictureOptions options;
+  options.prompt = flags.validation_prompt;
+  options.count = flags.num_validation_images;
+  options.seed = seed;
+  options.folder = (folder / "validation").string();
+  options.sheet = (folder / "contact_sheet.png").string();
+  return options;
+}
+
+std::string ValidationPictures::path(int64_t step, int64_t index) const {
+  char name[64];
+  std::snprintf(name, sizeof(name), "step-%06lld-%lld.png", static_cast<long long>(step),
+                static_cast<long long>(index));
+  return (std::filesystem::path(options_.folder) / name).string();
+}
+
+void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, RunLog& log) const {
+  std::filesystem::create_directories(options_.folder);
+  const Evaluation evaluation(trainer);
+  for (int64_t i = 0; i < options_.count; ++i) {
+    const auto result = pipeline.sample(sd::SampleOptions()
+                                            .prompt(options_.prompt)
+                                            .num_inference_steps(kDrawingSteps)
+                                            .scheduler("dpmpp_2m")
+                                            .seed(options_.seed + static_cast<uint64_t>(i)));
+    const std::string file = path(trainer.steps_done(), i);
+    images::save_png(file, images::to_image(result.pictures[0] * 2 - 1),
+                     {{"parameters", options_.prompt + "\nSteps: 25, Seed: " +
+                                         std::to_string(options_.seed + static_cast<uint64_t>(i))}});
+    log.add_picture("validation/" + std::to_string(i), file, trainer.steps_done());
+  }
+}
+
+void ValidationPictures::write_sheet() const {
+  if (!std::filesystem::is_directory(options_.folder)) return;
+  std::map<int64_t, std::vector<images::Image>> rows;
+  for (const auto& file : images::list_images(options_.folder).images) {
+    long long step = 0, index = 0;
+    const std::string name = std::filesystem::path(file).filename().string();
+    if (std::sscanf(name.c_str(), "step-%lld-%lld.png", &step, &index) != 2) continue;
+    if (index < options_.count) rows[step].push_back(images::load_image(file));
+  }
+  if (rows.empty()) return;
+  images::Sheet sheet;
+  sheet.title = options_.prompt;
+  for (int64_t i = 0; i < options_.count; ++i) {
+    sheet.column_labels.push_back("seed " + std::to_string(options_.seed + static_cast<uint64_t>(i)));
+  }
+  const size_t stride = (rows.size() + kMostSheetRows - 1) / kMostSheetRows;
+  size_t number = 0;
+  for (auto& [step, pictures] : rows) {
+    const bool last = ++number == rows.size();
+    if (!last && (number - 1) % stride != 0) continue;
+    sheet.row_labels.push_back("step " + std::to_string(step));
+    sheet.rows.push_back(std::move(pictures));
+  }
+  images::save_png(options_.sheet, images::draw_sheet(sheet));
+}
+
+}  // namespace training

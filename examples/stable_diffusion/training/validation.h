@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pipeline/pipeline.h"
+#include "training/run_flags.h"
+#include "training/run_log.h"
+#include "training/trainer.h"
+
+namespace training {
+
+/// A loss whose pictures, noise and timesteps are the same every time: it falls smoothly where the
+/// training loss jumps with what each step happens to draw.
+class ValidationLoss {
+ public:
+  /// Draws the samples: each picture at least once, 8 to 32 in all, timesteps evenly spread.
+  ValidationLoss(LatentSource& latents, const std::string& prompt, const DiffusionLoss& loss,
+                 uint64_t seed);
+
+  /// Everything that `measure` will ask states for.
+  const std::vector<std::string>& captions() const { return batch_.captions; }
+  /// With the trainer's adapters as they are.
+  double measure(Trainer& trainer) const;
+
+ private:
+  TrainingBatch batch_;
+};
+
+struct ValidationPictureOptions {
+  std::string prompt;  ///< none are drawn if empty
+  int64_t count = 4;
+  uint64_t seed = 0;
+  std::string folder;  ///< where they go, as step-000100-0.png
+  std::string sheet;   ///< path of the contact sheet
+};
+
+/// What a run's flags ask for, in its output folder.
+ValidationPictureOptions validation_pictures(const RunFlags& flags, uint64_t seed);
+
+/// Draws one prompt from the same noise again and again while a run learns.
+class ValidationPictures {
+ public:
+  explicit ValidationPictures(ValidationPictureOptions options) : options_(std::move(options)) {}
+
+  bool enabled() const { return !options_.prompt.empty(); }
+  /// Draws with the trainer's adapters as they are and writes the pictures and the log.
+  void draw(sd::StableDiffusion& pipeline, Trainer& trainer, RunLog& log) const;
+  /// All pictures of the folder in one: a row for each step, a column for each noise.
+  void write_sheet() const;
+
+ private:
+  std::string path(int64_t step, int64_t index) const;
+
+  ValidationPictureOptions options_;
+};
+
+}  // namespace training
