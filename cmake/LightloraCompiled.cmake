@@ -7,10 +7,10 @@
 get_property(_lightlora_languages GLOBAL PROPERTY ENABLED_LANGUAGES)
 if(NOT TARGET lightlora_compiled AND "CXX" IN_LIST _lightlora_languages)
   file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/lightlora_compiled.cpp"
-       CONTENT "#include <lightlora/impl/source.h>\n")
+       CONTENT "#include <lightlora/detail/source.h>\n")
   add_library(lightlora_compiled STATIC EXCLUDE_FROM_ALL "${CMAKE_CURRENT_BINARY_DIR}/lightlora_compiled.cpp")
   add_library(lightlora::compiled ALIAS lightlora_compiled)
-  target_compile_definitions(lightlora_compiled PUBLIC LIGHTLORA_SEPARATE_COMPILATION)
+  target_compile_definitions(lightlora_compiled PUBLIC LIGHTLORA_COMPILED)
   target_link_libraries(lightlora_compiled PUBLIC lightlora::lightlora)
   # It may end up in a shared library.
   set_target_properties(lightlora_compiled PROPERTIES POSITION_INDEPENDENT_CODE ON)

@@ -21,7 +21,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent.parent
 BASE = "torch/nn/modules/linear.h"
 UMBRELLA = "lightlora/lightlora.h"
-SEPARATE = "-DLIGHTLORA_SEPARATE_COMPILATION"
+SEPARATE = "-DLIGHTLORA_COMPILED"
 LIMIT = 1.15
 MODES = {"header-only": "", "precompiled": "  precompiled", "separate": "  compiled separately"}
 
@@ -94,7 +94,7 @@ def main():
         if options.check:
             check(compiler)
         once = {"precompiling the umbrella, once": compiler.precompile(),
-                "compiling the library, once": compiler.cost("lightlora/impl/source.h", "separate")}
+                "compiling the library, once": compiler.cost("lightlora/detail/source.h", "separate")}
         cases = [(BASE, "header-only"), ("torch/torch.h", "header-only"),
                  *((file, mode) for file in options.files for mode in MODES)]
         found = measure(compiler, cases, options.runs)

@@ -110,6 +110,6 @@ struct LayerInfo {
 
 }  // namespace lightlora
 
-#ifdef LIGHTLORA_HEADER_ONLY
-#include <lightlora/impl/options.h>
+#ifndef LIGHTLORA_COMPILED
+#include <lightlora/options-inl.h>
 #endif

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <lightlora/config.h>
-#include <lightlora/layers.h>
+#include <lightlora/detail/layer_weights.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
 #include <lightlora/variants/registry.h>
@@ -239,6 +239,6 @@ Patched patch(torch::nn::Module& model, const AdapterState& state,
 
 }  // namespace lightlora
 
-#ifdef LIGHTLORA_HEADER_ONLY
-#include <lightlora/impl/patch.h>
+#ifndef LIGHTLORA_COMPILED
+#include <lightlora/patch-inl.h>
 #endif

@@ -3,8 +3,8 @@
 
 #include <lightlora/adapter.h>
 #include <lightlora/config.h>
-#include <lightlora/low_rank.h>
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -68,8 +68,18 @@ AdapterState to_classic(const AdapterState& state, const Keep& keep = Keep::all(
 /// Every Fused layer replaced by its best Light approximation of this rank; others as they are.
 AdapterState split_fused(const AdapterState& state, int64_t rank);
 
+/// The best approximation of a layer's delta of at most this rank, as classic factors with the
+/// scale folded in; a layer of that rank or less is only made classic.
+/// Errors: c10::ValueError if rank < 1
+LayerState truncate_rank(const LayerState& layer, int64_t rank);
+
+/// As `truncate_rank`, but a Fused layer becomes Light and a Light one stays it, on the same bases:
+/// with orthonormal bases the best approximation of the core is that of the delta.
+/// Errors: c10::ValueError if rank < 1
+LayerState truncate_in_variant(const LayerState& layer, int64_t rank);
+
 }  // namespace lightlora
 
-#ifdef LIGHTLORA_HEADER_ONLY
-#include <lightlora/impl/state.h>
+#ifndef LIGHTLORA_COMPILED
+#include <lightlora/state-inl.h>
 #endif

@@ -146,6 +146,6 @@ class Targets {
 
 }  // namespace lightlora
 
-#ifdef LIGHTLORA_HEADER_ONLY
-#include <lightlora/impl/targets.h>
+#ifndef LIGHTLORA_COMPILED
+#include <lightlora/targets-inl.h>
 #endif

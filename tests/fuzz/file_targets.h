@@ -3,8 +3,8 @@
 // names, this as far as the tensors, and so needs LibTorch.
 #pragma once
 
-#include <lightlora/formats/dialects.h>
-#include <lightlora/formats/embeddings.h>
+#include <lightlora/detail/formats/dialects.h>
+#include <lightlora/embeddings.h>
 
 #include <cmath>
 #include <string>

@@ -3,10 +3,10 @@
 // (fuzz_corpus_test.cpp) share it; it needs no LibTorch.
 #pragma once
 
-#include <lightlora/formats/json.h>
-#include <lightlora/formats/lora_keys.h>
-#include <lightlora/formats/pickle.h>
-#include <lightlora/formats/safetensors_header.h>
+#include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/lora_keys.h>
+#include <lightlora/detail/formats/pickle.h>
+#include <lightlora/detail/formats/safetensors_header.h>
 
 #include <cstdint>
 #include <limits>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/basis.h>
+#include <lightlora/detail/basis.h>
 
 #include "support.h"
 

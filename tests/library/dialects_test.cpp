@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/formats/dialects.h>
-#include <lightlora/formats/module_names.h>
-#include <lightlora/formats/sha256.h>
+#include <lightlora/detail/formats/dialects.h>
+#include <lightlora/detail/formats/module_names.h>
+#include <lightlora/detail/formats/sha256.h>
 #include <lightlora/lightlora.h>
 
 #include <fstream>

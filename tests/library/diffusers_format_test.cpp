@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/formats/diffusers.h>
+#include <lightlora/detail/formats/diffusers.h>
 #include <lightlora/lightlora.h>
 
 #include "support.h"

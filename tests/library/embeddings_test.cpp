@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/formats/embeddings.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/embeddings.h>
+#include <lightlora/file_io.h>
 
 #include "support.h"
 

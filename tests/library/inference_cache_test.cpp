@@ -2,7 +2,7 @@
 // What evaluation keeps: it must be used, and never after anything it was made from has changed.
 #include <ATen/record_function.h>
 #include <lightlora/linear.h>
-#include <lightlora/parameter_bank.h>
+#include <lightlora/train.h>
 #include <lightlora/patch.h>
 
 #include <functional>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/formats/json.h>
+#include <lightlora/detail/formats/json.h>
 
 #include <limits>
 #include <string>

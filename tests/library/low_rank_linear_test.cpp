@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/autocast_mode.h>
-#include <lightlora/low_rank_linear.h>
-#include <lightlora/route.h>
+#include <lightlora/detail/low_rank_linear.h>
+#include <lightlora/detail/low_rank_linear.h>
 
 #include "support.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/formats/names.h>
-#include <lightlora/formats/native.h>
+#include <lightlora/detail/formats/names.h>
+#include <lightlora/detail/formats/native.h>
 #include <lightlora/lightlora.h>
 
 #include <fstream>

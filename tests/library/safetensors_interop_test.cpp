@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files of the reference Python package. programs/safetensors_interop_test.py runs the last test
 // case on files that it makes on the spot and checks what comes out with the reference.
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <cstdlib>
 #include <filesystem>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <cmath>
 #include <filesystem>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
-#include <lightlora/formats/atomic_file.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>

@@ -2,7 +2,7 @@
 // The same random adapters under the names of every program that writes LoRA files.
 #pragma once
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <functional>
 #include <map>

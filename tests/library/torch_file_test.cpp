@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files of torch.save: what is read, and what is refused. The files themselves come from
 // parity/make_torch_files.py.
-#include <lightlora/formats/torch_file.h>
+#include <lightlora/file_io.h>
 
 #include <fstream>
 #include <iterator>

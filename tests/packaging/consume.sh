@@ -9,7 +9,7 @@
 #   consume.sh include_path     no CMake at all, only -I
 #
 # Each with _compiled behind it as well: linked with lightlora::compiled in place of lightlora::lightlora; without
-# CMake, with LIGHTLORA_SEPARATE_COMPILATION and one source file more.
+# CMake, with LIGHTLORA_COMPILED and one source file more.
 #
 # CTest sets LIGHTLORA_SOURCE_DIR, LIGHTLORA_BINARY_DIR, LIGHTLORA_TORCH_DIR (the folder of
 # TorchConfig.cmake) and CXX.
@@ -52,11 +52,11 @@ case $way in
     compile() {
       ${CMAKE_CXX_COMPILER_LAUNCHER:-} "$CXX" -std=c++17 -I"$LIGHTLORA_SOURCE_DIR/include" \
         -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include" \
-        ${compiled:+-DLIGHTLORA_SEPARATE_COMPILATION} -c "$1" -o "$work/$2.o"
+        ${compiled:+-DLIGHTLORA_COMPILED} -c "$1" -o "$work/$2.o"
     }
     compile "$here/consumer/consumer.cpp" consumer
     if [[ -n $compiled ]]; then
-      echo '#include <lightlora/impl/source.h>' >"$work/lightlora.cpp"
+      echo '#include <lightlora/detail/source.h>' >"$work/lightlora.cpp"
       compile "$work/lightlora.cpp" lightlora
     fi
     "$CXX" "$work"/*.o -L"$torch/lib" -ltorch_cpu -lc10 -Wl,-rpath,"$torch/lib" -o "$work/consumer"

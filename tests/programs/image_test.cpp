@@ -3,7 +3,7 @@
 // the files.
 #include "support/images/image.h"
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <unistd.h>
 
 #include <fstream>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The demo's measures against tests/parity/measure.py; make_measures.py made the pictures and
 // numbers.
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <fstream>
 #include <nlohmann/json.hpp>
 

@@ -4,7 +4,7 @@
 #include "pipeline/pipeline.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <fstream>
 #include <nlohmann/json.hpp>

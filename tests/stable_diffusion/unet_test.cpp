@@ -3,7 +3,7 @@
 // in fp64 from weights rounded to fp16.
 #include "models/unet.h"
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <map>
 #include <memory>

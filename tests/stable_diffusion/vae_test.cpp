@@ -4,7 +4,7 @@
 #include "models/vae.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <map>
 #include <memory>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "generation/drawing.h"
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <cmath>
 #include <random>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "generation/flags.h"
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <charconv>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lora_files/combine.h"
 
-#include <lightlora/formats/portable.h>
+#include <lightlora/detail/formats/portable.h>
 
 #include <algorithm>
 #include <map>

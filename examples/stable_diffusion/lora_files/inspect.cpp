@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lora_files/inspect.h"
 
-#include <lightlora/formats/mapped_file.h>
-#include <lightlora/formats/sha256.h>
+#include <lightlora/detail/formats/mapped_file.h>
+#include <lightlora/detail/formats/sha256.h>
 
 #include <algorithm>
 #include <filesystem>

@@ -2,7 +2,7 @@
 #include "models/attention.h"
 
 #include <ATen/ATen.h>
-#include <lightlora/linear_group.h>
+#include <lightlora/linear.h>
 #include <torch/nn/modules/dropout.h>
 
 #include <utility>

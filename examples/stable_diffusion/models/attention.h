@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/inference_cache.h>
+#include <lightlora/detail/inference_cache.h>
 #include <lightlora/linear.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>

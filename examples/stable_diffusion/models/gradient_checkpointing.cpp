@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models/gradient_checkpointing.h"
 
-#include <lightlora/recompute.h>
+#include <lightlora/train.h>
 
 #include <utility>
 

@@ -4,7 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <lightlora/formats/torch_file.h>
+#include <lightlora/file_io.h>
 #include <torch/library.h>
 
 #include <algorithm>

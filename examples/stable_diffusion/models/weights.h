@@ -2,7 +2,7 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <torch/nn/module.h>
 
 #include <functional>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/lora.h"
 
-#include <lightlora/formats/dialects.h>
+#include <lightlora/detail/formats/dialects.h>
 
 #include <cmath>
 #include <cstdlib>

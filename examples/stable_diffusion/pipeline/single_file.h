@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/formats/torch_file.h>
+#include <lightlora/file_io.h>
 #include <torch/nn/module.h>
 
 #include <functional>

@@ -17,26 +17,26 @@ namespace fs = std::filesystem;
 
 constexpr const char* kPredictionKey = "modelspec.prediction_type";
 
-struct Prediction {
+struct MarkedPrediction {
   bool velocity = false;
   bool zero_snr = false;  // the schedule ends in pure noise
 };
 
 // "v", "v_prediction" and "velocity"; "epsilon" and "eps". A third is not known to the others.
-std::optional<Prediction> from_word(const std::string& word) {
+std::optional<MarkedPrediction> from_word(const std::string& word) {
   if (word.empty() || (word[0] != 'v' && word[0] != 'e')) return std::nullopt;
-  return Prediction{word[0] == 'v', word.find("zsnr") != std::string::npos};
+  return MarkedPrediction{word[0] == 'v', word.find("zsnr") != std::string::npos};
 }
 
-std::optional<Prediction> from_tensors(const lightlora::TensorFile& file) {
+std::optional<MarkedPrediction> from_tensors(const lightlora::TensorFile& file) {
   const auto has = [&](const std::string& name) {
     return file.contains(name) || file.contains("state_dict." + name);
   };
   if (!has("v_pred")) return std::nullopt;
-  return Prediction{true, has("ztsnr")};
+  return MarkedPrediction{true, has("ztsnr")};
 }
 
-std::optional<Prediction> from_metadata(const lightlora::TensorFile& file) {
+std::optional<MarkedPrediction> from_metadata(const lightlora::TensorFile& file) {
   for (const char* key : {kPredictionKey, "modelspec.predict_key"}) {
     const auto found = file.metadata().find(key);
     if (found == file.metadata().end()) continue;
@@ -46,17 +46,17 @@ std::optional<Prediction> from_metadata(const lightlora::TensorFile& file) {
 }
 
 // The original code's configuration, in which noise is what is predicted unless it says otherwise.
-std::optional<Prediction> from_yaml(const lightlora::TensorFile& file) {
+std::optional<MarkedPrediction> from_yaml(const lightlora::TensorFile& file) {
   std::ifstream stream(fs::path(file.path()).replace_extension(".yaml"));
   const std::string text{std::istreambuf_iterator<char>(stream), {}};
   std::smatch word;
   static const std::regex key("(^|\n)[ \t]*parameterization:[ \t]*[\"']?([a-z0-9_]+)");
   if (std::regex_search(text, word, key)) return from_word(word[2]);
-  if (text.find("linear_start:") != std::string::npos) return Prediction{};
+  if (text.find("linear_start:") != std::string::npos) return MarkedPrediction{};
   return std::nullopt;
 }
 
-std::optional<Prediction> prediction_of(const lightlora::TensorFile& file) {
+std::optional<MarkedPrediction> prediction_of(const lightlora::TensorFile& file) {
   if (const auto marked = from_tensors(file)) return marked;
   if (const auto said = from_metadata(file)) return said;
   return from_yaml(file);

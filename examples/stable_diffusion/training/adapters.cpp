@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/adapters.h"
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <lightlora/variants/registry.h>
 #include <torch/utils.h>
 

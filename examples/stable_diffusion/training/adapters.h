@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/formats/native.h>
+#include <lightlora/detail/formats/native.h>
 #include <lightlora/options.h>
 #include <lightlora/patch.h>
 

@@ -3,7 +3,7 @@
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
-#include <lightlora/formats/atomic_file.h>
+#include <lightlora/detail/formats/atomic_file.h>
 #include <signal.h>
 #include <unistd.h>
 

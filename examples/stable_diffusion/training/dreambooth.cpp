@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/dreambooth.h"
 
-#include <lightlora/formats/diffusers.h>
+#include <lightlora/detail/formats/diffusers.h>
 
 #include <filesystem>
 #include <iostream>

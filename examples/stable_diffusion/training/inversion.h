@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/formats/embeddings.h>
+#include <lightlora/embeddings.h>
 
 #include <memory>
 #include <optional>

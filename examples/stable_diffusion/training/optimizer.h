@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <torch/types.h>
 
 #include <cstdint>

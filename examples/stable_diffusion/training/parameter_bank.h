@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/parameter_bank.h>
+#include <lightlora/train.h>
 #include <torch/types.h>
 
 #include <cstdint>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/run.h"
 
-#include <lightlora/formats/native.h>
-#include <lightlora/formats/native_fields.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/detail/formats/native.h>
+#include <lightlora/detail/formats/native_fields.h>
+#include <lightlora/file_io.h>
 
 #include <algorithm>
 #include <filesystem>

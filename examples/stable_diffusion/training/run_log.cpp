@@ -2,7 +2,7 @@
 #include "training/run_log.h"
 
 #include <c10/util/Exception.h>
-#include <lightlora/formats/atomic_file.h>
+#include <lightlora/detail/formats/atomic_file.h>
 
 #include <cstring>
 #include <filesystem>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/word_folder.h"
 
-#include <lightlora/formats/atomic_file.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 
 #include <filesystem>
 #include <map>

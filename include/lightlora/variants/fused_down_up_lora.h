@@ -2,9 +2,9 @@
 #pragma once
 
 #include <ATen/ops/linalg_svd.h>
-#include <lightlora/adapted_layer.h>
+#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
-#include <lightlora/basis.h>
+#include <lightlora/detail/basis.h>
 #include <lightlora/variants/light_lora.h>
 #include <torch/nn/init.h>
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/adapted_layer.h>
+#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
-#include <lightlora/basis.h>
+#include <lightlora/detail/basis.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {

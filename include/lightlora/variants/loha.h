@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/adapted_layer.h>
+#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
 
 namespace lightlora {

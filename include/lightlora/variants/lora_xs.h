@@ -2,7 +2,7 @@
 #pragma once
 
 #include <ATen/ops/linalg_svd.h>
-#include <lightlora/adapted_layer.h>
+#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
 #include <torch/nn/init.h>
 

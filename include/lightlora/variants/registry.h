@@ -89,6 +89,6 @@ AdapterFactory factory_of() {
 
 }  // namespace lightlora
 
-#ifdef LIGHTLORA_HEADER_ONLY
-#include <lightlora/impl/variants/registry.h>
+#ifndef LIGHTLORA_COMPILED
+#include <lightlora/variants/registry-inl.h>
 #endif

@@ -2,7 +2,7 @@
 // A variant of the stranger's own, in a file of his own.
 #pragma once
 
-#include <lightlora/adapted_layer.h>
+#include <lightlora/layers.h>
 #include <lightlora/variants/registry.h>
 
 #include <utility>

@@ -2,7 +2,7 @@
 #include "research/pretraining/dataset.h"
 
 #include <ATen/ATen.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <torch/nn/functional/upsampling.h>
 
 #include <algorithm>

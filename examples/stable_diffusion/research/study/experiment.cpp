@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "research/study/experiment.h"
 
-#include <lightlora/formats/diffusers.h>
+#include <lightlora/detail/formats/diffusers.h>
 
 #include <algorithm>
 #include <chrono>

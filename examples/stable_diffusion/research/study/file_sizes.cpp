@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "research/study/file_sizes.h"
 
-#include <lightlora/formats/embeddings.h>
+#include <lightlora/embeddings.h>
 #include <lightlora/lightlora.h>
 #include <stdlib.h>
 

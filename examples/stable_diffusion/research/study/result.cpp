@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include <lightlora/formats/atomic_file.h>
+#include <lightlora/detail/formats/atomic_file.h>
 
 #include <cmath>
 #include <fstream>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/app.h"
 
-#include <lightlora/formats/atomic_file.h>
+#include <lightlora/detail/formats/atomic_file.h>
 #include <lightlora/version.h>
 
 #include <CLI/Config.hpp>

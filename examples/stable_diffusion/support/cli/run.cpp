@@ -2,7 +2,7 @@
 #include "support/cli/run.h"
 
 #include <c10/util/Exception.h>
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 
 #include <CLI/Error.hpp>
 #include <exception>

@@ -2,7 +2,7 @@
 // A port of tests/parity/measure.py, with the same LibTorch operations.
 #include "support/images/measures.h"
 
-#include <lightlora/formats/safetensors.h>
+#include <lightlora/file_io.h>
 #include <torch/types.h>
 
 #include <algorithm>

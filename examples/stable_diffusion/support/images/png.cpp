@@ -2,7 +2,7 @@
 #include "support/images/png.h"
 
 #include <c10/util/Exception.h>
-#include <lightlora/formats/atomic_file.h>
+#include <lightlora/detail/formats/atomic_file.h>
 #include <png.h>
 
 #include <algorithm>

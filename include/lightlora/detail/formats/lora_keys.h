@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/detail/formats/module_names.h>
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace lightlora::detail {
+
+/// What one tensor name of a LoRA file says. Exactly one of `layer` (with `role` and `dialect`),
+/// `algorithm`, `redundant` and nothing is set.
+struct LoRAKey {
+  std::string component;  ///< "unet", "text_encoder", or "" for a layer of another model
+  std::string layer;      ///< the layer's name in our models
+  /// down, up, alpha; mid (Tucker); magnitude (PEFT) and dora_scale (LyCORIS) of DoRA; LyCORIS'
+  /// hada_* and lokr_*; down_aux, up_aux, down_up of the seed article
+  std::string role;
+  const char* dialect = "";
+  std::string algorithm;   ///< a known method that is not read here
+  bool redundant = false;  ///< stored by old diffusers, used by nobody
+};
+
+// Endings of methods that are not read here, and what they are called.
+inline std::string unsupported_algorithm(std::string_view key) {
+  static const std::pair<const char*, const char*> marks[] = {
+      {"oft_blocks", "OFT"},
+      {"oft_diag", "OFT"},
+      {"oft_R", "OFT"},
+      {"boft_", "BOFT"},
+      {"ia3_l", "IA3"},
+      {"on_input", "IA3"},
+      {"lora_embedding_", "LoRA of an embedding"},
+      {"lora_B.bias", "LoRA with a bias"}};
+  for (const auto& [mark, name] : marks) {
+    if (key.find(mark) != key.npos) return name;
+  }
+  if (ends_with(key, ".w_norm") || ends_with(key, ".b_norm")) return "a trained normalisation";
+  if (ends_with(key, ".diff") || ends_with(key, ".diff_b")) return "full weight differences";
+  for (const char* ending : {".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"}) {
+    if (ends_with(key, ending)) return "GLoRA";
+  }
+  return "";
+}
+
+// The name of the embedding that a tensor bundled with a LoRA belongs to, or an empty text:
+// "bundle_emb.<name>.string_to_param.*".
+inline std::string bundled_embedding(std::string_view key) {
+  if (!take(key, "bundle_emb.")) return "";
+  return std::string(key.substr(0, key.find('.')));
+}
+
+// Cuts the name of a LoHa or LoKr tensor off `key` and returns it; PEFT may write `.default` behind.
+inline std::string cut_lycoris_role(std::string_view& key) {
+  std::string_view stem = key;
+  if (ends_with(stem, ".default")) stem.remove_suffix(8);
+  const std::size_t dot = stem.rfind('.');
+  if (dot == stem.npos) return "";
+  static const std::set<std::string, std::less<>> roles{
+      "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+      "lokr_w1",   "lokr_w1_a", "lokr_w1_b", "lokr_w2",   "lokr_w2_a", "lokr_w2_b",
+      "lokr_t1",   "lokr_t2"};
+  const auto role = roles.find(stem.substr(dot + 1));
+  if (role == roles.end()) return "";
+  key = stem.substr(0, dot);
+  return *role;
+}
+
+// Cuts the ending that names the factor off `key`, and returns the factor. `dialect` is set if the
+// ending alone tells it.
+inline std::string cut_role(std::string_view& key, const char*& dialect) {
+  struct Ending {
+    const char* text;
+    const char* role;
+    const char* dialect;
+  };
+  static const Ending endings[] = {{".lora_down", "down", "kohya"},
+                                   {".lora_up", "up", "kohya"},
+                                   {".lora_linear_layer.down", "down", "diffusers"},
+                                   {".lora_linear_layer.up", "up", "diffusers"},
+                                   {".lora.down", "down", "diffusers"},
+                                   {".lora.up", "up", "diffusers"},
+                                   {".lora.down_aux", "down_aux", "seed article"},
+                                   {".lora.up_aux", "up_aux", "seed article"},
+                                   {".lora.down_up", "down_up", "seed article"},
+                                   {"_lora.down", "down", "diffusers attention processors"},
+                                   {"_lora.up", "up", "diffusers attention processors"},
+                                   {"_lora.down_aux", "down_aux", "seed article"},
+                                   {"_lora.up_aux", "up_aux", "seed article"},
+                                   {"_lora.down_up", "down_up", "seed article"},
+                                   {".lora_A", "down", "diffusers"},
+                                   {".lora_B", "up", "diffusers"},
+                                   {".lora_mid", "mid", "kohya"},
+                                   {".dora_scale", "dora_scale", "kohya"},
+                                   {".lora_magnitude_vector", "magnitude", "diffusers"}};
+  if (ends_with(key, ".alpha")) {
+    key.remove_suffix(6);
+    dialect = "diffusers";
+    return "alpha";
+  }
+  if (const std::string role = cut_lycoris_role(key); !role.empty()) {
+    dialect = "LyCORIS";
+    return role;
+  }
+  if (ends_with(key, ".weight")) key.remove_suffix(7);
+  if (ends_with(key, ".default")) key.remove_suffix(8);
+  for (const auto& ending : endings) {
+    const std::string_view text = ending.text;
+    if (!ends_with(key, text)) continue;
+    dialect = ending.dialect;
+    key.remove_suffix(text.size());
+    return ending.role;
+  }
+  return "";
+}
+
+// The UNet's layer in our spelling: old files call the output of an attention `to_out`.
+inline std::string unet_layer(std::string name) {
+  return ends_with(name, ".to_out") ? name + ".0" : name;
+}
+
+// The text encoder's layer in our spelling. Old files name the processor's factors: either
+// `self_attn.to_q`, or, for each projection, all four of `self_attn.k_proj.to_q`, of which only
+// the matching one is in use; the others give an empty text.
+inline std::string text_layer(std::string_view name) {
+  static const std::pair<const char*, const char*> projections[] = {
+      {"to_q", "q_proj"}, {"to_k", "k_proj"}, {"to_v", "v_proj"}, {"to_out", "out_proj"}};
+  std::string layer = with_text_model(name);
+  for (const auto& [old_name, projection] : projections) {
+    const std::string ending = std::string(".") + old_name;
+    if (!ends_with(layer, ending)) continue;
+    layer.resize(layer.size() - ending.size());
+    if (ends_with(layer, ".self_attn")) return layer + "." + projection;
+    return ends_with(layer, std::string(".") + projection) ? layer : "";
+  }
+  return layer;
+}
+
+// A stem with kohya's prefix; nothing for names that the grammar does not know.
+inline std::optional<LoRAKey> parse_flat_stem(std::string_view stem) {
+  LoRAKey key;
+  key.dialect = "kohya";
+  std::optional<std::string> layer;
+  if (take(stem, "lora_unet_")) {
+    key.component = "unet";
+    layer = unet_layer_from_flat(stem);
+  } else if (take(stem, "lora_te_") || take(stem, "lora_te1_")) {
+    key.component = "text_encoder";
+    layer = text_layer_from_flat(stem);
+  } else if (take(stem, "lycoris_")) {
+    // LyCORIS used by itself has one prefix for whatever it wraps.
+    layer = unet_layer_from_flat(stem);
+    key.component = layer ? "unet" : "text_encoder";
+    if (!layer) layer = text_layer_from_flat(stem);
+  }
+  if (!layer) return std::nullopt;
+  key.layer = *layer;
+  return key;
+}
+
+// A stem with dots: any number of `unet.`, `text_encoder.` and `base_model.model.` in front.
+inline std::optional<LoRAKey> parse_dotted_stem(std::string_view stem) {
+  LoRAKey key;
+  bool peft = false;
+  for (bool more = true; more;) {
+    more = false;
+    if (take(stem, "base_model.model.")) more = peft = true;
+    for (const char* component : {"unet", "text_encoder"}) {
+      const std::string prefix = std::string(component) + ".";
+      if (!starts_with(stem, prefix)) continue;
+      if (!key.component.empty() && key.component != component) return std::nullopt;
+      take(stem, prefix);
+      key.component = component;
+      more = true;
+    }
+  }
+  std::string name(stem);
+  const std::size_t processor = name.find(".processor");
+  const std::size_t behind = processor + std::string(".processor").size();
+  if (processor != name.npos && (behind == name.size() || name[behind] == '.')) {
+    name.erase(processor, behind - processor);
+  }
+  if (name.empty()) return std::nullopt;
+  if (key.component.empty() && is_text_layer(text_layer(name))) key.component = "text_encoder";
+  if (key.component.empty() && is_unet_layer(unet_layer(name))) key.component = "unet";
+  // Without a component only PEFT's prefix tells that this is a layer at all.
+  if (key.component.empty() && !peft) return std::nullopt;
+  if (peft) key.dialect = "peft";
+  if (key.component == "text_encoder") {
+    key.layer = text_layer(name);
+    key.redundant = key.layer.empty();
+  } else {
+    key.layer = key.component == "unet" ? unet_layer(name) : name;
+  }
+  return key;
+}
+
+/// Reads one tensor name in any dialect; nothing if it is in none of them.
+inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
+  LoRAKey unsupported;
+  unsupported.algorithm = unsupported_algorithm(name);
+  if (!unsupported.algorithm.empty()) return unsupported;
+  std::string_view stem = name;
+  const char* dialect = "";
+  const std::string role = cut_role(stem, dialect);
+  if (role.empty()) return std::nullopt;
+  const bool flat = stem.find('.') == stem.npos &&
+                    (starts_with(stem, "lora_") || starts_with(stem, "lycoris_"));
+  auto key = flat ? parse_flat_stem(stem) : parse_dotted_stem(stem);
+  if (!key) return std::nullopt;
+  key->role = role;
+  if (*key->dialect == '\0') key->dialect = dialect;
+  return key;
+}
+
+// Why this key may have been left over, or an empty text.
+inline std::string likely_cause(const std::string& key) {
+  const auto holds = [&](const char* text) { return key.find(text) != key.npos; };
+  if (holds("lora_te2_") || holds("text_encoder_2") || holds("add_k_proj") ||
+      holds("add_embedding") || holds("label_emb")) {
+    return "it looks like a LoRA for SDXL or another larger model, not for Stable Diffusion 1.x";
+  }
+  if (holds("double_blocks") || holds("single_blocks") || starts_with(key, "transformer.")) {
+    return "it looks like a LoRA for a transformer model such as FLUX, not for Stable Diffusion";
+  }
+  if (starts_with(key, "unet:") || starts_with(key, "text_encoder:")) {
+    return "cloneofsimo/lora numbers its layers; convert it with that project's own tools";
+  }
+  if (holds("emb_params") || holds("string_to_param") || starts_with(key, "clip_l")) {
+    return "it looks like a learned embedding, not a LoRA";
+  }
+  return "";
+}
+
+/// Why keys may have been left over, as the end of an error.
+inline std::string likely_cause(const std::vector<std::string>& keys) {
+  for (const auto& key : keys) {
+    if (auto cause = likely_cause(key); !cause.empty()) return cause;
+  }
+  const bool weights = std::none_of(keys.begin(), keys.end(),
+                                    [](const auto& key) { return key.find("lora") != key.npos; });
+  if (weights) return "these look like weights of a whole model, not of a LoRA";
+  return "the file was made for another model, or the names were edited";
+}
+
+}  // namespace lightlora::detail

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/embeddings.h>
+
+#include <ATen/ops/stack.h>
+#include <lightlora/detail/formats/lora_keys.h>
+#include <lightlora/detail/formats/names.h>
+#include <lightlora/file_io.h>
+#include <lightlora/file_io.h>
+
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string_view>
+
+namespace lightlora {
+
+namespace detail {
+
+LIGHTLORA_INLINE const std::vector<std::pair<const char*, const char*>>& attention_order() {
+  static const std::vector<std::pair<const char*, const char*>> order{
+      {"IN01", "down_blocks.0.attentions.0"}, {"IN02", "down_blocks.0.attentions.1"},
+      {"IN04", "down_blocks.1.attentions.0"}, {"IN05", "down_blocks.1.attentions.1"},
+      {"IN07", "down_blocks.2.attentions.0"}, {"IN08", "down_blocks.2.attentions.1"},
+      {"MID", "mid_block.attentions.0"},      {"OUT03", "up_blocks.1.attentions.0"},
+      {"OUT04", "up_blocks.1.attentions.1"},  {"OUT05", "up_blocks.1.attentions.2"},
+      {"OUT06", "up_blocks.2.attentions.0"},  {"OUT07", "up_blocks.2.attentions.1"},
+      {"OUT08", "up_blocks.2.attentions.2"},  {"OUT09", "up_blocks.3.attentions.0"},
+      {"OUT10", "up_blocks.3.attentions.1"},  {"OUT11", "up_blocks.3.attentions.2"}};
+  return order;
+}
+
+/// Reads the learned embeddings of one file, whatever wrote it.
+class EmbeddingReader {
+ public:
+  EmbeddingReader(const TensorFile& file, std::string token)
+      : file_(file), token_(std::move(token)) {}
+
+  std::vector<LearnedEmbedding> read() {
+    TORCH_CHECK(!file_.tensors().empty(), where(), "expected learned embeddings, got no tensors");
+    std::vector<LearnedEmbedding> all = bundled();
+    if (all.empty()) refuse_others();
+    if (!all.empty()) {
+      // the rest of the file is the LoRA that they come with
+    } else if (file_.contains("IN01") || file_.contains("MID")) {
+      all.push_back(kohya_layers());
+    } else if (find_layered()) {
+      all.push_back(promptplusplus());
+    } else {
+      for (const auto& tensor : file_.tensors()) all.push_back(single(tensor.name));
+    }
+    TORCH_CHECK(token_.empty() || all.size() == 1, where(), "expected one embedding to call '",
+                token_, "', got ", all.size());
+    for (auto& embedding : all) {
+      if (!token_.empty()) embedding.token = token_;
+      TORCH_CHECK(embedding.token.find_first_not_of(" \t\r\n") != std::string::npos, where(),
+                  "expected a token's name, got an empty one");
+    }
+    return all;
+  }
+
+ private:
+  std::string where() const { return "'" + file_.path() + "': "; }
+
+  void refuse_others() const {
+    TORCH_CHECK(!file_.contains("clip_g"), where(), "expected embeddings for Stable Diffusion 1.x ",
+                "or 2.x, got one for SDXL (clip_g)");
+    for (const auto& tensor : file_.tensors()) {
+      const bool lora = tensor.name.find("lora") != std::string::npos && tensor.name[0] != '<';
+      TORCH_CHECK(!lora, where(), "expected learned embeddings, got a LoRA (", shown(tensor.name),
+                  "); hint: give it as --lora");
+    }
+  }
+
+  // What the file itself is called, which is the token of A1111.
+  std::string stem() const { return std::filesystem::path(file_.path()).stem().string(); }
+
+  at::Tensor matrix(const std::string& name, bool layered) const {
+    at::Tensor values = file_.load(name);
+    if (values.dim() == 1) values = values.unsqueeze(0);
+    const bool fits = values.dim() == (layered ? 3 : 2) && values.numel() > 0;
+    TORCH_CHECK(fits && values.is_floating_point(), where(), "tensor ", shown(name),
+                ": expected vectors (n, width) or (layers, n, width), got ", values.scalar_type(),
+                " ", values.sizes());
+    return values.to(at::kFloat);
+  }
+
+  LearnedEmbedding single(const std::string& name) const {
+    const std::string param = "string_to_param.";
+    const auto layers = file_.metadata().find("layers");
+    LearnedEmbedding result{name, {}, {}};
+    if (layers != file_.metadata().end()) result.layers = unfold_names(layers->second);
+    result.vectors = matrix(name, !result.layers.empty());
+    TORCH_CHECK(result.layers.empty() ||
+                    result.vectors.size(0) == static_cast<int64_t>(result.layers.size()),
+                where(), "tensor ", shown(name), ": expected one slice for each of ",
+                result.layers.size(), " layers, got ", result.vectors.sizes());
+    if (name == "emb_params" || name == "clip_l") {
+      result.token = stem();
+    } else if (const auto bundle = bundled_embedding(name); !bundle.empty()) {
+      result.token = bundle;
+    } else if (starts_with(name, param)) {
+      const auto own = file_.metadata().find("name");
+      result.token = own == file_.metadata().end() ? stem() : own->second;
+    }
+    return result;
+  }
+
+  std::vector<LearnedEmbedding> bundled() const {
+    std::vector<LearnedEmbedding> all;
+    for (const auto& tensor : file_.tensors()) {
+      if (!bundled_embedding(tensor.name).empty()) all.push_back(single(tensor.name));
+    }
+    return all;
+  }
+
+  LearnedEmbedding kohya_layers() const {
+    LearnedEmbedding result{stem(), {}, {}};
+    std::vector<at::Tensor> slices;
+    for (const auto& [name, layer] : attention_order()) {
+      TORCH_CHECK(file_.contains(name), where(), "expected the 16 tensors of a layer-wise ",
+                  "embedding (IN01 to OUT11), got none called ", name);
+      slices.push_back(matrix(name, false));
+      result.layers.emplace_back(layer);
+      TORCH_CHECK(slices.back().sizes() == slices.front().sizes(), where(), "tensor '", name,
+                  "': expected ", slices.front().sizes(), " as the others, got ",
+                  slices.back().sizes());
+    }
+    TORCH_CHECK(file_.tensors().size() == slices.size(), where(), "expected 16 tensors, got ",
+                file_.tensors().size());
+    result.vectors = at::stack(slices);
+    return result;
+  }
+
+  // "<yc-3-0>": the first vector of the fourth layer of "<yc>".
+  struct Layered {
+    std::string token;
+    std::size_t layer = 0, vector = 0;
+  };
+  static std::optional<Layered> parse_layered(const std::string& name) {
+    if (name.empty() || name.back() != '>') return std::nullopt;
+    const auto last = name.rfind('-');
+    const auto first = last == name.npos || last == 0 ? name.npos : name.rfind('-', last - 1);
+    if (first == name.npos) return std::nullopt;
+    std::string_view layer = std::string_view(name).substr(first + 1, last - first - 1);
+    std::string_view vector = std::string_view(name).substr(last + 1, name.size() - last - 2);
+    const auto a = take_number(layer), b = take_number(vector);
+    if (!a || !b || !layer.empty() || !vector.empty()) return std::nullopt;
+    return Layered{name.substr(0, first) + ">", static_cast<std::size_t>(*a),
+                   static_cast<std::size_t>(*b)};
+  }
+  bool find_layered() const {
+    for (const auto& tensor : file_.tensors()) {
+      if (parse_layered(tensor.name)) return true;
+    }
+    return false;
+  }
+
+  LearnedEmbedding promptplusplus() const {
+    std::map<std::pair<std::size_t, std::size_t>, at::Tensor> vectors;
+    LearnedEmbedding result;
+    for (const auto& tensor : file_.tensors()) {
+      const auto key = parse_layered(tensor.name);
+      if (!key) continue;  // the plain token, which the layers replace
+      TORCH_CHECK(result.token.empty() || result.token == key->token, where(),
+                  "expected one token, got ", result.token, " and ", key->token);
+      result.token = key->token;
+      vectors[{key->layer, key->vector}] = matrix(tensor.name, false)[0];
+    }
+    const std::size_t layers = attention_order().size(), count = vectors.size() / layers;
+    std::vector<at::Tensor> slices;
+    for (std::size_t i = 0; i < layers; ++i) {
+      std::vector<at::Tensor> rows;
+      for (std::size_t k = 0; k < count; ++k) {
+        const auto found = vectors.find({i, k});
+        TORCH_CHECK(found != vectors.end(), where(), "expected ", count, " vectors for each of ",
+                    layers, " layers, got none for layer ", i, ", vector ", k);
+        rows.push_back(found->second);
+      }
+      TORCH_CHECK(!rows.empty(), where(), "expected vectors for ", layers, " layers, got ",
+                  vectors.size(), " in all");
+      slices.push_back(at::stack(rows));
+      result.layers.emplace_back(attention_order()[i].second);
+    }
+    TORCH_CHECK(vectors.size() == layers * count, where(), "expected ", layers * count,
+                " vectors, got ", vectors.size());
+    result.vectors = at::stack(slices);
+    return result;
+  }
+
+  const TensorFile& file_;
+  std::string token_;
+};
+
+}  // namespace detail
+
+LIGHTLORA_INLINE std::vector<LearnedEmbedding> load_embeddings(const std::string& path,
+                                                               const std::string& token) {
+  const auto file = open_tensor_file(path);
+  return detail::EmbeddingReader(*file, token).read();
+}
+
+LIGHTLORA_INLINE void save_embedding(const std::string& path, const LearnedEmbedding& embedding,
+                                     EmbeddingKey key, at::ScalarType dtype) {
+  const auto& vectors = embedding.vectors;
+  const bool layered = !embedding.layers.empty();
+  TORCH_CHECK_VALUE(!embedding.token.empty(), "'", path, "': expected a token's name, got none");
+  TORCH_CHECK_VALUE(
+      vectors.defined() && vectors.dim() == (layered ? 3 : 2) &&
+          (!layered || vectors.size(0) == static_cast<int64_t>(embedding.layers.size())),
+      "'", path, "': expected vectors (n, width), or (layers, n, width) with ",
+      embedding.layers.size(), " layers, got ",
+      vectors.defined() ? c10::str(vectors.sizes()) : "none");
+  Metadata metadata{{"format", "pt"}};
+  if (layered) metadata["layers"] = fold_names(embedding.layers);
+  const std::string name = key == EmbeddingKey::token ? embedding.token : "emb_params";
+  save_safetensors(path, {{name, vectors.detach().to(dtype)}}, metadata);
+}
+
+}  // namespace lightlora

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/patch.h>
+
+#include <lightlora/patch_sets-inl.h>
+
+#include <iomanip>
+#include <sstream>
+#include <unordered_set>
+
+namespace lightlora {
+
+namespace detail {
+
+inline std::string with_commas(int64_t value) {
+  std::string text = std::to_string(value);
+  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) {
+    text.insert(static_cast<std::size_t>(at), ",");
+  }
+  return text;
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE PatchedImpl::PatchedImpl(torch::nn::Module& model) : model_(&model) {
+  collect(model);
+  freeze(model);
+}
+
+LIGHTLORA_INLINE torch::Tensor PatchedImpl::Site::total_delta(
+    const std::vector<ActiveAdapter>& active) const {
+  return lightlora::total_delta(active, weight.matrix());
+}
+
+LIGHTLORA_INLINE PatchedImpl& Patched::get() const {
+  TORCH_CHECK(impl_,
+              "lightlora::Patched: expected a handle that patch(...) returned, got an empty one");
+  return *impl_;
+}
+
+LIGHTLORA_INLINE Patched patch(torch::nn::Module& model, const std::string& variant,
+                               const LoRAOptions& options, const Targets& targets,
+                               const std::string& name) {
+  return patch(model, find_variant(variant).make, options, targets, name);
+}
+
+LIGHTLORA_INLINE Patched patch(torch::nn::Module& model, AdapterFactory make,
+                               const LoRAOptions& options, const Targets& targets,
+                               const std::string& name) {
+  auto impl = std::make_shared<PatchedImpl>(model);
+  impl->add(name, make, options, targets);
+  return Patched(std::move(impl));
+}
+
+LIGHTLORA_INLINE Patched patch(torch::nn::Module& model, const AdapterState& state,
+                               const std::string& name) {
+  auto impl = std::make_shared<PatchedImpl>(model);
+  impl->add(name, state);
+  return Patched(std::move(impl));
+}
+
+LIGHTLORA_INLINE std::string PatchReport::to_string() const {
+  std::ostringstream text;
+  const double share =
+      total > 0 ? 100.0 * static_cast<double>(trainable) / static_cast<double>(total) : 0.0;
+  text << "trainable " << detail::with_commas(trainable) << " of " << detail::with_commas(total)
+       << " (" << std::setprecision(share < 0.1 ? 1 : 3) << share << "%) in " << layers
+       << (layers == 1 ? " layer" : " layers");
+  return text.str();
+}
+
+LIGHTLORA_INLINE std::string PatchReport::details() const {
+  std::string text;
+  for (const auto& hit : hits) {
+    text += "  " + hit.pattern + ": " + detail::with_commas(hit.count) +
+            (hit.count == 1 ? " layer\n" : " layers\n");
+  }
+  return text + to_string();
+}
+
+LIGHTLORA_INLINE Activation::Activation(std::shared_ptr<PatchedImpl> patched)
+    : patched_(std::move(patched)) {
+  patched_->enter();
+}
+
+LIGHTLORA_INLINE Activation::~Activation() {
+  if (patched_) patched_->leave();
+}
+
+LIGHTLORA_INLINE void PatchedImpl::collect(torch::nn::Module& model) {
+  auto found = adaptable_layers(model);
+  targets_ = std::move(found.targets);
+  for (auto& [path, weight] : found.weights) sites_.push_back({path, std::move(weight), {}, {}});
+  TORCH_CHECK(!sites_.empty(), "lightlora::patch: '", model.name(),
+              "': expected a model with layers that can be adapted (", adaptable_types(),
+              "), got none");
+}
+
+LIGHTLORA_INLINE void PatchedImpl::freeze(torch::nn::Module& model) {
+  std::unordered_set<const void*> seen;
+  for (auto& parameter : model.parameters()) {
+    if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
+    report_.total += parameter.numel();
+    flags_.emplace_back(parameter, parameter.requires_grad());
+    parameter.set_requires_grad(false);
+  }
+}
+
+LIGHTLORA_INLINE void PatchedImpl::thaw() {
+  for (auto& [parameter, flag] : flags_) parameter.set_requires_grad(flag);
+  flags_.clear();
+}
+
+// A model that never got adapters, because its first targets were wrong, is as it was.
+LIGHTLORA_INLINE PatchedImpl::~PatchedImpl() {
+  release();
+  if (sets_.empty()) thaw();
+}
+
+LIGHTLORA_INLINE void PatchedImpl::require_idle(const char* action) const {
+  TORCH_CHECK(depth_ == 0, "lightlora::", action,
+              ": expected no activation to be alive, got one; hint: let the result of activate() ",
+              "go out of scope first");
+  TORCH_CHECK(!merged_, "lightlora::", action,
+              ": expected unmerged adapters, got merged ones; hint: call unmerge() first");
+}
+
+LIGHTLORA_INLINE void PatchedImpl::require_in_place() const {
+  for (const auto& binding : bound_) {
+    TORCH_CHECK(!binding->stale(), "lightlora::activate: expected the model where it was when the ",
+                "adapters were activated, got it moved or cast since; hint: move it while no ",
+                "activation is alive");
+  }
+  for (const auto& site : sites_) {
+    for (const auto& [name, adapter] : site.adapters) {
+      const auto& trained = adapter->trained();
+      const auto device = site.weight.tensor().device();
+      TORCH_CHECK(trained.front().value().device() == device, "lightlora::activate: '", site.path,
+                  "': expected the adapter '", name, "' on ", device, " like its layer, got ",
+                  trained.front().value().device(), "; hint: lora->to(device) moves the adapters");
+    }
+  }
+}
+
+LIGHTLORA_INLINE void PatchedImpl::require_related(const torch::nn::Module& module) const {
+  if (&module == model_) return;
+  std::unordered_set<const torch::nn::Module*> held{&module};
+  for (const auto& part : module.modules(/*include_self=*/false)) held.insert(part.get());
+  for (const auto& site : sites_) {
+    if (held.count(site.weight.layer().get())) return;
+  }
+  TORCH_CHECK(false,
+              "lightlora: expected the patched model, a part of it or one that holds it, got '",
+              module.name(), "', which has none of its ", sites_.size(),
+              " adaptable layers; hint: ", "patch that model too, or call it without the handle");
+}
+
+LIGHTLORA_INLINE void PatchedImpl::enter() {
+  if (!merged_) require_in_place();
+  if (depth_++ > 0 || merged_) return;
+  try {
+    for (auto& site : sites_) {
+      auto active = active_of(site);
+      if (active.empty()) continue;
+      if (auto* slot = site.weight.slot()) {
+        slot->set_active_adapters(std::move(active));
+      } else {
+        bound_.push_back(
+            std::make_unique<WeightBinding>(site.weight, site.total_delta(active), site.path));
+      }
+    }
+  } catch (...) {
+    leave();
+    throw;
+  }
+}
+
+LIGHTLORA_INLINE void PatchedImpl::leave() {
+  if (--depth_ > 0) return;
+  bound_.clear();
+  for (auto& site : sites_) {
+    if (auto* slot = site.weight.slot(); slot && !site.adapters.empty()) {
+      slot->set_active_adapters({});
+    }
+  }
+}
+
+LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
+  require_idle("merge");
+  torch::NoGradGuard no_grad;
+  if (safe) {
+    for (const auto& site : sites_) {
+      const auto active = active_of(site);
+      TORCH_CHECK(active.empty() ||
+                      site.weight.plus(site.total_delta(active)).isfinite().all().item<bool>(),
+                  "lightlora::merge: '", site.path,
+                  "': expected finite weights after merging, got some that are not; hint: the ",
+                  "adapter diverged, or its scale overflows ", site.weight.tensor().scalar_type());
+    }
+  }
+  for (auto& site : sites_) {
+    const auto active = active_of(site);
+    if (active.empty()) continue;
+    site.kept = site.weight.tensor().detach().clone();
+    site.weight.tensor().copy_(site.weight.plus(site.total_delta(active)));
+  }
+  merged_ = true;
+}
+
+LIGHTLORA_INLINE void PatchedImpl::unmerge() {
+  TORCH_CHECK(merged_, "lightlora::unmerge: expected merged adapters, got unmerged ones");
+  TORCH_CHECK(depth_ == 0, "lightlora::unmerge: expected no activation to be alive, got one");
+  torch::NoGradGuard no_grad;
+  for (auto& site : sites_) {
+    if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
+    site.kept = torch::Tensor();
+  }
+  merged_ = false;
+}
+
+LIGHTLORA_INLINE void PatchedImpl::merge_and_unload(bool safe) {
+  merge(safe);
+  for (auto& site : sites_) site.kept = torch::Tensor();
+  merged_ = false;
+  remove();
+}
+
+LIGHTLORA_INLINE torch::Tensor PatchedImpl::weight_of(const std::string& path) const {
+  for (const auto& site : sites_) {
+    if (site.path != path) continue;
+    TORCH_CHECK(bound_.empty(), "lightlora: expected no activation to be alive, got one");
+    return site.weight.as_matrix(site.kept.defined() ? site.kept : site.weight.tensor()).detach();
+  }
+  TORCH_CHECK(false, "lightlora: expected the path of an adaptable layer, got '", path, "'");
+}
+
+LIGHTLORA_INLINE void PatchedImpl::set_route(Route route) {
+  for (auto& site : sites_) {
+    if (auto* slot = site.weight.slot(); slot && !site.adapters.empty()) slot->set_route(route);
+  }
+}
+
+LIGHTLORA_INLINE void PatchedImpl::to(torch::Device device) {
+  require_idle("to");
+  for (auto& site : sites_) {
+    for (auto& item : site.adapters) item.second->module().to(device);
+  }
+}
+
+LIGHTLORA_INLINE void PatchedImpl::train(bool on) {
+  for (auto& site : sites_) {
+    for (auto& item : site.adapters) item.second->module().train(on);
+  }
+}
+
+}  // namespace lightlora

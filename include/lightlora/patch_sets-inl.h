@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The sets of adapters of a patched model: adding, choosing, reading and removing them.
+#include <lightlora/targets-inl.h>
+#include <lightlora/patch.h>
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_set>
+
+namespace lightlora {
+
+namespace detail {
+
+// Weights (members of layers) that some handle has patched, so that no two handles bind one.
+class PatchedLayers {
+ public:
+  static PatchedLayers& instance() {
+    static PatchedLayers layers;
+    return layers;
+  }
+  bool insert(const torch::Tensor* weight) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return weights_.insert(weight).second;
+  }
+  void erase(const torch::Tensor* weight) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    weights_.erase(weight);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_set<const torch::Tensor*> weights_;
+};
+
+}  // namespace detail
+
+LIGHTLORA_INLINE void PatchedImpl::release() {
+  for (const auto& site : sites_) {
+    if (!site.adapters.empty()) detach(site);
+  }
+}
+
+// Another handle may patch the layer then.
+LIGHTLORA_INLINE void PatchedImpl::detach(const Site& site) {
+  detail::PatchedLayers::instance().erase(&site.weight.tensor());
+  if (auto* slot = site.weight.slot()) slot->clear_cache();
+}
+
+LIGHTLORA_INLINE void PatchedImpl::require_set(const std::string& name) const {
+  if (std::find(sets_.begin(), sets_.end(), name) != sets_.end()) return;
+  TORCH_CHECK(!sets_.empty(), "lightlora: expected the name of an adapter set, got '", name,
+              "' after all adapters have been removed");
+  std::string known;
+  for (const auto& set : sets_) known += (known.empty() ? "'" : ", '") + set + "'";
+  TORCH_CHECK(false, "lightlora: expected the name of an adapter set (", known, "), got '", name,
+              "'");
+}
+
+LIGHTLORA_INLINE PatchedImpl::Site& PatchedImpl::site_of(const std::string& path) {
+  for (auto& site : sites_) {
+    if (site.path == path) return site;
+  }
+  TORCH_INTERNAL_ASSERT(false, "no site ", path);
+}
+
+LIGHTLORA_INLINE void PatchedImpl::begin_set(const std::string& name) {
+  require_idle("add");
+  TORCH_CHECK(std::find(sets_.begin(), sets_.end(), name) == sets_.end(),
+              "lightlora::add: expected a new name, got '", name, "' a second time");
+}
+
+LIGHTLORA_INLINE void PatchedImpl::attach(Site& site, const std::string& name,
+                                          std::shared_ptr<Adapter> adapter) {
+  if (site.adapters.empty()) {
+    TORCH_CHECK(detail::PatchedLayers::instance().insert(&site.weight.tensor()),
+                "lightlora::patch: '", site.path,
+                "': expected a layer without adapters, got one that another handle has patched; ",
+                "hint: add a second set with lora->add(name, ...), or remove() the first handle");
+    ++report_.layers;
+  }
+  report_.trainable += adapter->trained_count();
+  site.adapters[name] = std::move(adapter);
+}
+
+LIGHTLORA_INLINE void PatchedImpl::finish_set(const std::string& name) {
+  sets_.push_back(name);
+  active_[name] = 1.0;
+}
+
+LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterFactory& make,
+                                       const LoRAOptions& options, const Targets& targets) {
+  begin_set(name);
+  std::vector<Targets::Hits> hits;
+  // Everything that can fail is made before anything is attached.
+  std::vector<std::pair<Site*, std::shared_ptr<Adapter>>> made;
+  for (const auto& path : targets.select(targets_, &hits)) {
+    LoRAOptions own = options;
+    own.rank(targets.rank_of(path, options.rank()));
+    if (double alpha = 0; targets.has_alpha(path, alpha)) own.network_alpha(alpha);
+    Site& site = site_of(path);
+    made.emplace_back(&site, make(own, site.weight.info(path)));
+    if (!site.weight.slot()) require_no_dropout(*made.back().second);
+    fit(*made.back().second, site.weight);
+  }
+  for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
+  for (auto& hit : hits) hit.set = name;
+  report_.hits.insert(report_.hits.end(), hits.begin(), hits.end());
+  finish_set(name);
+}
+
+LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterState& state) {
+  begin_set(name);
+  std::vector<std::pair<Site*, std::shared_ptr<Adapter>>> made;
+  std::vector<std::string> paths;
+  for (const auto& site : sites_) paths.push_back(site.path);
+  std::vector<std::string> unmatched;
+  for (const auto& layer : state) {
+    if (std::find(paths.begin(), paths.end(), layer.layer.name) == paths.end()) {
+      unmatched.push_back(layer.layer.name);
+    }
+  }
+  TORCH_CHECK(unmatched.empty(), "lightlora: expected the model to have all ", state.size(),
+              " layers of the adapter, got ", state.size() - unmatched.size(), "; missing '",
+              unmatched.front(), "'", unmatched.size() > 1 ? " and more" : "",
+              "; hint: it was trained on another model; nearest here: ",
+              detail::nearest_names(unmatched.front(), paths, 1));
+  for (const auto& layer : state) {
+    Site& site = site_of(layer.layer.name);
+    const LayerInfo here = site.weight.info(site.path);
+    TORCH_CHECK(here.in == layer.layer.in && here.out == layer.layer.out, "lightlora: '", site.path,
+                "': expected an adapter for ", here.in, " -> ", here.out, ", got ", layer.layer.in,
+                " -> ", layer.layer.out, "; hint: it was trained on another model");
+    made.emplace_back(&site, make_adapter(layer));
+    place(*made.back().second, site.weight);
+  }
+  for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
+  finish_set(name);
+}
+
+LIGHTLORA_INLINE void PatchedImpl::set_active(const std::map<std::string, double>& weights) {
+  require_idle("set_active");
+  for (const auto& item : weights) require_set(item.first);
+  active_ = weights;
+}
+
+LIGHTLORA_INLINE std::vector<ActiveAdapter> PatchedImpl::active_of(const Site& site) const {
+  std::vector<ActiveAdapter> result;
+  for (const auto& [name, weight] : active_) {
+    const auto found = site.adapters.find(name);
+    if (found != site.adapters.end()) result.push_back({found->second, weight});
+  }
+  return result;
+}
+
+LIGHTLORA_INLINE void PatchedImpl::remove() {
+  if (merged_) unmerge();
+  require_idle("remove");
+  release();
+  for (auto& site : sites_) site.adapters.clear();
+  thaw();
+  sets_.clear();
+  active_.clear();
+  report_ = PatchReport{{}, 0, 0, report_.total};
+}
+
+LIGHTLORA_INLINE void PatchedImpl::remove(const std::string& name) {
+  require_idle("remove");
+  require_set(name);
+  for (auto& site : sites_) {
+    const auto found = site.adapters.find(name);
+    if (found == site.adapters.end()) continue;
+    report_.trainable -= found->second->trained_count();
+    if (site.adapters.size() == 1) {
+      detach(site);
+      --report_.layers;
+    }
+    site.adapters.erase(found);
+  }
+  report_.hits.erase(std::remove_if(report_.hits.begin(), report_.hits.end(),
+                                    [&](const Targets::Hits& hit) { return hit.set == name; }),
+                     report_.hits.end());
+  sets_.erase(std::find(sets_.begin(), sets_.end(), name));
+  active_.erase(name);
+}
+
+LIGHTLORA_INLINE std::vector<torch::Tensor> PatchedImpl::parameters() const {
+  std::vector<torch::Tensor> result;
+  for (const auto& name : sets_) {
+    for (const auto& item : named_parameters(name)) result.push_back(item.value());
+  }
+  return result;
+}
+
+LIGHTLORA_INLINE NamedTensors PatchedImpl::named_parameters(const std::string& name) const {
+  NamedTensors result;
+  for (const auto& adapter : adapters(name)) {
+    const std::string& path = adapter->layer().name;
+    for (const auto& item : adapter->trained()) {
+      result.insert(path.empty() ? item.key() : path + "." + item.key(), item.value());
+    }
+  }
+  return result;
+}
+
+LIGHTLORA_INLINE std::vector<std::shared_ptr<Adapter>> PatchedImpl::adapters(
+    const std::string& name) const {
+  require_set(name);
+  std::vector<std::shared_ptr<Adapter>> result;
+  for (const auto& site : sites_) {
+    const auto found = site.adapters.find(name);
+    if (found != site.adapters.end()) result.push_back(found->second);
+  }
+  return result;
+}
+
+LIGHTLORA_INLINE AdapterState PatchedImpl::state(const std::string& name, Bases bases) const {
+  AdapterState result;
+  for (const auto& adapter : adapters(name)) result.push_back(state_of(*adapter, bases));
+  return result;
+}
+
+LIGHTLORA_INLINE void PatchedImpl::load_state(const AdapterState& state, const std::string& name) {
+  require_idle("load");
+  const auto own = adapters(name);
+  std::map<std::string, const LayerState*> by_path;
+  for (const auto& layer : state) by_path[layer.layer.name] = &layer;
+  for (const auto& adapter : own) {
+    TORCH_CHECK(by_path.count(adapter->layer().name), "lightlora::load: '", adapter->layer().name,
+                "': expected values for this layer, got none among ", state.size(), " layers");
+  }
+  TORCH_CHECK(by_path.size() == own.size(), "lightlora::load: expected values for ", own.size(),
+              " layers, got ", by_path.size(),
+              "; hint: patch with the targets that the file was trained with, or patch(model, ",
+              "load_state(file))");
+  // Checked first, so that a mismatch in a late layer leaves the early ones alone.
+  for (const auto& adapter : own) check_fits(*adapter, *by_path[adapter->layer().name]);
+  for (const auto& adapter : own) restore(*adapter, *by_path[adapter->layer().name]);
+}
+
+}  // namespace lightlora

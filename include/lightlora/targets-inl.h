@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/targets.h>
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <map>
+#include <regex>
+#include <set>
+
+namespace lightlora {
+
+namespace detail {
+
+template <typename Letter>
+std::function<bool(const TargetLayer&)> full_match(const std::string& expression) {
+  std::basic_regex<Letter> compiled;
+  try {
+    compiled.assign(expression);
+  } catch (const std::regex_error& error) {
+    TORCH_CHECK_VALUE(false, "lightlora::Targets: '", expression,
+                      "': expected a regular expression, got one with an error: ", error.what());
+  }
+  return [compiled = std::move(compiled)](const TargetLayer& layer) {
+    return std::regex_match(layer.path, compiled);
+  };
+}
+
+template <typename Letter>
+std::function<bool(const TargetLayer&)> suffix_match(const std::string& expression) {
+  full_match<Letter>(expression);  // an error then names what was given
+  return full_match<Letter>("(?:.*\\.)?(?:" + expression + ")");
+}
+
+#ifdef LIGHTLORA_COMPILED
+template std::function<bool(const TargetLayer&)> full_match<char>(const std::string&);
+template std::function<bool(const TargetLayer&)> suffix_match<char>(const std::string&);
+#endif
+
+}  // namespace detail
+
+LIGHTLORA_INLINE Targets::Targets(const std::vector<std::string>& names) {
+  for (const auto& name : names) include_.push_back({name, by_name(name)});
+}
+
+LIGHTLORA_INLINE Targets Targets::all() {
+  return Targets().where("every layer", [](const TargetLayer&) { return true; });
+}
+
+LIGHTLORA_INLINE Targets Targets::all_linear() {
+  return Targets().where("every Linear", [](const TargetLayer& layer) {
+    return layer.type == "Linear" || layer.type == "MultiheadAttention";
+  });
+}
+
+LIGHTLORA_INLINE Targets& Targets::exclude(const std::vector<std::string>& names) {
+  for (const auto& name : names) exclude_.push_back({name, by_name(name)});
+  return *this;
+}
+
+LIGHTLORA_INLINE int64_t Targets::rank_of(const std::string& path, int64_t otherwise) const {
+  return first_match(ranks_, path, otherwise);
+}
+
+LIGHTLORA_INLINE bool Targets::has_alpha(const std::string& path, double& network_alpha) const {
+  for (const auto& [pattern, value] : alphas_) {
+    if (pattern.matches({path, "", ""})) {
+      network_alpha = value;
+      return true;
+    }
+  }
+  return false;
+}
+
+LIGHTLORA_INLINE Targets::Predicate Targets::by_name(const std::string& name) {
+  return [name](const TargetLayer& layer) {
+    const std::string& path = layer.path;
+    if (path.size() <= name.size()) return path == name;
+    const std::size_t start = path.size() - name.size();
+    return path[start - 1] == '.' && path.compare(start, name.size(), name) == 0;
+  };
+}
+
+namespace detail {
+
+inline std::size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+// The `most` names nearest to `wanted`, quoted. A name counts by its best suffix at a dot, because
+// that is how people write targets.
+inline std::string nearest_names(const std::string& wanted, const std::vector<std::string>& names,
+                                 std::size_t most = 3) {
+  std::map<std::string, std::size_t> suffixes;
+  for (const auto& name : names) {
+    for (std::size_t at = 0; at != std::string::npos; at = name.find('.', at) == std::string::npos
+                                                               ? std::string::npos
+                                                               : name.find('.', at) + 1) {
+      const std::string suffix = name.substr(at);
+      suffixes.emplace(suffix, edit_distance(wanted, suffix));
+    }
+  }
+  std::vector<std::pair<std::size_t, std::string>> ranked;
+  for (const auto& [suffix, distance] : suffixes) ranked.emplace_back(distance, suffix);
+  std::sort(ranked.begin(), ranked.end());
+  std::string text;
+  for (std::size_t i = 0; i < std::min(most, ranked.size()); ++i) {
+    text += (i > 0 ? ", '" : "'") + ranked[i].second + "'";
+  }
+  return text.empty() ? "none" : text;
+}
+
+// A few of the names below modules called `wanted`, quoted; empty if it is no such module.
+inline std::string names_below(const std::string& wanted, const std::vector<std::string>& paths,
+                               std::size_t most = 3) {
+  std::set<std::string> below;
+  for (const auto& path : paths) {
+    const std::size_t at = ("." + path).find("." + wanted + ".");
+    if (at != std::string::npos) below.insert(path.substr(at));
+  }
+  std::string text;
+  std::size_t listed = 0;
+  for (const auto& name : below) {
+    if (listed++ < most) text += (text.empty() ? "'" : ", '") + name + "'";
+  }
+  return text + (below.size() > most ? " and more" : "");
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE int64_t Targets::require_hits(const Pattern& pattern,
+                                               const std::vector<TargetLayer>& layers) {
+  int64_t count = 0;
+  std::vector<std::string> paths;
+  const TargetLayer* refused = nullptr;
+  for (const auto& layer : layers) {
+    const bool match = pattern.matches(layer);
+    if (!layer.refusal.empty()) {
+      if (match) refused = &layer;
+      continue;
+    }
+    paths.push_back(layer.path);
+    if (match) ++count;
+  }
+  TORCH_CHECK(count > 0 || !refused, "lightlora::patch: target '", pattern.text,
+              "': expected a layer that can be adapted, got '", refused->path, "', a ",
+              refused->type, ": ", refused->refusal);
+  const std::string below = count > 0 ? "" : detail::names_below(pattern.text, paths);
+  TORCH_CHECK(below.empty(), "lightlora::patch: target '", pattern.text,
+              "': expected a layer, got a module that holds some; hint: name those, as in ", below);
+  TORCH_CHECK(count > 0, "lightlora::patch: target '", pattern.text,
+              "': expected at least one layer of that name among ", paths.size(),
+              " adaptable layers, got none; hint: the nearest names are ",
+              detail::nearest_names(pattern.text, paths));
+  return count;
+}
+
+LIGHTLORA_INLINE std::vector<std::string> Targets::select(const std::vector<TargetLayer>& layers,
+                                                          std::vector<Hits>* hits) const {
+  TORCH_CHECK_VALUE(!include_.empty(), "lightlora::patch: expected at least one target, got none; ",
+                    "hint: Targets{\"to_q\", \"to_v\"}, or Targets::all()");
+  for (const auto& pattern : include_) {
+    const int64_t count = require_hits(pattern, layers);
+    if (hits) hits->push_back({pattern.text, count});
+  }
+  for (const auto& pattern : exclude_) require_hits(pattern, layers);
+  for (const auto& item : ranks_) require_hits(item.first, layers);
+  for (const auto& item : alphas_) require_hits(item.first, layers);
+
+  const auto matches_one = [](const std::vector<Pattern>& patterns, const TargetLayer& layer) {
+    return std::any_of(patterns.begin(), patterns.end(),
+                       [&](const Pattern& pattern) { return pattern.matches(layer); });
+  };
+  std::vector<std::string> selected;
+  for (const auto& layer : layers) {
+    if (layer.refusal.empty() && matches_one(include_, layer) && !matches_one(exclude_, layer)) {
+      selected.push_back(layer.path);
+    }
+  }
+  TORCH_CHECK(!selected.empty(),
+              "lightlora::patch: expected at least one layer to adapt, got none: ",
+              "every selected layer is excluded");
+  return selected;
+}
+
+}  // namespace lightlora
