@@ -25,28 +25,28 @@ LIGHTLORA_INLINE Factors concatenate(const std::vector<Factors>& factors,
   return {at::cat(downs, 0), at::cat(ups, 1)};
 }
 
-LIGHTLORA_INLINE Keep Keep::rank(int64_t rank) {
-  TORCH_CHECK_VALUE(rank >= 1, "lightlora: expected rank >= 1, got ", rank);
-  Keep keep;
-  keep.rank_ = rank;
-  return keep;
+LIGHTLORA_INLINE Keep& Keep::at_most(int64_t rank) {
+  TORCH_CHECK_VALUE(rank >= 1, "expected rank >= 1, got ", rank);
+  rank_ = rank;
+  return *this;
 }
 
 LIGHTLORA_INLINE Keep Keep::energy(double share) {
-  TORCH_CHECK_VALUE(share > 0 && share <= 1, "lightlora: expected 0 < energy <= 1, got ", share);
+  TORCH_CHECK_VALUE(share > 0 && share <= 1, "expected 0 < energy <= 1, got ", share);
   Keep keep;
   keep.energy_ = share;
   return keep;
 }
 
 LIGHTLORA_INLINE int64_t Keep::count(const at::Tensor& values) const {
-  if (rank_) return std::min(*rank_, values.numel());
+  const int64_t most = std::min(rank_.value_or(values.numel()), values.numel());
+  if (rank_ && !energy_) return most;
   const at::Tensor squares = values.to(at::kDouble).cpu().square().cumsum(0);
   const double total = squares.numel() > 0 ? squares[-1].item<double>() : 0.0;
   // What lies below rounding of the largest value is no rank.
   const double wanted = energy_ ? *energy_ * total : total * (1.0 - 1e-15);
   const auto below = (squares < wanted).sum().item<int64_t>();
-  return std::clamp<int64_t>(below + 1, 1, values.numel());
+  return std::clamp<int64_t>(below + 1, 1, most);
 }
 
 namespace detail {
@@ -76,26 +76,23 @@ LIGHTLORA_INLINE Factors truncate(const Factors& factors, const Keep& keep) {
 }
 
 LIGHTLORA_INLINE Factors Adapter::factors() const {
-  TORCH_CHECK(false, "lightlora: '", layer_.name, "': expected a variant with low-rank factors, ",
-              "got ", variant(), "; hint: use delta(), or to_classic() for its best factors");
+  TORCH_CHECK(false, "'", layer_.name, "': expected a variant with low-rank factors, got ",
+              variant(), "; hint: use delta(), or to_classic() for its best factors");
 }
 
 LIGHTLORA_INLINE void Adapter::prepare(const torch::Tensor& weight) {
-  if (!magnitude_.defined()) return;
   torch::NoGradGuard no_grad;
-  magnitude_.copy_(lengths_of(weight.to(magnitude_.device(), magnitude_.scalar_type())));
+  take_bases(weight);
+  if (dora_) dora_->start(weight);
 }
 
 LIGHTLORA_INLINE torch::Tensor Adapter::delta(const torch::Tensor& weight) const {
-  TORCH_CHECK(!needs_weight() || weight.defined(), "lightlora: '", layer_.name,
-              "': expected the layer's weight, which the delta of ",
-              options_.dora() ? "DoRA" : variant(),
+  TORCH_CHECK(!needs_weight() || weight.defined(), "'", layer_.name,
+              "': expected the layer's weight, which the delta of ", dora_ ? "DoRA" : variant(),
               " depends on, got none; hint: patch a model with the adapter first");
-  if (!options_.dora()) return added(weight);
-  const torch::Tensor base = weight.to(magnitude_.scalar_type());
-  const torch::Tensor moved = base + added(base);
-  const torch::Tensor lengths = lengths_of(moved.detach()).clamp_min(1e-12);
-  return over_matrix(magnitude_ / lengths) * moved - base;
+  if (!dora_) return added(weight);
+  const torch::Tensor base = weight.to(dora_->magnitude.scalar_type());
+  return dora_->delta(base, added(base));
 }
 
 LIGHTLORA_INLINE torch::Tensor Adapter::added(const torch::Tensor& /*weight*/) const {
@@ -103,12 +100,17 @@ LIGHTLORA_INLINE torch::Tensor Adapter::added(const torch::Tensor& /*weight*/) c
   return f.up.mm(f.down) * scale_;
 }
 
+LIGHTLORA_INLINE std::shared_ptr<Adapter> Adapter::cut(const Keep& /*keep*/) const {
+  return nullptr;
+}
+
 LIGHTLORA_INLINE void Adapter::rescale(double factor) {
   torch::NoGradGuard no_grad;
   NamedTensors tensors = trained();
-  const auto count = static_cast<double>(tensors.size()) - (options_.dora() ? 1 : 0);
+  const auto count = static_cast<double>(tensors.size()) - (dora_ ? 1 : 0);
   for (auto& item : tensors) {
-    if (item.key() != "magnitude") item.value().mul_(std::pow(factor, 1.0 / count));
+    if (dora_ && item.value().is_same(dora_->magnitude)) continue;
+    item.value().mul_(std::pow(factor, 1.0 / count));
   }
 }
 
@@ -118,48 +120,32 @@ LIGHTLORA_INLINE std::string Adapter::description() const {
        << "): rank " << rank() << ", scale " << scale_ << ", trains " << trained_count()
        << " values";
   if (frozen_count() > 0) text << ", " << frozen_count() << " frozen";
-  if (options_.dora()) text << ", DoRA";
+  if (dora_) text << ", DoRA";
+  for (const auto& [name, value] : options_.own()) text << ", " << name << " " << value;
   text << remarks();
   return text.str();
 }
 
 LIGHTLORA_INLINE Adapter::Adapter(LoRAOptions options, LayerInfo layer)
     : options_(std::move(options)), layer_(std::move(layer)) {
-  TORCH_CHECK_VALUE(options_.rank() > 0, "lightlora: '", layer_.name, "': expected rank > 0, got ",
+  TORCH_CHECK_VALUE(options_.rank() > 0, "'", layer_.name, "': expected rank > 0, got ",
                     options_.rank(), "; hint: 4 is the usual start");
-  TORCH_CHECK_VALUE(options_.dropout() >= 0 && options_.dropout() < 1, "lightlora: '", layer_.name,
+  TORCH_CHECK_VALUE(options_.dropout() >= 0 && options_.dropout() < 1, "'", layer_.name,
                     "': expected 0 <= dropout < 1, got ", options_.dropout());
-  TORCH_CHECK_VALUE(layer_.in > 0 && layer_.out > 0, "lightlora: '", layer_.name,
+  TORCH_CHECK_VALUE(layer_.in > 0 && layer_.out > 0, "'", layer_.name,
                     "': expected a layer with inputs and outputs, got ", layer_.in, " -> ",
                     layer_.out);
   if (options_.network_alpha()) {
     const auto rank = static_cast<double>(options_.rank());
     scale_ = *options_.network_alpha() / (options_.rslora() ? std::sqrt(rank) : rank);
   }
+  if (options_.dora()) dora_.emplace(options_, layer_);
 }
 
 LIGHTLORA_INLINE void Adapter::require_usual_init(const char* reason) const {
-  TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "lightlora: '", layer_.name,
-                    "': expected no init with the ", variant(), " variant, ", reason, ", got ",
-                    to_string(options_.init()));
-}
-
-LIGHTLORA_INLINE std::vector<int64_t> Adapter::magnitude_sizes() const {
-  if (!options_.dora_inputs()) return {layer_.out, 1};
-  int64_t kernel = 1;
-  for (const int64_t size : layer_.kernel) kernel *= size;
-  return {1, layer_.in / kernel};
-}
-
-LIGHTLORA_INLINE torch::Tensor Adapter::lengths_of(const torch::Tensor& matrix) const {
-  if (!options_.dora_inputs()) return matrix.contiguous().norm(2, 1, /*keepdim=*/true);
-  const torch::Tensor channels = matrix.reshape({layer_.out, magnitude_.size(1), -1});
-  return channels.transpose(0, 1).reshape({magnitude_.size(1), -1}).norm(2, 1).unsqueeze(0);
-}
-
-LIGHTLORA_INLINE torch::Tensor Adapter::over_matrix(const torch::Tensor& values) const {
-  if (!options_.dora_inputs()) return values;
-  return values.repeat_interleave(layer_.in / values.size(1), 1);
+  TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "'", layer_.name, "': the init ",
+                    to_string(options_.init()), " cannot be combined with the ", variant(),
+                    " variant, ", reason);
 }
 
 LIGHTLORA_INLINE int64_t Adapter::count(const NamedTensors& tensors) {
@@ -167,27 +153,5 @@ LIGHTLORA_INLINE int64_t Adapter::count(const NamedTensors& tensors) {
   for (const auto& item : tensors) sum += item.value().numel();
   return sum;
 }
-
-namespace detail {
-
-LIGHTLORA_INLINE AuxShape::AuxShape(const LoRAOptions& options, const LayerInfo& layer)
-    : in(std::min(options.aux_in(), layer.in)), out(std::min(options.aux_out(), layer.out)) {
-  TORCH_CHECK_VALUE(in > 0 && out > 0, "lightlora: '", layer.name,
-                    "': expected aux_in > 0 and aux_out > 0, got ", options.aux_in(), " and ",
-                    options.aux_out(), "; hint: 100 and 50 are the usual choice");
-  TORCH_CHECK_VALUE(options.rank() <= std::min(in, out), "lightlora: '", layer.name,
-                    "': expected rank <= ", std::min(in, out), " (directions of the bases: ", in,
-                    " in, ", out, " out), got ", options.rank(),
-                    "; hint: lower the rank or leave this layer out");
-}
-
-LIGHTLORA_INLINE std::string AuxShape::remarks(const LoRAOptions& options) const {
-  std::string text;
-  if (in < options.aux_in()) text += ", aux_in clamped to " + std::to_string(in);
-  if (out < options.aux_out()) text += ", aux_out clamped to " + std::to_string(out);
-  return text;
-}
-
-}  // namespace detail
 
 }  // namespace lightlora

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <lightlora/config.h>
 #include <lightlora/options.h>
+#include <lightlora/variants/dora.h>
 #include <torch/nn/cloneable.h>
 #include <torch/ordered_dict.h>
 
@@ -11,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,20 +30,24 @@ struct Factors {
 /// Shapes: as in `Factors`, with r the sum of the ranks
 Factors concatenate(const std::vector<Factors>& factors, const std::vector<double>& scales);
 
-/// How much of a delta its classic factors keep: all of it, a rank, or a share of its energy (the
-/// sum of the squared singular values).
+/// How much of a delta is kept: all of it, a rank, a share of its energy (the sum of the squared
+/// singular values), or the smaller of the two: `Keep::energy(0.99).at_most(8)`.
 class Keep {
  public:
   /// Everything: the smallest rank that is exact up to rounding.
   static Keep all() { return {}; }
   /// At most this rank, the best approximation. Errors: c10::ValueError if rank < 1
-  static Keep rank(int64_t rank);
+  static Keep rank(int64_t rank) { return Keep().at_most(rank); }
   /// The smallest rank that keeps this share of the energy, such as 0.99.
   /// Errors: c10::ValueError unless 0 < share <= 1
   static Keep energy(double share);
+  /// And no more than this rank. Errors: c10::ValueError if rank < 1
+  Keep& at_most(int64_t rank);
 
   /// Whether nothing is to be left out.
   bool everything() const { return !rank_ && !energy_; }
+  /// Whether an adapter of that rank stays as it is, without a look at its values.
+  bool admits(int64_t rank) const { return !energy_ && (!rank_ || rank <= *rank_); }
   /// How many of these singular values, in falling order, are kept; at least one.
   int64_t count(const at::Tensor& values) const;
 
@@ -69,8 +75,7 @@ using NamedTensors = torch::OrderedDict<std::string, torch::Tensor>;
 /// Equation: delta = scale * up * down with (down, up) = factors(); variants without cheap factors
 ///           give the delta itself
 ///
-/// What a variant cannot do, or needs, it declares: `has_factors`, `needs_weight` and
-/// `bases_from_weight` are all that generic code ever asks.
+/// What a variant cannot do, or needs, it answers in the private functions at the end.
 class Adapter {
  public:
   virtual ~Adapter() = default;
@@ -81,36 +86,35 @@ class Adapter {
   virtual void reset_parameters() = 0;
   /// The adapter as a torch module: its parameters are what is trained, its buffers what is frozen.
   virtual torch::nn::Module& module() = 0;
-  /// The same, to read from.
   virtual const torch::nn::Module& module() const = 0;
 
   /// Whether the delta is `scale * up * down` with factors that are cheaper than the delta.
-  virtual bool has_factors() const { return !options_.dora(); }
+  bool has_factors() const { return !dora_ && factorises(); }
   /// Whether the delta depends on the layer's weight, which `delta` must then be given.
-  virtual bool needs_weight() const { return options_.dora(); }
-  /// Whether the frozen bases are made of the layer's weight by `prepare`, instead of a seed. Files
-  /// hold such bases always.
-  virtual bool bases_from_weight() const { return false; }
+  bool needs_weight() const { return dora_ || reads_weight(); }
 
   /// The composed factors, differentiable with respect to the trained values. With DoRA, those of
   /// the part that is added to the weight before its rows are brought to their length.
   /// Shapes: down (r, in), up (out, r)
   /// Errors: c10::Error for a variant that has no factors
   virtual Factors factors() const;
-  /// Takes from the layer's weight what an adapter starts from: DoRA's magnitudes, LoRA-XS's bases.
+  /// Takes from the layer's weight what a new adapter starts from: DoRA's magnitudes, bases.
   /// Shapes: weight (out, in)
-  virtual void prepare(const torch::Tensor& weight);
+  void prepare(const torch::Tensor& weight);
 
   /// What is added to the layer's weight, as one matrix in the dtype of the trained values.
-  /// Equation: scale * up * down; with DoRA magnitude * (weight + that) / |weight + that| - weight,
-  ///           the row lengths |.| taken as constants in the backward pass (the paper's
-  ///           section 4.3)
+  /// Equation: scale * up * down, or what the variant makes of the weight; see `DoRA` for its own
   /// Shapes:   weight (out, in), needed only if `needs_weight`; result (out, in)
   /// Errors:   c10::Error if the weight is needed and missing
   torch::Tensor delta(const torch::Tensor& weight = {}) const;
   /// The part of the delta that the variant itself makes: all of it, unless DoRA is on.
   /// Shapes: weight (out, in), read only by variants that need it; result (out, in)
-  virtual torch::Tensor added(const torch::Tensor& /*weight*/) const;
+  virtual torch::Tensor added(const torch::Tensor& weight) const;
+
+  /// The best approximation of what the variant adds, in a kind of its own: Light, whose bases
+  /// stay, and Fused, whose core becomes a Light one. Null where only classic factors can hold it;
+  /// see `lightlora::cut`. Without DoRA's magnitudes.
+  virtual std::shared_ptr<Adapter> cut(const Keep& keep) const;
 
   /// The layer that the adapter was made for.
   const LayerInfo& layer() const { return layer_; }
@@ -120,7 +124,6 @@ class Adapter {
   /// Factor of the delta: `network_alpha / rank` (with `rslora`: by sqrt(rank)), or 1 without
   /// `network_alpha`, until it is set.
   double scale() const { return scale_; }
-  /// Sets the factor of the delta.
   void set_scale(double scale) { scale_ = scale; }
   /// Inner width of the factors; of a variant without any, its option `rank`.
   virtual int64_t rank() const { return options_.rank(); }
@@ -129,9 +132,10 @@ class Adapter {
   NamedTensors trained() const { return module().named_parameters(/*recurse=*/false); }
   /// What is frozen, by its name in files.
   NamedTensors frozen() const { return module().named_buffers(/*recurse=*/false); }
-  /// Number of trained values.
+  /// Whether a frozen tensor can be made again from the options and the layer alone, so that states
+  /// and files need not hold it; see `AdapterModule::register_seeded`.
+  bool is_seeded(const std::string& frozen) const { return seeded_.count(frozen) > 0; }
   int64_t trained_count() const { return count(trained()); }
-  /// Number of frozen values.
   int64_t frozen_count() const { return count(frozen()); }
   /// Multiplies the part of the delta that the variant makes (`added`) by a factor, shared evenly
   /// between the trained tensors, in which it is linear each. DoRA's magnitudes stay.
@@ -139,7 +143,8 @@ class Adapter {
   /// Whether a trained tensor lies on the output side, where LoRA+ trains faster.
   virtual bool is_up_side(const std::string& name) const { return name == "up"; }
 
-  /// One line for people: variant, layer, shape, rank, scale, counts, and any clamped size.
+  /// One-line summary: variant, layer, shape, rank, scale, counts, options of its own, any clamped
+  /// size.
   std::string description() const;
 
  protected:
@@ -154,21 +159,20 @@ class Adapter {
   /// Errors: c10::ValueError if `init` is not the default
   void require_usual_init(const char* reason) const;
 
-  LoRAOptions options_;  ///< what the adapter was made with
-  LayerInfo layer_;      ///< what it was made for
-  /// DoRA's lengths, trained: (out, 1), or (1, channels) with `dora_inputs`; undefined without DoRA
-  torch::Tensor magnitude_;
-
-  /// The sizes of `magnitude_`.
-  std::vector<int64_t> magnitude_sizes() const;
+  LoRAOptions options_;           ///< what the adapter was made with
+  LayerInfo layer_;               ///< what it was made for
+  std::optional<DoRA> dora_;      ///< if the options ask for it
+  std::set<std::string> seeded_;  ///< names of the buffers that need not be stored
 
  private:
-  // The lengths that `magnitude_` is compared with: of each row, or of all values of an input
-  // channel. Copied first: a reduction's order, and so its last bit, depends on the strides.
-  torch::Tensor lengths_of(const torch::Tensor& matrix) const;
+  // What a variant declares. Private, so that it cannot forget what holds for all of them.
 
-  // One value for each row, or for each column of its channel.
-  torch::Tensor over_matrix(const torch::Tensor& values) const;
+  // Whether `factors` are cheaper than the delta.
+  virtual bool factorises() const { return true; }
+  // Whether `added` reads the layer's weight.
+  virtual bool reads_weight() const { return false; }
+  // Makes frozen bases of the layer's weight (out, in).
+  virtual void take_bases(const torch::Tensor& /*weight*/) {}
 
   static int64_t count(const NamedTensors& tensors);
 
@@ -177,30 +181,34 @@ class Adapter {
 
 /// Base of the variants' modules: a cloneable torch module that is an Adapter.
 /// (Two bases, because torch's Cloneable derives from Module non-virtually.)
-template <typename Derived>
+/// `OwnOptions` is the variant's type of options, if it has some of its own.
+template <typename Derived, typename OwnOptions = LoRAOptions>
 class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
  public:
-  /// Takes the options and the layer; the variant's constructor then calls `reset()`.
-  AdapterModule(LoRAOptions options, LayerInfo layer)
-      : Adapter(std::move(options), std::move(layer)) {}
+  using Options = OwnOptions;
 
-  /// `Derived::kVariant`.
+  /// Takes the options and the layer; the variant's constructor then calls `reset()`.
+  /// Errors: c10::ValueError for an option that the variant does not take
+  AdapterModule(LoRAOptions options, LayerInfo layer)
+      : Adapter(std::move(options), std::move(layer)),
+        own_(detail::own_from_text<Options>(options_.own(), layer_.name, Derived::kVariant)) {
+    options_.own(detail::own_to_text(own_));
+  }
+
   std::string variant() const override { return Derived::kVariant; }
-  /// This module.
   torch::nn::Module& module() override { return *this; }
-  /// This module, to read from.
   const torch::nn::Module& module() const override { return *this; }
 
   /// Registers all tensors anew and sets them to their start.
   void reset() final {
+    seeded_.clear();
     register_tensors();
-    if (options_.dora()) {
-      magnitude_ = this->register_parameter("magnitude", torch::ones(magnitude_sizes()));
+    if (dora_) {
+      dora_->magnitude = this->register_parameter(DoRA::kMagnitude, torch::ones(dora_->sizes()));
     }
     reset_parameters();
   }
 
-  /// The description.
   void pretty_print(std::ostream& stream) const override {
     stream << "lightlora::" << description();
   }
@@ -208,28 +216,20 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
  protected:
   /// Registers what the variant trains as parameters and what is frozen as buffers.
   virtual void register_tensors() = 0;
+
+  /// A buffer that follows from the options and the layer alone, on every machine: only such ones
+  /// may be left out of files and states.
+  torch::Tensor& register_seeded(std::string name, torch::Tensor value) {
+    seeded_.insert(name);
+    return this->register_buffer(std::move(name), std::move(value));
+  }
+
+  /// The variant's own options.
+  const Options& own() const { return own_; }
+
+ private:
+  Options own_;
 };
-
-namespace detail {
-
-/// Sizes of the two frozen bases after clamping to the layer, checked against the rank.
-struct AuxShape {
-  int64_t in;
-  int64_t out;
-
-  AuxShape(const LoRAOptions& options, const LayerInfo& layer);
-
-  std::string remarks(const LoRAOptions& options) const;
-};
-
-}  // namespace detail
-
-/// The variants of this library by number. Each one's file gives its module class, under a number of
-/// its own below 100 (one that is taken does not compile):
-/// `template <> struct LibraryVariant<8> { using Impl = MyAdapterImpl; };`
-/// A list of types, not of objects, so that a file without a call of `patch` compiles no variant.
-template <int Number>
-struct LibraryVariant;
 
 }  // namespace lightlora
 

@@ -9,6 +9,7 @@
 
 #include <map>
 #include <string>
+#include <vector>
 
 namespace lightlora {
 
@@ -24,12 +25,34 @@ enum class Combine { linear, cat, svd };
 AdapterState to_classic(const Patched& lora, const Keep& keep = Keep::all(),
                         const std::string& name = "default");
 
-/// Adds the weighted sum of several sets as one set of classic adapters. The active sets stay as
-/// they were; `lora->set_active({{name, 1}})` puts the new one in their place.
-/// `keep` counts for `svd` only; a layer that some set lacks takes the others.
-/// Errors: c10::Error if a set is unknown, the new name is taken, the adapters are active or
-///         merged, ranks differ with `linear`, or a variant has no factors and `how` is not
-///         `svd`
+/// What adapters become when their rank is cut: their own kind as far as it has one for a lower
+/// rank (Light stays Light, Fused becomes it; others become classic), or classic factors
+/// throughout.
+enum class As { variant, classic };
+
+/// The best approximation of each layer's delta within `keep`. A layer whose rank `keep` admits
+/// stays as it is, or is only made classic. With DoRA, what is added to the weight is cut, and the
+/// lengths of the rows stay. Errors: c10::Error for (IA)3, whose delta depends on the layer's
+/// weight; `to_classic(lora)` has it
+AdapterState cut(const AdapterState& state, const Keep& keep, As as = As::variant);
+
+/// Adapters and the factor that they count with in a sum.
+struct Weighted {
+  AdapterState state;   ///< of one model
+  double weight = 1.0;  ///< factor of its deltas
+};
+
+/// The weighted sum of several states as classic adapters. `keep` counts for `svd` only; a layer
+/// that some state lacks takes the others. Errors: c10::Error for layers of different sizes,
+/// different ranks with `linear`, a variant without
+///         factors unless `how` is `svd`, or one whose delta depends on the layer's weight
+AdapterState sum(const std::vector<Weighted>& adapters, Combine how = Combine::cat,
+                 const Keep& keep = Keep::all());
+
+/// Adds the weighted sum of several sets of a handle as one set of classic adapters. The active
+/// sets stay as they were; `lora->set_active({{name, 1}})` puts the new one in their place. Errors:
+/// as `sum`, and if a set is unknown, the new name is taken, or the adapters are active or
+///         merged; here the layers' weights are known
 void combine(const Patched& lora, const std::string& name,
              const std::map<std::string, double>& weights, Combine how,
              const Keep& keep = Keep::all());
@@ -41,16 +64,16 @@ struct NormReport {
   double largest = 0.0;  ///< largest norm afterwards
 };
 
-/// Max-norm regularisation, as sd-scripts' `scale_weight_norms`: an adapter whose delta has a larger
-/// Frobenius norm than `limit` is scaled down to it. For after each optimiser step.
+/// Max-norm regularisation, as sd-scripts' `scale_weight_norms`: an adapter whose delta has a
+/// larger Frobenius norm than `limit` is scaled down to it. Call it after each optimizer step.
 /// Errors: c10::ValueError unless limit > 0; c10::Error while plain layers are active
 NormReport limit_norm(const Patched& lora, double limit, const std::string& name = "default");
 
 /// The difference of a fine-tuned model and its base as classic adapters, layer by layer: the best
 /// factors of `tuned - base` by a singular value decomposition in double.
-/// A layer whose weights are equal in both models gets no adapter. Biases and norms have no place in
-/// a LoRA: where they differ, the result cannot give back the fine-tuned model.
-/// Errors: c10::Error if a target matches nothing, or a layer is missing in one of the models or has
+/// A layer whose weights are equal in both models gets no adapter. Biases and norms have no place
+/// in a LoRA: where they differ, the result cannot give back the fine-tuned model. Errors:
+/// c10::Error if a target matches nothing, or a layer is missing in one of the models or has
 ///         another shape there
 AdapterState extract(torch::nn::Module& base, torch::nn::Module& tuned, const Targets& targets,
                      const Keep& keep);

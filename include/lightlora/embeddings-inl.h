@@ -7,7 +7,6 @@
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/names.h>
 #include <lightlora/file_io.h>
-#include <lightlora/file_io.h>
 
 #include <filesystem>
 #include <map>
@@ -15,8 +14,6 @@
 #include <string_view>
 
 namespace lightlora {
-
-namespace detail {
 
 LIGHTLORA_INLINE const std::vector<std::pair<const char*, const char*>>& attention_order() {
   static const std::vector<std::pair<const char*, const char*>> order{
@@ -30,6 +27,8 @@ LIGHTLORA_INLINE const std::vector<std::pair<const char*, const char*>>& attenti
       {"OUT10", "up_blocks.3.attentions.1"},  {"OUT11", "up_blocks.3.attentions.2"}};
   return order;
 }
+
+namespace detail {
 
 /// Reads the learned embeddings of one file, whatever wrote it.
 class EmbeddingReader {
@@ -197,7 +196,7 @@ class EmbeddingReader {
 
 LIGHTLORA_INLINE std::vector<LearnedEmbedding> load_embeddings(const std::string& path,
                                                                const std::string& token) {
-  const auto file = open_tensor_file(path);
+  const auto file = open_tensors(path);
   return detail::EmbeddingReader(*file, token).read();
 }
 

@@ -28,13 +28,9 @@ enum class EmbeddingKey {
   emb_params  ///< as A1111 and kohya: there the name of the file is the token
 };
 
-namespace detail {
-
-/// The attentions of Stable Diffusion 1.x in the order of a forward pass, with the names of kohya's
-/// layer-wise files.
+/// The attentions of Stable Diffusion 1.x in the order of a forward pass: kohya's name in layer-wise
+/// files, and the model's.
 const std::vector<std::pair<const char*, const char*>>& attention_order();
-
-}  // namespace detail
 
 /// The learned embeddings in a file: of diffusers (one or several tokens, `.safetensors` or `.bin`),
 /// of A1111 (`emb_params`, or a `.pt` with `string_to_param`), of an SDXL trainer with `clip_l`

@@ -4,13 +4,21 @@
 #include <lightlora/file_io.h>
 
 #include <ATen/ops/empty.h>
-#include <lightlora/detail/formats/atomic_file.h>
 #include <lightlora/detail/formats/mapped_file.h>
 #include <lightlora/detail/formats/pickle.h>
 #include <lightlora/detail/formats/safetensors_data.h>
 #include <lightlora/detail/formats/safetensors_header.h>
+#include <lightlora/detail/formats/sha256.h>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -116,7 +124,7 @@ LIGHTLORA_INLINE void save_safetensors(const std::string& path, const TensorMap&
   const std::string header = detail::safetensors_header_bytes(entries, metadata);
   TORCH_CHECK_VALUE(header.size() <= 8 + detail::safetensors_max_header, "'", path,
                     "': expected a header of at most 100000000 bytes, got ", header.size() - 8);
-  detail::AtomicFile file(path);
+  AtomicFile file(path);
   file.reserve(header.size() + (entries.empty() ? 0 : entries.back().end));
   file.write(header);
   for (const auto& entry : entries) {
@@ -233,10 +241,72 @@ LIGHTLORA_INLINE std::string_view TorchFile::bytes_of(const detail::ZipEntry& en
   return file_->bytes().substr(entry.begin, entry.size);
 }
 
-LIGHTLORA_INLINE std::unique_ptr<TensorFile> open_tensor_file(const std::string& path,
+LIGHTLORA_INLINE std::unique_ptr<TensorFile> open_tensors(const std::string& path,
                                                               const SafetensorsOptions& options) {
   if (detail::is_zip(detail::MappedFile(path).bytes())) return std::make_unique<TorchFile>(path);
   return std::make_unique<SafetensorsFile>(path, options);
+}
+
+LIGHTLORA_INLINE AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+  struct stat target {};
+  TORCH_CHECK(::stat(path.c_str(), &target) != 0 || S_ISREG(target.st_mode), "'", path,
+              "': expected the name of a file to write, got ",
+              S_ISDIR(target.st_mode) ? "a folder" : "a device or a pipe");
+  // A name of its own rather than one made from the target's, which may be as long as names can be.
+  static std::atomic<unsigned> count{0};
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == path.npos ? "" : path.substr(0, slash + 1);
+  for (int attempt = 0; descriptor_ < 0 && attempt < 1000; ++attempt) {
+    temporary_ = folder + ".lightlora-" + std::to_string(::getpid()) + "-" +
+                 std::to_string(count++) + ".tmp";
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor_ < 0 && errno != EEXIST) break;
+  }
+  check(descriptor_ >= 0, "a folder that can be written to",
+        errno == ENOENT ? "; hint: create the folder first" : "");
+}
+
+LIGHTLORA_INLINE AtomicFile::~AtomicFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!committed_) ::unlink(temporary_.c_str());
+}
+
+LIGHTLORA_INLINE void AtomicFile::reserve(uint64_t size) {
+  if (size == 0) return;
+  const int error = ::posix_fallocate(descriptor_, 0, static_cast<off_t>(size));
+  if (error == EINVAL || error == EOPNOTSUPP) return;  // not every file system can
+  errno = error;
+  check(error == 0, std::to_string(size) + " bytes of free space");
+}
+
+LIGHTLORA_INLINE void AtomicFile::write(std::string_view bytes) {
+  while (!bytes.empty()) {
+    // Linux writes at most 2 GiB at a time.
+    const ssize_t written =
+        ::write(descriptor_, bytes.data(), std::min<size_t>(bytes.size(), size_t{1} << 30));
+    if (written < 0 && errno == EINTR) continue;
+    check(written >= 0, "a complete file");
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
+LIGHTLORA_INLINE void AtomicFile::commit() {
+  check(::fsync(descriptor_) == 0, "a complete file");
+  const int descriptor = descriptor_;
+  descriptor_ = -1;
+  check(::close(descriptor) == 0, "a complete file");
+  check(std::rename(temporary_.c_str(), path_.c_str()) == 0, "a name that can be written");
+  committed_ = true;
+}
+
+LIGHTLORA_INLINE void AtomicFile::check(bool success, const std::string& expected,
+                                        const char* hint) const {
+  TORCH_CHECK(success, "'", path_, "': expected ", expected, ", got '", std::strerror(errno), "'",
+              hint);
+}
+
+LIGHTLORA_INLINE std::string file_hash(const std::string& path) {
+  return detail::sha256(detail::MappedFile(path).bytes());
 }
 
 }  // namespace lightlora

@@ -34,7 +34,7 @@ struct TensorInfo {
   uint64_t end;                ///< one behind the last byte
 };
 
-/// A file of named tensors, opened for reading: `SafetensorsFile` or `TorchFile`; `open_tensor_file`
+/// A file of named tensors, opened for reading: `SafetensorsFile` or `TorchFile`; `open_tensors`
 /// chooses by the first bytes. The values of a tensor are read when it is loaded.
 class TensorFile {
  public:
@@ -75,7 +75,6 @@ class TensorFile {
   std::map<std::string, size_t> positions_;  ///< in `tensors_`, by name
 };
 
-
 namespace detail {
 class MappedFile;
 struct SafetensorsHeader;
@@ -111,7 +110,8 @@ class SafetensorsError : public c10::Error {
 /// values of a tensor are read when it is loaded. The file is mapped into memory, so that opening a
 /// large one and loading a few tensors costs only these.
 /// Dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL F8_E4M3 F8_E5M2; others can be listed, not
-/// loaded Errors: SafetensorsError for what is wrong in the file, c10::Error if it cannot be opened
+/// loaded
+/// Errors: SafetensorsError for what is wrong in the file, c10::Error if it cannot be opened
 /// Differs from the reference (safetensors 0.8.0): it refuses a name given twice, an empty name and
 /// dimensions that LibTorch cannot hold, all of which the reference lets pass
 class SafetensorsFile : public TensorFile {
@@ -147,7 +147,8 @@ class SafetensorsFile : public TensorFile {
 /// give equal bytes. Tensors on other devices and non-contiguous ones are written as dense copies.
 /// Errors: c10::ValueError for tensors that share memory (their values would be doubled), that are
 /// sparse or of an unsupported dtype, for names the format cannot hold and, with `check_finite`,
-/// for NaN and infinity; c10::Error if the file cannot be written Differs from the reference:
+/// for NaN and infinity; c10::Error if the file cannot be written
+/// Differs from the reference:
 /// metadata is sorted (the reference's order changes from run to run)
 void save_safetensors(const std::string& path, const TensorMap& tensors,
                       const Metadata& metadata = {}, const SafetensorsSaveOptions& options = {});
@@ -193,8 +194,40 @@ class TorchFile : public TensorFile {
 
 /// Opens a file of tensors by its first bytes: a zip archive as one of `torch.save`, anything else
 /// as safetensors, read with `options`. Errors: those of the two classes
-std::unique_ptr<TensorFile> open_tensor_file(const std::string& path,
-                                             const SafetensorsOptions& options = {});
+std::unique_ptr<TensorFile> open_tensors(const std::string& path,
+                                         const SafetensorsOptions& options = {});
+
+/// A file that appears under its name only when it is complete: it is written beside the target and
+/// renamed by `commit()`. Without `commit()` nothing is left of it, and an older file stays as it
+/// was. Linux only.
+/// Errors: c10::Error for a folder that is missing or not writable, a full disk, a target that is no
+///         file
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::string& path);
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile();
+
+  /// Claims the space for the whole file, so that a full disk is found before any time is spent.
+  void reserve(uint64_t size);
+  /// Adds bytes at the end.
+  void write(std::string_view bytes);
+  /// Puts the file in its place.
+  void commit();
+
+ private:
+  void check(bool success, const std::string& expected, const char* hint = "") const;
+
+  std::string path_;
+  std::string temporary_;
+  int descriptor_ = -1;
+  bool committed_ = false;
+};
+
+/// SHA-256 of a file's bytes as 64 hexadecimal digits: what A1111 and model sites know a file by.
+/// Errors: c10::Error if it cannot be read
+std::string file_hash(const std::string& path);
 
 }  // namespace lightlora
 

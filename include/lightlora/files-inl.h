@@ -3,22 +3,156 @@
 
 #include <lightlora/files.h>
 
+#include <lightlora/detail/formats/dialects.h>
+#include <lightlora/detail/formats/diffusers.h>
+#include <lightlora/detail/formats/kohya.h>
 #include <lightlora/detail/formats/native.h>
-#include <lightlora/file_io.h>
+#include <lightlora/detail/formats/peft.h>
 
+#include <cstddef>
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace lightlora {
 
-LIGHTLORA_INLINE void save(const Patched& lora, const std::string& path, const std::string& name,
-                           Bases bases) {
-  save_native(path, {{"", lora->state(name, bases)}});
+namespace detail {
+
+// In the order of Format.
+inline constexpr const char* kFormatNames[] = {"native", "diffusers", "peft", "kohya"};
+
+// An option that only some formats have is not passed over in silence.
+inline void check_save_options(const std::string& path, const SaveOptions& options) {
+  const auto refuse = [&](bool given, Format owner, const char* option) {
+    TORCH_CHECK_VALUE(!given || options.format() == owner, "'", path, "': ", option,
+                      " cannot be combined with the ", to_string(options.format()),
+                      " format: only ", to_string(owner), " has it");
+  };
+  refuse(options.bases() == Bases::embedded, Format::native, "embedded bases");
+  refuse(!options.metadata().empty(), Format::native, "metadata");
+  refuse(!options.text_model(), Format::peft, "text_model(false)");
 }
 
-LIGHTLORA_INLINE AdapterState load_state(const std::string& path, const std::string& component) {
-  auto components = load_native(SafetensorsFile(path));
+// The states with their bases and in the dtype that are asked for.
+inline Components for_native(Components components, const SaveOptions& options) {
+  for (auto& [name, state] : components) {
+    for (auto& layer : state) {
+      if (options.bases() == Bases::embedded) {
+        layer = state_of(*make_adapter(layer), Bases::embedded);
+      }
+      if (!options.dtype()) continue;
+      for (auto* tensors : {&layer.trained, &layer.frozen}) {
+        for (auto& item : *tensors) item.second = item.second.to(*options.dtype()).contiguous();
+      }
+    }
+  }
+  return components;
+}
+
+inline void read_adapter_file(const std::string& path, const std::string& component,
+                              const ReadOptions& options, AdapterFile& contents) {
+  const auto opened =
+      open_tensors(path, SafetensorsOptions().allow_trailing_bytes(options.allow_trailing_bytes()));
+  const TensorFile& file = *opened;
+  contents.tensors += static_cast<int64_t>(file.tensors().size());
+  contents.bytes += static_cast<int64_t>(std::filesystem::file_size(path));
+  contents.metadata.insert(file.metadata().begin(), file.metadata().end());
+  for (const auto& info : file.tensors()) contents.dtypes.insert(info.dtype_name);
+  if (is_native(file)) {
+    contents.dialects.insert("native");
+    contents.components = load_native(file);
+    return;
+  }
+  const DialectReader reader(file, component, options.ignore_unmatched());
+  contents.dialects.insert(reader.dialects().begin(), reader.dialects().end());
+  contents.embeddings.insert(reader.embeddings().begin(), reader.embeddings().end());
+  contents.ignored.insert(contents.ignored.end(), reader.ignored().begin(), reader.ignored().end());
+  for (auto& [name, state] : reader.components(configs_of(file))) {
+    auto& all = contents.components[name];
+    all.insert(all.end(), state.begin(), state.end());
+  }
+}
+
+// What is frozen in a set and cannot be made again.
+inline std::vector<torch::Tensor> unseeded(const PatchedImpl& lora, const std::string& set) {
+  std::vector<torch::Tensor> result;
+  for (const auto& adapter : lora.adapters(set)) {
+    for (const auto& item : adapter->frozen()) {
+      if (!adapter->is_seeded(item.key())) result.push_back(item.value());
+    }
+  }
+  return result;
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE std::string to_string(Format format) {
+  return detail::kFormatNames[static_cast<std::size_t>(format)];
+}
+
+LIGHTLORA_INLINE Format parse_format(const std::string& name) {
+  std::string known;
+  for (const Format format : {Format::native, Format::diffusers, Format::peft, Format::kohya}) {
+    if (name == to_string(format)) return format;
+    known += (known.empty() ? "" : ", ") + to_string(format);
+  }
+  TORCH_CHECK_VALUE(false, "expected one of ", known, ", got '", name, "'");
+}
+
+LIGHTLORA_INLINE void save(const Components& components, const std::string& path,
+                           const SaveOptions& options) {
+  detail::check_save_options(path, options);
+  const auto dtype = options.dtype().value_or(at::kFloat);
+  switch (options.format()) {
+    case Format::native:
+      return detail::save_native(path, detail::for_native(components, options), options.metadata());
+    case Format::diffusers:
+      return save_safetensors(path, detail::to_diffusers(components, dtype), {{"format", "pt"}});
+    case Format::peft:
+      return detail::save_peft(path, components, dtype, options.text_model());
+    case Format::kohya:
+      return detail::save_kohya(path, components, dtype);
+  }
+}
+
+LIGHTLORA_INLINE void save(const Patched& lora, const std::string& path,
+                           const SaveOptions& options) {
+  const bool named = options.format() == Format::diffusers || options.format() == Format::kohya;
+  const std::string component = options.component().value_or(named ? "unet" : "");
+  detail::check_save_options(path, options);
+  const Components components{{component, lora->state(options.set(), options.bases())}};
+  save(components, path, SaveOptions(options).bases(Bases::by_seed));
+}
+
+LIGHTLORA_INLINE AdapterFile read_adapters(const std::string& path, const ReadOptions& options) {
+  namespace fs = std::filesystem;
+  AdapterFile contents;
+  if (!fs::is_directory(path)) {
+    detail::read_adapter_file(path, "", options, contents);
+    return contents;
+  }
+  const fs::path folder(path);
+  for (const char* name : {"adapter_model.safetensors", "pytorch_lora_weights.safetensors",
+                           "pytorch_lora_weights.bin"}) {
+    if (!fs::exists(folder / name)) continue;
+    detail::read_adapter_file((folder / name).string(), "", options, contents);
+    return contents;
+  }
+  for (const char* component : {"unet", "text_encoder"}) {
+    const fs::path file = folder / component / "adapter_model.safetensors";
+    if (fs::exists(file)) detail::read_adapter_file(file.string(), component, options, contents);
+  }
+  TORCH_CHECK(
+      !contents.components.empty(), "'", path,
+      "': expected a folder with adapter_model.safetensors (also in unet/ and text_encoder/)"
+      " or pytorch_lora_weights.safetensors, got none of them");
+  return contents;
+}
+
+LIGHTLORA_INLINE AdapterState read_state(const std::string& path, const std::string& component,
+                                         const ReadOptions& options) {
+  auto components = read_adapters(path, options).components;
   if (component.empty() && components.size() == 1) return components.begin()->second;
   std::string known;
   for (const auto& item : components) known += (known.empty() ? "'" : ", '") + item.first + "'";
@@ -28,8 +162,9 @@ LIGHTLORA_INLINE AdapterState load_state(const std::string& path, const std::str
   return found->second;
 }
 
-LIGHTLORA_INLINE void load(const Patched& lora, const std::string& path, const std::string& name) {
-  lora->load_state(load_state(path), name);
+LIGHTLORA_INLINE void load(const Patched& lora, const std::string& path, const std::string& set,
+                           const ReadOptions& options) {
+  lora->assign(read_state(path, "", options), set);
 }
 
 LIGHTLORA_INLINE torch::serialize::OutputArchive& operator<<(
@@ -39,6 +174,9 @@ LIGHTLORA_INLINE torch::serialize::OutputArchive& operator<<(
     int64_t index = 0;
     for (const auto& item : lora->named_parameters(name)) {
       set.write(std::to_string(index++), item.value());
+    }
+    for (const auto& frozen : detail::unseeded(*lora, name)) {
+      set.write("frozen_" + std::to_string(index++), frozen, /*is_buffer=*/true);
     }
     archive.write(name, set);
   }
@@ -51,17 +189,26 @@ LIGHTLORA_INLINE torch::serialize::InputArchive& operator>>(torch::serialize::In
   std::vector<std::pair<torch::Tensor, torch::Tensor>> values;
   for (const auto& name : lora->sets()) {
     torch::serialize::InputArchive set;
-    TORCH_CHECK(archive.try_read(name, set), "lightlora: expected the adapter set '", name,
-                "' in the archive, got none; hint: patch with the names that were saved");
+    TORCH_CHECK(archive.try_read(name, set), "'", name,
+                "': expected an adapter set of that name in the archive, got none; hint: patch "
+                "with the names that were saved");
     int64_t index = 0;
     for (const auto& item : lora->named_parameters(name)) {
       torch::Tensor value;
       TORCH_CHECK(
           set.try_read(std::to_string(index++), value) && value.sizes() == item.value().sizes(),
-          "lightlora: '", item.key(), "': expected a tensor ", item.value().sizes(),
+          "'", item.key(), "': expected a tensor ", item.value().sizes(),
           " in the archive, got another or none; hint: patch with the options and targets ",
           "that were saved");
       values.emplace_back(item.value(), value);
+    }
+    for (const auto& frozen : detail::unseeded(*lora, name)) {
+      torch::Tensor value;
+      // Archives of earlier versions lack them.
+      if (!set.try_read("frozen_" + std::to_string(index++), value, /*is_buffer=*/true)) continue;
+      TORCH_CHECK(value.sizes() == frozen.sizes(), "'", name, "': expected a frozen tensor ",
+                  frozen.sizes(), " in the archive, got ", value.sizes());
+      values.emplace_back(frozen, value);
     }
   }
   for (auto& [own, value] : values) own.copy_(value);

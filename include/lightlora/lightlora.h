@@ -14,9 +14,9 @@
 #include <lightlora/linear.h>
 #include <lightlora/options.h>
 #include <lightlora/patch.h>
+#include <lightlora/regex.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
 #include <lightlora/train.h>
-#include <lightlora/variants/registry.h>
 #include <lightlora/variants/variants.h>
 #include <lightlora/version.h>

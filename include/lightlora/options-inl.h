@@ -6,8 +6,8 @@
 #include <c10/util/Exception.h>
 
 #include <array>
-#include <map>
-#include <sstream>
+#include <string>
+#include <utility>
 
 namespace lightlora {
 
@@ -51,7 +51,7 @@ Enum enum_from_string(const std::string& text) {
     if (text == name) found = value;
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  TORCH_CHECK_VALUE(found, "lightlora: expected one of ", known, ", got '", text, "'");
+  TORCH_CHECK_VALUE(found, "expected one of ", known, ", got '", text, "'");
   return *found;
 }
 
@@ -76,50 +76,5 @@ LIGHTLORA_INLINE std::string to_string(Route route) { return detail::enum_to_str
 LIGHTLORA_INLINE Route parse_route(const std::string& name) {
   return detail::enum_from_string<Route>(name);
 }
-
-namespace detail {
-
-// The names of the fields below.
-constexpr const char* kStructureFields[] = {"dora",           "dora_inputs", "decompose_factor",
-                                            "decompose_both", "full_matrix", "lokr_shape",
-                                            "scale_input"};
-
-// The options that only some variants have, as text: what a file says beside rank, alpha and bases
-// so that the same tensors can be made again. Options at their default are left out.
-inline std::map<std::string, std::string> structure_fields(const LoRAOptions& options) {
-  std::map<std::string, std::string> fields;
-  if (options.dora()) fields["dora"] = "1";
-  if (options.dora_inputs()) fields["dora_inputs"] = "1";
-  if (options.decompose_factor() != -1) {
-    fields["decompose_factor"] = std::to_string(options.decompose_factor());
-  }
-  if (options.decompose_both()) fields["decompose_both"] = "1";
-  if (options.full_matrix()) fields["full_matrix"] = "1";
-  if (!options.lokr_shape().empty()) {
-    fields["lokr_shape"] = std::to_string(options.lokr_shape().front()) + " " +
-                           std::to_string(options.lokr_shape().back());
-  }
-  if (options.scale_input()) fields["scale_input"] = "1";
-  return fields;
-}
-
-// Sets one of the fields that `structure_fields` writes; false if the name is none of them or the
-// text is not a number.
-inline bool set_structure_field(LoRAOptions& options, const std::string& name,
-                                const std::string& text) {
-  std::istringstream numbers(text);
-  int64_t first = 0, second = 0;
-  if (!(numbers >> first)) return false;
-  if (name == "dora") return options.dora(first != 0), true;
-  if (name == "dora_inputs") return options.dora_inputs(first != 0), true;
-  if (name == "decompose_factor") return options.decompose_factor(first), true;
-  if (name == "decompose_both") return options.decompose_both(first != 0), true;
-  if (name == "full_matrix") return options.full_matrix(first != 0), true;
-  if (name == "scale_input") return options.scale_input(first != 0), true;
-  if (name != "lokr_shape" || !(numbers >> second)) return false;
-  return options.lokr_shape({first, second}), true;
-}
-
-}  // namespace detail
 
 }  // namespace lightlora

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/util/Exception.h>
 #include <lightlora/config.h>
+#include <lightlora/detail/option_text.h>
 #include <torch/arg.h>
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -32,6 +35,9 @@ enum class AuxInit { orthogonal, normal, normal_scaled };
 /// Both give the same gradients and neither forms the gradient of the frozen weight.
 enum class Route { automatic, bypass, merged };
 
+/// Options of one variant as text, by name.
+using OwnOptions = std::map<std::string, std::string>;
+
 /// The name of an initialisation, as flags and files spell it.
 std::string to_string(Init init);
 /// The name of a kind of basis, as flags and files spell it.
@@ -40,13 +46,18 @@ std::string to_string(AuxInit aux_init);
 Init parse_init(const std::string& name);
 /// The kind of basis of that name; c10::ValueError lists the known ones.
 AuxInit parse_aux_init(const std::string& name);
+/// The same, as the table of a variant's options reads it.
+inline void from_string(const std::string& name, AuxInit& aux_init) {
+  aux_init = parse_aux_init(name);
+}
 
 /// The name of a route, as flags spell it: auto, bypass, merged.
 std::string to_string(Route route);
 /// The route of that name; c10::ValueError lists the known ones.
 Route parse_route(const std::string& name);
 
-/// Options shared by all variants; a variant ignores what it has no use for.
+/// Options that every variant has. Those of a single variant have a type of their own beside it,
+/// such as `LoKrOptions`, which converts to this one.
 ///
 /// Example: `LoRAOptions().rank(8).network_alpha(4)`.
 struct LoRAOptions {
@@ -54,27 +65,18 @@ struct LoRAOptions {
   /// The one option that nearly everyone sets.
   /* implicit */ LoRAOptions(int64_t rank) : rank_(rank) {}
 
-  /// Inner width of the two trained factors. Fused trains its whole core and uses it for `split`
-  /// and for the scale only. Default: 4.
+  /// Inner width of the two trained factors. Default: 4.
   TORCH_ARG(int64_t, rank) = 4;
   /// Scale of the delta times the rank: `scale = network_alpha / rank`. Unset: scale 1.
   TORCH_ARG(std::optional<double>, network_alpha) = std::nullopt;
   /// What the trained values start as. Default: `up_zero`.
   TORCH_ARG(Init, init) = Init::up_zero;
-  /// How the frozen bases are drawn (Light, Fused). Default: `orthogonal`.
-  TORCH_ARG(AuxInit, aux_init) = AuxInit::orthogonal;
-  /// Directions on the input side, clamped to the layer's input width (Light, Fused). Default: 100.
-  TORCH_ARG(int64_t, aux_in) = 100;
-  /// Directions on the output side, clamped to the layer's output width (Light, Fused). Default: 50.
-  TORCH_ARG(int64_t, aux_out) = 50;
-  /// Seed of the frozen bases (Light, Fused, VeRA); with the layer's name and shape it names them
-  /// completely, so that files need not hold them. Default: 0.
-  TORCH_ARG(uint64_t, aux_seed) = 0;
-  /// Rank-stabilised scale, `network_alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv:2312.03732): the
-  /// size of the delta then does not fall with the rank. Default: false.
+  /// Rank-stabilised scale, `network_alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv:2312.03732):
+  /// the size of the delta then does not fall with the rank. Default: false.
   TORCH_ARG(bool, rslora) = false;
   /// DoRA (Liu et al. 2024, arXiv:2402.09353): the rows of weight + delta are brought to a trained
-  /// length, `magnitude`. With any variant that adds to the weight; (IA)3 refuses it. Default: false.
+  /// length, `magnitude`. With any variant that adds to the weight; (IA)3 refuses it. Default:
+  /// false.
   TORCH_ARG(bool, dora) = false;
   /// DoRA: one length for each input channel in place of each output, as LyCORIS had it before 3.2.
   /// Default: false.
@@ -82,18 +84,71 @@ struct LoRAOptions {
   /// Probability of leaving out an input of the adapter (not of its layer) in training; for drop-in
   /// layers and adapted modules, see docs/patching.md. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
-  /// LoKr: the smaller side of the split of inputs and outputs; -1 takes the most even one.
-  /// Default: -1.
-  TORCH_ARG(int64_t, decompose_factor) = -1;
-  /// LoKr: whether the left matrix may be of low rank too. Default: false.
-  TORCH_ARG(bool, decompose_both) = false;
-  /// LoKr: both matrices in full, whatever the rank. Default: false.
-  TORCH_ARG(bool, full_matrix) = false;
-  /// LoKr: rows and columns of the left matrix, in place of `decompose_factor`. Default: empty.
-  TORCH_ARG(std::vector<int64_t>, lokr_shape) = {};
-  /// (IA)3: scales the layer's inputs, as the paper does for the second feed-forward layer, instead
-  /// of its outputs. Default: false.
-  TORCH_ARG(bool, scale_input) = false;
+  /// The variant's own options as text, by name: how they travel through files, flags and a variant
+  /// chosen at run time, as in `LoRAOptions(8).own({{"decompose_factor", "4"}})`. A name that the
+  /// variant does not take is an error when the adapter is made. Default: none.
+  TORCH_ARG(OwnOptions, own) = {};
+};
+
+/// What an option of a variant's own is, as `VariantOptions` declares it.
+template <typename Options, typename Value>
+struct OptionField {
+  const char* name;       ///< in files, flags and on the run-time route
+  Value Options::*value;  ///< the member
+  const char* help;       ///< one line, shown by `--help`
+};
+
+/// One line of a variant's table of options.
+template <typename Options, typename Value>
+constexpr OptionField<Options, Value> option(const char* name, Value Options::*value,
+                                             const char* help) {
+  return {name, value, help};
+}
+
+/// Base of the options of one variant: the shared ones, and what the variant adds. It converts to
+/// LoRAOptions, which carry the added ones as text, so nothing is lost where those are passed by
+/// value.
+///
+///     struct MyOptions : VariantOptions<MyOptions> {
+///       using VariantOptions::VariantOptions;
+///       TORCH_ARG(int64_t, width) = 8;
+///       static auto fields() { return std::make_tuple(option("width", &MyOptions::width_, "..."));
+///       }
+///     };
+///
+/// Values: bool, integers, floating-point numbers, vectors of integers, and enumerations with a
+/// `to_string(value)` and a `from_string(text, value)` in their namespace.
+template <typename Derived>
+class VariantOptions {
+ public:
+  VariantOptions() = default;
+  /* implicit */ VariantOptions(int64_t rank) : shared_(rank) {}
+  /// Adds to options that are shared. Errors: c10::ValueError if they hold some variant's own
+  explicit VariantOptions(LoRAOptions shared) : shared_(std::move(shared)) {
+    TORCH_CHECK_VALUE(shared_.own().empty(), "'", shared_.own().begin()->first,
+                      "': expected shared options only, got an option of a variant");
+  }
+
+  Derived& rank(int64_t value) { return set(shared_.rank(value)); }
+  Derived& network_alpha(std::optional<double> value) { return set(shared_.network_alpha(value)); }
+  Derived& init(Init value) { return set(shared_.init(value)); }
+  Derived& rslora(bool value) { return set(shared_.rslora(value)); }
+  Derived& dora(bool value) { return set(shared_.dora(value)); }
+  Derived& dora_inputs(bool value) { return set(shared_.dora_inputs(value)); }
+  Derived& dropout(double value) { return set(shared_.dropout(value)); }
+
+  /// What every variant has.
+  const LoRAOptions& shared() const { return shared_; }
+  /// Everything, the variant's own as text.
+  /* implicit */ operator LoRAOptions() const {
+    LoRAOptions all = shared_;
+    return all.own(detail::own_to_text(static_cast<const Derived&>(*this)));
+  }
+
+ private:
+  Derived& set(const LoRAOptions& /*changed*/) { return static_cast<Derived&>(*this); }
+
+  LoRAOptions shared_;
 };
 
 /// The layer that an adapter belongs to, seen as one matrix.

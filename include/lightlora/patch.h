@@ -5,7 +5,7 @@
 #include <lightlora/detail/layer_weights.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
-#include <lightlora/variants/registry.h>
+#include <lightlora/variants/variants.h>
 #include <torch/nn/modules/linear.h>
 
 #include <map>
@@ -38,7 +38,7 @@ class [[nodiscard]] Activation {
   /// Activates the adapters; `PatchedImpl::activate` is the usual way here.
   explicit Activation(std::shared_ptr<PatchedImpl> patched);
   ~Activation();
-  /// Takes over what the other one would end.
+  /// Moves the activation.
   Activation(Activation&&) = default;
   Activation& operator=(Activation&&) = delete;
   Activation(const Activation&) = delete;
@@ -62,9 +62,24 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   PatchedImpl(const PatchedImpl&) = delete;
   PatchedImpl& operator=(const PatchedImpl&) = delete;
 
-  /// Adds adapters under a new name and makes them active with weight 1.
+  /// Adds adapters of another variant under a new name and makes them active with weight 1:
+  /// `lora->add<ClassicLoRA>("style", 2, {"to_v"})`.
   /// Errors: c10::Error if the name is taken, a target matches nothing, a layer is patched by
   ///         another handle, or the model is merged or active
+  template <template <typename> class Variant,
+            typename Options = typename Variant<torch::nn::Linear>::AdapterType::Options,
+            std::enable_if_t<detail::takes_options<
+                                 typename Variant<torch::nn::Linear>::AdapterType, Options>,
+                             int> = 0>
+  void add(const std::string& name, const Options& options, const Targets& targets) {
+    add(name, factory_of<typename Variant<torch::nn::Linear>::AdapterType>(), options, targets);
+  }
+  /// The same with a variant chosen at run time: "classic", "light", ...
+  void add(const std::string& name, const std::string& variant, const LoRAOptions& options,
+           const Targets& targets) {
+    add(name, find_variant(variant).make, options, targets);
+  }
+  /// The same with whatever `make` makes.
   void add(const std::string& name, const AdapterFactory& make, const LoRAOptions& options,
            const Targets& targets);
   /// Adds the adapters of a state under a new name and makes them active with weight 1.
@@ -112,7 +127,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Copies of the values of one set.
   AdapterState state(const std::string& name = "default", Bases bases = Bases::by_seed) const;
   /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
-  void load_state(const AdapterState& state, const std::string& name = "default");
+  void assign(const AdapterState& state, const std::string& name = "default");
 
   /// Forces how drop-in layers with adapters compute; `Route::automatic` is the start.
   void set_route(Route route);
@@ -225,9 +240,15 @@ Patched patch(torch::nn::Module& model, AdapterFactory make, const LoRAOptions& 
               const Targets& targets, const std::string& name = "default");
 
 /// Adapts layers with a variant chosen at compile time:
-/// `auto lora = patch<LightLoRA>(*model, LoRAOptions(4), {"to_q", "to_v"});`
-template <template <typename> class Variant>
-Patched patch(torch::nn::Module& model, const LoRAOptions& options, const Targets& targets,
+/// `auto lora = patch<LightLoRA>(*model, LoRAOptions(4), {"to_q", "to_v"});`, or with the variant's own
+/// options, `patch<LoKr>(*model, LoKrOptions(8).decompose_factor(4), {"to_q"})`. Those of another variant
+/// do not compile.
+template <template <typename> class Variant,
+          typename Options = typename Variant<torch::nn::Linear>::AdapterType::Options,
+          std::enable_if_t<
+              detail::takes_options<typename Variant<torch::nn::Linear>::AdapterType, Options>, int> =
+              0>
+Patched patch(torch::nn::Module& model, const Options& options, const Targets& targets,
               const std::string& name = "default") {
   using AdapterImpl = typename Variant<torch::nn::Linear>::AdapterType;
   return patch(model, factory_of<AdapterImpl>(), options, targets, name);

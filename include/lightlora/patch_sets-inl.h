@@ -98,7 +98,7 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterFac
   for (const auto& path : targets.select(targets_, &hits)) {
     LoRAOptions own = options;
     own.rank(targets.rank_of(path, options.rank()));
-    if (double alpha = 0; targets.has_alpha(path, alpha)) own.network_alpha(alpha);
+    if (const auto alpha = targets.alpha_of(path)) own.network_alpha(*alpha);
     Site& site = site_of(path);
     made.emplace_back(&site, make(own, site.weight.info(path)));
     if (!site.weight.slot()) require_no_dropout(*made.back().second);
@@ -221,19 +221,19 @@ LIGHTLORA_INLINE AdapterState PatchedImpl::state(const std::string& name, Bases 
   return result;
 }
 
-LIGHTLORA_INLINE void PatchedImpl::load_state(const AdapterState& state, const std::string& name) {
-  require_idle("load");
+LIGHTLORA_INLINE void PatchedImpl::assign(const AdapterState& state, const std::string& name) {
+  require_idle("assign");
   const auto own = adapters(name);
   std::map<std::string, const LayerState*> by_path;
   for (const auto& layer : state) by_path[layer.layer.name] = &layer;
   for (const auto& adapter : own) {
-    TORCH_CHECK(by_path.count(adapter->layer().name), "lightlora::load: '", adapter->layer().name,
+    TORCH_CHECK(by_path.count(adapter->layer().name), "'", adapter->layer().name,
                 "': expected values for this layer, got none among ", state.size(), " layers");
   }
-  TORCH_CHECK(by_path.size() == own.size(), "lightlora::load: expected values for ", own.size(),
+  TORCH_CHECK(by_path.size() == own.size(), "expected values for ", own.size(),
               " layers, got ", by_path.size(),
               "; hint: patch with the targets that the file was trained with, or patch(model, ",
-              "load_state(file))");
+              "read_state(file))");
   // Checked first, so that a mismatch in a late layer leaves the early ones alone.
   for (const auto& adapter : own) check_fits(*adapter, *by_path[adapter->layer().name]);
   for (const auto& adapter : own) restore(*adapter, *by_path[adapter->layer().name]);

@@ -4,7 +4,6 @@
 #include <lightlora/state.h>
 
 #include <ATen/ATen.h>
-#include <lightlora/variants/registry.h>
 #include <lightlora/variants/variants.h>
 
 #include <cmath>
@@ -13,28 +12,22 @@
 namespace lightlora {
 
 LIGHTLORA_INLINE LayerState state_of(const Adapter& adapter, Bases bases) {
-  const auto copy = [](const NamedTensors& tensors) {
-    std::map<std::string, at::Tensor> result;
-    for (const auto& item : tensors) {
-      result[item.key()] =
-          item.value().detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous();
-    }
-    return result;
+  const auto copy = [](const at::Tensor& tensor) {
+    return tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous();
   };
-  return {adapter.variant(),
-          adapter.layer(),
-          adapter.options(),
-          adapter.scale(),
-          copy(adapter.trained()),
-          bases == Bases::embedded || adapter.bases_from_weight()
-              ? copy(adapter.frozen())
-              : std::map<std::string, at::Tensor>{}};
+  LayerState state{adapter.variant(), adapter.layer(), adapter.options(), adapter.scale(), {}, {}};
+  for (const auto& item : adapter.trained()) state.trained[item.key()] = copy(item.value());
+  for (const auto& item : adapter.frozen()) {
+    if (bases == Bases::by_seed && adapter.is_seeded(item.key())) continue;
+    state.frozen[item.key()] = copy(item.value());
+  }
+  return state;
 }
 
-LIGHTLORA_INLINE void check_fits(const Adapter& adapter, const LayerState& state) {
-  const std::string where = "lightlora: '" + adapter.layer().name + "'";
-  TORCH_CHECK(adapter.variant() == state.variant, where, ": expected a ", adapter.variant(),
-              " adapter, got a ", state.variant, " one");
+namespace detail {
+
+inline void check_trained(const Adapter& adapter, const LayerState& state) {
+  const std::string where = "'" + adapter.layer().name + "'";
   const NamedTensors trained = adapter.trained();
   for (const auto& [name, value] : state.trained) {
     TORCH_CHECK(trained.contains(name), where, ": expected no tensor '", name, "' in a ",
@@ -47,31 +40,48 @@ LIGHTLORA_INLINE void check_fits(const Adapter& adapter, const LayerState& state
     TORCH_CHECK(state.trained.count(item.key()), where, ": expected a tensor '", item.key(),
                 "', got none");
   }
-  for (const auto& item : adapter.frozen()) {
+}
+
+inline void check_frozen(const Adapter& adapter, const LayerState& state) {
+  const std::string where = "'" + adapter.layer().name + "'";
+  const NamedTensors frozen = adapter.frozen();
+  for (const auto& item : state.frozen) {
+    TORCH_CHECK(frozen.contains(item.first), where, ": expected no frozen tensor '", item.first,
+                "' in a ", adapter.variant(), " adapter, got one");
+  }
+  for (const auto& item : frozen) {
     const auto found = state.frozen.find(item.key());
-    if (adapter.bases_from_weight()) {
-      TORCH_CHECK(found != state.frozen.end() && found->second.sizes() == item.value().sizes(),
-                  where, ": expected a frozen tensor '", item.key(), "' ", item.value().sizes(),
-                  ", got ", found == state.frozen.end() ? "none" : "one of another shape");
-      continue;
-    }
-    if (found == state.frozen.end()) continue;
+    const bool present = found != state.frozen.end();
+    const bool seeded = adapter.is_seeded(item.key());
+    if (!present && seeded) continue;
+    TORCH_CHECK(present && found->second.sizes() == item.value().sizes(), where,
+                ": expected a frozen tensor '", item.key(), "' ", item.value().sizes(), ", got ",
+                present ? "one of another shape" : "none");
+    if (!seeded) continue;
     const at::Tensor own = item.value().cpu().to(at::kDouble);
     // Embedded bases may have been rounded to half precision.
-    TORCH_CHECK(found->second.sizes() == own.sizes() &&
-                    at::allclose(found->second.to(at::kDouble), own, /*rtol=*/1e-2, /*atol=*/1e-3),
-                where, ": expected the embedded '", item.key(), "' to equal the basis of seed ",
-                adapter.options().aux_seed(),
-                ", got another; hint: the file was edited, or made by another basis version");
+    TORCH_CHECK(at::allclose(found->second.to(at::kDouble), own, /*rtol=*/1e-2, /*atol=*/1e-3),
+                where, ": expected the embedded '", item.key(),
+                "' to equal the basis of the seed, got ",
+                "another; hint: the file was edited, or made by another basis version");
   }
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE void check_fits(const Adapter& adapter, const LayerState& state) {
+  TORCH_CHECK(adapter.variant() == state.variant, "'", adapter.layer().name, "': expected a ",
+              adapter.variant(), " adapter, got a ", state.variant, " one");
+  detail::check_trained(adapter, state);
+  detail::check_frozen(adapter, state);
 }
 
 LIGHTLORA_INLINE void restore(Adapter& adapter, const LayerState& state) {
   check_fits(adapter, state);
   torch::NoGradGuard no_grad;
   for (auto& item : adapter.trained()) item.value().copy_(state.trained.at(item.key()));
-  if (adapter.bases_from_weight()) {
-    for (auto& item : adapter.frozen()) item.value().copy_(state.frozen.at(item.key()));
+  for (auto& item : adapter.frozen()) {
+    if (!adapter.is_seeded(item.key())) item.value().copy_(state.frozen.at(item.key()));
   }
   adapter.set_scale(state.scale);
 }
@@ -120,42 +130,6 @@ LIGHTLORA_INLINE LayerState to_classic(const Adapter& adapter, const Keep& keep,
 LIGHTLORA_INLINE AdapterState to_classic(const AdapterState& state, const Keep& keep) {
   AdapterState result;
   for (const auto& layer : state) result.push_back(to_classic(*make_adapter(layer), keep));
-  return result;
-}
-
-LIGHTLORA_INLINE AdapterState split_fused(const AdapterState& state, int64_t rank) {
-  AdapterState result;
-  for (const auto& layer : state) {
-    const auto adapter = make_adapter(layer);
-    const auto fused = std::dynamic_pointer_cast<FusedAdapterImpl>(adapter);
-    result.push_back(fused ? state_of(*fused->split(rank)) : layer);
-  }
-  return result;
-}
-
-LIGHTLORA_INLINE LayerState truncate_rank(const LayerState& layer, int64_t rank) {
-  TORCH_CHECK_VALUE(rank >= 1, "lightlora::truncate_rank: '", layer.layer.name,
-                    "': expected rank >= 1, got ", rank);
-  const auto adapter = make_adapter(layer);
-  if (adapter->has_factors() && adapter->rank() <= rank) return to_classic(*adapter);
-  return to_classic(*adapter, Keep::rank(rank));
-}
-
-LIGHTLORA_INLINE LayerState truncate_in_variant(const LayerState& layer, int64_t rank) {
-  const auto adapter = make_adapter(layer);
-  if (adapter->rank() <= rank) return layer;
-  if (layer.variant == FusedAdapterImpl::kVariant) return split_fused({layer}, rank).front();
-  const bool light = layer.variant == LightAdapterImpl::kVariant;
-  if (!light || layer.options.aux_init() != AuxInit::orthogonal) return truncate_rank(layer, rank);
-  LayerState core = layer;
-  core.variant = ClassicAdapterImpl::kVariant;
-  core.layer.in = layer.trained.at("down").size(1);
-  core.layer.out = layer.trained.at("up").size(0);
-  core.frozen.clear();
-  LayerState result = layer;
-  result.trained = truncate_rank(core, rank).trained;
-  result.scale = 1.0;
-  result.options.rank(rank).network_alpha(std::nullopt);
   return result;
 }
 

@@ -21,17 +21,22 @@ struct LayerState {
   double scale = 1.0;   ///< factor of the delta
   /// What was trained, by name, on the CPU.
   std::map<std::string, at::Tensor> trained;
-  /// Empty when the bases are to be made again from their seed.
+  /// What is frozen, by name: what cannot be made again from the options, and the rest if the bases
+  /// are embedded.
   std::map<std::string, at::Tensor> frozen;
 };
 
 /// The adapters of one model, in the model's order.
 using AdapterState = std::vector<LayerState>;
 
-/// Whether a state also holds the frozen bases.
+/// The adapters of several models ("unet", "text_encoder"; "" for a model of one's own).
+using Components = std::map<std::string, AdapterState>;
+
+/// Whether a state also holds the frozen bases that can be made again from their seed.
 enum class Bases { by_seed, embedded };
 
-/// A copy of an adapter's values on the CPU. Bases made of the layer's weight are always in it.
+/// A copy of an adapter's values on the CPU. What is frozen and cannot be made again is always in
+/// it.
 LayerState state_of(const Adapter& adapter, Bases bases = Bases::by_seed);
 
 /// Whether a state's values can be put into an adapter.
@@ -52,8 +57,8 @@ LayerState classic_state(const LayerInfo& layer, const Factors& factors);
 
 }  // namespace detail
 
-/// The same delta as plain low-rank factors with the scale folded in, for tools that know nothing of
-/// variants: Light loses its bases into its factors, Fused keeps its full inner width, a variant
+/// The same delta as plain low-rank factors with the scale folded in, for tools that know nothing
+/// of variants: Light loses its bases into its factors, Fused keeps its full inner width, a variant
 /// without factors is decomposed. Exact up to rounding with `Keep::all()`, and whenever the rank
 /// suffices. The scale is split evenly between the two factors so that neither underflows in fp16.
 /// Shapes: weight (out, in), needed only if the adapter's `needs_weight`
@@ -64,19 +69,6 @@ LayerState to_classic(const Adapter& adapter, const Keep& keep = Keep::all(),
 /// `to_classic` of every layer of a state. Variants whose delta depends on the layers' weights need
 /// the model: patch it and call its `to_classic`.
 AdapterState to_classic(const AdapterState& state, const Keep& keep = Keep::all());
-
-/// Every Fused layer replaced by its best Light approximation of this rank; others as they are.
-AdapterState split_fused(const AdapterState& state, int64_t rank);
-
-/// The best approximation of a layer's delta of at most this rank, as classic factors with the
-/// scale folded in; a layer of that rank or less is only made classic.
-/// Errors: c10::ValueError if rank < 1
-LayerState truncate_rank(const LayerState& layer, int64_t rank);
-
-/// As `truncate_rank`, but a Fused layer becomes Light and a Light one stays it, on the same bases:
-/// with orthonormal bases the best approximation of the core is that of the delta.
-/// Errors: c10::ValueError if rank < 1
-LayerState truncate_in_variant(const LayerState& layer, int64_t rank);
 
 }  // namespace lightlora
 

@@ -7,80 +7,48 @@
 
 #include <algorithm>
 #include <map>
-#include <regex>
 #include <set>
 
 namespace lightlora {
 
-namespace detail {
-
-template <typename Letter>
-std::function<bool(const TargetLayer&)> full_match(const std::string& expression) {
-  std::basic_regex<Letter> compiled;
-  try {
-    compiled.assign(expression);
-  } catch (const std::regex_error& error) {
-    TORCH_CHECK_VALUE(false, "lightlora::Targets: '", expression,
-                      "': expected a regular expression, got one with an error: ", error.what());
-  }
-  return [compiled = std::move(compiled)](const TargetLayer& layer) {
-    return std::regex_match(layer.path, compiled);
-  };
-}
-
-template <typename Letter>
-std::function<bool(const TargetLayer&)> suffix_match(const std::string& expression) {
-  full_match<Letter>(expression);  // an error then names what was given
-  return full_match<Letter>("(?:.*\\.)?(?:" + expression + ")");
-}
-
-#ifdef LIGHTLORA_COMPILED
-template std::function<bool(const TargetLayer&)> full_match<char>(const std::string&);
-template std::function<bool(const TargetLayer&)> suffix_match<char>(const std::string&);
-#endif
-
-}  // namespace detail
-
-LIGHTLORA_INLINE Targets::Targets(const std::vector<std::string>& names) {
-  for (const auto& name : names) include_.push_back({name, by_name(name)});
-}
+LIGHTLORA_INLINE Pattern::Pattern(const std::string& name)
+    : Pattern(name, [name](const std::string& path) {
+        if (path.size() <= name.size()) return path == name;
+        const std::size_t start = path.size() - name.size();
+        return path[start - 1] == '.' && path.compare(start, name.size(), name) == 0;
+      }) {}
 
 LIGHTLORA_INLINE Targets Targets::all() {
-  return Targets().where("every layer", [](const TargetLayer&) { return true; });
+  return {Pattern("every layer", [](const TargetLayer&) { return true; })};
 }
 
 LIGHTLORA_INLINE Targets Targets::all_linear() {
-  return Targets().where("every Linear", [](const TargetLayer& layer) {
+  return {Pattern("every Linear", [](const TargetLayer& layer) {
     return layer.type == "Linear" || layer.type == "MultiheadAttention";
-  });
+  })};
 }
 
-LIGHTLORA_INLINE Targets& Targets::exclude(const std::vector<std::string>& names) {
-  for (const auto& name : names) exclude_.push_back({name, by_name(name)});
+LIGHTLORA_INLINE Targets& Targets::exclude(std::initializer_list<Pattern> patterns) {
+  exclude_.insert(exclude_.end(), patterns);
+  return *this;
+}
+
+LIGHTLORA_INLINE Targets& Targets::rank(const Pattern& pattern, int64_t rank) {
+  ranks_.emplace_back(pattern, rank);
+  return *this;
+}
+
+LIGHTLORA_INLINE Targets& Targets::alpha(const Pattern& pattern, double network_alpha) {
+  alphas_.emplace_back(pattern, network_alpha);
   return *this;
 }
 
 LIGHTLORA_INLINE int64_t Targets::rank_of(const std::string& path, int64_t otherwise) const {
-  return first_match(ranks_, path, otherwise);
+  return first_match(ranks_, path).value_or(otherwise);
 }
 
-LIGHTLORA_INLINE bool Targets::has_alpha(const std::string& path, double& network_alpha) const {
-  for (const auto& [pattern, value] : alphas_) {
-    if (pattern.matches({path, "", ""})) {
-      network_alpha = value;
-      return true;
-    }
-  }
-  return false;
-}
-
-LIGHTLORA_INLINE Targets::Predicate Targets::by_name(const std::string& name) {
-  return [name](const TargetLayer& layer) {
-    const std::string& path = layer.path;
-    if (path.size() <= name.size()) return path == name;
-    const std::size_t start = path.size() - name.size();
-    return path[start - 1] == '.' && path.compare(start, name.size(), name) == 0;
-  };
+LIGHTLORA_INLINE std::optional<double> Targets::alpha_of(const std::string& path) const {
+  return first_match(alphas_, path);
 }
 
 namespace detail {
@@ -147,7 +115,7 @@ LIGHTLORA_INLINE int64_t Targets::require_hits(const Pattern& pattern,
   std::vector<std::string> paths;
   const TargetLayer* refused = nullptr;
   for (const auto& layer : layers) {
-    const bool match = pattern.matches(layer);
+    const bool match = pattern.selects(layer);
     if (!layer.refusal.empty()) {
       if (match) refused = &layer;
       continue;
@@ -155,26 +123,26 @@ LIGHTLORA_INLINE int64_t Targets::require_hits(const Pattern& pattern,
     paths.push_back(layer.path);
     if (match) ++count;
   }
-  TORCH_CHECK(count > 0 || !refused, "lightlora::patch: target '", pattern.text,
+  TORCH_CHECK(count > 0 || !refused, "target '", pattern.text(),
               "': expected a layer that can be adapted, got '", refused->path, "', a ",
               refused->type, ": ", refused->refusal);
-  const std::string below = count > 0 ? "" : detail::names_below(pattern.text, paths);
-  TORCH_CHECK(below.empty(), "lightlora::patch: target '", pattern.text,
+  const std::string below = count > 0 ? "" : detail::names_below(pattern.text(), paths);
+  TORCH_CHECK(below.empty(), "target '", pattern.text(),
               "': expected a layer, got a module that holds some; hint: name those, as in ", below);
-  TORCH_CHECK(count > 0, "lightlora::patch: target '", pattern.text,
+  TORCH_CHECK(count > 0, "target '", pattern.text(),
               "': expected at least one layer of that name among ", paths.size(),
               " adaptable layers, got none; hint: the nearest names are ",
-              detail::nearest_names(pattern.text, paths));
+              detail::nearest_names(pattern.text(), paths));
   return count;
 }
 
 LIGHTLORA_INLINE std::vector<std::string> Targets::select(const std::vector<TargetLayer>& layers,
                                                           std::vector<Hits>* hits) const {
-  TORCH_CHECK_VALUE(!include_.empty(), "lightlora::patch: expected at least one target, got none; ",
+  TORCH_CHECK_VALUE(!include_.empty(), "expected at least one target, got none; ",
                     "hint: Targets{\"to_q\", \"to_v\"}, or Targets::all()");
   for (const auto& pattern : include_) {
     const int64_t count = require_hits(pattern, layers);
-    if (hits) hits->push_back({pattern.text, count});
+    if (hits) hits->push_back({pattern.text(), count});
   }
   for (const auto& pattern : exclude_) require_hits(pattern, layers);
   for (const auto& item : ranks_) require_hits(item.first, layers);
@@ -182,7 +150,7 @@ LIGHTLORA_INLINE std::vector<std::string> Targets::select(const std::vector<Targ
 
   const auto matches_one = [](const std::vector<Pattern>& patterns, const TargetLayer& layer) {
     return std::any_of(patterns.begin(), patterns.end(),
-                       [&](const Pattern& pattern) { return pattern.matches(layer); });
+                       [&](const Pattern& pattern) { return pattern.selects(layer); });
   };
   std::vector<std::string> selected;
   for (const auto& layer : layers) {
@@ -190,8 +158,7 @@ LIGHTLORA_INLINE std::vector<std::string> Targets::select(const std::vector<Targ
       selected.push_back(layer.path);
     }
   }
-  TORCH_CHECK(!selected.empty(),
-              "lightlora::patch: expected at least one layer to adapt, got none: ",
+  TORCH_CHECK(!selected.empty(), "expected at least one layer to adapt, got none: ",
               "every selected layer is excluded");
   return selected;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -20,85 +21,60 @@ struct TargetLayer {
   std::string refusal;  ///< why it cannot be adapted; empty if it can
 };
 
-namespace detail {
+/// Layers of a model, by name or by what they are.
+class Pattern {
+ public:
+  /// The layer of that path, and every layer whose path ends in "." + name, as in PEFT's
+  /// `target_modules`.
+  /* implicit */ Pattern(const char* name) : Pattern(std::string(name)) {}
+  /* implicit */ Pattern(const std::string& name);
+  /// Every layer for which the predicate holds, of a TargetLayer or of its path; `label` names it
+  /// in messages. Expressions: `matches` of <lightlora/regex.h>.
+  template <typename Function,
+            typename = std::enable_if_t<std::is_invocable_v<Function, const TargetLayer&> ||
+                                        std::is_invocable_v<Function, const std::string&>>>
+  Pattern(std::string label, Function predicate) : text_(std::move(label)) {
+    if constexpr (std::is_invocable_v<Function, const TargetLayer&>) {
+      selects_ = std::move(predicate);
+    } else {
+      selects_ = [predicate = std::move(predicate)](const TargetLayer& layer) mutable -> bool {
+        return predicate(layer.path);
+      };
+    }
+  }
 
-// Whether a layer's whole path matches an expression. `Letter` is char.
-template <typename Letter>
-std::function<bool(const TargetLayer&)> full_match(const std::string& expression);
-// Whether its path, or what follows one of the path's dots, does.
-template <typename Letter>
-std::function<bool(const TargetLayer&)> suffix_match(const std::string& expression);
+  const std::string& text() const { return text_; }
+  bool selects(const TargetLayer& layer) const { return selects_(layer); }
 
-}  // namespace detail
+ private:
+  std::string text_;
+  std::function<bool(const TargetLayer&)> selects_;
+};
 
-/// Which layers of a model to adapt, and where rank and alpha differ from the options.
-///
-/// A name selects the layer of that path and every layer whose path ends in "." + name, as PEFT's
-/// `target_modules` list does: `Targets{"to_q", "to_out.0"}`. Every pattern must match something.
+/// Which layers of a model to adapt, and where rank and alpha differ from the options:
+/// `Targets{"to_q", "to_out.0"}.exclude("head").rank("to_q", 8)`. Every pattern must match
+/// something.
 class Targets {
  public:
-  /// Says whether a layer is meant.
-  using Predicate = std::function<bool(const TargetLayer& layer)>;
-
-  /// No layer yet; add some with the functions below.
+  /// No layer yet.
   Targets() = default;
-  /// Layers by path or suffix.
-  /* implicit */ Targets(std::initializer_list<std::string> names)
-      : Targets(std::vector<std::string>(names)) {}
-  /// Layers by path or suffix.
-  /* implicit */ Targets(const std::vector<std::string>& names);
+  /* implicit */ Targets(std::initializer_list<Pattern> patterns) : include_(patterns) {}
+  /* implicit */ Targets(const std::vector<std::string>& names)
+      : include_(names.begin(), names.end()) {}
 
   /// Every layer that can be adapted.
   static Targets all();
   /// Every Linear and every projection of a MultiheadAttention. PEFT's "all-linear" also leaves out
-  /// the output layer, which only the caller knows here: `.exclude({"head"})`.
+  /// the output layer, which only the caller knows here: `.exclude("head")`.
   static Targets all_linear();
 
-  /// Adds every layer whose whole path matches the (ECMAScript) expression.
-  /// Errors: c10::ValueError if the expression is malformed
-  // A template, as all that compiles expressions here: in the headers std::regex then costs compile
-  // time only in files that use it.
-  template <typename Letter = char>
-  Targets& regex(const std::string& expression) {
-    return where("regex " + expression, detail::full_match<Letter>(expression));
-  }
-  /// Adds every layer for which the predicate, of a TargetLayer or of its path, holds; `label`
-  /// names it in messages.
-  template <typename Function>
-  Targets& where(std::string label, Function predicate) {
-    if constexpr (std::is_invocable_v<Function, const TargetLayer&>) {
-      include_.push_back({std::move(label), std::move(predicate)});
-    } else {
-      include_.push_back({std::move(label), [predicate = std::move(predicate)](
-                                                const TargetLayer& layer) mutable -> bool {
-                            return predicate(layer.path);
-                          }});
-    }
-    return *this;
-  }
-  /// Leaves out layers by path or suffix, whatever selected them.
-  Targets& exclude(const std::vector<std::string>& names);
-  /// Leaves out every layer whose whole path matches the expression, whatever selected it.
-  /// Errors: c10::ValueError if the expression is malformed
-  template <typename Letter = char>
-  Targets& exclude_regex(const std::string& expression) {
-    exclude_.push_back({"regex " + expression, detail::full_match<Letter>(expression)});
-    return *this;
-  }
-  /// Another rank for the layers whose path, or what follows a dot in it, matches the expression,
-  /// as in PEFT: a plain name such as "to_q" is one. Of several that match, the first counts.
-  /// Errors: c10::ValueError if the expression is malformed
-  template <typename Letter = char>
-  Targets& rank_pattern(const std::string& expression, int64_t rank) {
-    ranks_.push_back({{expression, detail::suffix_match<Letter>(expression)}, rank});
-    return *this;
-  }
+  /// Leaves out layers, whatever selected them.
+  Targets& exclude(std::initializer_list<Pattern> patterns);
+  Targets& exclude(const Pattern& pattern) { return exclude({pattern}); }
+  /// Another rank for some of the layers. Of several patterns that match, the first counts.
+  Targets& rank(const Pattern& pattern, int64_t rank);
   /// Another network_alpha, chosen likewise.
-  template <typename Letter = char>
-  Targets& alpha_pattern(const std::string& expression, double network_alpha) {
-    alphas_.push_back({{expression, detail::suffix_match<Letter>(expression)}, network_alpha});
-    return *this;
-  }
+  Targets& alpha(const Pattern& pattern, double network_alpha);
 
   /// A pattern's text and how many layers it selected.
   struct Hits {
@@ -116,24 +92,17 @@ class Targets {
 
   /// The rank that a pattern gives this layer, or `otherwise`.
   int64_t rank_of(const std::string& path, int64_t otherwise) const;
-  /// Whether a pattern gives this layer its own network_alpha, and then which.
-  bool has_alpha(const std::string& path, double& network_alpha) const;
+  /// The network_alpha that a pattern gives this layer.
+  std::optional<double> alpha_of(const std::string& path) const;
 
  private:
-  struct Pattern {
-    std::string text;
-    Predicate matches;
-  };
-
-  static Predicate by_name(const std::string& name);
-
   template <typename Value>
-  static Value first_match(const std::vector<std::pair<Pattern, Value>>& patterns,
-                           const std::string& path, Value otherwise) {
+  static std::optional<Value> first_match(const std::vector<std::pair<Pattern, Value>>& patterns,
+                                          const std::string& path) {
     for (const auto& [pattern, value] : patterns) {
-      if (pattern.matches({path, "", ""})) return value;
+      if (pattern.selects({path, "", ""})) return value;
     }
-    return otherwise;
+    return std::nullopt;
   }
 
   static int64_t require_hits(const Pattern& pattern, const std::vector<TargetLayer>& layers);

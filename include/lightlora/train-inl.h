@@ -136,7 +136,7 @@ LIGHTLORA_INLINE at::Tensor recompute(Segment segment, const std::vector<at::Ten
     is_given.push_back(input.defined());
     if (input.defined()) defined.push_back(input);
   }
-  TORCH_CHECK_VALUE(!defined.empty(), "lightlora::recompute: expected an input, got none");
+  TORCH_CHECK_VALUE(!defined.empty(), "expected an input, got none");
   auto with_all = [segment = std::move(segment), is_given](const std::vector<at::Tensor>& values) {
     std::vector<at::Tensor> all;
     std::size_t next = 0;
@@ -151,13 +151,13 @@ LIGHTLORA_INLINE at::Tensor recompute(Segment segment, const std::vector<at::Ten
 }
 
 LIGHTLORA_INLINE ParameterBank::ParameterBank(const std::vector<at::Tensor>& parameters) {
-  TORCH_CHECK_VALUE(!parameters.empty(), "lightlora::ParameterBank: expected something to train, ",
+  TORCH_CHECK_VALUE(!parameters.empty(), "expected something to train, ",
                     "got nothing");
   int64_t count = 0;
   for (const auto& parameter : parameters) {
     TORCH_CHECK(
         parameter.dtype() == parameters[0].dtype() && parameter.device() == parameters[0].device(),
-        "lightlora::ParameterBank: expected parameters of one dtype and device, got ",
+        "expected parameters of one dtype and device, got ",
         parameters[0].toString(), " and ", parameter.toString());
     count += parameter.numel();
   }

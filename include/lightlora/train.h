@@ -55,7 +55,7 @@ torch::Tensor checkpoint(const Patched& lora, Function segment, const torch::Ten
 template <typename Options>
 std::vector<torch::optim::OptimizerParamGroup> param_groups(const Patched& lora, Options options,
                                                             double ratio) {
-  TORCH_CHECK_VALUE(ratio > 0, "lightlora::param_groups: expected a ratio > 0, got ", ratio);
+  TORCH_CHECK_VALUE(ratio > 0, "expected a ratio > 0, got ", ratio);
   std::vector<torch::Tensor> up, others;
   for (const auto& name : lora->sets()) {
     for (const auto& adapter : lora->adapters(name)) {

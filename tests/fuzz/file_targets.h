@@ -3,8 +3,8 @@
 // names, this as far as the tensors, and so needs LibTorch.
 #pragma once
 
-#include <lightlora/detail/formats/dialects.h>
 #include <lightlora/embeddings.h>
+#include <lightlora/files.h>
 
 #include <cmath>
 #include <string>
@@ -27,8 +27,8 @@ inline void check_layer(const lightlora::LayerState& layer) {
 /// Errors: std::logic_error if a promise is broken
 inline bool lora_file(const std::string& path, bool ignore_unmatched) {
   try {
-    const auto contents = lightlora::read_lora(
-        path, lightlora::LoRAReadOptions().ignore_unmatched(ignore_unmatched));
+    const auto contents = lightlora::read_adapters(
+        path, lightlora::ReadOptions().ignore_unmatched(ignore_unmatched));
     demand(!contents.dialects.empty(), "a file has a dialect");
     for (const auto& [component, state] : contents.components) {
       for (const auto& layer : state) check_layer(layer);

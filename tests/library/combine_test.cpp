@@ -15,7 +15,7 @@ torch::nn::Sequential small_model() {
 // Sets "a" (0 and 2) and "b" (0 only), with values that are not zero.
 Patched two_sets(torch::nn::Sequential& model, const char* a = "classic", const char* b = "classic") {
   auto lora = patch(*model, a, LoRAOptions(3).network_alpha(1.5), Targets::all_linear(), "a");
-  lora->add("b", find_variant(b).make, LoRAOptions(3).network_alpha(6), {"0"});
+  lora->add("b", b, LoRAOptions(3).network_alpha(6), {"0"});
   torch::NoGradGuard no_grad;
   torch::manual_seed(5);
   for (auto& parameter : lora->parameters()) parameter.normal_(0, 0.3);
@@ -62,7 +62,7 @@ TEST_CASE("combine: linear sums the factors with the roots of the weights, as PE
   const double wa = std::sqrt(0.7 * 0.5), wb = std::sqrt(0.4 * 2.0);  // weight times scale
   CHECK(close(factors("c").down, factors("a").down * wa + factors("b").down * wb, 1e-6));
   CHECK(close(factors("c").up, factors("a").up * wa + factors("b").up * wb, 1e-6));
-  lora->add("d", find_variant("classic").make, LoRAOptions(4), {"0"});
+  lora->add("d", "classic", LoRAOptions(4), {"0"});
   CHECK_THROWS_WITH(combine(lora, "e", {{"a", 1}, {"d", 1}}, Combine::linear),
                     ContainsSubstring("'0': expected adapters of one rank") &&
                         ContainsSubstring("got 3 and 4; hint: use cat or svd"));
@@ -169,7 +169,7 @@ TEST_CASE("torch::save and torch::load keep every set of a patched model", "[com
         torch::load(wrong, again);
       }(),
       ContainsSubstring("'0.down': expected a tensor [2, 40] in the archive"));
-  loaded->add("b", find_variant("lokr").make, LoRAOptions(3).network_alpha(6), {"0"});
+  loaded->add("b", "lokr", LoRAOptions(3).network_alpha(6), {"0"});
   torch::load(loaded, stream);
   const std::map<std::string, double> both{{"a", 1}, {"b", 1}};
   CHECK(torch::equal(with(loaded, other, both), with(lora, model, both)));

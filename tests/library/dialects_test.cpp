@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <lightlora/detail/formats/dialects.h>
+#include <lightlora/detail/formats/kohya.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/sha256.h>
 #include <lightlora/lightlora.h>
@@ -41,7 +41,7 @@ class Files {
   Components read(const TensorMap& tensors, const Metadata& metadata = {}) {
     const std::string path = folder_.file("lora.safetensors");
     save_safetensors(path, tensors, metadata);
-    return load_lora(path);
+    return read_adapters(path).components;
   }
   std::string error(const TensorMap& tensors, const Metadata& metadata = {}) {
     try {
@@ -216,22 +216,22 @@ TEST_CASE("PEFT folders, one or one for each model", "[dialects]") {
   };
   write("both/unet", unet, R"({"peft_type": "LORA", "r": 2, "lora_alpha": 1, "new_field": [1]})");
   write("both/text_encoder", text, R"({"r": 2, "lora_alpha": 2, "use_rslora": true})");
-  const auto both = load_lora(files.folder().file("both"));
+  const auto both = read_adapters(files.folder().file("both")).components;
   check_deltas({{"unet", both.at("unet")}}, unet, 0.5);
   check_deltas({{"text_encoder", both.at("text_encoder")}}, text, std::sqrt(2.0));
-  check_deltas(load_lora(files.folder().file("both/unet")), unet, 0.5);
-  check_deltas(load_lora(files.folder().file("both/unet/adapter_model.safetensors")), unet, 0.5);
+  check_deltas(read_adapters(files.folder().file("both/unet")).components, unet, 0.5);
+  check_deltas(read_adapters(files.folder().file("both/unet/adapter_model.safetensors")).components, unet, 0.5);
   write("bare", unet, "");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("bare")), ContainsSubstring("lora_alpha"));
+  CHECK_THROWS_WITH(read_adapters(files.folder().file("bare")), ContainsSubstring("lora_alpha"));
   write("dora", unet, R"({"r": 2, "use_dora": true})");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("dora")),
+  CHECK_THROWS_WITH(read_adapters(files.folder().file("dora")),
                     ContainsSubstring("exactly if the configuration says use_dora, got none"));
   write("pissa", unet, R"({"r": 2, "init_lora_weights": "pissa_niter_4"})");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("pissa")), ContainsSubstring("unchanged base"));
+  CHECK_THROWS_WITH(read_adapters(files.folder().file("pissa")), ContainsSubstring("unchanged base"));
   write("vera", unet, R"({"peft_type": "VERA", "r": 2})");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("vera")), ContainsSubstring("got VERA"));
+  CHECK_THROWS_WITH(read_adapters(files.folder().file("vera")), ContainsSubstring("got VERA"));
   std::filesystem::create_directories(files.folder().path() / "empty");
-  CHECK_THROWS_WITH(load_lora(files.folder().file("empty")),
+  CHECK_THROWS_WITH(read_adapters(files.folder().file("empty")),
                     ContainsSubstring("adapter_model.safetensors"));
 }
 
@@ -286,13 +286,13 @@ TEST_CASE("unmatched tensors are passed over only if asked for", "[dialects]") {
   tensors["something.else"] = torch::ones({2, 2});
   files.error(tensors);
   const auto path = files.folder().file("lora.safetensors");
-  const auto contents = read_lora(path, LoRAReadOptions().ignore_unmatched(true));
+  const auto contents = read_adapters(path, ReadOptions().ignore_unmatched(true));
   check_deltas(contents.components, attention_layers());
   CHECK(contents.ignored == std::vector<std::string>{"something.else",
                                                      "lora_unet_mid_block_attentions_0_proj_in.oft_"
                                                      "blocks"});
   save_safetensors(path, {{"something.else", torch::ones(2)}});
-  CHECK_THROWS_WITH(read_lora(path, LoRAReadOptions().ignore_unmatched(true)),
+  CHECK_THROWS_WITH(read_adapters(path, ReadOptions().ignore_unmatched(true)),
                     ContainsSubstring("expected LoRA tensors, got none"));
 }
 
@@ -301,8 +301,8 @@ TEST_CASE("bytes behind the last tensor are allowed only if asked for", "[dialec
   files.read(kohya_file());
   const auto path = files.folder().file("lora.safetensors");
   std::ofstream(path, std::ios::binary | std::ios::app) << "more";
-  CHECK_THROWS_WITH(load_lora(path), ContainsSubstring("allow_trailing_bytes"));
-  check_deltas(read_lora(path, LoRAReadOptions().allow_trailing_bytes(true)).components,
+  CHECK_THROWS_WITH(read_adapters(path), ContainsSubstring("allow_trailing_bytes"));
+  check_deltas(read_adapters(path, ReadOptions().allow_trailing_bytes(true)).components,
                attention_layers());
 }
 
@@ -312,7 +312,7 @@ TEST_CASE("embeddings bundled with a LoRA are named and read by themselves", "[d
   tensors["bundle_emb.cat.string_to_param.*"] = torch::ones({2, 4});
   check_deltas(files.read(tensors), attention_layers());
   const auto path = files.folder().file("lora.safetensors");
-  CHECK(read_lora(path).embeddings == std::set<std::string>{"cat"});
+  CHECK(read_adapters(path).embeddings == std::set<std::string>{"cat"});
   const auto embeddings = load_embeddings(path);
   REQUIRE(embeddings.size() == 1);
   CHECK(embeddings[0].token == "cat");
@@ -348,12 +348,12 @@ TEST_CASE("files for other programs read back with the same deltas", "[dialects]
   for (auto& [name, state] : components) {
     for (auto& layer : state) layer.scale = 0.25;
   }
-  save_diffusers(folder.file("diffusers"), components);
-  save_kohya(folder.file("kohya"), components);
-  save_peft(folder.file("peft"), components);
+  save(components, folder.file("diffusers"), Format::diffusers);
+  save(components, folder.file("kohya"), Format::kohya);
+  save(components, folder.file("peft"), Format::peft);
   for (const char* name : {"diffusers", "kohya", "peft"}) {
     INFO(name);
-    check_deltas(load_lora(folder.file(name)), layers, 0.25);
+    check_deltas(read_adapters(folder.file(name)).components, layers, 0.25);
   }
   const SafetensorsFile kohya(folder.file("kohya"));
   CHECK(kohya.load("lora_unet_conv_in.alpha").item<float>() == 4);
@@ -368,7 +368,7 @@ TEST_CASE("kohya files are complete in the text encoder and without alpha at ran
   LayerState state{"classic", {kText + "q_proj", 4, 4, {}}, LoRAOptions(1), 1.0, {}, {}};
   state.trained = {{"down", torch::randn({1, 4})}, {"up", torch::randn({4, 1})}};
   components["text_encoder"].push_back(state);
-  const auto tensors = to_kohya(components, torch::kHalf);
+  const auto tensors = lightlora::detail::to_kohya(components, torch::kHalf);
   CHECK(tensors.size() == 8);
   const auto& added =
       tensors.at("lora_te_text_model_encoder_layers_0_self_attn_out_proj.lora_up.weight");
@@ -377,11 +377,11 @@ TEST_CASE("kohya files are complete in the text encoder and without alpha at ran
   // bf16 has no 301.
   state.options.rank(301);
   state.trained = {{"down", torch::randn({301, 4})}, {"up", torch::randn({4, 301})}};
-  const auto alpha = to_kohya({{"text_encoder", {state}}}, torch::kBFloat16)
+  const auto alpha = lightlora::detail::to_kohya({{"text_encoder", {state}}}, torch::kBFloat16)
                          .at("lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha");
   CHECK(alpha.item<double>() == 301);
   components["text_encoder"][0].layer.name = "my.layer";
-  CHECK_THROWS_WITH(to_kohya(components), ContainsSubstring("'my.layer'"));
+  CHECK_THROWS_WITH(lightlora::detail::to_kohya(components), ContainsSubstring("'my.layer'"));
 }
 
 TEST_CASE("SHA-256", "[dialects]") {
@@ -398,11 +398,14 @@ TEST_CASE("ranks are cut by the best approximation", "[dialects]") {
   const LayerInfo info{"layer", 30, 20, {}};
   for (const auto& variant : variants()) {
     INFO(variant.name);
-    const auto adapter = variant.make(LoRAOptions(8).aux_in(12).aux_out(10), info);
+    LoRAOptions options(8);
+    if (variant.takes("aux_in")) options.own({{"aux_in", "12"}, {"aux_out", "10"}});
+    const auto adapter = variant.make(options, info);
     adapter->prepare(torch::randn({20, 30}));
     torch::NoGradGuard no_grad;
+    const auto state = [&] { return AdapterState{state_of(*adapter)}; };
     if (adapter->needs_weight()) {
-      CHECK_THROWS_WITH(truncate_rank(state_of(*adapter), 3),
+      CHECK_THROWS_WITH(cut(state(), Keep::rank(3)),
                         ContainsSubstring("'layer': expected the layer's weight"));
       continue;
     }
@@ -410,15 +413,32 @@ TEST_CASE("ranks are cut by the best approximation", "[dialects]") {
     adapter->set_scale(0.5);
     const auto [u, s, vh] = torch::linalg_svd(adapter->delta().to(torch::kDouble), false);
     const auto best = (u.slice(1, 0, 3) * s.slice(0, 0, 3)).mm(vh.slice(0, 0, 3));
-    const auto state = state_of(*adapter);
-    const auto cut = truncate_rank(state, 3);
+    const auto classic = cut(state(), Keep::rank(3), As::classic)[0];
     const bool fits = adapter->rank() <= 3;  // a variant may have a rank of its own
-    CHECK(cut.trained.at("down").size(0) == (fits ? adapter->rank() : 3));
-    CHECK(close(make_adapter(cut)->delta(), best, 1e-5));
-    const auto kept = truncate_in_variant(state, 3);
-    const bool is_light = variant.name == "fused" || variant.name == "light";
-    CHECK(kept.variant == (fits ? variant.name : is_light ? "light" : "classic"));
-    CHECK(close(make_adapter(kept)->delta(), best, 1e-5));
-    CHECK(close(make_adapter(truncate_rank(state, 99))->delta(), adapter->delta(), 1e-6));
+    CHECK(classic.trained.at("down").size(0) == (fits ? adapter->rank() : 3));
+    CHECK(close(make_adapter(classic)->delta(), best, 1e-5));
+    for (const Keep& keep : {Keep::rank(3), Keep::energy(1).at_most(3)}) {
+      const auto kept = cut(state(), keep)[0];
+      const bool is_light = variant.name == "fused" || variant.name == "light";
+      CHECK(kept.variant == (fits ? variant.name : is_light ? "light" : "classic"));
+      CHECK(close(make_adapter(kept)->delta(), best, 1e-5));
+    }
+    CHECK(close(make_adapter(cut(state(), Keep::rank(99), As::classic)[0])->delta(),
+                adapter->delta(), 1e-6));
   }
+}
+
+TEST_CASE("with DoRA what is added is cut, and the lengths of the rows stay", "[dialects]") {
+  torch::manual_seed(9);
+  const auto adapter = find_variant("fused").make(LoRAOptions(4).dora(true), {"layer", 30, 20, {}});
+  adapter->prepare(torch::randn({20, 30}));
+  {
+    torch::NoGradGuard no_grad;
+    adapter->trained()["down_up"].normal_();
+  }
+  const auto kept = cut({state_of(*adapter)}, Keep::rank(3))[0];
+  CHECK(kept.variant == "light");
+  CHECK(kept.options.dora());
+  CHECK(torch::equal(kept.trained.at("magnitude"), adapter->trained()["magnitude"]));
+  CHECK(make_adapter(kept)->rank() == 3);
 }

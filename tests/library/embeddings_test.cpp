@@ -32,7 +32,7 @@ class Files {
 
 TensorMap kohya_layers() {
   TensorMap tensors;
-  for (const auto& [name, layer] : lightlora::detail::attention_order()) {
+  for (const auto& [name, layer] : lightlora::attention_order()) {
     tensors[name] = torch::randn({2, 8});
   }
   return tensors;

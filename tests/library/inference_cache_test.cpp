@@ -85,7 +85,7 @@ TEST_CASE("evaluation follows every change of what its merged weight was made fr
     check_follows(e, [&] { e.model->parameters()[0].add_(0.5); });
     check_follows(e, [&] { e.lora->adapters()[0]->set_scale(3); });
     check_follows(e, [&] { e.lora->set_active({{"default", 0.25}}); });
-    e.lora->add("second", lightlora::find_variant(variant).make, LoRAOptions(2), {"0"});
+    e.lora->add("second", variant, LoRAOptions(2), {"0"});
     e.lora->adapters("second")[0]->trained()[0].value().data().normal_();
     check_follows(e, [&] { e.lora->set_active({{"second", 1.0}, {"default", 0.1}}); });
   }

@@ -229,7 +229,7 @@ TEST_CASE("moving: a cast while active, or adapters left behind, are errors", "[
     model->to(torch::kDouble);
     CHECK_THROWS_WITH(lora->activate(), ContainsSubstring("moved or cast since"));
     CHECK_THROWS_WITH(lora->to(torch::kCPU), ContainsSubstring("expected no activation"));
-    CHECK_THROWS_WITH(lora->add("late", find_variant("classic").make, 2, {"0"}),
+    CHECK_THROWS_WITH(lora->add("late", "classic", 2, {"0"}),
                       ContainsSubstring("expected no activation"));
   }
   CHECK(model->forward(torch::ones({1, 40}, torch::kDouble)).scalar_type() == torch::kDouble);

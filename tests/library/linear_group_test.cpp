@@ -112,8 +112,8 @@ TEST_CASE("grouped layers take several adapters, and layers of which some have n
   const auto model = std::make_shared<Projections>();
   lightlora::group_weights(model->layers());
   const auto lora = lightlora::patch(*model, "classic", LoRAOptions(2), {"q", "k", "v"});
-  lora->add("second", lightlora::find_variant("light").make, LoRAOptions(3), {"q", "k", "v"});
-  lora->add("third", lightlora::find_variant("classic").make, LoRAOptions(1), {"v"});
+  lora->add("second", "light", LoRAOptions(3), {"q", "k", "v"});
+  lora->add("third", "classic", LoRAOptions(1), {"v"});
   for (const char* name : {"default", "second", "third"}) randomise(lora, name);
   const Tensor x = torch::randn({5, 12}, torch::kDouble);
   for (const auto& weights : std::vector<std::map<std::string, double>>{

@@ -24,7 +24,7 @@ at::Tensor matrix(const std::string& key) { return numbers().at(key).flatten(1);
 // The weights after applying a file's adapters to the base weights.
 void check_weights(const std::string& name, const std::string& path, double tolerance = 1e-6) {
   INFO(name);
-  const auto components = load_lora(path);
+  const auto components = read_adapters(path).components;
   const auto& state = components.at(components.count("unet") ? "unet" : "");
   REQUIRE(state.size() == 3);
   for (const auto& layer : state) {
@@ -58,20 +58,21 @@ TEST_CASE("lycoris: PEFT's folders give PEFT's own weights", "[lycoris][parity]"
 TEST_CASE("lycoris: native files keep the method, others the weights", "[lycoris]") {
   ScratchFolder folder;
   for (const char* name : {"loha", "lokr_both", "locon_dora", "loha_dora", "locon_dora_inputs"}) {
-    const auto components = load_lora(kData + std::string(name) + ".safetensors");
-    save_native(folder.file("native"), components);
-    CHECK(load_lora(folder.file("native")).at("unet").front().variant ==
+    const auto components = read_adapters(kData + std::string(name) + ".safetensors").components;
+    save(components, folder.file("native"));
+    CHECK(read_adapters(folder.file("native")).components.at("unet").front().variant ==
           components.at("unet").front().variant);
     check_weights(name, folder.file("native"));
-    save_kohya(folder.file("kohya"), components);
+    save(components, folder.file("kohya"), Format::kohya);
     check_weights(name, folder.file("kohya"), 1e-5);  // through a decomposition
     if (components.at("unet").front().options.dora_inputs()) {
-      CHECK_THROWS_WITH(to_diffusers(components), ContainsSubstring("which only LyCORIS has"));
+      CHECK_THROWS_WITH(save(components, folder.file("x"), Format::diffusers),
+                        ContainsSubstring("which only LyCORIS has"));
       continue;
     }
-    save_diffusers(folder.file("diffusers"), components);
+    save(components, folder.file("diffusers"), Format::diffusers);
     check_weights(name, folder.file("diffusers"), 1e-5);
-    save_peft(folder.file("peft"), components);
+    save(components, folder.file("peft"), Format::peft);
     check_weights(name, folder.file("peft"), 1e-5);
   }
 }
@@ -91,7 +92,7 @@ TEST_CASE("lycoris: broken layers are named", "[lycoris]") {
     }
     save_safetensors(folder.file("x"), tensors);
     try {
-      load_lora(folder.file("x"));
+      read_adapters(folder.file("x"));
     } catch (const c10::Error& error) {
       return std::string(error.what_without_backtrace());
     }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <lightlora/regex.h>
+
 #include "zoo.h"
 
 using namespace lightlora;
@@ -160,7 +162,7 @@ TEST_CASE("patch: several named sets add up with their weights", "[patch]") {
     model->to(torch::kDouble);
     const Tensor x = input().to(torch::kDouble), base = model->forward(x);
     const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(2).network_alpha(1), {"0"}, "one");
-    lora->add("two", find_variant("light").make, LoRAOptions(3), {"0"});
+    lora->add("two", "light", LoRAOptions(3), {"0"});
     randomise(lora, "one");
     randomise(lora, "two");
     const auto only = [&](double one, double two) {
@@ -180,7 +182,7 @@ TEST_CASE("patch: several named sets add up with their weights", "[patch]") {
     CHECK(torch::equal(lora(model, x), base));
     CHECK(lora->parameters().size() == 4);
     CHECK_THROWS_WITH(lora->set_active({{"three", 1}}), ContainsSubstring("('one', 'two'), got"));
-    CHECK_THROWS_WITH(lora->add("one", find_variant("light").make, 2, {"0"}),
+    CHECK_THROWS_WITH(lora->add("one", "light", 2, {"0"}),
                       ContainsSubstring("got 'one' a second time"));
   }
 }
@@ -189,21 +191,21 @@ TEST_CASE("patch: rank and alpha patterns reach their layers", "[patch]") {
   Zoo model;
   const auto lora = patch<ClassicLoRA>(
       *model, LoRAOptions(4).network_alpha(4),
-      Targets{"first", "shared"}.rank_pattern("shared", 2).alpha_pattern("first", 1));
+      Targets{"first", "shared"}.rank("shared", 2).alpha("first", 1));
   CHECK(lora->adapters()[0]->rank() == 4);
   CHECK(lora->adapters()[0]->scale() == 0.25);
   CHECK(lora->adapters()[1]->rank() == 2);
   CHECK(lora->adapters()[1]->scale() == 2);
 }
 
-TEST_CASE("patch: patterns and excludes may be regular expressions, as in PEFT", "[patch]") {
+TEST_CASE("patch: patterns and excludes may be regular expressions over the whole path", "[patch]") {
   Zoo model;
   const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(4),
                                        Targets::all()
-                                           .exclude_regex("li.t\\.\\d")
-                                           .rank_pattern("body\\.[01]|first", 2)
-                                           .rank_pattern("[0-9]+", 3)
-                                           .alpha_pattern("b.*2", 9.0));
+                                           .exclude(matches("li.t\\.\\d"))
+                                           .rank(matches("body\\.[01]|first"), 2)
+                                           .rank(matches("(.*\\.)?[0-9]+"), 3)
+                                           .alpha(matches("b.*2"), 9.0));
   std::map<std::string, std::pair<int64_t, double>> found;
   for (const auto& adapter : lora->adapters()) {
     found[adapter->layer().name] = {adapter->rank(), adapter->scale()};
@@ -214,9 +216,9 @@ TEST_CASE("patch: patterns and excludes may be regular expressions, as in PEFT",
 
 TEST_CASE("patch: a pattern that is malformed or matches no layer is an error", "[patch]") {
   Zoo model;
-  CHECK_THROWS_WITH(Targets{"first"}.rank_pattern("(", 2),
+  CHECK_THROWS_WITH(Targets{"first"}.rank(matches("("), 2),
                     ContainsSubstring("'(': expected a regular expression"));
-  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets{"first"}.alpha_pattern("irst", 2.0)),
+  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets{"first"}.alpha("irst", 2.0)),
                     ContainsSubstring("target 'irst': expected at least one layer") &&
                         ContainsSubstring("'first'"));
 }
@@ -240,7 +242,7 @@ TEST_CASE("patch: a set that is added in mid-training trains, and a set that is 
     };
     const double first = train();
     for (int i = 0; i < 5; ++i) train();
-    lora->add("two", find_variant("light").make, LoRAOptions(3), {"0"});
+    lora->add("two", "light", LoRAOptions(3), {"0"});
     optimizer.add_param_group(torch::optim::OptimizerParamGroup(
         lora->named_parameters("two").values()));
     const Tensor start = lora->named_parameters("two")["0.up"].detach().clone();
@@ -292,7 +294,7 @@ TEST_CASE("training through a plain half-precision layer is refused, through a d
   }
 }
 
-TEST_CASE("load_state: the wrong layers or shapes change nothing", "[patch]") {
+TEST_CASE("assign: the wrong layers or shapes change nothing", "[patch]") {
   Zoo model;
   const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "shared"});
   randomise(lora);
@@ -300,20 +302,20 @@ TEST_CASE("load_state: the wrong layers or shapes change nothing", "[patch]") {
   auto wrong = good;
   wrong[1].trained["down"] = torch::zeros({3, 16});
   wrong[0].trained["down"].zero_();
-  CHECK_THROWS_WITH(lora->load_state(wrong),
+  CHECK_THROWS_WITH(lora->assign(wrong),
                     ContainsSubstring("'shared': expected 'down' [2, 16], got [3, 16]"));
   CHECK(torch::equal(lora->named_parameters()["first.down"], lora->state()[0].trained["down"]));
   CHECK(lora->named_parameters()["first.down"].norm().item<double>() > 0);
   wrong = good;
   wrong.pop_back();
-  CHECK_THROWS_WITH(lora->load_state(wrong), ContainsSubstring("'shared': expected values"));
+  CHECK_THROWS_WITH(lora->assign(wrong), ContainsSubstring("'shared': expected values"));
   wrong = good;
   wrong[0].variant = "light";
-  CHECK_THROWS_WITH(lora->load_state(wrong),
+  CHECK_THROWS_WITH(lora->assign(wrong),
                     ContainsSubstring("'first': expected a classic adapter, got a light one"));
   wrong = good;
   wrong[0].trained.erase("up");
-  CHECK_THROWS_WITH(lora->load_state(wrong), ContainsSubstring("expected a tensor 'up', got none"));
+  CHECK_THROWS_WITH(lora->assign(wrong), ContainsSubstring("expected a tensor 'up', got none"));
 }
 
 TEST_CASE("patch from a state: another model is an error that counts and names", "[patch]") {

@@ -170,14 +170,14 @@ TEST_CASE("a saved adapter loads into a new model with the same output", "[prope
       randomise(c.lora);
       const Tensor adapted = c.adapted();
       const auto file = folder.file("adapter.safetensors");
-      lightlora::save(c.lora, file, "default", bases);
+      lightlora::save(c.lora, file, lightlora::SaveOptions().bases(bases));
 
       Case same_options(recipe, subject, torch::kFloat);
       lightlora::load(same_options.lora, file);
       CHECK(torch::equal(same_options.adapted(), adapted));
 
       auto fresh = subject.model(torch::kFloat);
-      auto from_file = patch(*fresh, lightlora::load_state(file));
+      auto from_file = patch(*fresh, lightlora::read_state(file));
       CHECK(torch::equal(from_file(fresh, c.x), adapted));
       CHECK(from_file->adapters()[0]->description() == c.adapter()->description());
     }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
-#include <lightlora/detail/formats/atomic_file.h>
 #include <lightlora/file_io.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -241,7 +240,7 @@ TEST_CASE("save_safetensors: a full disk leaves the old file and no other", "[sa
 TEST_CASE("AtomicFile: a write that fails leaves nothing", "[safetensors]") {
   const ScratchFolder folder;
   const std::string message = with_file_limit(4096, [&] {
-    lightlora::detail::AtomicFile file(folder.file("x"));
+    lightlora::AtomicFile file(folder.file("x"));
     file.write(std::string(10000, 'x'));
   });
   CHECK(message == "'" + folder.file("x") + "': expected a complete file, got 'File too large'");
@@ -251,7 +250,7 @@ TEST_CASE("AtomicFile: a write that fails leaves nothing", "[safetensors]") {
 TEST_CASE("AtomicFile: without commit nothing appears", "[safetensors]") {
   const ScratchFolder folder;
   {
-    lightlora::detail::AtomicFile file(folder.file("x"));
+    lightlora::AtomicFile file(folder.file("x"));
     file.write("content");
     REQUIRE(names_in(folder.path()).size() == 1);
     CHECK(names_in(folder.path())[0] != "x");

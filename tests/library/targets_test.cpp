@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <lightlora/regex.h>
 #include <lightlora/targets.h>
 
 #include "support.h"
 
+using lightlora::matches;
+using lightlora::Pattern;
 using lightlora::TargetLayer;
 using lightlora::Targets;
 
@@ -34,9 +37,9 @@ TEST_CASE("selection keeps the model's order and counts each pattern", "[targets
 }
 
 TEST_CASE("regular expressions match whole paths", "[targets]") {
-  CHECK(Targets().regex("enc\\.[01]\\..*to_q").select(kLayers) ==
+  CHECK(Targets{matches("enc\\.[01]\\..*to_q")}.select(kLayers) ==
         Paths{"enc.0.attn.to_q", "enc.1.attn.to_q"});
-  CHECK_THROWS_WITH(Targets().regex("to_(q"), ContainsSubstring("'to_(q': expected a regular"));
+  CHECK_THROWS_WITH(matches("to_(q"), ContainsSubstring("'to_(q': expected a regular"));
 }
 
 TEST_CASE("predicates see the path or the layer; all() and all_linear() need no names",
@@ -45,9 +48,9 @@ TEST_CASE("predicates see the path or the layer; all() and all_linear() need no 
   CHECK(Targets::all_linear().exclude({"to_q"}).select(kLayers) ==
         Paths{"enc.0.attn.to_k", "enc.0.attn.to_out.0"});
   const auto convolution = [](const TargetLayer& layer) { return layer.type == "Conv2d"; };
-  CHECK(Targets().where("convolutions", convolution).select(kLayers) == Paths{"not_to_q"});
+  CHECK(Targets{Pattern("convolutions", convolution)}.select(kLayers) == Paths{"not_to_q"});
   const auto first = [](const std::string& path) { return path.rfind("enc.0", 0) == 0; };
-  CHECK(Targets().where("first encoder", first).select(kLayers).size() == 3);
+  CHECK(Targets{Pattern("first encoder", first)}.select(kLayers).size() == 3);
 }
 
 TEST_CASE("excludes win over includes", "[targets]") {
@@ -63,7 +66,7 @@ TEST_CASE("a pattern that matches nothing is an error that lists close names", "
                         ContainsSubstring("nearest names are 'to_q'"));
   CHECK_THROWS_WITH(Targets({"to_q"}).exclude({"to_v"}).select(kLayers),
                     ContainsSubstring("target 'to_v'"));
-  CHECK_THROWS_WITH(Targets({"to_q"}).rank_pattern("ff", 2).select(kLayers),
+  CHECK_THROWS_WITH(Targets({"to_q"}).rank("ff", 2).select(kLayers),
                     ContainsSubstring("target 'ff'"));
   CHECK_THROWS_WITH(Targets().select(kLayers), ContainsSubstring("expected at least one target"));
 }
@@ -76,14 +79,12 @@ TEST_CASE("a pattern that names a refused layer says why it is refused", "[targe
 
 TEST_CASE("rank and alpha patterns: the first match counts", "[targets]") {
   const auto targets = Targets{"to_q"}
-                           .rank_pattern("enc.0.attn.to_q", 8)
-                           .rank_pattern("to_q", 2)
-                           .alpha_pattern("enc.1.attn.to_q", 3.5);
+                           .rank("enc.0.attn.to_q", 8)
+                           .rank("to_q", 2)
+                           .alpha("enc.1.attn.to_q", 3.5);
   CHECK(targets.rank_of("enc.0.attn.to_q", 4) == 8);
   CHECK(targets.rank_of("to_q", 4) == 2);
   CHECK(targets.rank_of("to_k", 4) == 4);
-  double alpha = 0;
-  CHECK(targets.has_alpha("enc.1.attn.to_q", alpha));
-  CHECK(alpha == 3.5);
-  CHECK_FALSE(targets.has_alpha("to_q", alpha));
+  CHECK(targets.alpha_of("enc.1.attn.to_q") == 3.5);
+  CHECK_FALSE(targets.alpha_of("to_q"));
 }

@@ -93,9 +93,9 @@ TEST_CASE("torch files: damage is noticed", "[torch_file]") {
 }
 
 TEST_CASE("torch files and safetensors open by their first bytes", "[torch_file]") {
-  const auto torch_file = lightlora::open_tensor_file(kData + "plain.pt");
-  const auto safetensors = lightlora::open_tensor_file(kData + "expected.safetensors");
+  const auto torch_file = lightlora::open_tensors(kData + "plain.pt");
+  const auto safetensors = lightlora::open_tensors(kData + "expected.safetensors");
   CHECK(torch_file->contains("half"));
   CHECK(safetensors->contains("half"));
-  CHECK_THROWS_WITH(lightlora::open_tensor_file(kData + "no"), ContainsSubstring("got nothing"));
+  CHECK_THROWS_WITH(lightlora::open_tensors(kData + "no"), ContainsSubstring("got nothing"));
 }

@@ -81,9 +81,9 @@ TEST_CASE("composed factors equal the four small layers in sequence", "[variants
 }
 
 TEST_CASE("the bases of an adapter do not depend on rank, variant or order", "[variants]") {
-  const LightAdapterImpl one(LoRAOptions(1).aux_seed(7), kLayer);
-  const LightAdapterImpl eight(LoRAOptions(8).aux_seed(7), kLayer);
-  const FusedAdapterImpl fused(LoRAOptions(4).aux_seed(7), kLayer);
+  const LightAdapterImpl one(LightOptions(1).aux_seed(7), kLayer);
+  const LightAdapterImpl eight(LightOptions(8).aux_seed(7), kLayer);
+  const FusedAdapterImpl fused(LightOptions(4).aux_seed(7), kLayer);
   CHECK(torch::equal(one.down_aux, eight.down_aux));
   CHECK(torch::equal(one.up_aux, eight.up_aux));
   CHECK(torch::equal(one.down_aux, fused.down_aux));
@@ -141,12 +141,12 @@ TEST_CASE("fused: the scale is 1 without network_alpha and network_alpha / rank 
 
 TEST_CASE("fused: another init than the default is an error", "[variants]") {
   CHECK_THROWS_WITH(FusedAdapterImpl(LoRAOptions(4).init(Init::down_zero), kLayer),
-                    ContainsSubstring("'block.to_q': expected no init") &&
-                        ContainsSubstring("got down_zero"));
+                    ContainsSubstring("'block.to_q': the init down_zero cannot be combined with the "
+                                      "fused variant, whose core always starts at zero"));
 }
 
 TEST_CASE("fused: cores that are higher than wide compose on the other side", "[variants]") {
-  FusedAdapterImpl fused(LoRAOptions(2).aux_in(20).aux_out(40), kLayer);
+  FusedAdapterImpl fused(LightOptions(2).aux_in(20).aux_out(40), kLayer);
   CHECK(fused.rank() == 20);
   CHECK(fused.factors().down.size(0) == 20);
 }
@@ -154,10 +154,10 @@ TEST_CASE("fused: cores that are higher than wide compose on the other side", "[
 TEST_CASE("Gaussian bases: the trained factor starts as the described experiment has it",
           "[variants]") {
   torch::manual_seed(0);
-  const LightAdapterImpl normal(LoRAOptions(4).aux_init(AuxInit::normal), kLayer);
+  const LightAdapterImpl normal(LightOptions(4).aux_init(AuxInit::normal), kLayer);
   CHECK(std::abs(normal.down.std().item<double>() - 0.25) < 0.03);
   CHECK(std::abs(normal.down_aux.std().item<double>() - 1) < 0.03);
-  const LightAdapterImpl scaled(LoRAOptions(4).aux_init(AuxInit::normal_scaled), kLayer);
+  const LightAdapterImpl scaled(LightOptions(4).aux_init(AuxInit::normal_scaled), kLayer);
   CHECK(close(scaled.down.mm(scaled.down.t()), torch::eye(4), 1e-6));
   CHECK(std::abs(scaled.up_aux.norm(2, 0).mean().item<double>() - 1) < 0.05);
 }
@@ -182,6 +182,57 @@ TEST_CASE("rank 0 and unknown names are errors", "[variants]") {
   CHECK(to_string(parse_aux_init("normal_scaled")) == "normal_scaled");
 }
 
+namespace {
+
+template <template <typename> class Variant, typename Options>
+constexpr bool patches_with =
+    lightlora::detail::takes_options<typename Variant<torch::nn::Linear>::AdapterType, Options>;
+
+}  // namespace
+
+TEST_CASE("an option that a variant does not take does not compile, or is refused by name",
+          "[variants]") {
+  STATIC_REQUIRE(patches_with<LoKr, LoKrOptions>);
+  STATIC_REQUIRE(patches_with<LoKr, LoRAOptions>);
+  STATIC_REQUIRE(patches_with<FusedDownUpLoRA, LightOptions>);
+  STATIC_REQUIRE(patches_with<ClassicLoRA, int>);
+  STATIC_REQUIRE_FALSE(patches_with<ClassicLoRA, LoKrOptions>);
+  STATIC_REQUIRE_FALSE(patches_with<LightLoRA, LoKrOptions>);
+
+  const auto make = [](const char* variant, const LoRAOptions& options) {
+    return find_variant(variant).make(options, kLayer);
+  };
+  CHECK_THROWS_WITH(make("classic", LoRAOptions(4).own({{"decompose_factor", "4"}})),
+                    ContainsSubstring("'block.to_q': expected an option that the classic variant takes "
+                                      "(it has none of its own), got 'decompose_factor'"));
+  CHECK_THROWS_WITH(make("lokr", LightOptions(4).aux_in(8)),
+                    ContainsSubstring("the lokr variant takes (decompose_factor, decompose_both, "
+                                      "full_matrix, lokr_shape), got 'aux_in'"));
+  CHECK_THROWS_WITH(make("lokr", LoRAOptions(4).own({{"decompose_factor", "four"}})),
+                    ContainsSubstring("'block.to_q': decompose_factor: expected a whole number, got "
+                                      "'four'"));
+  CHECK_THROWS_WITH(make("lokr", LoRAOptions(4).own({{"full_matrix", "maybe"}})),
+                    ContainsSubstring("full_matrix: expected true or false, got 'maybe'"));
+  CHECK_THROWS_WITH(make("light", LoRAOptions(4).own({{"aux_init", "gauss"}})),
+                    ContainsSubstring("aux_init: expected one of orthogonal, normal, normal_scaled"));
+}
+
+TEST_CASE("a variant's own options are the same typed and as text, and in its description",
+          "[variants]") {
+  const auto typed = find_variant("lokr").make(
+      LoKrOptions(4).decompose_factor(8).network_alpha(2).lokr_shape({2, 5}), kLayer);
+  const auto text = find_variant("lokr").make(
+      LoRAOptions(4).own(
+          {{"decompose_factor", "8"}, {"lokr_shape", "2 5"}, {"full_matrix", "false"}}),
+      kLayer);
+  CHECK(typed->options().own() == OwnOptions{{"decompose_factor", "8"}, {"lokr_shape", "2 5"}});
+  CHECK(text->options().own() == typed->options().own());
+  CHECK(typed->scale() == 0.5);
+  CHECK_THAT(typed->description(), ContainsSubstring(", decompose_factor 8, lokr_shape 2 5"));
+  CHECK(find_variant("vera").takes("aux_seed"));
+  CHECK_FALSE(find_variant("vera").takes("aux_in"));
+}
+
 TEST_CASE("trained and frozen counts follow from the shapes", "[variants]") {
   const auto counts = [](const char* variant, const LoRAOptions& options) {
     const auto adapter = find_variant(variant).make(options, kLayer);  // 320 -> 640
@@ -194,14 +245,14 @@ TEST_CASE("trained and frozen counts follow from the shapes", "[variants]") {
   CHECK(counts("loha", 4) == Counts(2 * 4 * 960, 0));
   // 640 = 20 x 32 and 320 = 16 x 20.
   CHECK(counts("lokr", 4) == Counts(20 * 16 + 4 * (32 + 20), 0));
-  CHECK(counts("lokr", LoRAOptions(4).decompose_both(true)) ==
+  CHECK(counts("lokr", LoKrOptions(4).decompose_both(true)) ==
         Counts(4 * (20 + 16) + 4 * (32 + 20), 0));
   CHECK(counts("lokr", LoRAOptions(16)) == Counts(20 * 16 + 32 * 20, 0));
-  CHECK(counts("lokr", LoRAOptions(4).decompose_factor(8)) == Counts(8 * 8 + 4 * (80 + 40), 0));
-  CHECK(counts("lokr", LoRAOptions(4).lokr_shape({2, 5})) == Counts(10 + 4 * (320 + 64), 0));
+  CHECK(counts("lokr", LoKrOptions(4).decompose_factor(8)) == Counts(8 * 8 + 4 * (80 + 40), 0));
+  CHECK(counts("lokr", LoKrOptions(4).lokr_shape({2, 5})) == Counts(10 + 4 * (320 + 64), 0));
   CHECK(counts("vera", 16) == Counts(16 + 640, 16 * 960));
   CHECK(counts("ia3", 4) == Counts(640, 0));
-  CHECK(counts("ia3", LoRAOptions(4).scale_input(true)) == Counts(320, 0));
+  CHECK(counts("ia3", IA3Options(4).scale_input(true)) == Counts(320, 0));
   CHECK(counts("lora_xs", 4) == Counts(16, 4 * 960));
   CHECK(counts("classic", LoRAOptions(4).dora(true)) == Counts(4 * 960 + 640, 0));
 }
@@ -232,7 +283,7 @@ TEST_CASE("lokr: sizes are split as LyCORIS splits them", "[variants]") {
   CHECK(split(128, 4) == Pair(4, 32));
   CHECK(split(320, 7) == Pair(5, 64));
   CHECK_THROWS_WITH(split(320, 0), ContainsSubstring("got 320 and 0"));
-  CHECK_THROWS_WITH(LoKrAdapterImpl(LoRAOptions(4).lokr_shape({3, 2}), kLayer),
+  CHECK_THROWS_WITH(LoKrAdapterImpl(LoKrOptions(4).lokr_shape({3, 2}), kLayer),
                     ContainsSubstring("'block.to_q': expected a lokr_shape"));
 }
 
@@ -240,7 +291,7 @@ TEST_CASE("ia3: at scale 1 outputs, or inputs, are multiplied by l", "[variants]
   torch::manual_seed(2);
   const Tensor weight = torch::randn({640, 320}), x = torch::randn({3, 320});
   for (const bool input : {false, true}) {
-    IA3AdapterImpl ia3(LoRAOptions(4).scale_input(input), kLayer);
+    IA3AdapterImpl ia3(IA3Options(4).scale_input(input), kLayer);
     torch::NoGradGuard no_grad;
     ia3.l.normal_();
     const Tensor expected =
@@ -248,7 +299,7 @@ TEST_CASE("ia3: at scale 1 outputs, or inputs, are multiplied by l", "[variants]
     CHECK(close(x.mm((weight + ia3.delta(weight)).t()), expected, 1e-5));
   }
   CHECK_THROWS_WITH(IA3AdapterImpl(LoRAOptions(4).dora(true), kLayer),
-                    ContainsSubstring("'block.to_q': expected no DoRA with the ia3 variant"));
+                    ContainsSubstring("'block.to_q': DoRA cannot be combined with the ia3 variant"));
 }
 
 TEST_CASE("lora_xs: the bases are the leading singular vectors of the weight", "[variants]") {

@@ -131,7 +131,7 @@ LIGHTLORA_EXACT_FUNCTION inline void orthonormalise(std::vector<double>& rows, i
 
 LIGHTLORA_INLINE at::Tensor make_basis(Side side, int64_t count, int64_t width, uint64_t seed,
                                        const std::string& layer_name, AuxInit kind) {
-  TORCH_CHECK_VALUE(count >= 1 && count <= width, "lightlora::make_basis: '", layer_name,
+  TORCH_CHECK_VALUE(count >= 1 && count <= width, "'", layer_name,
                     "': expected 1 <= directions <= ", width, " (the layer's width), got ", count);
   Philox random(seed, detail::stream_of(side, layer_name, count, width));
   std::vector<double> rows(static_cast<std::size_t>(count * width));

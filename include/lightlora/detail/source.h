@@ -11,7 +11,6 @@
 #include <lightlora/adapter-inl.h>
 #include <lightlora/combine-inl.h>
 #include <lightlora/detail/basis-inl.h>
-#include <lightlora/detail/formats/dialects-inl.h>
 #include <lightlora/detail/formats/diffusers-inl.h>
 #include <lightlora/detail/formats/kohya-inl.h>
 #include <lightlora/detail/formats/native-inl.h>
@@ -26,7 +25,8 @@
 #include <lightlora/options-inl.h>
 #include <lightlora/patch-inl.h>
 #include <lightlora/patch_sets-inl.h>
+#include <lightlora/regex-inl.h>
 #include <lightlora/state-inl.h>
 #include <lightlora/targets-inl.h>
 #include <lightlora/train-inl.h>
-#include <lightlora/variants/registry-inl.h>
+#include <lightlora/variants/variants-inl.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
+#include <lightlora/layers.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -17,10 +17,8 @@ namespace lightlora {
 /// that is not zero starts as N(0, 1/rank), as diffusers' DreamBooth script has it.
 class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
  public:
-  /// Its name in files and flags.
   static constexpr const char* kVariant = "classic";
 
-  /// An adapter at its start. Errors: as the class says
   ClassicAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     reset();
@@ -48,11 +46,5 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
 /// A layer of type `Layer` with a ClassicLoRA adapter.
 template <typename Layer>
 using ClassicLoRA = AdaptedLayer<Layer, ClassicAdapterImpl>;
-
-/// Its number among the variants of the library.
-template <>
-struct LibraryVariant<0> {
-  using Impl = ClassicAdapterImpl;  ///< its module class
-};
 
 }  // namespace lightlora

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <ATen/ops/linalg_svd.h>
-#include <lightlora/layers.h>
+#include <ATen/ops/linalg_svdvals.h>
 #include <lightlora/adapter.h>
 #include <lightlora/detail/basis.h>
+#include <lightlora/layers.h>
 #include <lightlora/variants/light_lora.h>
 #include <torch/nn/init.h>
 
@@ -20,13 +21,12 @@ namespace lightlora {
 /// Dtypes:   fp32, whatever the base is cast to; products run in the dtype of the input
 /// Errors:   c10::ValueError if rank < 1, rank > min(a, b), or `init` is not the default: the core
 ///           has no second factor that could start elsewhere than zero
-/// `rank` is used only by `split` and for the scale, network_alpha / rank when network_alpha is set.
-class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
+/// `rank` is used only by `split` and for the scale, network_alpha / rank when network_alpha is
+/// set.
+class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl, LightOptions> {
  public:
-  /// Its name in files and flags.
   static constexpr const char* kVariant = "fused";
 
-  /// An adapter at its start. Errors: as the class says
   FusedAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose core always starts at zero");
@@ -48,7 +48,7 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
   /// is the best one of that rank for the delta itself; at rank min(a, b) it is exact.
   /// Errors: c10::ValueError unless 1 <= rank <= min(a, b)
   std::shared_ptr<LightAdapterImpl> split(int64_t rank) const {
-    TORCH_CHECK_VALUE(rank >= 1 && rank <= this->rank(), "lightlora::split: '", layer_.name,
+    TORCH_CHECK_VALUE(rank >= 1 && rank <= this->rank(), "'", layer_.name,
                       "': expected 1 <= rank <= ", this->rank(), ", got ", rank);
     torch::NoGradGuard no_grad;
     LoRAOptions options = options_;
@@ -61,8 +61,17 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
     light->down.copy_(vh.slice(0, 0, rank));
     light->down_aux.copy_(down_aux);
     light->up_aux.copy_(up_aux);
-    if (magnitude_.defined()) light->trained()["magnitude"].copy_(magnitude_);
+    if (dora_) light->trained()[DoRA::kMagnitude].copy_(dora_->magnitude);
     return light;
+  }
+
+  std::shared_ptr<Adapter> cut(const Keep& keep) const override {
+    FusedAdapterImpl plain(LoRAOptions(options_).dora(false), layer_);
+    plain.to(down_up.device(), down_up.scalar_type());
+    plain.set_scale(scale());
+    torch::NoGradGuard no_grad;
+    plain.down_up.copy_(down_up);
+    return plain.split(keep.count(at::linalg_svdvals(down_up.to(torch::kDouble))));
   }
 
   torch::Tensor down_up;   ///< (b, a), trained
@@ -71,29 +80,22 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl> {
 
  protected:
   void register_tensors() override {
-    const detail::AuxShape aux(options_, layer_);
+    const detail::AuxShape aux(own(), options_.rank(), layer_);
     down_up = register_parameter("down_up", torch::empty({aux.out, aux.in}));
-    down_aux = register_buffer("down_aux",
-                               make_basis(Side::down, aux.in, layer_.in, options_.aux_seed(),
-                                          layer_.name, options_.aux_init()));
-    up_aux = register_buffer("up_aux", make_basis(Side::up, aux.out, layer_.out,
-                                                  options_.aux_seed(), layer_.name,
-                                                  options_.aux_init()));
+    const auto basis = [&](Side side, int64_t count, int64_t width) {
+      return make_basis(side, count, width, own().aux_seed(), layer_.name, own().aux_init());
+    };
+    down_aux = register_seeded("down_aux", basis(Side::down, aux.in, layer_.in));
+    up_aux = register_seeded("up_aux", basis(Side::up, aux.out, layer_.out));
   }
 
   std::string remarks() const override {
-    return detail::AuxShape(options_, layer_).remarks(options_);
+    return detail::AuxShape(own(), options_.rank(), layer_).remarks(own());
   }
 };
 
 /// A layer of type `Layer` with a FusedDownUpLoRA adapter.
 template <typename Layer>
 using FusedDownUpLoRA = AdaptedLayer<Layer, FusedAdapterImpl>;
-
-/// Its number among the variants of the library.
-template <>
-struct LibraryVariant<2> {
-  using Impl = FusedAdapterImpl;  ///< its module class
-};
 
 }  // namespace lightlora

@@ -1,11 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
+#include <lightlora/layers.h>
 #include <torch/nn/init.h>
 
+#include <tuple>
+
 namespace lightlora {
+
+/// Options of (IA)3.
+struct IA3Options : VariantOptions<IA3Options> {
+  using VariantOptions::VariantOptions;
+
+  /// Scales the layer's inputs, as the paper does for the second feed-forward layer, instead of its
+  /// outputs. Default: false.
+  TORCH_ARG(bool, scale_input) = false;
+
+ public:
+  static auto fields() {
+    return std::make_tuple(option("scale_input", &IA3Options::scale_input_,
+                                  "Scale the inputs instead of the outputs"));
+  }
+};
 
 /// Adapter that rescales a layer's outputs, or its inputs, by one trained number each.
 /// Equation: delta = scale * (l - 1) (.) weight, so that y = (l (.) weight) x + bias at scale 1
@@ -15,25 +32,22 @@ namespace lightlora {
 /// Errors:   c10::ValueError if `init` is not the default, or DoRA is asked for
 /// Differs from PEFT: a bias is not rescaled (the paper's layers have none), and the vectors of
 /// several adapters add up instead of multiplying. `rank` is not used.
-class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
+class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
  public:
-  /// Its name in files and flags.
   static constexpr const char* kVariant = "ia3";
 
-  /// An adapter at its start. Errors: as the class says
   IA3AdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("which always starts at one");
-    TORCH_CHECK_VALUE(!options_.dora(), "lightlora: '", layer_.name,
-                      "': expected no DoRA with the ia3 variant, which already scales the rows of ",
-                      "the weight, got it; hint: take another variant with DoRA");
+    TORCH_CHECK_VALUE(
+        !options_.dora(), "'", layer_.name,
+        "': DoRA cannot be combined with the ia3 variant: both scale the rows of the ",
+        "weight; hint: take another variant with DoRA");
     reset();
   }
 
   void reset_parameters() override { torch::nn::init::ones_(l); }
 
-  bool has_factors() const override { return false; }
-  bool needs_weight() const override { return true; }
   torch::Tensor added(const torch::Tensor& weight) const override {
     return (l - 1) * weight.to(l.scalar_type()) * scale();
   }
@@ -47,19 +61,17 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
 
  protected:
   void register_tensors() override {
-    l = register_parameter("l", options_.scale_input() ? torch::empty({1, layer_.in})
-                                                       : torch::empty({layer_.out, 1}));
+    l = register_parameter(
+        "l", own().scale_input() ? torch::empty({1, layer_.in}) : torch::empty({layer_.out, 1}));
   }
+
+ private:
+  bool factorises() const override { return false; }
+  bool reads_weight() const override { return true; }
 };
 
 /// A layer of type `Layer` with an (IA)3 adapter.
 template <typename Layer>
 using IA3 = AdaptedLayer<Layer, IA3AdapterImpl>;
-
-/// Its number among the variants of the library.
-template <>
-struct LibraryVariant<6> {
-  using Impl = IA3AdapterImpl;  ///< its module class
-};
 
 }  // namespace lightlora

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
+#include <lightlora/layers.h>
 
 namespace lightlora {
 
@@ -18,10 +18,8 @@ namespace lightlora {
 /// (row-wise Kronecker products), so that the delta is never formed.
 class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
  public:
-  /// Its name in files and flags.
   static constexpr const char* kVariant = "loha";
 
-  /// An adapter at its start. Errors: as the class says
   LoHaAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     reset();
@@ -35,10 +33,6 @@ class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
     options_.init() == Init::up_zero ? hada_w2_b.normal_(0, 1) : hada_w2_b.zero_();
   }
 
-  // Wider factors than this cost more than the delta.
-  bool has_factors() const override {
-    return Adapter::has_factors() && 2 * product_rank() <= std::min(layer_.in, layer_.out);
-  }
   int64_t rank() const override { return has_factors() ? product_rank() : options_.rank(); }
 
   Factors factors() const override {
@@ -68,17 +62,13 @@ class LoHaAdapterImpl : public AdapterModule<LoHaAdapterImpl> {
   }
 
  private:
+  // Wider factors than this cost more than the delta.
+  bool factorises() const override { return 2 * product_rank() <= std::min(layer_.in, layer_.out); }
   int64_t product_rank() const { return options_.rank() * options_.rank(); }
 };
 
 /// A layer of type `Layer` with a LoHa adapter.
 template <typename Layer>
 using LoHa = AdaptedLayer<Layer, LoHaAdapterImpl>;
-
-/// Its number among the variants of the library.
-template <>
-struct LibraryVariant<3> {
-  using Impl = LoHaAdapterImpl;  ///< its module class
-};
 
 }  // namespace lightlora

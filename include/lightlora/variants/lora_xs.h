@@ -2,8 +2,8 @@
 #pragma once
 
 #include <ATen/ops/linalg_svd.h>
-#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
+#include <lightlora/layers.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -20,29 +20,18 @@ namespace lightlora {
 /// N(0, 1e-5), so that a new adapter changes nothing.
 class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
  public:
-  /// Its name in files and flags.
   static constexpr const char* kVariant = "lora_xs";
 
-  /// An adapter at its start. Errors: as the class says
   LoRAXSAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose core always starts at zero");
-    TORCH_CHECK_VALUE(options_.rank() <= std::min(layer_.in, layer_.out), "lightlora: '",
-                      layer_.name, "': expected rank <= ", std::min(layer_.in, layer_.out),
+    TORCH_CHECK_VALUE(options_.rank() <= std::min(layer_.in, layer_.out), "'", layer_.name,
+                      "': expected rank <= ", std::min(layer_.in, layer_.out),
                       " (the weight's singular values), got ", options_.rank());
     reset();
   }
 
   void reset_parameters() override { torch::nn::init::zeros_(core); }
-
-  bool bases_from_weight() const override { return true; }
-  void prepare(const torch::Tensor& weight) override {
-    Adapter::prepare(weight);
-    torch::NoGradGuard no_grad;
-    const auto [u, s, vh] = at::linalg_svd(weight.to(torch::kDouble), /*full_matrices=*/false);
-    up_aux.copy_(u.slice(1, 0, options_.rank()) * s.slice(0, 0, options_.rank()));
-    down_aux.copy_(vh.slice(0, 0, options_.rank()));
-  }
 
   Factors factors() const override { return {core.mm(down_aux), up_aux}; }
 
@@ -56,16 +45,17 @@ class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
     down_aux = register_buffer("down_aux", torch::zeros({options_.rank(), layer_.in}));
     up_aux = register_buffer("up_aux", torch::zeros({layer_.out, options_.rank()}));
   }
+
+ private:
+  void take_bases(const torch::Tensor& weight) override {
+    const auto [u, s, vh] = at::linalg_svd(weight.to(torch::kDouble), /*full_matrices=*/false);
+    up_aux.copy_(u.slice(1, 0, options_.rank()) * s.slice(0, 0, options_.rank()));
+    down_aux.copy_(vh.slice(0, 0, options_.rank()));
+  }
 };
 
 /// A layer of type `Layer` with a LoRA-XS adapter.
 template <typename Layer>
 using LoRAXS = AdaptedLayer<Layer, LoRAXSAdapterImpl>;
-
-/// Its number among the variants of the library.
-template <>
-struct LibraryVariant<7> {
-  using Impl = LoRAXSAdapterImpl;  ///< its module class
-};
 
 }  // namespace lightlora

@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/layers.h>
 #include <lightlora/adapter.h>
 #include <lightlora/detail/basis.h>
+#include <lightlora/layers.h>
 
 #include <cmath>
+#include <tuple>
 
 namespace lightlora {
+
+/// Options of VeRA.
+struct VeRAOptions : VariantOptions<VeRAOptions> {
+  using VariantOptions::VariantOptions;
+
+  /// Seed of the frozen matrices, which files need not hold. Default: 0.
+  TORCH_ARG(uint64_t, aux_seed) = 0;
+
+ public:
+  static auto fields() {
+    return std::make_tuple(option("aux_seed", &VeRAOptions::aux_seed_, "Seed of the frozen bases"));
+  }
+};
 
 /// Adapter that trains one number per direction and one per output of two frozen random matrices.
 /// Equation: delta = scale * (lambda_b (.) up_aux) * (lambda_d (.) down_aux)
@@ -19,17 +33,15 @@ namespace lightlora {
 /// Layers of one shape share their random matrices, which follow from aux_seed alone. Differs from
 /// PEFT: normal values of the same standard deviation in place of uniform ones, and no single pair
 /// that all shapes are cut from. lambda_d starts at 0.1 and lambda_b at zero, as there.
-class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
+class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl, VeRAOptions> {
  public:
-  /// Its name in files and flags.
   static constexpr const char* kVariant = "vera";
 
-  /// An adapter at its start. Errors: as the class says
   VeRAAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose lambda_b always starts at zero");
-    TORCH_CHECK_VALUE(options_.rank() <= std::min(layer_.in, layer_.out), "lightlora: '",
-                      layer_.name, "': expected rank <= ", std::min(layer_.in, layer_.out),
+    TORCH_CHECK_VALUE(options_.rank() <= std::min(layer_.in, layer_.out), "'", layer_.name,
+                      "': expected rank <= ", std::min(layer_.in, layer_.out),
                       " (the layer's smaller side), got ", options_.rank());
     reset();
   }
@@ -52,15 +64,16 @@ class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
   void register_tensors() override {
     lambda_d = register_parameter("lambda_d", torch::empty({options_.rank(), 1}));
     lambda_b = register_parameter("lambda_b", torch::empty({layer_.out, 1}));
-    down_aux = register_buffer("down_aux", shared(Side::down, layer_.in, layer_.in));
-    up_aux = register_buffer("up_aux", shared(Side::up, layer_.out, options_.rank()));
+    down_aux = register_seeded("down_aux", shared(Side::down, layer_.in, layer_.in));
+    up_aux = register_seeded("up_aux", shared(Side::up, layer_.out, options_.rank()));
   }
 
  private:
-  // Normal values of He's standard deviation, sqrt(2 / fan_in). They come scaled by 1 / sqrt(width).
+  // Normal values of He's standard deviation, sqrt(2 / fan_in). They come scaled by 1 /
+  // sqrt(width).
   torch::Tensor shared(Side side, int64_t width, int64_t fan_in) const {
     const double factor = std::sqrt(2.0 * static_cast<double>(width) / static_cast<double>(fan_in));
-    return make_basis(side, options_.rank(), width, options_.aux_seed(), "shared by all layers",
+    return make_basis(side, options_.rank(), width, own().aux_seed(), "shared by all layers",
                       AuxInit::normal_scaled) *
            factor;
   }
@@ -69,11 +82,5 @@ class VeRAAdapterImpl : public AdapterModule<VeRAAdapterImpl> {
 /// A layer of type `Layer` with a VeRA adapter.
 template <typename Layer>
 using VeRA = AdaptedLayer<Layer, VeRAAdapterImpl>;
-
-/// Its number among the variants of the library.
-template <>
-struct LibraryVariant<5> {
-  using Impl = VeRAAdapterImpl;  ///< its module class
-};
 
 }  // namespace lightlora

@@ -11,23 +11,34 @@
 
 namespace {
 
-// A variant that the library never heard of works by name: adapts, goes into a file and comes back.
+// A variant that the library never heard of works by name: adapts, goes into a file, also with what is
+// frozen, and comes back with its own option; a copy of its state computes the same.
 bool own_variant_works(torch::nn::Sequential& model, const torch::Tensor& input) {
   lightlora::register_variant<OuterAdapterImpl>();
   const char* file = "consumer-outer.safetensors";
   torch::Tensor adapted;
   {
-    auto lora = lightlora::patch(*model, "outer", lightlora::LoRAOptions(1), {"0"});
+    auto lora = lightlora::patch(*model, "outer", OuterOptions(1).spread(2), {"0"});
     {
       const torch::NoGradGuard no_grad;
       for (auto& parameter : lora->parameters()) parameter.normal_();
     }
     adapted = lora(model, input);
+    lightlora::save(lora, file, lightlora::SaveOptions().bases(lightlora::Bases::embedded));
+    if (!torch::equal(lightlora::read_state(file)[0].frozen.at("mask"),
+                      lora->adapters()[0]->frozen()["mask"].cpu())) {
+      return false;
+    }
     lightlora::save(lora, file);
+    const auto state = lora->state();
     lora->remove();
+    auto copy = lightlora::patch(*model, state);
+    if (!torch::equal(copy(model, input), adapted)) return false;
+    copy->remove();
   }
-  auto lora = lightlora::patch(*model, lightlora::load_state(file));
-  const bool same = torch::equal(lora(model, input), adapted);
+  auto lora = lightlora::patch(*model, lightlora::read_state(file));
+  const bool same = torch::equal(lora(model, input), adapted) &&
+                    lora->adapters()[0]->options().own().at("spread") == "2";
   lora->remove();
   std::remove(file);
   return same && !torch::allclose(adapted, model->forward(input));

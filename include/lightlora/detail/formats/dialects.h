@@ -1,58 +1,219 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/config.h>
-#include <lightlora/detail/formats/native.h>
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+#include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/layer_methods.h>
+#include <lightlora/detail/formats/lora_keys.h>
+#include <lightlora/detail/formats/peft_config.h>
 #include <lightlora/file_io.h>
-#include <torch/arg.h>
 
-#include <cstdint>
-#include <map>
-#include <set>
-#include <string>
-#include <vector>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <utility>
 
-namespace lightlora {
+namespace lightlora::detail {
 
-/// What to let pass in a LoRA file that is usually an error.
-struct LoRAReadOptions {
-  /// Bytes behind the last tensor of a safetensors file. Default: false
-  TORCH_ARG(bool, allow_trailing_bytes) = false;
-  /// Tensors of no known name or of methods that are not read here: the layers that are understood
-  /// are read, and `LoRAContents::ignored` lists the rest. Default: false
-  TORCH_ARG(bool, ignore_unmatched) = false;
+using PeftConfigs = std::map<std::string, PeftConfig>;  // by component
+
+// The tensors that a file has for one layer.
+struct LayerTensors {
+  std::map<std::string, at::Tensor> factors;
+  std::optional<double> alpha;
 };
 
-/// What a LoRA file holds: its adapters, and what is worth showing about the file itself.
-struct LoRAContents {
-  Components components;             ///< the adapters of each model
-  std::set<std::string> dialects;    ///< the spellings that occur
-  std::set<std::string> dtypes;      ///< of the tensors
-  Metadata metadata;                 ///< as it stands in the file
-  std::set<std::string> embeddings;  ///< bundled with it, for `load_embeddings`
-  std::vector<std::string> ignored;  ///< tensors passed over because the options say so
-  int64_t tensors = 0;               ///< how many there are
-  int64_t bytes = 0;                 ///< of all tensors
+/// Collects the tensors of one file layer by layer and makes adapters of them.
+class DialectReader {
+ public:
+  /// `component` overrides what the names say, for folders that are named after it.
+  DialectReader(const TensorFile& file, std::string component, bool ignore_unmatched)
+      : file_(file), component_(std::move(component)) {
+    for (const auto& info : file_.tensors()) add(info);
+    if (ignore_unmatched) ignore_leftovers();
+    check_leftovers();
+  }
+
+  /// `configs` give scales to the layers whose component they are for.
+  Components components(const PeftConfigs& configs) const {
+    Components result;
+    for (const auto& [key, tensors] : layers_) {
+      const auto config = configs.find(key.first);
+      result[key.first].push_back(layer_state(config == configs.end() ? nullptr : &config->second,
+                                              key.first, key.second, tensors));
+    }
+    return result;
+  }
+  const std::set<std::string>& dialects() const { return dialects_; }
+  const std::set<std::string>& embeddings() const { return embeddings_; }
+  const std::vector<std::string>& ignored() const { return ignored_; }
+
+ private:
+  void add(const TensorInfo& info) {
+    if (const auto embedding = bundled_embedding(info.name); !embedding.empty()) {
+      embeddings_.insert(embedding);
+      return;
+    }
+    auto key = parse_lora_key(info.name);
+    if (!key) return unknown_.push_back(info.name);
+    if (!key->algorithm.empty()) return unsupported_[key->algorithm].push_back(info.name);
+    if (key->redundant) return;
+    if (!component_.empty()) {
+      if (component_ == "text_encoder") key->layer = text_layer(key->layer);
+      key->component = component_;
+    }
+    dialects_.insert(key->dialect);
+    LayerTensors& layer = layers_[{key->component, key->layer}];
+    const bool fresh =
+        key->role == "alpha" ? !layer.alpha.has_value() : layer.factors.count(key->role) == 0;
+    TORCH_CHECK(fresh, where(key->layer), "expected '", key->role, "' once, got a second one as ",
+                shown(info.name), "; hint: the file holds one layer under two spellings");
+    if (key->role == "alpha") {
+      layer.alpha = alpha_of(info.name, key->layer);
+    } else {
+      layer.factors[key->role] = factor_of(info.name, *key);
+    }
+  }
+
+  void ignore_leftovers() {
+    ignored_ = std::exchange(unknown_, {});
+    for (const auto& [algorithm, keys] : std::exchange(unsupported_, {})) {
+      ignored_.insert(ignored_.end(), keys.begin(), keys.end());
+    }
+  }
+
+  void check_leftovers() const {
+    for (const auto& [algorithm, keys] : unsupported_) {
+      TORCH_CHECK(false, "'", file_.path(), "': expected LoRA, LoHa or LoKr tensors, got ",
+                  algorithm, ", which is not supported, in ", keys.size(), " of ",
+                  file_.tensors().size(), " tensors (first ", shown(keys.front()),
+                  "); hint: merge it with the tool that made it, and extract a LoRA");
+    }
+    if (unknown_.empty()) {
+      TORCH_CHECK(!layers_.empty(), "'", file_.path(),
+                  "': expected LoRA tensors, got none of use among ", file_.tensors().size());
+      return;
+    }
+    std::string names;
+    for (std::size_t i = 0; i < std::min<std::size_t>(unknown_.size(), 3); ++i) {
+      names += (i > 0 ? ", " : "") + shown(unknown_[i]);
+    }
+    TORCH_CHECK(false, "'", file_.path(), "': expected the names of a LoRA, got ", unknown_.size(),
+                " of ", file_.tensors().size(), " that match no layer: ", names,
+                unknown_.size() > 3 ? ", ..." : "", "; hint: ", likely_cause(unknown_));
+  }
+
+  LayerState layer_state(const PeftConfig* config, const std::string& component,
+                         const std::string& name, const LayerTensors& tensors) const {
+    auto [state, divisor] =
+        LayerAssembler(where(name), component, name, tensors.factors).assemble();
+    TORCH_CHECK(config == nullptr || config->dora() == state.options.dora(), where(name),
+                "expected DoRA magnitudes exactly if the configuration says use_dora, got ",
+                state.options.dora() ? "some without it" : "none");
+    if (const auto scale = scale_of(config, name, tensors, divisor)) {
+      state.scale = *scale;
+      state.options.network_alpha(*scale * static_cast<double>(state.options.rank()));
+    }
+    return state;
+  }
+
+  // alpha of the file comes before a configuration; neither means scale 1.
+  std::optional<double> scale_of(const PeftConfig* config, const std::string& name,
+                                 const LayerTensors& tensors, int64_t rank) const {
+    std::optional<double> scale;
+    if (tensors.alpha && rank > 0) scale = *tensors.alpha / static_cast<double>(rank);
+    if (config == nullptr) return scale;
+    const double configured = config->scale(name, rank);
+    TORCH_CHECK(!scale || std::abs(*scale - configured) <= 1e-6 * std::abs(configured), where(name),
+                "expected one scale, got ", *scale, " from its alpha tensor and ", configured,
+                " from ", config->source());
+    return configured;
+  }
+
+  double alpha_of(const std::string& key, const std::string& layer) const {
+    const at::Tensor tensor = file_.load(key);
+    TORCH_CHECK(tensor.numel() == 1 && tensor.scalar_type() != at::kBool, where(layer),
+                "expected one number as ", shown(key), ", got ", tensor.scalar_type(), " ",
+                tensor.sizes());
+    const double alpha = tensor.to(at::kDouble).item<double>();
+    TORCH_CHECK(
+        std::isfinite(alpha) && alpha != 0, where(layer), "expected an alpha other than zero, got ",
+        alpha,
+        "; hint: programs disagree on what 0 means, so set it to the rank or the wanted value");
+    return alpha;
+  }
+
+  at::Tensor factor_of(const std::string& name, const LoRAKey& key) const {
+    const at::Tensor tensor = file_.load(name);
+    const int64_t least = key.role == "magnitude" ? 1 : 2;
+    TORCH_CHECK(tensor.is_floating_point() && tensor.dim() >= least && tensor.dim() <= 5,
+                where(key.layer),
+                "expected a matrix or a convolution's kernel of floating-point values as ",
+                shown(name), ", got ", tensor.scalar_type(), " ", tensor.sizes());
+    return tensor.to(at::kFloat);
+  }
+
+  std::string where(const std::string& layer) const {
+    return "'" + file_.path() + "': layer " + shown(layer) + ": ";
+  }
+
+  const TensorFile& file_;
+  std::string component_;
+  std::map<std::pair<std::string, std::string>, LayerTensors> layers_;
+  std::vector<std::string> unknown_, ignored_;
+  std::set<std::string> embeddings_;
+  std::map<std::string, std::vector<std::string>> unsupported_;
+  std::set<std::string> dialects_;
 };
 
-/// Reads a LoRA of any dialect, with what is worth showing about it. The dialect is found for each
-/// tensor by itself, so files that mix spellings are read: native; diffusers since 0.12; PEFT, as a
-/// file or a folder, also one with the folders `unet` and `text_encoder`; kohya, A1111 and LyCORIS,
-/// with diffusers' or the original block names. A folder of diffusers is read too, and files of
-/// torch.save. Methods: LoRA, also of convolutions and with a Tucker core; LoHa; LoKr; each with
-/// DoRA.
-/// Scale: an `.alpha` tensor, or the configuration of PEFT or diffusers, divided by the rank; else 1
-/// Dtypes: any floating-point dtype, as fp32 (native files as they are)
-/// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of
-///         another method, a layer given twice, a tensor without its partner, factors of two ranks,
-///         an alpha that is zero or not a number, two scales that disagree
-LoRAContents read_lora(const std::string& path, const LoRAReadOptions& options = {});
+inline JsonValue json_of(const std::string& text, const std::string& source) {
+  try {
+    return parse_json(text);
+  } catch (const JsonError& error) {
+    TORCH_CHECK(false, "'", source, "': expected JSON, got '", error.what(), "'");
+  }
+}
 
-/// The adapters of a LoRA of any dialect. Errors: those of `read_lora`
-Components load_lora(const std::string& path);
+inline std::string text_of_file(const std::filesystem::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(stream), {}};
+  TORCH_CHECK(stream.good() || stream.eof(), "'", path.string(), "': expected a readable file");
+  return text;
+}
 
-}  // namespace lightlora
+// The configurations that come with a file: in its metadata (diffusers) or beside it (PEFT).
+inline PeftConfigs configs_of(const TensorFile& file) {
+  PeftConfigs configs;
+  const auto found = file.metadata().find("lora_adapter_metadata");
+  if (found != file.metadata().end()) {
+    const std::string source = file.path() + ": lora_adapter_metadata";
+    const JsonValue json = json_of(found->second, source);
+    TORCH_CHECK(json.type() == JsonType::object, "'", source, "': expected a JSON object");
+    for (const char* component : {"unet", "text_encoder"}) {
+      const std::string prefix = std::string(component) + ".";
+      if (json.find(prefix + "r") == nullptr && json.find(prefix + "lora_alpha") == nullptr)
+        continue;
+      configs.emplace(component, PeftConfig(json, prefix, source));
+    }
+  }
+  const bool peft = std::any_of(file.tensors().begin(), file.tensors().end(), [](const auto& info) {
+    return starts_with(info.name, "base_model.model.");
+  });
+  if (!peft) return configs;
+  const auto beside = std::filesystem::path(file.path()).parent_path() / "adapter_config.json";
+  TORCH_CHECK(std::filesystem::is_regular_file(beside), "'", file.path(),
+              "': expected PEFT's adapter_config.json beside it, got none; hint: it holds "
+              "lora_alpha, without which the strength of the adapters is not known");
+  const JsonValue json = json_of(text_of_file(beside), beside.string());
+  TORCH_CHECK(json.type() == JsonType::object, "'", beside.string(), "': expected a JSON object");
+  for (const char* component : {"unet", "text_encoder", ""}) {
+    configs.insert_or_assign(component, PeftConfig(json, "", beside.string()));
+  }
+  return configs;
+}
 
-#ifndef LIGHTLORA_COMPILED
-#include <lightlora/detail/formats/dialects-inl.h>
-#endif
+}  // namespace lightlora::detail

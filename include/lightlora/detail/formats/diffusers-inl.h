@@ -10,9 +10,7 @@
 #include <algorithm>
 #include <map>
 
-namespace lightlora {
-
-namespace detail {
+namespace lightlora::detail {
 
 inline bool is_attention(const std::string& path) {
   for (const char* name : {".to_q", ".to_k", ".to_v", ".to_out.0"}) {
@@ -40,29 +38,22 @@ inline Spelling spelling_of(const std::string& component, const AdapterState& st
   return {".lora_A.weight", ".lora_B.weight"};
 }
 
-}  // namespace detail
-
 LIGHTLORA_INLINE TensorMap to_diffusers(const Components& components, at::ScalarType dtype) {
-  std::map<std::string, detail::Spelling> spellings;
+  std::map<std::string, Spelling> spellings;
   for (const auto& [component, state] : components) {
-    spellings[component] = detail::spelling_of(component, state);
+    spellings[component] = spelling_of(component, state);
   }
   TensorMap tensors;
-  for (const auto& layer : detail::portable_layers(components, dtype)) {
+  for (const auto& layer : portable_layers(components, dtype)) {
     const auto& spelling = spellings.at(layer.component);
     const std::string prefix = layer.component.empty() ? "" : layer.component + ".";
     tensors[prefix + layer.name + spelling.down] = layer.down;
     tensors[prefix + layer.name + spelling.up] = layer.up;
     if (layer.magnitude.defined()) {
-      tensors[prefix + layer.name + ".lora_magnitude_vector"] = detail::peft_magnitude(layer);
+      tensors[prefix + layer.name + ".lora_magnitude_vector"] = peft_magnitude(layer);
     }
   }
   return tensors;
 }
 
-LIGHTLORA_INLINE void save_diffusers(const std::string& path, const Components& components,
-                                     at::ScalarType dtype) {
-  save_safetensors(path, to_diffusers(components, dtype), {{"format", "pt"}});
-}
-
-}  // namespace lightlora
+}  // namespace lightlora::detail

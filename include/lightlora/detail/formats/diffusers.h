@@ -2,23 +2,17 @@
 #pragma once
 
 #include <lightlora/config.h>
-#include <lightlora/detail/formats/native.h>
 #include <lightlora/file_io.h>
+#include <lightlora/state.h>
 
-#include <string>
+namespace lightlora::detail {
 
-namespace lightlora {
-
-/// The tensors of a file that diffusers' `load_lora_weights` takes as it is: classic factors with
-/// the scale folded in, one rank for all layers, no alpha keys.
-/// Shapes: down (rank, in) and up (out, rank); (rank, in, kh, kw) and (out, rank, 1, 1) for Conv2d
+// The tensors of a file that diffusers' `load_lora_weights` takes as it is: classic factors with
+// the scale folded in, one rank for all layers, no alpha keys.
+// Shapes: down (rank, in) and up (out, rank); (rank, in, kh, kw) and (out, rank, 1, 1) for Conv2d
 TensorMap to_diffusers(const Components& components, at::ScalarType dtype = at::kFloat);
 
-/// Writes a file for diffusers' `load_lora_weights`. Errors: those of `save_safetensors`
-void save_diffusers(const std::string& path, const Components& components,
-                    at::ScalarType dtype = at::kFloat);
-
-}  // namespace lightlora
+}  // namespace lightlora::detail
 
 #ifndef LIGHTLORA_COMPILED
 #include <lightlora/detail/formats/diffusers-inl.h>

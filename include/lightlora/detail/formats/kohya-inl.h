@@ -16,9 +16,7 @@
 #include <string_view>
 #include <vector>
 
-namespace lightlora {
-
-namespace detail {
+namespace lightlora::detail {
 
 // kohya's name of a layer. Errors: c10::Error for a layer whose name the readers cannot undo
 inline std::string kohya_name(const std::string& component, const std::string& layer) {
@@ -28,7 +26,7 @@ inline std::string kohya_name(const std::string& component, const std::string& l
   const auto back = component == "unet"           ? unet_layer_from_flat(flat)
                     : component == "text_encoder" ? text_layer_from_flat(flat)
                                                   : std::nullopt;
-  TORCH_CHECK(back == layer, "lightlora: '", layer,
+  TORCH_CHECK(back == layer, "'", layer,
               "': expected a layer of Stable Diffusion's UNet ", "or text encoder, got one of '",
               component, "'; hint: kohya's format has no names for other models");
   return prefix + flat;
@@ -51,7 +49,7 @@ inline void complete_attention(std::vector<PortableLayer>& layers) {
                          std::any_of(missing.begin(), missing.end(),
                                      [&](const auto& added) { return added.name == other; });
       if (known) continue;
-      TORCH_CHECK(!layer->magnitude.defined(), "lightlora: '", name,
+      TORCH_CHECK(!layer->magnitude.defined(), "'", name,
                   "': expected DoRA for all four projections of an attention, got none for ",
                   other);
       missing.push_back(
@@ -78,14 +76,12 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
           {"sshs_legacy_hash", sha256(window).substr(0, 8)}};
 }
 
-}  // namespace detail
-
 LIGHTLORA_INLINE TensorMap to_kohya(const Components& components, at::ScalarType dtype) {
-  auto layers = detail::portable_layers(components, dtype);
-  detail::complete_attention(layers);
+  auto layers = portable_layers(components, dtype);
+  complete_attention(layers);
   TensorMap tensors;
   for (const auto& layer : layers) {
-    const std::string name = detail::kohya_name(layer.component, layer.name);
+    const std::string name = kohya_name(layer.component, layer.name);
     const int64_t rank = layer.down.size(0);
     tensors[name + ".lora_down.weight"] = layer.down;
     tensors[name + ".lora_up.weight"] = layer.up;
@@ -108,7 +104,7 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
   int64_t rank = 0;
   bool convolutions = false;
   for (const auto& [name, tensor] : tensors) {
-    if (!detail::ends_with(name, ".lora_down.weight")) continue;
+    if (!ends_with(name, ".lora_down.weight")) continue;
     rank = tensor.size(0);
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);
   }
@@ -122,8 +118,8 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
     metadata["ss_network_args"] =
         R"({"conv_dim": ")" + dim + R"(", "conv_alpha": ")" + dim + R"("})";
   }
-  metadata.merge(detail::kohya_hashes(tensors, metadata));
+  metadata.merge(kohya_hashes(tensors, metadata));
   save_safetensors(path, tensors, metadata);
 }
 
-}  // namespace lightlora
+}  // namespace lightlora::detail

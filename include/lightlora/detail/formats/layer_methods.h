@@ -4,8 +4,10 @@
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
+#include <lightlora/detail/dora_state.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/state.h>
+#include <lightlora/variants/lokr.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -127,7 +129,7 @@ class LayerAssembler {
   AssembledLayer fused() {
     TORCH_CHECK(!has("down", "up"), where_, "expected either down_up or down and up, got both");
     TORCH_CHECK(has("up_aux") && has("down_aux"), where_,
-                "expected down_aux and up_aux beside down_up, got not both");
+                "down_up needs down_aux and up_aux beside it; hint: the file is incomplete");
     const at::Tensor down = product(take("down_up"), take("down_aux"));
     return classic_state(down, checked_up(down, take("up_aux")));
   }
@@ -211,10 +213,10 @@ class LayerAssembler {
     const bool left_low = right_low && low(left, left.columns());
     if (!left_low) left.compose();
     if (!right_low) right.compose();
-    state.options.rank(rank)
-        .lokr_shape({left.rows(), left.columns()})
-        .decompose_both(left_low)
-        .full_matrix(!right_low);
+    state.options = LoKrOptions(rank)
+                        .lokr_shape({left.rows(), left.columns()})
+                        .decompose_both(left_low)
+                        .full_matrix(!right_low);
     const auto add = [&](const std::string& name, const KroneckerSide& side) {
       if (side.full.defined()) {
         state.trained[name] = side.full;
@@ -250,8 +252,7 @@ class LayerAssembler {
                 magnitude.sizes());
     const std::vector<int64_t> sizes =
         inputs ? std::vector<int64_t>{1, channels} : std::vector<int64_t>{out, 1};
-    state.trained["magnitude"] = magnitude.reshape(sizes).contiguous();
-    state.options.dora(true).dora_inputs(inputs);
+    put_dora(state, {magnitude.reshape(sizes).contiguous(), inputs});
   }
 
   std::string where_, component_, layer_;

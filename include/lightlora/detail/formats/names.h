@@ -45,7 +45,7 @@ class NameUnfolder {
 
   std::vector<std::string> unfold() {
     unfold_into("", 0);
-    TORCH_CHECK(at_ == text_.size(), "lightlora: expected a folded list of names, got '",
+    TORCH_CHECK(at_ == text_.size(), "expected a folded list of names, got '",
                 text_.substr(at_, 20), "' left over");
     return std::move(names_);
   }
@@ -55,7 +55,7 @@ class NameUnfolder {
   static constexpr int kMostLevels = 64;
 
   void unfold_into(const std::string& prefix, int level) {
-    TORCH_CHECK(level <= kMostLevels, "lightlora: expected a list of names nested at most ",
+    TORCH_CHECK(level <= kMostLevels, "expected a list of names nested at most ",
                 kMostLevels, " deep, got one that goes deeper");
     std::string word = prefix;
     while (at_ < text_.size() && text_[at_] != ',' && text_[at_] != '}') {
@@ -68,12 +68,12 @@ class NameUnfolder {
         unfold_into(word, level + 1);
       } while (at_ < text_.size() && text_[at_] == ',');
       TORCH_CHECK(at_ < text_.size() && text_[at_] == '}',
-                  "lightlora: expected '}' in a list of names");
+                  "expected '}' in a list of names");
       ++at_;
       return;
     }
     bytes_ += word.size() + 16;  // about what an empty one costs
-    TORCH_CHECK(bytes_ <= kMostBytes, "lightlora: expected at most ", kMostBytes,
+    TORCH_CHECK(bytes_ <= kMostBytes, "expected at most ", kMostBytes,
                 " bytes of names, got more");
     names_.push_back(std::move(word));
   }
@@ -89,7 +89,7 @@ class NameUnfolder {
 /// The order is kept. Errors: c10::Error if a name holds '{', '}' or ','
 inline std::string fold_names(const std::vector<std::string>& names) {
   for (const auto& name : names) {
-    TORCH_CHECK(name.find_first_of("{},") == std::string::npos, "lightlora: '", name,
+    TORCH_CHECK(name.find_first_of("{},") == std::string::npos, "'", name,
                 "': expected a layer name without '{', '}' and ',', got one with");
   }
   return names.empty() ? "" : detail::fold_range(names, 0, names.size(), 0);

@@ -8,20 +8,70 @@
 #include <lightlora/detail/formats/names.h>
 #include <lightlora/detail/formats/native_fields.h>
 #include <lightlora/file_io.h>
-#include <lightlora/options-inl.h>
-#include <lightlora/variants/classic_lora.h>
+#include <lightlora/variants/variants.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
+#include <set>
 #include <sstream>
-#include <tuple>
+#include <string>
 #include <utility>
 #include <vector>
 
-namespace lightlora {
+namespace lightlora::detail {
 
-namespace detail {
+// Version 1 of the format says these of every variant but one, also of those that have no such
+// bases.
+inline constexpr std::pair<const char*, const char*> kBasisFields[] = {
+    {"aux_in", "100"}, {"aux_out", "50"}, {"aux_seed", "0"}, {"aux_init", "orthogonal"}};
+inline constexpr const char* kWithoutBasisFields = "classic";
+
+// And takes tensors of these names as frozen, unless the group lists others.
+inline const std::set<std::string>& usual_frozen() {
+  static const std::set<std::string> names{"down_aux", "up_aux"};
+  return names;
+}
+
+// The entry of a variant, or null if nobody has registered it.
+inline const VariantEntry* entry_of(const std::string& variant) {
+  const auto& entries = variants();
+  const auto found = std::find_if(entries.begin(), entries.end(),
+                                  [&](const auto& known) { return known.name == variant; });
+  return found == entries.end() ? nullptr : &*found;
+}
+
+// The variant's own options: those that are not at their default, and what version 1 always says.
+inline Metadata own_fields(const LayerState& layer) {
+  Metadata fields;
+  const VariantEntry* entry = entry_of(layer.variant);
+  if (layer.variant != kWithoutBasisFields) {
+    for (const auto& [name, value] : kBasisFields) fields[name] = value;
+    if (entry) {
+      for (const auto& option : entry->options) {
+        if (fields.count(option.name) > 0) fields[option.name] = option.usual;
+      }
+    }
+  }
+  for (const auto& [name, value] : layer.options.own()) fields[name] = value;
+  return fields;
+}
+
+// The names of frozen tensors, if a reader would take them, or the trained ones, for something
+// else.
+inline Metadata frozen_field(const LayerState& layer) {
+  std::set<std::string> frozen;
+  for (const auto& item : layer.frozen) frozen.insert(item.first);
+  std::set<std::string> guessed;
+  for (const auto* tensors : {&layer.trained, &layer.frozen}) {
+    for (const auto& item : *tensors) {
+      if (usual_frozen().count(item.first) > 0) guessed.insert(item.first);
+    }
+  }
+  if (frozen == guessed) return {};
+  std::string names;
+  for (const auto& name : frozen) names += (names.empty() ? "" : " ") + name;
+  return {{"frozen", names}};
+}
 
 // Layers whose tensors have equal shapes and options are stacked, because a header entry costs
 // more bytes than the tensors of a rank-1 layer.
@@ -35,13 +85,10 @@ inline Metadata group_fields(const LayerState& layer) {
                   {"init", to_string(options.init())}};
   if (options.network_alpha()) fields["network_alpha"] = exact_text(*options.network_alpha());
   for (int64_t size : layer.layer.kernel) fields["kernel"] += std::to_string(size) + " ";
-  if (layer.variant != ClassicAdapterImpl::kVariant) {
-    fields["aux_in"] = std::to_string(options.aux_in());
-    fields["aux_out"] = std::to_string(options.aux_out());
-    fields["aux_seed"] = std::to_string(options.aux_seed());
-    fields["aux_init"] = to_string(options.aux_init());
-  }
-  fields.merge(structure_fields(options));
+  if (options.dora()) fields["dora"] = "1";
+  if (options.dora_inputs()) fields["dora_inputs"] = "1";
+  fields.merge(own_fields(layer));
+  fields.merge(frozen_field(layer));
   return fields;
 }
 
@@ -70,22 +117,27 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
     std::istringstream sizes(fields.text(key("kernel")));
     for (int64_t width = 0; sizes >> width;) layer.layer.kernel.push_back(width);
   }
-  if (fields.has(key("aux_seed"))) {
-    layer.options.aux_in(size("aux_in"));
-    layer.options.aux_out(size("aux_out"));
-    layer.options.aux_seed(fields.number<uint64_t>(key("aux_seed")));
-    layer.options.aux_init(parse_aux_init(fields.text(key("aux_init"))));
-  }
-  for (const char* name : kStructureFields) {
-    if (!fields.has(key(name))) continue;
-    TORCH_CHECK(set_structure_field(layer.options, name, fields.text(key(name))), "'",
-                fields.path(), "': expected a number in metadata '", key(name), "', got '",
-                fields.text(key(name)), "'");
+  layer.options.dora(fields.has(key("dora")) && fields.text(key("dora")) != "0");
+  layer.options.dora_inputs(fields.has(key("dora_inputs")) &&
+                            fields.text(key("dora_inputs")) != "0");
+  if (const VariantEntry* entry = entry_of(layer.variant)) {
+    for (const auto& option : entry->options) {
+      const std::string name = group + "." + option.name;
+      if (fields.has(name)) layer.options.own()[option.name] = fields.text(name);
+    }
+    layer.options.own(entry->canonical(layer.options.own(), fields.path()));
   }
   return layer;
 }
 
-}  // namespace detail
+// The names of the group's frozen tensors.
+inline std::set<std::string> frozen_names(const NativeFields& fields, const std::string& group) {
+  if (!fields.has(group + ".frozen")) return usual_frozen();
+  std::istringstream names(fields.text(group + ".frozen"));
+  std::set<std::string> frozen;
+  for (std::string name; names >> name;) frozen.insert(name);
+  return frozen;
+}
 
 LIGHTLORA_INLINE bool is_native(const TensorFile& file) {
   const auto found = file.metadata().find("format");
@@ -103,7 +155,7 @@ LIGHTLORA_INLINE void save_native(const std::string& path, const Components& com
   for (const auto& [component, state] : components) {
     std::vector<std::pair<Metadata, std::vector<const LayerState*>>> groups;
     for (const auto& layer : state) {
-      const Metadata fields = detail::group_fields(layer);
+      const Metadata fields = group_fields(layer);
       auto found = std::find_if(groups.begin(), groups.end(),
                                 [&](const auto& group) { return group.first == fields; });
       if (found == groups.end()) found = groups.insert(groups.end(), {fields, {}});
@@ -129,7 +181,7 @@ LIGHTLORA_INLINE void save_native(const std::string& path, const Components& com
 }
 
 LIGHTLORA_INLINE Components load_native(const TensorFile& file) {
-  const detail::NativeFields fields(file.path(), file.metadata());
+  const NativeFields fields(file.path(), file.metadata());
   TORCH_CHECK(is_native(file), "'", file.path(),
               "': expected a native lightlora file (metadata format = lightlora), got another ",
               "safetensors file");
@@ -142,15 +194,16 @@ LIGHTLORA_INLINE Components load_native(const TensorFile& file) {
   Components components;
   std::map<std::string, std::vector<std::string>> tensors_of;
   for (const auto& info : file.tensors()) {
-    tensors_of[detail::component_at(info.name, 0)].push_back(info.name);
+    tensors_of[component_at(info.name, 0)].push_back(info.name);
   }
   const auto groups = fields.number<int64_t>("groups");
   for (int64_t i = 0; i < groups; ++i) {
     const std::string group = std::to_string(i);
-    const LayerState pattern = detail::layer_from_fields(fields, group);
+    const LayerState pattern = layer_from_fields(fields, group);
     const auto names = unfold_names(fields.text(group + ".layers"));
     AdapterState& state = components[fields.text(group + ".component")];
     const std::size_t first = state.size();
+    const auto frozen = frozen_names(fields, group);
     for (const auto& name : names) {
       state.push_back(pattern);
       state.back().layer.name = name;
@@ -158,12 +211,12 @@ LIGHTLORA_INLINE Components load_native(const TensorFile& file) {
     for (const auto& full : tensors_of[group]) {
       const at::Tensor stack = file.load(full);
       const std::string name = full.substr(group.size() + 1);
-      TORCH_CHECK(stack.dim() == 3 && stack.size(0) == static_cast<int64_t>(names.size()), "'",
+      TORCH_CHECK(stack.dim() >= 1 && stack.size(0) == static_cast<int64_t>(names.size()), "'",
                   file.path(), "': tensor '", full, "': expected (", names.size(),
-                  ", rows, columns), got ", stack.sizes());
-      const bool frozen = name == "down_aux" || name == "up_aux";
+                  ", ...), a tensor for each layer, got ", stack.sizes());
+      const bool is_frozen = frozen.count(name) > 0;
       for (std::size_t k = 0; k < names.size(); ++k) {
-        auto& target = frozen ? state[first + k].frozen : state[first + k].trained;
+        auto& target = is_frozen ? state[first + k].frozen : state[first + k].trained;
         target[name] = stack[static_cast<int64_t>(k)].clone();
       }
     }
@@ -171,4 +224,4 @@ LIGHTLORA_INLINE Components load_native(const TensorFile& file) {
   return components;
 }
 
-}  // namespace lightlora
+}  // namespace lightlora::detail

@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 #include <lightlora/detail/formats/safetensors_format.h>
+#include <lightlora/detail/option_text.h>
 
 #include <charconv>
 #include <string>
@@ -11,12 +12,6 @@
 // Numbers and texts in the metadata of files that this library wrote.
 
 namespace lightlora::detail {
-
-/// Shortest decimal text that reads back as the same double.
-inline std::string exact_text(double value) {
-  char text[32];
-  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
-}
 
 /// Metadata of a native file, read with the file and the key in every error.
 class NativeFields {

@@ -3,7 +3,6 @@
 
 #include <lightlora/detail/formats/peft.h>
 
-#include <lightlora/detail/formats/atomic_file.h>
 #include <lightlora/detail/formats/json.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
@@ -14,9 +13,7 @@
 #include <utility>
 #include <vector>
 
-namespace lightlora {
-
-namespace detail {
+namespace lightlora::detail {
 
 // The classes that PEFT's AutoPeftModel looks for.
 inline JsonValue auto_mapping(const std::string& component) {
@@ -57,14 +54,14 @@ inline std::string peft_config(const std::string& component, int64_t rank, bool 
 }
 
 inline void save_peft_folder(const std::filesystem::path& folder, const std::string& component,
-                             const AdapterState& state, const PeftOptions& options) {
+                             const AdapterState& state, at::ScalarType dtype, bool text_model) {
   TensorMap tensors;
   std::vector<std::string> modules;
   int64_t rank = 0;
   std::size_t magnitudes = 0;
-  for (const auto& layer : portable_layers({{component, state}}, options.dtype())) {
+  for (const auto& layer : portable_layers({{component, state}}, dtype)) {
     std::string_view name = layer.name;
-    if (component == "text_encoder" && !options.text_model()) take(name, "text_model.");
+    if (component == "text_encoder" && !text_model) take(name, "text_model.");
     modules.emplace_back(name);
     rank = layer.down.size(0);
     tensors["base_model.model." + modules.back() + ".lora_A.weight"] = layer.down;
@@ -85,13 +82,12 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
   config.commit();
 }
 
-}  // namespace detail
-
 LIGHTLORA_INLINE void save_peft(const std::string& folder, const Components& components,
-                                const PeftOptions& options) {
+                                at::ScalarType dtype, bool text_model) {
   for (const auto& [component, state] : components) {
-    detail::save_peft_folder(std::filesystem::path(folder) / component, component, state, options);
+    save_peft_folder(std::filesystem::path(folder) / component, component, state, dtype,
+                     text_model);
   }
 }
 
-}  // namespace lightlora
+}  // namespace lightlora::detail

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <ATen/ops/constant_pad_nd.h>
-#include <lightlora/detail/formats/native.h>
+#include <lightlora/detail/dora_state.h>
 #include <lightlora/state.h>
 
 #include <algorithm>
@@ -23,16 +23,6 @@ struct PortableLayer {
   at::Tensor down, up, magnitude;
 };
 
-// DoRA's row lengths, which other programs keep beside the factors; the state becomes one without.
-inline at::Tensor take_magnitude(LayerState& layer) {
-  const auto found = layer.trained.find("magnitude");
-  if (found == layer.trained.end()) return {};
-  const at::Tensor magnitude = found->second;
-  layer.trained.erase(found);
-  layer.options.dora(false).dora_inputs(false);
-  return magnitude;
-}
-
 // Zero rows or columns up to a common rank: readers before diffusers 0.40 scale files of mixed
 // ranks wrongly, and with alpha = rank the padding changes nothing.
 inline at::Tensor pad_rank(const at::Tensor& factor, int64_t dim, int64_t rank) {
@@ -51,7 +41,7 @@ inline std::vector<PortableLayer> portable_layers(const Components& components,
   std::vector<at::Tensor> magnitudes;
   for (const auto& [component, state] : components) {
     for (LayerState layer : state) {
-      magnitudes.push_back(take_magnitude(layer));
+      magnitudes.push_back(take_dora(layer).magnitude);
       classic.emplace_back(component, to_classic(*make_adapter(layer)));
       rank = std::max(rank, classic.back().second.options.rank());
     }
@@ -79,9 +69,10 @@ inline std::vector<PortableLayer> portable_layers(const Components& components,
 
 // PEFT's shape of the magnitude: (out), and for convolutions (1, out, 1, 1).
 inline at::Tensor peft_magnitude(const PortableLayer& layer) {
-  TORCH_CHECK(layer.magnitude.size(1) == 1, "lightlora: '", layer.name, "': expected DoRA's length ",
-              "of each output, got one of each input, which only LyCORIS has; hint: write kohya's or ",
-              "the native format");
+  TORCH_CHECK(layer.magnitude.size(1) == 1, "'", layer.name,
+              "': expected DoRA's length of each output, ",
+              "got one of each input, which only LyCORIS has; hint: write kohya's or the native ",
+              "format");
   std::vector<int64_t> sizes{layer.magnitude.size(0)};
   if (layer.down.dim() > 2) {
     sizes.insert(sizes.begin(), 1);

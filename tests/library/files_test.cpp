@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// files.h: one verb each for all formats; and what travels in files and states.
+#include <lightlora/detail/formats/sha256.h>
+#include <torch/serialize.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <tuple>
+
+#include "models.h"
+
+using namespace lightlora_tests;
+using namespace lightlora;
+
+namespace {
+
+struct MaskedOptions : VariantOptions<MaskedOptions> {
+  using VariantOptions::VariantOptions;
+  TORCH_ARG(double, spread) = 1;
+
+ public:
+  static auto fields() {
+    return std::make_tuple(option("spread", &MaskedOptions::spread_, "Spread of the mask"));
+  }
+};
+
+// A variant whose frozen mask follows from nothing, and whose trained value has a basis' usual name.
+class MaskedAdapterImpl : public AdapterModule<MaskedAdapterImpl, MaskedOptions> {
+ public:
+  static constexpr const char* kVariant = "masked";
+
+  MaskedAdapterImpl(LoRAOptions options, LayerInfo layer)
+      : AdapterModule(std::move(options), std::move(layer)) {
+    reset();
+  }
+  void reset_parameters() override {
+    torch::NoGradGuard no_grad;
+    down.normal_();
+    up_aux.zero_();
+  }
+  Factors factors() const override { return {down * mask, up_aux}; }
+
+  torch::Tensor down, up_aux, mask;
+
+ protected:
+  void register_tensors() override {
+    down = register_parameter("down", torch::empty({options_.rank(), layer_.in}));
+    up_aux = register_parameter("up_aux", torch::empty({layer_.out, options_.rank()}));
+    mask = register_buffer("mask", torch::randn({layer_.in}) * own().spread());
+  }
+};
+
+template <typename Layer>
+using Masked = AdaptedLayer<Layer, MaskedAdapterImpl>;
+
+torch::nn::Sequential model_of_two() {
+  torch::manual_seed(4);
+  return torch::nn::Sequential(torch::nn::Linear(40, 30), torch::nn::Linear(30, 20));
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+const Tensor& inputs() {
+  static const Tensor x = torch::randn({6, 40});
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("a handle saved in any format is read back by the same verbs", "[files]") {
+  const ScratchFolder folder;
+  auto model = model_of_two();
+  auto lora = patch<ClassicLoRA>(*model, LoRAOptions(3).network_alpha(1.5), {"0", "1"});
+  randomise(lora);
+  torch::NoGradGuard no_grad;
+  const Tensor expected = lora(model, inputs());
+  for (const Format format : {Format::native, Format::diffusers, Format::peft}) {
+    INFO(to_string(format));
+    const auto path = folder.file(to_string(format));
+    save(lora, path, format);
+    auto copy = model_of_two();
+    CHECK(close(patch(*copy, read_state(path))(copy, inputs()), expected, 1e-6));
+    auto other = model_of_two();
+    auto again = patch<ClassicLoRA>(*other, LoRAOptions(3), {"0", "1"});
+    load(again, path);
+    CHECK(close(again(other, inputs()), expected, 1e-6));
+    CHECK(read_adapters(path).components.count(format == Format::diffusers ? "unet" : "") == 1);
+    CHECK(parse_format(to_string(format)) == format);
+  }
+  CHECK_THROWS_WITH(parse_format("onnx"),
+                    ContainsSubstring("expected one of native, diffusers, peft, kohya, got 'onnx'"));
+  save(lora, folder.file("half"), SaveOptions(Format::diffusers).dtype(at::kHalf));
+  CHECK(read_adapters(folder.file("half")).dtypes == std::set<std::string>{"F16"});
+  CHECK(file_hash(folder.file("half")) == lightlora::detail::sha256(bytes_of(folder.file("half"))));
+}
+
+TEST_CASE("an option that a format does not have is refused", "[files]") {
+  const ScratchFolder folder;
+  auto model = model_of_two();
+  const auto lora = patch<LightLoRA>(*model, 2, {"0"});
+  const auto path = folder.file("x");
+  CHECK_THROWS_WITH(save(lora, path, SaveOptions(Format::diffusers).bases(Bases::embedded)),
+                    ContainsSubstring("embedded bases cannot be combined with the diffusers format: "
+                                      "only native has it"));
+  CHECK_THROWS_WITH(save(lora, path, SaveOptions(Format::peft).metadata({{"a", "b"}})),
+                    ContainsSubstring("metadata cannot be combined with the peft format"));
+  CHECK_THROWS_WITH(save(lora, path, SaveOptions().text_model(false)),
+                    ContainsSubstring("text_model(false) cannot be combined with the native format"));
+  CHECK_FALSE(std::filesystem::exists(path));
+}
+
+TEST_CASE("what is frozen and cannot be made again travels in states, files and archives", "[files]") {
+  register_variant<MaskedAdapterImpl>();
+  const ScratchFolder folder;
+  auto model = model_of_two();
+  auto lora = patch<Masked>(*model, MaskedOptions(2).spread(3), {"0", "1"});
+  randomise(lora);
+  torch::NoGradGuard no_grad;
+  const Tensor expected = lora(model, inputs());
+  {
+    auto copy = model_of_two();
+    CHECK(torch::equal(patch(*copy, lora->state())(copy, inputs()), expected));
+  }
+  for (const Bases bases : {Bases::by_seed, Bases::embedded}) {
+    save(lora, folder.file("x"), SaveOptions().bases(bases));
+    const auto state = read_state(folder.file("x"));
+    CHECK(state[0].options.own() == OwnOptions{{"spread", "3"}});
+    CHECK(state[0].trained.count("up_aux") == 1);
+    CHECK(state[0].frozen.count("mask") == 1);
+    auto copy = model_of_two();
+    CHECK(torch::equal(patch(*copy, state)(copy, inputs()), expected));
+  }
+  torch::save(lora, folder.file("archive"));
+  auto other = model_of_two();
+  auto again = patch<Masked>(*other, MaskedOptions(2).spread(3), {"0", "1"});
+  torch::load(again, folder.file("archive"));
+  CHECK(torch::equal(again(other, inputs()), expected));
+  auto without = lora->state();
+  without[1].frozen.clear();
+  CHECK_THROWS_WITH(again->assign(without),
+                    ContainsSubstring("'1': expected a frozen tensor 'mask' [30], got none"));
+}
+
+TEST_CASE("add mirrors patch: a variant by its type or by its name", "[files]") {
+  auto model = model_of_two();
+  auto lora = patch<LightLoRA>(*model, /*rank=*/4, {"0"});
+  lora->add<ClassicLoRA>("style", /*rank=*/2, {"1"});
+  lora->add("kron", "lokr", LoKrOptions(8).decompose_factor(2), {"0"});
+  lora->add<LoKr>("again", LoKrOptions(8).decompose_factor(2), {"0"});
+  CHECK(lora->adapters("style")[0]->variant() == "classic");
+  CHECK(lora->adapters("kron")[0]->options().own() == OwnOptions{{"decompose_factor", "2"}});
+  CHECK(lora->adapters("again")[0]->options().own() == lora->adapters("kron")[0]->options().own());
+}
+
+TEST_CASE("sum: states add up like the sets of a handle", "[files]") {
+  auto model = model_of_two();
+  auto lora = patch<LightLoRA>(*model, 4, {"0", "1"}, "a");
+  lora->add<ClassicLoRA>("b", 2, {"1"});
+  randomise(lora);
+  torch::NoGradGuard no_grad;
+  lora->set_active({{"a", 0.5}, {"b", -2.0}});
+  const Tensor expected = lora(model, inputs());
+  const auto total = sum({{lora->state("a"), 0.5}, {lora->state("b"), -2.0}});
+  lora->remove();
+  CHECK(total[1].options.rank() == 6);
+  CHECK(close(patch(*model, total)(model, inputs()), expected, 1e-5));
+  auto wrong = total;
+  wrong[0].layer.name = "1";
+  CHECK_THROWS_WITH(sum({{{total[1]}, 1.0}, {{wrong[0]}, 1.0}}),
+                    ContainsSubstring("'1': expected adapters of one size, got 30 -> 20 and 40 -> 30"));
+}
