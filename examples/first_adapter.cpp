@@ -46,7 +46,7 @@ int main() {
   lightlora::save(lora, "first_adapter.safetensors");
   lora->remove();
 
-  auto again = lightlora::patch(*model, lightlora::load_state("first_adapter.safetensors"));
+  auto again = lightlora::patch(*model, lightlora::read_state("first_adapter.safetensors"));
   again->merge();
   const bool equal = torch::allclose(model(x), adapted, /*rtol=*/1e-4, /*atol=*/1e-5);
   std::cout << "first_adapter.safetensors loads, merged equals adapted: " << (equal ? "yes" : "no")

@@ -96,7 +96,7 @@ void add_flags(cli::App& app, Flags& f) {
                  "original layout, in --dtype; without --prompt that is all");
   app.add_option("--lora_dir", f.lora_dir, "Folder of the files that <lora:name:0.8> names");
   app.add_option("--split_rank", f.split_rank,
-                 "Cut Fused adapters of native files to this rank (default: their full rank)")
+                 "Cut the adapters of LoRA files to this rank (default: as they are)")
       ->check(cli::at_least(1));
   add_picture_flags(app, f);
   add_sampling_flags(app, f);

@@ -70,17 +70,14 @@ class Extractor {
           "'; layers among them can be asked for by name, biases and norms have no place in a LoRA");
     }
     if (differences.selected.empty()) return;
-    const auto& cut = options_.cut;
-    const auto keep = cut.energy ? lightlora::Keep::energy(*cut.energy)
-                                 : lightlora::Keep::rank(cut.rank.value());
     cli::Progress progress("Extracting the " + component,
                            static_cast<int64_t>(differences.selected.size()));
     const auto before = base.named_parameters(), after = tuned.named_parameters();
     auto& state = result_.components[component];
     for (const auto& layer : differences.selected) {
-      const auto exactly = lightlora::Targets().where(
-          layer, [&](const lightlora::TargetLayer& target) { return target.path == layer; });
-      state.push_back(lightlora::extract(base, tuned, exactly, keep).front());
+      const lightlora::Pattern exactly(layer,
+                                       [&](const std::string& path) { return path == layer; });
+      state.push_back(lightlora::extract(base, tuned, {exactly}, options_.keep).front());
       energy_.whole += squared_norm(after[layer + ".weight"].to(at::kDouble) -
                                     before[layer + ".weight"].to(at::kDouble));
       progress.update(static_cast<int64_t>(state.size()));
@@ -92,10 +89,6 @@ class Extractor {
     TORCH_CHECK(!result_.components.empty(), "'", options_.tuned, "': expected a model that differs ",
                 "from '", options_.base.model, "' in the selected layers, got equal ones; hint: ",
                 result_.notices.empty() ? "is it the right file?" : result_.notices.front());
-    if (options_.cut.energy && options_.cut.rank) {
-      result_.components =
-          cut_rank(result_.components, {options_.cut.rank, std::nullopt}, /*keep_variant=*/false);
-    }
     for (const auto& [component, state] : result_.components) {
       for (const auto& layer : state) energy_.kept += squared_norm(layer);
     }

@@ -19,7 +19,7 @@ struct ExtractOptions {
   std::vector<std::string> unet{"to_q",          "to_k",     "to_v",    "to_out.0",
                                 "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"};
   std::vector<std::string> text_encoder{"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"};
-  Cut cut;  ///< how much to keep of each layer; a rank or a share must be given
+  lightlora::Keep keep = lightlora::Keep::all();  ///< how much of each layer
 };
 
 struct Extracted {

@@ -13,7 +13,7 @@ void check_extract(const Flags& flags) {
                     flags.inputs.empty() ? "neither" : "both");
   TORCH_CHECK_VALUE(extract.tuned.empty() == extract.base.model.empty(),
                     "--extract_from and --base: expected both or neither, got one of them");
-  TORCH_CHECK_VALUE(extract.tuned.empty() || flags.cut.rank || flags.cut.energy,
+  TORCH_CHECK_VALUE(extract.tuned.empty() || flags.rank || flags.energy,
                     "--extract_from: expected --rank or --energy beside it, got neither; hint: "
                     "--rank 32, or --energy 0.9");
   TORCH_CHECK_VALUE(extract.tuned.empty() || !flags.inspect,
@@ -29,7 +29,7 @@ void check_output(const Flags& flags) {
                     "--embed_aux: expected it with --to native, got --to ", flags.to);
   TORCH_CHECK_VALUE(!flags.flat_text_encoder || flags.to == "peft",
                     "--flat_text_encoder: expected it with --to peft, got --to ", flags.to);
-  TORCH_CHECK_VALUE(!flags.cut.energy || *flags.cut.energy > 0,
+  TORCH_CHECK_VALUE(!flags.energy || *flags.energy > 0,
                     "--energy: expected a share above 0, got 0");
 }
 
@@ -61,10 +61,10 @@ void add_flags(cli::App& app, Flags& f) {
                  "The same of the text encoder; may be repeated")
       ->needs(extract_from);
   app.group("Values");
-  app.add_option("--rank", f.cut.rank,
+  app.add_option("--rank", f.rank,
                  "Cut each layer to this rank, by the best approximation (default: as it is)")
       ->check(cli::at_least(1));
-  app.add_option("--energy", f.cut.energy,
+  app.add_option("--energy", f.energy,
                  "Cut each layer to the least rank that keeps this share of its energy (the sum of "
                  "the squared singular values), such as 0.99; with --rank, to at most that rank")
       ->check(cli::between(0, 1));
@@ -79,6 +79,11 @@ void add_flags(cli::App& app, Flags& f) {
 void Flags::check() const {
   check_extract(*this);
   if (!inspect) check_output(*this);
+}
+
+lightlora::Keep Flags::keep() const {
+  auto keep = energy ? lightlora::Keep::energy(*energy) : lightlora::Keep::all();
+  return rank ? keep.at_most(*rank) : keep;
 }
 
 }  // namespace lora_files

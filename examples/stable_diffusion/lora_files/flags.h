@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,13 +16,16 @@ namespace lora_files {
 struct Flags {
   std::vector<std::string> inputs;
   std::string output, to, dtype = "fp32";
-  Cut cut;
+  std::optional<int64_t> rank;   ///< to cut each layer to
+  std::optional<double> energy;  ///< share of the squared singular values to keep
   ExtractOptions extract;
   bool inspect = false, json = false, embed_aux = false, flat_text_encoder = false;
   bool ignore_unmatched = false;
 
   /// Errors: c10::ValueError for flags that do not go together
   void check() const;
+  /// How much of each layer the two say to keep.
+  lightlora::Keep keep() const;
 };
 
 void add_flags(cli::App& app, Flags& flags);

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lora_files/inspect.h"
 
-#include <lightlora/detail/formats/mapped_file.h>
-#include <lightlora/detail/formats/sha256.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <iomanip>
@@ -108,22 +105,21 @@ void print_table(std::ostream& out, const lightlora::Components& components) {
   }
 }
 
-// What A1111 and model sites know a file by; nothing for a folder.
-std::string file_hash(const std::string& path) {
-  if (!std::filesystem::is_regular_file(path)) return "";
-  return lightlora::detail::sha256(lightlora::detail::MappedFile(path).bytes());
+// A folder has none.
+std::string hash_of(const std::string& path) {
+  return std::filesystem::is_regular_file(path) ? lightlora::file_hash(path) : "";
 }
 
 }  // namespace
 
 void print_contents(std::ostream& out, const std::string& path,
-                    const lightlora::LoRAContents& contents) {
+                    const lightlora::AdapterFile& contents) {
   print_row(out, "file", path);
   print_row(out, "dialect", list_text(contents.dialects));
   print_row(out, "size", cli::format_bytes(contents.bytes) + " in " +
                              std::to_string(contents.tensors) + " tensors");
   print_row(out, "dtype", list_text(contents.dtypes));
-  if (const auto hash = file_hash(path); !hash.empty()) print_row(out, "sha256", hash);
+  if (const auto hash = hash_of(path); !hash.empty()) print_row(out, "sha256", hash);
   for (const auto& [name, state] : contents.components) {
     if (state.empty()) continue;
     Summary sum;
@@ -146,13 +142,13 @@ void print_contents(std::ostream& out, const std::string& path,
 }
 
 void print_json(std::ostream& out, const std::string& path,
-                const lightlora::LoRAContents& contents) {
+                const lightlora::AdapterFile& contents) {
   nlohmann::ordered_json json{{"file", path},
                               {"dialects", contents.dialects},
                               {"bytes", contents.bytes},
                               {"tensors", contents.tensors},
                               {"dtypes", contents.dtypes}};
-  if (const auto hash = file_hash(path); !hash.empty()) json["sha256"] = hash;
+  if (const auto hash = hash_of(path); !hash.empty()) json["sha256"] = hash;
   json["metadata"] = contents.metadata;
   json["embeddings"] = contents.embeddings;
   json["ignored"] = contents.ignored;

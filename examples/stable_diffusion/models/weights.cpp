@@ -70,7 +70,7 @@ Files open_files(const std::string& path, const lightlora::SafetensorsOptions& o
     TORCH_CHECK(fs::exists(each), "'", each, "': expected a file of weights, got none; hint: ",
                 paths.size() > 1 ? "an unfinished download of a model in several files?"
                                  : "is the path right?");
-    files.push_back(lightlora::open_tensor_file(each, options));
+    files.push_back(lightlora::open_tensors(each, options));
   }
   return files;
 }

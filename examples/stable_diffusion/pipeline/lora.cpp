@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/lora.h"
 
-#include <lightlora/detail/formats/dialects.h>
+#include <lightlora/combine.h>
+#include <lightlora/files.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -49,15 +50,15 @@ LoadedLoRAs merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>
                         std::optional<int64_t> split_rank) {
   LoadedLoRAs loaded;
   std::map<std::string, double> weights;
-  const auto options = lightlora::LoRAReadOptions().allow_trailing_bytes(
+  const auto options = lightlora::ReadOptions().allow_trailing_bytes(
       pipeline.options().allow_trailing_bytes());
   for (std::size_t i = 0; i < choices.size(); ++i) {
     const auto& [path, weight] = choices[i];
     const std::string name = std::to_string(i) + " " + path;
     weights[name] = weight;
-    auto contents = lightlora::read_lora(path, options);
+    auto contents = lightlora::read_adapters(path, options);
     for (auto& [component, state] : contents.components) {
-      const auto adapters = split_rank ? lightlora::split_fused(state, *split_rank) : state;
+      const auto adapters = split_rank ? lightlora::cut(state, lightlora::Keep::rank(*split_rank)) : state;
       if (component == "unet") {
         add(loaded.unet, *pipeline.unet(), name, adapters, path);
       } else if (component == "text_encoder") {

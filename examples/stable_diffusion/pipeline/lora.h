@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/detail/formats/native.h>
 #include <lightlora/patch.h>
 
 #include <cstdint>
@@ -29,7 +28,7 @@ struct LoadedLoRAs {
 };
 
 /// Merges LoRA files into the models of a pipeline, which then run at their usual speed.
-/// `split_rank` cuts Fused adapters of native files to that rank first.
+/// `split_rank` cuts their ranks first.
 /// Errors: c10::Error naming the file, and then the layers that do not fit
 LoadedLoRAs merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
                         std::optional<int64_t> split_rank = std::nullopt);

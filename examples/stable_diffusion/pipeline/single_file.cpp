@@ -85,7 +85,7 @@ SingleFile::SingleFile(const std::string& path, const std::string& config_folder
     : path_(path),
       folder_(config_folder),
       options_(options),
-      file_(lightlora::open_tensor_file(path, options)) {
+      file_(lightlora::open_tensors(path, options)) {
   TORCH_CHECK(folder_.empty() || is_config_folder(folder_), "'", folder_,
               "': expected a folder in diffusers layout with configurations or a tokenizer, got ",
               fs::exists(folder_) ? "another one" : "nothing there");

@@ -27,33 +27,16 @@ at::ScalarType dtype_of(const std::string& name) {
   return name == "bf16" ? at::kBFloat16 : at::kFloat;
 }
 
-void cast(std::map<std::string, at::Tensor>& tensors, at::ScalarType dtype) {
-  for (auto& item : tensors) item.second = item.second.to(dtype).contiguous();
-}
-
-Components for_native(Components components, const Flags& flags) {
-  for (auto& [name, state] : components) {
-    for (auto& layer : state) {
-      if (flags.embed_aux) {
-        layer = lightlora::state_of(*lightlora::make_adapter(layer), lightlora::Bases::embedded);
-      }
-      cast(layer.trained, dtype_of(flags.dtype));
-      cast(layer.frozen, dtype_of(flags.dtype));
-    }
-  }
-  return components;
-}
-
 // What the input says about itself, for a native output; a format's own fields are not kept.
-lightlora::Metadata kept_metadata(const lightlora::LoRAContents& contents) {
+lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
   lightlora::Metadata kept;
   const auto prompt = contents.metadata.find("instance_prompt");
   if (prompt != contents.metadata.end()) kept.insert(*prompt);
   return kept;
 }
 
-lightlora::LoRAContents read(const Flags& flags, const std::string& path) {
-  return lightlora::read_lora(path, lightlora::LoRAReadOptions()
+lightlora::AdapterFile read(const Flags& flags, const std::string& path) {
+  return lightlora::read_adapters(path, lightlora::ReadOptions()
                                         .ignore_unmatched(flags.ignore_unmatched)
                                         .allow_trailing_bytes(flags.extract.base.allow_trailing_bytes));
 }
@@ -68,17 +51,12 @@ void inspect(const Flags& flags) {
 }
 
 void write(const Flags& flags, const Components& components, const lightlora::Metadata& metadata) {
-  const auto dtype = dtype_of(flags.dtype);
-  if (flags.to == "native") {
-    lightlora::save_native(flags.output, for_native(components, flags), metadata);
-  } else if (flags.to == "diffusers") {
-    lightlora::save_diffusers(flags.output, components, dtype);
-  } else if (flags.to == "kohya") {
-    lightlora::save_kohya(flags.output, components, dtype);
-  } else {
-    const auto options = lightlora::PeftOptions().dtype(dtype).text_model(!flags.flat_text_encoder);
-    lightlora::save_peft(flags.output, components, options);
-  }
+  lightlora::SaveOptions options(lightlora::parse_format(flags.to));
+  options.dtype(dtype_of(flags.dtype)).text_model(!flags.flat_text_encoder);
+  if (flags.embed_aux) options.bases(lightlora::Bases::embedded);
+  // A format of another program has fields of its own.
+  if (options.format() == lightlora::Format::native) options.metadata(metadata);
+  lightlora::save(components, flags.output, options);
 }
 
 void print_written(const Flags& flags) {
@@ -92,7 +70,7 @@ void print_written(const Flags& flags) {
 
 void extract(const Flags& flags) {
   auto options = flags.extract;
-  options.cut = flags.cut;
+  options.keep = flags.keep();
   const auto extracted = lora_files::extract(options);
   for (const auto& notice : extracted.notices) std::cout << "notice: " << notice << "\n";
   write(flags, extracted.components, {});
@@ -117,7 +95,8 @@ void convert(const Flags& flags) {
   }
   if (inputs.size() > 1) metadata.clear();
   const auto components =
-      lora_files::cut_rank(lora_files::combine(inputs), flags.cut, flags.to == "native");
+      lora_files::cut(lora_files::combine(inputs), flags.keep(),
+                      flags.to == "native" ? lightlora::As::variant : lightlora::As::classic);
   write(flags, components, metadata);
   print_written(flags);
 }

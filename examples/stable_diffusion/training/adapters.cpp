@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/adapters.h"
 
-#include <lightlora/file_io.h>
-#include <lightlora/variants/registry.h>
+#include <lightlora/files.h>
+#include <lightlora/variants/variants.h>
 #include <torch/utils.h>
 
 #include <algorithm>
@@ -53,10 +53,10 @@ lightlora::Patched patch_with_patterns(torch::nn::Module& model, const AdapterFl
   if (!ranks.empty() || !alphas.empty()) {
     for (const auto& path : targets.select(lightlora::adaptable_layers(model).targets)) {
       for (const auto& [name, value] : ranks) {
-        if (names_layer(name, path)) targets.rank_pattern(path, static_cast<int64_t>(value));
+        if (names_layer(name, path)) targets.rank(path, static_cast<int64_t>(value));
       }
       for (const auto& [name, value] : alphas) {
-        if (names_layer(name, path)) targets.alpha_pattern(path, value);
+        if (names_layer(name, path)) targets.alpha(path, value);
       }
     }
   }
@@ -139,11 +139,7 @@ void add_adapter_flags(cli::App& app, AdapterFlags& f) {
       ->check(cli::between(0, 0.99));
   app.add_option("--init", f.init, "Which factor starts at zero")
       ->check(cli::one_of({"up_zero", "down_zero", "both_zero"}));
-  app.add_option("--aux_init", f.aux_init, "Frozen bases of light and fused")
-      ->check(cli::one_of({"orthogonal", "normal", "normal_scaled"}));
-  app.add_option("--aux_in", f.aux_in, "Directions of the input basis")->check(cli::at_least(1));
-  app.add_option("--aux_out", f.aux_out, "Directions of the output basis")->check(cli::at_least(1));
-  app.add_option("--aux_seed", f.aux_seed, "Seed of the frozen bases");
+  f.own.add_to(app, variant_names());
   app.add_option("--split_rank", f.split_rank,
                  "Rank of the exported file of a fused adapter (default: exact, its full rank)")
       ->check(cli::at_least(1));
@@ -188,11 +184,12 @@ void AdapterFlags::check() const {
   }
   parse_patterns("--alpha_pattern", alpha_pattern);
   parse_patterns("--rate_pattern", rate_pattern);
+  if (init_from.empty()) own.of(variant);
 }
 
 lightlora::Components AdapterFlags::read_start() {
   if (init_from.empty()) return {};
-  auto start = lightlora::load_native(lightlora::SafetensorsFile(init_from));
+  auto start = lightlora::read_adapters(init_from).components;
   TORCH_CHECK(start.count("unet") && !start["unet"].empty(), "--init_from '", init_from,
               "': expected adapters of a UNet, got none");
   TORCH_CHECK((start.count("text_encoder") > 0) == train_text_encoder, "--init_from '", init_from,
@@ -203,10 +200,7 @@ lightlora::Components AdapterFlags::read_start() {
               "expected a light or classic adapter in '", init_from, "', got a ", first.variant, " one");
   variant = first.variant;
   rank = relax_rank.value_or(first.options.rank());
-  aux_init = lightlora::to_string(first.options.aux_init());
-  aux_in = first.options.aux_in();
-  aux_out = first.options.aux_out();
-  aux_seed = first.options.aux_seed();
+  own.set_all(first.options.own());
   if (!relax_rank) network_alpha = first.options.network_alpha();
   return start;
 }
@@ -220,10 +214,7 @@ lightlora::LoRAOptions AdapterFlags::lora_options() const {
       .network_alpha(network_alpha)
       .dropout(lora_dropout)
       .init(lightlora::parse_init(init))
-      .aux_init(lightlora::parse_aux_init(aux_init))
-      .aux_in(aux_in)
-      .aux_out(aux_out)
-      .aux_seed(aux_seed);
+      .own(own.of(variant));
 }
 
 Adapters::Adapters(const AdapterFlags& flags, torch::nn::Module& unet,
@@ -302,8 +293,8 @@ void Adapters::load_state(const lightlora::Components& state) {
     }
     return layers;
   };
-  unet_->load_state(part("unet"));
-  if (text_encoder_) text_encoder_->load_state(part("text_encoder"));
+  unet_->assign(part("unet"));
+  if (text_encoder_) text_encoder_->assign(part("text_encoder"));
 }
 
 }  // namespace training

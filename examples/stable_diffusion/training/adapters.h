@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/detail/formats/native.h>
 #include <lightlora/options.h>
 #include <lightlora/patch.h>
 
@@ -11,15 +10,16 @@
 #include <vector>
 
 #include "support/cli/app.h"
+#include "training/own_flags.h"
 #include "training/parameter_bank.h"
 
 namespace training {
 
 /// The flags that say which adapters to train, and each part's share of the learning rate.
 struct AdapterFlags {
-  std::string variant = "light", init = "up_zero", aux_init = "orthogonal";
-  int64_t rank = 4, aux_in = 100, aux_out = 50;
-  uint64_t aux_seed = 0;
+  std::string variant = "light", init = "up_zero";
+  int64_t rank = 4;
+  OwnFlags own;
   std::optional<double> network_alpha;
   double lora_dropout = 0;
   std::optional<int64_t> split_rank;

@@ -3,7 +3,7 @@
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -138,7 +138,7 @@ void prepare_output_folder(const std::string& folder) {
   TORCH_CHECK(fs::is_directory(folder), "'", folder,
               "': expected a folder for --output_dir that can be made, got '",
               error ? error.message() : "a file of that name", "'");
-  lightlora::detail::AtomicFile probe((fs::path(folder) / ".lightlora-probe").string());
+  lightlora::AtomicFile probe((fs::path(folder) / ".lightlora-probe").string());
 }
 
 }  // namespace training

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/dreambooth.h"
 
-#include <lightlora/detail/formats/diffusers.h>
+#include <lightlora/combine.h>
+#include <lightlora/files.h>
 
 #include <filesystem>
 #include <iostream>
@@ -152,17 +153,17 @@ void DreamBooth::save_weights(const std::string& folder) const {
   lightlora::Components exported = components;
   if (flags_.adapter.split_rank) {
     for (auto& item : exported) {
-      item.second = lightlora::split_fused(item.second, *flags_.adapter.split_rank);
+      item.second = lightlora::cut(item.second, lightlora::Keep::rank(*flags_.adapter.split_rank));
     }
   }
-  lightlora::save_native(in_folder(folder, kNativeFile), components,
-                         {{"instance_prompt", flags_.instance_prompt}});
-  lightlora::save_diffusers(in_folder(folder, kDiffusersFile), exported);
+  lightlora::save(
+      components, in_folder(folder, kNativeFile),
+      lightlora::SaveOptions().metadata({{"instance_prompt", flags_.instance_prompt}}));
+  lightlora::save(exported, in_folder(folder, kDiffusersFile), lightlora::Format::diffusers);
 }
 
 void DreamBooth::load_weights(const std::string& folder) {
-  const lightlora::SafetensorsFile file(in_folder(folder, kNativeFile));
-  adapters_->load_state(lightlora::load_native(file));
+  adapters_->load_state(lightlora::read_adapters(in_folder(folder, kNativeFile)).components);
 }
 
 }  // namespace training

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/model_card.h"
 
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -56,7 +56,7 @@ void write_model_card(const std::string& folder, const ModelCard& card) {
   for (const auto& [name, value] : card.settings) {
     text << "| `" << name << "` | " << cell(value) << " |\n";
   }
-  lightlora::detail::AtomicFile file((std::filesystem::path(folder) / "README.md").string());
+  lightlora::AtomicFile file((std::filesystem::path(folder) / "README.md").string());
   file.write(text.str());
   file.commit();
 }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/run.h"
 
-#include <lightlora/detail/formats/native.h>
-#include <lightlora/detail/formats/native_fields.h>
 #include <lightlora/file_io.h>
 
 #include <algorithm>
@@ -105,18 +103,26 @@ void Run::load_checkpoint(const std::string& folder) {
   TORCH_CHECK(std::filesystem::exists(path), "'", folder, "': expected a checkpoint with ",
               kStateFile, ", got a folder without it");
   const lightlora::SafetensorsFile file(path);
-  const lightlora::detail::NativeFields fields(path, file.metadata());
-  TORCH_CHECK(fields.text("format") == kStateFormat, "'", path, "': expected format '",
-              kStateFormat, "', got '", fields.text("format"), "'");
+  const auto text = [&](const std::string& key) {
+    const auto found = file.metadata().find(key);
+    TORCH_CHECK(found != file.metadata().end(), "'", path, "': expected metadata '", key, "', got none");
+    return found->second;
+  };
+  TORCH_CHECK(text("format") == kStateFormat, "'", path, "': expected format '", kStateFormat,
+              "', got '", text("format"), "'");
   parts_.load_weights(folder);
   try {
     trainer_.load_state(file.load_all());
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
   }
-  smoothed_loss_ = fields.number<double>("smoothed_loss");
+  const std::string loss = text("smoothed_loss");
+  char* end = nullptr;
+  smoothed_loss_ = std::strtod(loss.c_str(), &end);
+  TORCH_CHECK(!loss.empty() && *end == '\0', "'", path, "': expected a number as metadata ",
+              "'smoothed_loss', got '", loss, "'");
   last_checkpoint_ = trainer_.steps_done();
-  print_differences(fields.text("settings"), parts_.settings);
+  print_differences(text("settings"), parts_.settings);
 }
 
 void Run::require_finite() const {
@@ -132,7 +138,7 @@ void Run::save_checkpoint() {
     parts_.save_weights(folder);
     lightlora::save_safetensors(state_path(folder), trainer_.state(),
                                 {{"format", kStateFormat},
-                                 {"smoothed_loss", lightlora::detail::exact_text(smoothed_loss_)},
+                                 {"smoothed_loss", cli::format_exact(smoothed_loss_)},
                                  {"settings", parts_.settings}});
   });
   last_checkpoint_ = step;

@@ -2,7 +2,7 @@
 #include "training/run_log.h"
 
 #include <c10/util/Exception.h>
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 
 #include <cstring>
 #include <filesystem>
@@ -32,7 +32,7 @@ RunLog::RunLog(const std::string& output_dir, const std::string& tensorboard_fol
                int64_t first_step)
     : metrics_path_((std::filesystem::path(output_dir) / "metrics.jsonl").string()) {
   const std::string kept = first_step > 0 ? lines_up_to(metrics_path_, first_step) : "";
-  lightlora::detail::AtomicFile file(metrics_path_);
+  lightlora::AtomicFile file(metrics_path_);
   file.write(kept);
   file.commit();
   metrics_.open(metrics_path_, std::ios::app);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/word_folder.h"
 
-#include <lightlora/detail/formats/atomic_file.h>
 #include <lightlora/file_io.h>
 
 #include <filesystem>
@@ -20,7 +19,7 @@ using nlohmann::json;
 using Ids = std::map<std::string, int64_t>;  // of the tokens that the word stands for
 
 void write_json(const fs::path& path, const json& value) {
-  lightlora::detail::AtomicFile file(path.string());
+  lightlora::AtomicFile file(path.string());
   file.write(value.dump(2) + "\n");
   file.commit();
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "research/study/experiment.h"
 
-#include <lightlora/detail/formats/diffusers.h>
+#include <lightlora/combine.h>
+#include <lightlora/files.h>
 
 #include <algorithm>
 #include <chrono>
@@ -46,11 +47,17 @@ training::AdapterFlags adapter_flags(const Variant& variant, uint64_t seed) {
   training::AdapterFlags flags;
   flags.variant = variant.variant;
   flags.init = variant.init;
-  flags.aux_init = variant.aux_init;
   flags.rank = variant.rank;
-  flags.aux_in = variant.aux_in;
-  flags.aux_out = variant.aux_out;
-  flags.aux_seed = seed;  // seeds differ in their bases too
+  // Seeds differ in their bases too.
+  lightlora::OwnOptions own{{"aux_in", std::to_string(variant.aux_in)},
+                            {"aux_out", std::to_string(variant.aux_out)},
+                            {"aux_init", variant.aux_init},
+                            {"aux_seed", std::to_string(seed)}};
+  own.insert(variant.own.begin(), variant.own.end());
+  const auto& entry = lightlora::find_variant(variant.variant);
+  for (const auto& [name, value] : own) {
+    if (entry.takes(name)) flags.own.set(name, value);
+  }
   flags.check();
   return flags;
 }
@@ -78,11 +85,11 @@ int64_t bytes_of(const std::string& path) { return static_cast<int64_t>(fs::file
 // As it is drawn and given away: a core that is to be split is split here.
 lightlora::AdapterState usable(const lightlora::AdapterState& trained,
                                const std::optional<int64_t>& split_rank) {
-  return split_rank ? lightlora::split_fused(trained, *split_rank) : trained;
+  return split_rank ? lightlora::cut(trained, lightlora::Keep::rank(*split_rank)) : trained;
 }
 
 int64_t save_exported(const std::string& path, const lightlora::AdapterState& state) {
-  lightlora::save_diffusers(path, {{"unet", state}});
+  lightlora::save({{"unet", state}}, path, lightlora::Format::diffusers);
   return bytes_of(path);
 }
 
@@ -165,6 +172,7 @@ std::string Experiment::path(const Variant& variant, double rate, uint64_t seed)
   if (!variant.is_word()) {
     name += "-" + variant.init + "-" + variant.aux_init + "-rank" + std::to_string(variant.rank) +
             "-a" + std::to_string(variant.aux_in) + "-b" + std::to_string(variant.aux_out);
+    for (const auto& [option, value] : variant.own) name += "-" + option + value;
   }
   name += "-rate" + cli::format_exact(rate) + "-seed" + std::to_string(seed);
   return (fs::path(settings_.work_dir) / name).string();
@@ -266,8 +274,7 @@ void Experiment::train_word(const Variant& variant, double rate, uint64_t seed,
 void Experiment::train_adapters(const Variant& variant, double rate, uint64_t seed,
                                 const std::string& stem, Result& result) {
   train_steps(variant, rate, seed, stem, result);
-  const lightlora::SafetensorsFile file(stem + ".safetensors");
-  const auto state = usable(lightlora::load_native(file).at("unet"), variant.split_rank);
+  const auto state = usable(lightlora::read_state(stem + ".safetensors"), variant.split_rank);
   result.native_bytes = bytes_of(stem + ".safetensors");
   result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
   result.quality = measure(state, stem);
@@ -281,7 +288,7 @@ void Experiment::train_steps(const Variant& variant, double rate, uint64_t seed,
   auto trainer = make_trainer(adapters.unet(), rate, seed);
   follow(trainer, settings_.steps, variant.name, result);
   result.moved = largest_change(start, adapters.unet()->state());
-  lightlora::save_native(stem + ".safetensors", adapters.state());
+  lightlora::save(adapters.state(), stem + ".safetensors");
 }
 
 Quality Experiment::measure(const lightlora::AdapterState& state, const std::string& stem) {
@@ -323,15 +330,14 @@ std::vector<Split> Experiment::split(const Variant& variant, double rate, uint64
   for (const auto rank : ranks) settings += ", rank " + std::to_string(rank);
   if (auto done = load_splits(stem + ".splits.json", settings)) return *done;
   train(variant, rate, seed);
-  const lightlora::SafetensorsFile file(stem + ".safetensors");
-  const auto trained = lightlora::load_native(file).at("unet");
+  const auto trained = lightlora::read_state(stem + ".safetensors");
   std::vector<Split> splits;
   for (const auto rank : ranks) {
     Split split;
     split.rank = rank;
     split.energy = energy_kept(trained, rank);
     const auto name = stem + ".split" + std::to_string(rank);
-    const auto state = lightlora::split_fused(trained, rank);
+    const auto state = lightlora::cut(trained, lightlora::Keep::rank(rank));
     split.exported_bytes = save_exported(name + ".safetensors", state);
     split.quality = measure(state, name);
     splits.push_back(std::move(split));

@@ -20,6 +20,7 @@ namespace {
 using lightlora::AdapterState;
 using lightlora::Bases;
 using lightlora::Components;
+using lightlora::Format;
 using lightlora::LayerInfo;
 
 const lightlora::Targets& attention() {
@@ -79,17 +80,6 @@ int64_t trained_values(const Components& components) {
   return count;
 }
 
-Components in_dtype(Components components, at::ScalarType dtype) {
-  for (auto& [name, state] : components) {
-    for (auto& layer : state) {
-      for (auto* tensors : {&layer.trained, &layer.frozen}) {
-        for (auto& item : *tensors) item.second = item.second.to(dtype);
-      }
-    }
-  }
-  return components;
-}
-
 // Writes files and says how large they are.
 class Scale {
  public:
@@ -116,7 +106,7 @@ class Scale {
     lightlora::LearnedEmbedding word{"<cat-toy>", at::zeros({vectors, 768}), {}};
     if (layers > 1) {
       word.vectors = at::zeros({layers, vectors, 768});
-      for (const auto& item : lightlora::detail::attention_order()) {
+      for (const auto& item : lightlora::attention_order()) {
         word.layers.emplace_back(item.second);
       }
     }
@@ -127,7 +117,7 @@ class Scale {
 
   FileSize native(const std::string& name, const Components& components) const {
     const auto write = [&](const std::string& path, at::ScalarType dtype) {
-      lightlora::save_native(path, in_dtype(components, dtype));
+      lightlora::save(components, path, lightlora::SaveOptions().dtype(dtype));
     };
     return weigh(name, trained_values(components), write);
   }
@@ -186,11 +176,11 @@ std::vector<FileSize> all_sizes(int64_t rank) {
   const Components light{{"unet", adapters("light", rank, unet)}};
   sizes.push_back(scale.weigh("light," + of_rank + ", for diffusers", trained_values(light),
                               [&](const std::string& path, at::ScalarType dtype) {
-                                lightlora::save_diffusers(path, light, dtype);
+                                lightlora::save(light, path, lightlora::SaveOptions(Format::diffusers).dtype(dtype));
                               }));
   sizes.push_back(scale.weigh("light," + of_rank + ", for kohya and A1111", trained_values(light),
                               [&](const std::string& path, at::ScalarType dtype) {
-                                lightlora::save_kohya(path, light, dtype);
+                                lightlora::save(light, path, lightlora::SaveOptions(Format::kohya).dtype(dtype));
                               }));
   return sizes;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "research/study/page.h"
 
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 
 #include <algorithm>
 #include <cmath>
@@ -281,7 +281,7 @@ void write_page(const Study& study, const std::string& folder) {
   images::save_png(in("curves.png"), curves_chart(study));
   const auto ranks = ranks_chart(study);
   if (ranks) images::save_png(in("ranks.png"), *ranks);
-  lightlora::detail::AtomicFile file(in("index.md"));
+  lightlora::AtomicFile file(in("index.md"));
   file.write(page(study, ranks.has_value()));
   file.commit();
 }

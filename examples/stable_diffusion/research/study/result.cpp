@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 
 #include <cmath>
 #include <fstream>
@@ -30,7 +30,7 @@ std::optional<json> read_json(const std::string& path, const std::string& settin
 }
 
 void write_json(const std::string& path, const json& value) {
-  lightlora::detail::AtomicFile file(path);
+  lightlora::AtomicFile file(path);
   file.write(value.dump(1) + "\n");
   file.commit();
 }

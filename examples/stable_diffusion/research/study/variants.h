@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/options.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -23,6 +25,7 @@ struct Variant {
   std::vector<double> other_rates;
   std::optional<int64_t> split_rank = {};  ///< a Fused core is cut to this rank before it is used
   int64_t aux_in = 100, aux_out = 50;
+  lightlora::OwnOptions own = {};  ///< further options that this kind of adapter has
 
   bool is_word() const { return variant == kPlainWord || variant == kLayerwise; }
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/app.h"
 
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 #include <lightlora/version.h>
 
 #include <CLI/Config.hpp>
@@ -122,7 +122,7 @@ void App::add_config_flag() {
 }
 
 void App::write_config(const std::string& path) const {
-  lightlora::detail::AtomicFile file(path);
+  lightlora::AtomicFile file(path);
   file.write("# Repeats the run: " + get_name() + " --config config.toml\n" + config_text(settings()));
   file.commit();
 }

@@ -2,7 +2,7 @@
 #include "support/images/png.h"
 
 #include <c10/util/Exception.h>
-#include <lightlora/detail/formats/atomic_file.h>
+#include <lightlora/file_io.h>
 #include <png.h>
 
 #include <algorithm>
@@ -140,7 +140,7 @@ void save_png(const std::string& path, const Image& image, const PngText& text) 
   TORCH_CHECK(encode(writer, image, rows.data(), chunks.data(), static_cast<int>(chunks.size())),
               "'", path,
               "': expected a picture that PNG can hold, got the error: ", writer.message);
-  lightlora::detail::AtomicFile file(path);
+  lightlora::AtomicFile file(path);
   file.write({reinterpret_cast<const char*>(writer.bytes.data()), writer.bytes.size()});
   file.commit();
 }
