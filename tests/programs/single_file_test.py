@@ -87,6 +87,15 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
                                                         torch_dtype=torch.float32, safety_checker=None)
         scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
         close("merged file in diffusers", there(pipe, latents, scheduler), expected, 1)
+
+
+def test_a_merged_file_with_more_in_it_draws_the_same():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        latents_file(folder)
+        merged = folder / "merged.safetensors"
+        run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--merge_to", merged)
+        expected = picture(folder, MODEL)
         # As trainers save it, with a schedule's tensors and an averaged copy beside.
         state = load_file(merged)
         state |= {"model_ema.decay": torch.tensor(0.9), "alphas_cumprod": torch.ones(3),
@@ -100,7 +109,8 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
             file.write(bytes(4))
         fails("4 behind the last tensor); hint: accept them with --allow_trailing_bytes", merged)
         close("with trailing bytes", picture(folder, merged, "--allow_trailing_bytes"), expected, 0)
-        tokens = run_ok("text_to_image", "--pretrained_model_name_or_path", merged, "--allow_trailing_bytes", *tokens)
+        tokens = run_ok("text_to_image", "--pretrained_model_name_or_path", merged, "--allow_trailing_bytes",
+                        "--prompt", PROMPT, "--print_tokens")
         assert tokens.startswith("["), tokens
 
 
@@ -199,54 +209,64 @@ def test_a_stable_diffusion_1_file_needs_nothing_else():
         close("pickled folder", picture(folder, folder / "model"), expected, 0)
 
 
+def drawn_with(folder, merged, **changes):
+    """A picture of the small model under a changed scheduler, and what a file merged from it says of itself."""
+    shutil.copytree(folder / "model", folder / "other")
+    file = folder / "other/scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    drawn = picture(folder, folder / "other")
+    run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "other", "--device", "cpu", "--merge_to", merged)
+    with safe_open(merged, "pt") as opened:
+        said = opened.metadata()["modelspec.prediction_type"]
+    shutil.rmtree(folder / "other")
+    return drawn, said
+
+
+def three_predictions(folder, merged):
+    """Pictures of the small model that predicts the noise, the velocity, and the velocity at zero signal."""
+    epsilon, said = drawn_with(folder, merged)
+    assert said == "epsilon"
+    zero, said = drawn_with(folder, merged, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                            timestep_spacing="trailing")
+    assert said == "v"
+    velocity, said = drawn_with(folder, merged, prediction_type="v_prediction")
+    assert said == "v"
+    apart = [abs(a - b).mean() for a, b in [(epsilon, velocity), (epsilon, zero), (velocity, zero)]]
+    assert min(apart) > 1, apart
+    return epsilon, velocity, zero
+
+
+def check_marks(folder, single, state, epsilon, velocity, zero):
+    """What a single file says of its prediction counts; where it says nothing, that is told."""
+    mark = torch.zeros(0)
+    cases = [("nothing", {}, None, epsilon), ("A1111's tensor", {"v_pred": mark}, None, velocity),
+             ("both tensors", {"v_pred": mark, "ztsnr": mark}, None, zero),
+             ("sd-scripts, v", {}, {"modelspec.prediction_type": "v"}, velocity),
+             ("sd-scripts, epsilon", {}, {"modelspec.prediction_type": "epsilon"}, epsilon),
+             ("ComfyUI, v", {}, {"modelspec.predict_key": "v"}, velocity),
+             ("an unknown word", {}, {"modelspec.prediction_type": "x0"}, epsilon)]
+    notice = "notice: '%s': nothing says what its UNet predicts"
+    for title, tensors, metadata, expected in cases:
+        save_file(state | tensors, single, metadata)
+        close(title, picture(folder, single), expected, 0)
+        shown = run_ok("text_to_image", "--pretrained_model_name_or_path", single, "--device", "cpu", "--merge_to",
+                       folder / "again.safetensors")
+        told = title not in ["nothing", "an unknown word"]
+        assert shown.count(notice % single) == (0 if told else 1) and shown.count("notice") == (not told), shown
+    torch.save({"state_dict": state | {"v_pred": mark}}, folder / "alone/model.ckpt")
+    close("a checkpoint's tensor", picture(folder, folder / "alone/model.ckpt"), velocity, 0)
+
+
 def test_what_the_unet_of_a_file_predicts():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         latents_file(folder)
         small_model(folder)
         merged = folder / "merged.safetensors"
-
-        def of_scheduler(**changes):
-            shutil.copytree(folder / "model", folder / "other")
-            file = folder / "other/scheduler/scheduler_config.json"
-            file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-            drawn = picture(folder, folder / "other")
-            run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "other", "--device", "cpu",
-                   "--merge_to", merged)
-            with safe_open(merged, "pt") as opened:
-                said = opened.metadata()["modelspec.prediction_type"]
-            (folder / "other").rename(folder / f"scheduler-{len(list(folder.iterdir()))}")
-            return drawn, said
-
-        epsilon, said = of_scheduler()
-        assert said == "epsilon"
-        zero, said = of_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True,
-                                  timestep_spacing="trailing")
-        assert said == "v"
-        velocity, said = of_scheduler(prediction_type="v_prediction")
-        assert said == "v"
-        apart = [abs(a - b).mean() for a, b in [(epsilon, velocity), (epsilon, zero), (velocity, zero)]]
-        assert min(apart) > 1, apart
-
+        epsilon, velocity, zero = three_predictions(folder, merged)
         state, single = load_file(merged), folder / "alone" / "model.safetensors"
         single.parent.mkdir()
-        mark = torch.zeros(0)
-        cases = [("nothing", {}, None, epsilon), ("A1111's tensor", {"v_pred": mark}, None, velocity),
-                 ("both tensors", {"v_pred": mark, "ztsnr": mark}, None, zero),
-                 ("sd-scripts, v", {}, {"modelspec.prediction_type": "v"}, velocity),
-                 ("sd-scripts, epsilon", {}, {"modelspec.prediction_type": "epsilon"}, epsilon),
-                 ("ComfyUI, v", {}, {"modelspec.predict_key": "v"}, velocity),
-                 ("an unknown word", {}, {"modelspec.prediction_type": "x0"}, epsilon)]
-        notice = "notice: '%s': nothing says what its UNet predicts"
-        for title, tensors, metadata, expected in cases:
-            save_file(state | tensors, single, metadata)
-            close(title, picture(folder, single), expected, 0)
-            shown = run_ok("text_to_image", "--pretrained_model_name_or_path", single, "--device", "cpu", "--merge_to",
-                           folder / "again.safetensors")
-            told = title not in ["nothing", "an unknown word"]
-            assert shown.count(notice % single) == (0 if told else 1) and shown.count("notice") == (not told), shown
-        torch.save({"state_dict": state | {"v_pred": mark}}, folder / "alone/model.ckpt")
-        close("a checkpoint's tensor", picture(folder, folder / "alone/model.ckpt"), velocity, 0)
+        check_marks(folder, single, state, epsilon, velocity, zero)
 
         save_file(state, single)
         for text, expected in [('model:\n  params:\n    parameterization: "v"\n    linear_start: 0.00085\n', velocity),
