@@ -79,6 +79,24 @@ def measure(parts, seconds):
     return times
 
 
+def figures(times):
+    """Medians, spreads and ratios of the times of all parts."""
+    def middle(combine, one, other):
+        return median([combine(a, b) for a, b in zip(times[one], times[other])])
+
+    our_overhead = middle(operator.sub, "ours", "our_bare")
+    peft_overhead = middle(operator.sub, "peft", "peft_bare")
+    return {"samples": len(times["ours"]), **{f"{name}_us": median(values) for name, values in times.items()},
+            **{f"{name}_iqr_us": spread(values) for name, values in times.items()},
+            "our_ratio_to_bare": middle(operator.truediv, "ours", "our_bare"),
+            "peft_ratio_to_bare": middle(operator.truediv, "peft", "peft_bare"),
+            "packed_ratio_to_bare": middle(operator.truediv, "packed", "our_bare"),
+            "our_overhead_us": our_overhead, "peft_overhead_us": peft_overhead,
+            "overhead_ratio": our_overhead / peft_overhead,
+            "total_ratio": middle(operator.truediv, "ours", "peft"),
+            "packed_total_ratio": middle(operator.truediv, "packed", "peft")}
+
+
 def compare(server, shape, dtype, variant, rank, seconds, threads):
     peft_layer = PeftLayer(*shape, dtype, rank)
     peft_kept = peft_layer.kept_bytes()
@@ -96,21 +114,7 @@ def compare(server, shape, dtype, variant, rank, seconds, threads):
     times = measure({"our_bare": ours("bare"), "ours": ours("auto"), "packed": ours("packed"),
                      "peft_bare": theirs("bare"), "peft": theirs("lora")}, seconds)
 
-    def middle(combine, one, other):
-        return median([combine(a, b) for a, b in zip(times[one], times[other])])
-
-    our_overhead = middle(operator.sub, "ours", "our_bare")
-    peft_overhead = middle(operator.sub, "peft", "peft_bare")
-    return {"n": shape[0], "k": shape[1], "m": shape[2], "dtype": dtype, "variant": variant, "rank": rank,
-            "samples": len(times["ours"]), **{f"{name}_us": median(values) for name, values in times.items()},
-            **{f"{name}_iqr_us": spread(values) for name, values in times.items()},
-            "our_ratio_to_bare": middle(operator.truediv, "ours", "our_bare"),
-            "peft_ratio_to_bare": middle(operator.truediv, "peft", "peft_bare"),
-            "packed_ratio_to_bare": middle(operator.truediv, "packed", "our_bare"),
-            "our_overhead_us": our_overhead, "peft_overhead_us": peft_overhead,
-            "overhead_ratio": our_overhead / peft_overhead,
-            "total_ratio": middle(operator.truediv, "ours", "peft"),
-            "packed_total_ratio": middle(operator.truediv, "packed", "peft"),
+    return {"n": shape[0], "k": shape[1], "m": shape[2], "dtype": dtype, "variant": variant, "rank": rank, **figures(times),
             "our_kept_bytes": ask("auto", 1)[2], "peft_kept_bytes": peft_kept}
 
 
