@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 
-from support import MODEL, SUBJECT, main, read_safetensors, run, run_ok, scratch, train
+from support import MODEL, SUBJECT, main, read_safetensors, run, scratch, train
 
 NATIVE = "lightlora.safetensors"
 
