@@ -179,6 +179,8 @@ class Adapter {
 /// (Two bases, because torch's Cloneable derives from Module non-virtually.)
 template <typename Derived>
 class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
+  using Base = torch::nn::Module;
+
  public:
   /// Takes the options and the layer; the variant's constructor then calls `reset()`.
   AdapterModule(LoRAOptions options, LayerInfo layer)
@@ -198,6 +200,21 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
       magnitude_ = this->register_parameter("magnitude", torch::ones(magnitude_sizes()));
     }
     reset_parameters();
+  }
+
+  /// Moves the adapter and casts it to fp32 or fp64. Half precision is for the layer alone: in it
+  /// AdamW's squares underflow, and frozen bases are no longer orthonormal.
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
+    at::isReducedFloatingType(dtype) ? this->Base::to(device, non_blocking)
+                                     : this->Base::to(device, dtype, non_blocking);
+  }
+  /// As above, where it is.
+  void to(torch::Dtype dtype, bool non_blocking = false) override {
+    if (!at::isReducedFloatingType(dtype)) this->Base::to(dtype, non_blocking);
+  }
+  /// Moves the adapter.
+  void to(torch::Device device, bool non_blocking = false) override {
+    this->Base::to(device, non_blocking);
   }
 
   /// The description.

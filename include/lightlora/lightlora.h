@@ -16,6 +16,7 @@
 #include <lightlora/patch.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
+#include <lightlora/torchscript.h>
 #include <lightlora/train.h>
 #include <lightlora/variants/registry.h>
 #include <lightlora/variants/variants.h>

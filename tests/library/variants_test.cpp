@@ -251,6 +251,32 @@ TEST_CASE("ia3: at scale 1 outputs, or inputs, are multiplied by l", "[variants]
                     ContainsSubstring("'block.to_q': expected no DoRA with the ia3 variant"));
 }
 
+TEST_CASE("ia3: a convolution has one number for each channel, as in PEFT and LyCORIS", "[variants]") {
+  torch::manual_seed(2);
+  torch::NoGradGuard no_grad;
+  const Tensor x = torch::randn({2, 4, 6, 6});
+  const auto options = LoRAOptions(1).scale_input(true);
+  torch::nn::Sequential model(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 6, 3).bias(false)));
+  const auto inputs = patch<IA3>(*model, options, {"0"});
+  Tensor l = inputs->parameters()[0];
+  CHECK(l.sizes() == torch::IntArrayRef({1, 4}));
+  l.normal_();
+  CHECK(close(inputs(model, x), model->forward(x * l.view({1, 4, 1, 1})), 1e-5));
+  // A file of the time when each place of the kernel had its own number still loads.
+  auto old = inputs->state();
+  old[0].trained["l"] = torch::randn({1, 36});
+  torch::nn::Sequential twin(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 6, 3).bias(false)));
+  CHECK(patch(*twin, old)->parameters()[0].sizes() == torch::IntArrayRef({1, 36}));
+
+  torch::nn::Sequential up(torch::nn::ConvTranspose2d(
+      torch::nn::ConvTranspose2dOptions(4, 6, 3).bias(false)));
+  const auto outputs = patch<IA3>(*up, 1, {"0"});
+  Tensor o = outputs->parameters()[0];
+  CHECK(o.sizes() == torch::IntArrayRef({6, 1}));
+  o.normal_();
+  CHECK(close(outputs(up, x), up->forward(x) * o.view({1, 6, 1, 1}), 1e-5));
+}
+
 TEST_CASE("lora_xs: the bases are the leading singular vectors of the weight", "[variants]") {
   torch::manual_seed(2);
   const Tensor weight = torch::randn({640, 320}, torch::kDouble);

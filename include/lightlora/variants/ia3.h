@@ -3,6 +3,7 @@
 
 #include <lightlora/layers.h>
 #include <lightlora/adapter.h>
+#include <c10/util/accumulate.h>
 #include <torch/nn/init.h>
 
 namespace lightlora {
@@ -10,7 +11,8 @@ namespace lightlora {
 /// Adapter that rescales a layer's outputs, or its inputs, by one trained number each.
 /// Equation: delta = scale * (l - 1) (.) weight, so that y = (l (.) weight) x + bias at scale 1
 /// Paper:    Liu et al. 2022, "(IA)^3", arXiv:2205.05638, section 3.3
-/// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one
+/// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one. A convolution has one
+///           number for each channel, whatever its kernel
 /// Dtypes:   fp32, whatever the base is cast to
 /// Errors:   c10::ValueError if `init` is not the default, or DoRA is asked for
 /// Differs from PEFT: a bias is not rescaled (the paper's layers have none), and the vectors of
@@ -35,7 +37,7 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
   bool has_factors() const override { return false; }
   bool needs_weight() const override { return true; }
   torch::Tensor added(const torch::Tensor& weight) const override {
-    return (l - 1) * weight.to(l.scalar_type()) * scale();
+    return over_kernel(l - 1) * weight.to(l.scalar_type()) * scale();
   }
 
   void rescale(double factor) override {
@@ -43,13 +45,23 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl> {
     l.sub_(1).mul_(factor).add_(1);
   }
 
-  torch::Tensor l;  ///< (out, 1) or (1, in), trained
+  torch::Tensor l;  ///< (out, 1) or (1, in), by channel, trained
 
  protected:
   void register_tensors() override {
-    l = register_parameter("l", options_.scale_input() ? torch::empty({1, layer_.in})
-                                                       : torch::empty({layer_.out, 1}));
+    const auto& kernel = options_.scale_input() ? layer_.kernel : layer_.out_kernel;
+    taps_ = c10::multiply_integers(kernel);
+    l = register_parameter("l", options_.scale_input() ? torch::empty({1, layer_.in / taps_})
+                                                       : torch::empty({layer_.out / taps_, 1}));
   }
+
+ private:
+  // One value for each channel and place of the kernel.
+  torch::Tensor over_kernel(const torch::Tensor& values) const {
+    return taps_ == 1 ? values : values.repeat_interleave(taps_, options_.scale_input() ? 1 : 0);
+  }
+
+  int64_t taps_ = 1;  // places of the kernel on the scaled side
 };
 
 /// A layer of type `Layer` with an (IA)3 adapter.
