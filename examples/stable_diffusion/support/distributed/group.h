@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "support/cli/app.h"
-#include "support/distributed/place.h"
+#include "support/distributed/world.h"
 
 // Several processes of one program, on one machine or many, that train or draw together.
 //
@@ -80,7 +80,7 @@ class Group {
                   const std::function<void(const Group&)>& body);
 };
 
-/// Runs a program's work in the group that the environment describes (see read_place). Only rank 0
+/// Runs a program's work in the group that the environment describes (see read_world). Only rank 0
 /// keeps its standard output. The flags must be the same on all ranks, apart from folders, which are
 /// each machine's own. Each process uses the GPU of its local rank. When one rank fails, all stop.
 /// Errors: those of the body, with the rank in front; c10::Error and c10::ValueError naming what is

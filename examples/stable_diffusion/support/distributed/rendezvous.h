@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "support/distributed/place.h"
+#include "support/distributed/world.h"
 #include "support/distributed/store.h"
 
 namespace distributed {
@@ -21,7 +21,7 @@ struct Member {
 
 /// All processes of one start, in one part of the store. torchrun keeps its store over restarts, so
 /// each start has a part of its own.
-struct Meeting {
+struct Rendezvous {
   Store store;
   std::vector<Member> members;  ///< by rank
   int64_t number = 1;           ///< 1 for the first start, 2 for torchrun's first restart
@@ -29,7 +29,7 @@ struct Meeting {
 
 /// Waits until all ranks are there.
 /// Errors: c10::Error naming the ranks that did not come within `seconds`, or a rank that came twice
-Meeting meet(const Store& store, const Place& place, const Member& self, double seconds);
+Rendezvous meet(const Store& store, const WorldInfo& world, const Member& self, double seconds);
 
 /// Errors: c10::ValueError naming the first setting in which a rank differs from rank 0
 void require_same_settings(const std::vector<Member>& members);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/distributed/place.h"
+#include "support/distributed/world.h"
 
 #include <c10/util/Exception.h>
 
@@ -40,63 +40,63 @@ uint16_t port_of_job(const std::string& name) {
   return static_cast<uint16_t>(20000 + print.value() % 10000);
 }
 
-// Whether the launcher started more than this process; then its numbers are in `place`.
-bool read_ranks(const Variables& variables, const Launcher& launcher, Place& place) {
-  place.size = number(variables, launcher.size).value_or(1);
-  if (place.size <= 1) return false;
+// Whether the launcher started more than this process; then its numbers are in `world`.
+bool read_ranks(const Variables& variables, const Launcher& launcher, WorldInfo& world) {
+  world.size = number(variables, launcher.size).value_or(1);
+  if (world.size <= 1) return false;
   const auto rank = number(variables, launcher.rank);
   TORCH_CHECK_VALUE(rank.has_value(), launcher.rank, ": expected it beside ", launcher.size, "=",
-                    place.size, " in the environment, got none; hint: start with torchrun, or unset ",
+                    world.size, " in the environment, got none; hint: start with torchrun, or unset ",
                     launcher.size);
-  TORCH_CHECK_VALUE(*rank < place.size, launcher.rank, ": expected less than ", launcher.size, "=",
-                    place.size, ", got ", *rank);
-  place.rank = *rank;
-  place.local_rank = number(variables, launcher.local_rank).value_or(place.rank);
-  place.local_size = number(variables, launcher.local_size).value_or(place.size);
+  TORCH_CHECK_VALUE(*rank < world.size, launcher.rank, ": expected less than ", launcher.size, "=",
+                    world.size, ", got ", *rank);
+  world.rank = *rank;
+  world.local_rank = number(variables, launcher.local_rank).value_or(world.rank);
+  world.local_size = number(variables, launcher.local_size).value_or(world.size);
   return true;
 }
 
-void read_address(const Variables& variables, Place& place) {
+void read_address(const Variables& variables, WorldInfo& world) {
   const auto host = variables("MASTER_ADDR");
-  TORCH_CHECK_VALUE(host || place.local_size == place.size,
+  TORCH_CHECK_VALUE(host || world.local_size == world.size,
                     "MASTER_ADDR: expected the machine of rank 0 in the environment, got none; hint: ",
                     "torchrun sets it; with mpirun: -x MASTER_ADDR=<machine>");
-  place.host = host.value_or("127.0.0.1");
+  world.host = host.value_or("127.0.0.1");
   const auto port = number(variables, "MASTER_PORT");
   TORCH_CHECK_VALUE(!port || (*port > 0 && *port < 65536),
                     "MASTER_PORT: expected a number from 1 to 65535, got ", port.value_or(0));
-  if (port) place.port = static_cast<uint16_t>(*port);
+  if (port) world.port = static_cast<uint16_t>(*port);
 }
 
 }  // namespace
 
-Place read_place(const Variables& variables) {
-  Place place;
+WorldInfo read_world(const Variables& variables) {
+  WorldInfo world;
   const Launcher* launcher = &kTorchrun;
-  bool several = read_ranks(variables, kTorchrun, place);
+  bool several = read_ranks(variables, kTorchrun, world);
   for (const auto& mpi : kMpi) {
     if (several) break;
     launcher = &mpi;
-    several = read_ranks(variables, mpi, place);
+    several = read_ranks(variables, mpi, world);
   }
   if (!several) return {};
   if (launcher->job != nullptr) {
     const auto job = variables(launcher->job);
-    place.port = job ? port_of_job(*job) : kUsualPort;
+    world.port = job ? port_of_job(*job) : kUsualPort;
   } else {
-    place.port = kUsualPort;
+    world.port = kUsualPort;
   }
-  read_address(variables, place);
+  read_address(variables, world);
   if (launcher == &kTorchrun) {
-    place.store_is_served = variables("TORCHELASTIC_USE_AGENT_STORE").value_or("") == "True";
-    place.restarts = number(variables, "TORCHELASTIC_RESTART_COUNT").value_or(0);
-    place.may_restart = number(variables, "TORCHELASTIC_MAX_RESTARTS").value_or(0) > 0;
+    world.store_is_served = variables("TORCHELASTIC_USE_AGENT_STORE").value_or("") == "True";
+    world.restarts = number(variables, "TORCHELASTIC_RESTART_COUNT").value_or(0);
+    world.may_restart = number(variables, "TORCHELASTIC_MAX_RESTARTS").value_or(0) > 0;
   }
-  return place;
+  return world;
 }
 
-Place read_place() {
-  return read_place([](const std::string& name) -> std::optional<std::string> {
+WorldInfo read_world() {
+  return read_world([](const std::string& name) -> std::optional<std::string> {
     const char* value = std::getenv(name.c_str());
     if (value == nullptr || *value == '\0') return std::nullopt;
     return value;

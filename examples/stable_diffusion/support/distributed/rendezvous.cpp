@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/distributed/meeting.h"
+#include "support/distributed/rendezvous.h"
 
 #include <c10/util/Exception.h>
 
@@ -10,6 +10,8 @@
 #include <random>
 #include <thread>
 
+#include "support/cli/fmt.h"
+
 namespace distributed {
 
 namespace {
@@ -19,12 +21,13 @@ constexpr auto kPause = std::chrono::milliseconds(20);
 constexpr double kGraceSeconds = 3;
 
 std::string name_of(const char* what, int64_t rank) {
-  return std::string(what) + "/" + std::to_string(rank);
+  return fmt::format("{}/{}", what, rank);
 }
 
 std::string random_name() {
   std::random_device device;
-  return std::to_string(device()) + "-" + std::to_string(device());
+  const auto first = device();
+  return fmt::format("{}-{}", first, device());
 }
 
 std::string text_of(const Member& member) {
@@ -42,22 +45,22 @@ Member read_member(const std::string& text) {
 }
 
 // Rank 0's side. Every process has drawn a name for itself, which tells it from one of an earlier
-// start, and gets the meeting's number under that name.
+// start, and gets the number of the start under that name.
 class Host {
  public:
-  Host(Store store, const Place& place, Meeting& meeting)
-      : store_(std::move(store)), place_(place), meeting_(meeting) {}
+  Host(Store store, const WorldInfo& world, Rendezvous& rendezvous)
+      : store_(std::move(store)), world_(world), rendezvous_(rendezvous) {}
 
   // Whether everybody is there.
   bool look_around() {
     missing_.clear();
-    for (int64_t rank = 1; rank < place_.size; ++rank) {
+    for (int64_t rank = 1; rank < world_.size; ++rank) {
       const bool came = has(store_, name_of("join", rank));
       const std::string name = came ? store_->get_to_str(name_of("join", rank)) : "";
-      const bool is_here = has(meeting_.store, name_of("here", rank));
+      const bool is_here = has(rendezvous_.store, name_of("here", rank));
       if (came && answered_[rank] != name) {
-        if (is_here) fail("expected one process of each rank, got two that are rank " + std::to_string(rank));
-        store_->set("answer/" + name, std::to_string(meeting_.number));
+        if (is_here) fail(fmt::format("expected one process of each rank, got two that are rank {}", rank));
+        store_->set("answer/" + name, fmt::to_string(rendezvous_.number));
         answered_[rank] = name;
       }
       if (!is_here) missing_.push_back(rank);
@@ -66,71 +69,69 @@ class Host {
   }
 
   [[noreturn]] void fail(const std::string& text) {
-    meeting_.store->set("fault", text);
+    rendezvous_.store->set("fault", text);
     std::this_thread::sleep_for(std::chrono::milliseconds(500));  // the others read it here
     TORCH_CHECK(false, text);
   }
 
   [[noreturn]] void fail_for_missing(double seconds) {
-    std::string list;
-    for (const int64_t rank : missing_) list += (list.empty() ? "" : ", ") + std::to_string(rank);
-    fail("expected " + std::to_string(place_.size) + " processes within " +
-         std::to_string(std::llround(seconds)) + " s, got none of rank " + list +
-         "; hint: do they run, and with this MASTER_ADDR and MASTER_PORT?");
+    fail(fmt::format("expected {} processes within {} s, got none of rank {}; hint: do they run, and "
+                     "with this MASTER_ADDR and MASTER_PORT?",
+                     world_.size, std::llround(seconds), fmt::join(missing_, ", ")));
   }
 
  private:
   Store store_;
-  const Place& place_;
-  Meeting& meeting_;
+  const WorldInfo& world_;
+  Rendezvous& rendezvous_;
   std::map<int64_t, std::string> answered_;
   std::vector<int64_t> missing_;
 };
 
-void host(const Store& store, const Place& place, const Member& self, double seconds, Meeting& meeting) {
-  meeting.number = store->add("starts", 1);
-  meeting.store = part_of(store, std::to_string(meeting.number));
-  meeting.store->set(name_of("here", 0), text_of(self));
-  Host host(store, place, meeting);
+void host(const Store& store, const WorldInfo& world, const Member& self, double seconds, Rendezvous& rendezvous) {
+  rendezvous.number = store->add("starts", 1);
+  rendezvous.store = part_of(store, fmt::to_string(rendezvous.number));
+  rendezvous.store->set(name_of("here", 0), text_of(self));
+  Host host(store, world, rendezvous);
   const double start = seconds_now();
   while (!host.look_around()) {
     if (seconds_now() - start > seconds) host.fail_for_missing(seconds);
     std::this_thread::sleep_for(kPause);
   }
-  meeting.store->set("complete", "yes");
+  rendezvous.store->set("complete", "yes");
 }
 
-void attend(const Store& store, const Place& place, const Member& self, double seconds, Meeting& meeting) {
+void attend(const Store& store, const WorldInfo& world, const Member& self, double seconds, Rendezvous& rendezvous) {
   const std::string answer = "answer/" + random_name();
-  store->set(name_of("join", place.rank), answer.substr(answer.find('/') + 1));
+  store->set(name_of("join", world.rank), answer.substr(answer.find('/') + 1));
   const double start = seconds_now();
   const auto wait_for = [&](const Store& part, const std::string& name) {
     while (!has(part, name)) {
-      if (meeting.store && has(meeting.store, "fault")) {
-        TORCH_CHECK(false, meeting.store->get_to_str("fault"));
+      if (rendezvous.store && has(rendezvous.store, "fault")) {
+        TORCH_CHECK(false, rendezvous.store->get_to_str("fault"));
       }
       TORCH_CHECK(seconds_now() - start < seconds + kGraceSeconds, "expected rank 0 within ",
-                  std::llround(seconds), " s, got no word of it at ", place.host, ":", place.port,
+                  std::llround(seconds), " s, got no word of it at ", world.host, ":", world.port,
                   "; hint: does it run?");
       std::this_thread::sleep_for(kPause);
     }
   };
   wait_for(store, answer);
-  meeting.number = std::stoll(store->get_to_str(answer));
-  meeting.store = part_of(store, std::to_string(meeting.number));
-  meeting.store->set(name_of("here", place.rank), text_of(self));
-  wait_for(meeting.store, "complete");
+  rendezvous.number = std::stoll(store->get_to_str(answer));
+  rendezvous.store = part_of(store, fmt::to_string(rendezvous.number));
+  rendezvous.store->set(name_of("here", world.rank), text_of(self));
+  wait_for(rendezvous.store, "complete");
 }
 
 }  // namespace
 
-Meeting meet(const Store& store, const Place& place, const Member& self, double seconds) {
-  Meeting meeting;
-  (place.rank == 0 ? host : attend)(store, place, self, seconds, meeting);
-  for (int64_t rank = 0; rank < place.size; ++rank) {
-    meeting.members.push_back(read_member(meeting.store->get_to_str(name_of("here", rank))));
+Rendezvous meet(const Store& store, const WorldInfo& world, const Member& self, double seconds) {
+  Rendezvous rendezvous;
+  (world.rank == 0 ? host : attend)(store, world, self, seconds, rendezvous);
+  for (int64_t rank = 0; rank < world.size; ++rank) {
+    rendezvous.members.push_back(read_member(rendezvous.store->get_to_str(name_of("here", rank))));
   }
-  return meeting;
+  return rendezvous;
 }
 
 void require_same_settings(const std::vector<Member>& members) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/distributed/faults.h"
+#include "support/distributed/failures.h"
 
 #include <unistd.h>
 
@@ -10,6 +10,8 @@
 #include <mutex>
 #include <thread>
 
+#include "support/cli/fmt.h"
+
 namespace distributed {
 
 namespace {
@@ -18,12 +20,11 @@ constexpr const char* kStillHere = "still here";
 constexpr double kAskSeconds = 4;
 constexpr auto kAskPause = std::chrono::milliseconds(100);
 
-std::string key(const char* what, int64_t rank) { return std::string(what) + "/" + std::to_string(rank); }
+std::string key(const char* what, int64_t rank) { return fmt::format("{}/{}", what, rank); }
 
-std::string lost_store(const Place& place) {
-  return "lost the store at " + place.host + ":" + std::to_string(place.port) + ", which " +
-         (place.store_is_served ? "torchrun serves" : "rank 0 serves") +
-         "; hint: its own output says why it ended";
+std::string lost_store(const WorldInfo& world) {
+  return fmt::format("lost the store at {}:{}, which {} serves; hint: its own output says why it ended",
+                     world.host, world.port, world.store_is_served ? "torchrun" : "rank 0");
 }
 
 std::string look_up(const Store& store, const std::string& name) {
@@ -32,21 +33,21 @@ std::string look_up(const Store& store, const std::string& name) {
 
 }  // namespace
 
-Faults::Faults(Store store, const Place& place, std::vector<Member> members)
-    : store_(std::move(store)), place_(place), members_(std::move(members)) {}
+FailureReporter::FailureReporter(Store store, const WorldInfo& world, std::vector<Member> members)
+    : store_(std::move(store)), world_(world), members_(std::move(members)) {}
 
-std::string Faults::name_of(int64_t rank) const {
-  return "rank " + std::to_string(rank) + " on " + members_.at(static_cast<std::size_t>(rank)).machine;
+std::string FailureReporter::name_of(int64_t rank) const {
+  return fmt::format("rank {} on {}", rank, members_.at(static_cast<std::size_t>(rank)).machine);
 }
 
-void Faults::tell(const std::string& why) {
-  const std::string text = name_of(place_.rank) + " stopped: " + why;
+void FailureReporter::tell(const std::string& why) {
+  const std::string text = fmt::format("{} stopped: {}", name_of(world_.rank), why);
   store_->set("fault", text);
-  store_->set(key("left", place_.rank), text);
+  store_->set(key("left", world_.rank), text);
 }
 
-bool Faults::all_left() const {
-  for (int64_t rank = 0; rank < place_.size; ++rank) {
+bool FailureReporter::all_left() const {
+  for (int64_t rank = 0; rank < world_.size; ++rank) {
     if (lost_.count(rank) > 0) continue;  // nothing more will come of it
     const std::string word = look_up(store_, key("left", rank));
     if (word.empty() || word == kStillHere) return false;
@@ -54,16 +55,16 @@ bool Faults::all_left() const {
   return true;
 }
 
-// A rank is lost if it says nothing and its watch has not written meanwhile: one that is alive may be
+// A rank is lost if it says nothing and its heartbeat has not come meanwhile: one that is alive may be
 // waiting for this process, and not have noticed.
-std::string Faults::ask_others() {
-  store_->set(key("left", place_.rank), kStillHere);
+std::string FailureReporter::ask_others() {
+  store_->set(key("left", world_.rank), kStillHere);
   std::vector<std::string> beats;
-  for (int64_t rank = 0; rank < place_.size; ++rank) beats.push_back(look_up(store_, key("beat", rank)));
+  for (int64_t rank = 0; rank < world_.size; ++rank) beats.push_back(look_up(store_, key("beat", rank)));
   const double start = seconds_now();
   do {
     lost_.clear();
-    for (int64_t rank = 0; rank < place_.size; ++rank) {
+    for (int64_t rank = 0; rank < world_.size; ++rank) {
       if (has(store_, key("left", rank))) continue;
       if (look_up(store_, key("beat", rank)) != beats[static_cast<std::size_t>(rank)]) continue;
       lost_.insert(rank);
@@ -72,22 +73,22 @@ std::string Faults::ask_others() {
     if (lost_.empty()) return "";
     std::this_thread::sleep_for(kAskPause);
   } while (seconds_now() - start < kAskSeconds);
-  std::string names;
-  for (const int64_t rank : lost_) names += (names.empty() ? "" : ", ") + name_of(rank);
-  return "lost " + names + ", which ended without a word (killed?)";
+  std::vector<std::string> names;
+  for (const int64_t rank : lost_) names.push_back(name_of(rank));
+  return fmt::format("lost {}, which ended without a word (killed?)", fmt::join(names, ", "));
 }
 
-std::string Faults::explain(const std::string& engine_words) {
+std::string FailureReporter::explain(const std::string& backend_error) {
   try {
     const std::string why = ask_others();
-    return why.empty() ? "lost a connection: " + engine_words.substr(0, engine_words.find('\n')) : why;
+    return why.empty() ? "lost a connection: " + backend_error.substr(0, backend_error.find('\n')) : why;
   } catch (const std::exception&) {
-    return lost_store(place_);
+    return lost_store(world_);
   }
 }
 
-void Faults::linger(double seconds) {
-  if (place_.store_is_served || place_.rank != 0) return;
+void FailureReporter::linger(double seconds) {
+  if (world_.store_is_served || world_.rank != 0) return;
   try {
     const double start = seconds_now();
     while (!all_left() && seconds_now() - start < seconds) std::this_thread::sleep_for(kAskPause);
@@ -95,17 +96,17 @@ void Faults::linger(double seconds) {
   }
 }
 
-void Faults::leave() {
+void FailureReporter::leave() {
   try {
-    store_->set(key("left", place_.rank), "done");
+    store_->set(key("left", world_.rank), "done");
   } catch (const std::exception&) {  // rank 0 waited long enough
   }
 }
 
-struct Watch::State {
+struct Heartbeat::State {
   Store store;
-  Place place;
-  std::shared_ptr<Faults> faults;
+  WorldInfo world;
+  std::shared_ptr<FailureReporter> failures;
   std::string program;
   double limit;
 
@@ -124,38 +125,38 @@ struct Watch::State {
   enum class Word { none, left, fault };
 
   void end_process(const std::string& why, Word word) {
-    if (!faults->claim()) return;
+    if (!failures->claim()) return;
     std::cout.flush();
-    std::cerr << program << ": error: rank " << place.rank << ": " << why << std::endl;
+    std::cerr << fmt::format("{}: error: rank {}: {}\n", program, world.rank, why) << std::flush;
     try {
       if (word == Word::fault) store->set("fault", why);
-      if (word != Word::none) store->set(key("left", place.rank), why);
+      if (word != Word::none) store->set(key("left", world.rank), why);
     } catch (const std::exception&) {  // they will find out by themselves
     }
     ::_exit(1);
   }
 
   void beat() {
-    const int64_t neighbour = (place.rank + 1) % place.size;
+    const int64_t neighbour = (world.rank + 1) % world.size;
     std::string heard;
     double last_heard = seconds_now();
     for (int64_t count = 0; pause(std::min(1.0, limit / 5)); ++count) {
       try {
-        store->set(key("beat", place.rank), std::to_string(count));
+        store->set(key("beat", world.rank), fmt::to_string(count));
         if (has(store, "fault")) return end_process(store->get_to_str("fault"), Word::left);
         const std::string now = look_up(store, key("beat", neighbour));
         if (now != heard) last_heard = seconds_now();
         heard = now;
       } catch (const std::exception&) {
-        return end_process(lost_store(place), Word::none);
+        return end_process(lost_store(world), Word::none);
       }
       const std::lock_guard<std::mutex> lock(mutex);
       last_answer = seconds_now();
       if (last_answer - last_heard > limit) break;
     }
     if (seconds_now() - last_heard > limit) {
-      end_process("lost " + faults->name_of(neighbour) + ", which has been silent for " +
-                      std::to_string(std::llround(limit)) + " s",
+      end_process(fmt::format("lost {}, which has been silent for {} s", failures->name_of(neighbour),
+                              std::llround(limit)),
                   Word::fault);
     }
   }
@@ -167,23 +168,23 @@ struct Watch::State {
       if (seconds_now() - last_answer > limit) break;
     }
     const std::unique_lock<std::mutex> lock(mutex);
-    if (!stopped) end_process(lost_store(place), Word::none);
+    if (!stopped) end_process(lost_store(world), Word::none);
   }
 };
 
-Watch::Watch(Store store, const Place& place, std::shared_ptr<Faults> faults, std::string program,
+Heartbeat::Heartbeat(Store store, const WorldInfo& world, std::shared_ptr<FailureReporter> failures, std::string program,
              double limit)
     : state_(std::make_shared<State>()) {
   state_->store = std::move(store);
-  state_->place = place;
-  state_->faults = std::move(faults);
+  state_->world = world;
+  state_->failures = std::move(failures);
   state_->program = std::move(program);
   state_->limit = limit;
   std::thread([state = state_] { state->beat(); }).detach();
   std::thread([state = state_] { state->watch_store(); }).detach();
 }
 
-Watch::~Watch() {
+Heartbeat::~Heartbeat() {
   const std::lock_guard<std::mutex> lock(state_->mutex);
   state_->stopped = true;
   state_->changed.notify_all();

@@ -8,9 +8,9 @@
 
 namespace distributed {
 
-/// Where this process stands among those that one command started, as the launcher's environment
-/// says it.
-struct Place {
+/// The ranks of the processes that one command started, and this one's, as the launcher's environment
+/// says them.
+struct WorldInfo {
   int64_t rank = 0, size = 1;              ///< among all processes
   int64_t local_rank = 0, local_size = 1;  ///< among those of this machine; the number of its GPU
   std::string host;                        ///< where the store is that the processes meet at
@@ -19,7 +19,7 @@ struct Place {
   int64_t restarts = 0;          ///< how often torchrun has started these processes anew
   bool may_restart = false;      ///< whether torchrun starts them again after a failure
 
-  /// This process alone costs nothing: no store, no engine.
+  /// This process alone costs nothing: no store, no backend.
   bool alone() const { return size == 1; }
 };
 
@@ -30,9 +30,9 @@ using Variables = std::function<std::optional<std::string>(const std::string& na
 /// MASTER_PORT, TORCHELASTIC_*), then what mpirun of Open MPI and of MPICH set. Under mpirun
 /// MASTER_ADDR is needed if there are several machines; a port follows from the job's name.
 /// Errors: c10::ValueError naming a variable that is missing or makes no sense
-Place read_place(const Variables& variables);
+WorldInfo read_world(const Variables& variables);
 
 /// The same from this process's environment.
-Place read_place();
+WorldInfo read_world();
 
 }  // namespace distributed

@@ -7,15 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "support/distributed/meeting.h"
+#include "support/distributed/rendezvous.h"
 
 namespace distributed {
 
-/// What goes wrong in a group, told once: by this process on standard error, and to the others
-/// through the store.
-class Faults {
+/// Reports what goes wrong in a group, once: this process on standard error, and to the others through
+/// the store.
+class FailureReporter {
  public:
-  Faults(Store store, const Place& place, std::vector<Member> members);
+  FailureReporter(Store store, const WorldInfo& world, std::vector<Member> members);
 
   /// Whether the caller is the first to speak: a process says one line.
   bool claim() { return !claimed_.exchange(true); }
@@ -25,8 +25,8 @@ class Faults {
 
   /// Tells the others that this process stops, and why.
   void tell(const std::string& why);
-  /// Why a call of the engine failed, as far as the others tell within a few seconds.
-  std::string explain(const std::string& engine_words);
+  /// Why a call of a backend failed, as far as the others tell within a few seconds.
+  std::string explain(const std::string& backend_error);
   /// Keeps a store that this process serves until those that live have left, or for so long.
   void linger(double seconds);
   /// Marks a process whose work is done.
@@ -37,7 +37,7 @@ class Faults {
   bool all_left() const;
 
   Store store_;
-  Place place_;
+  WorldInfo world_;
   std::vector<Member> members_;
   std::set<int64_t> lost_;  // as far as this process has found out
   std::atomic<bool> claimed_{false};
@@ -47,14 +47,14 @@ class Faults {
 /// hangs. Each rank says "I am here" every few seconds in the store and listens to the next one.
 /// A rank that hears nothing for `limit` seconds, or reads that another one failed, writes one line
 /// to standard error and ends this process: its main thread may be waiting for ever.
-class Watch {
+class Heartbeat {
  public:
-  /// `store` is a connection of the watch's own.
-  Watch(Store store, const Place& place, std::shared_ptr<Faults> faults, std::string program,
+  /// `store` is a connection of the heartbeat's own.
+  Heartbeat(Store store, const WorldInfo& world, std::shared_ptr<FailureReporter> failures, std::string program,
         double limit);
-  ~Watch();
-  Watch(const Watch&) = delete;
-  Watch& operator=(const Watch&) = delete;
+  ~Heartbeat();
+  Heartbeat(const Heartbeat&) = delete;
+  Heartbeat& operator=(const Heartbeat&) = delete;
 
  private:
   struct State;
