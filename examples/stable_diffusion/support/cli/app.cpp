@@ -144,7 +144,8 @@ std::vector<std::string> App::with_config(const std::vector<std::string>& argume
   for (const auto& setting : read_config(path)) {
     const CLI::Option* option = get_option_no_throw("--" + setting.name);
     if (option == nullptr) {
-      throw std::invalid_argument(fmt::format("'{}': {}", path, unknown_argument("--" + setting.name)));
+      throw std::invalid_argument(
+          fmt::format("'{}': {}", path, unknown_argument("--" + setting.name)));
     }
     if (std::find(given.begin(), given.end(), option) != given.end()) continue;
     for (const auto& value : setting.values) all.push_back("--" + setting.name + "=" + value);
@@ -207,8 +208,8 @@ std::string App::usage_error(const CLI::ParseError& error) const {
 
 std::string App::unknown_argument(const std::string& argument) const {
   if (argument[0] != '-') {
-    return fmt::format("unexpected argument '{}'; hint: put quotes around a value that contains spaces",
-                       argument);
+    return fmt::format(
+        "unexpected argument '{}'; hint: put quotes around a value that contains spaces", argument);
   }
   const std::string flag = argument.substr(0, argument.find('='));
   const auto known = absent_.find("--" + with('_', without_dashes(flag)));
@@ -223,11 +224,13 @@ std::string App::unknown_argument(const std::string& argument) const {
 }
 
 CLI::Validator at_least(double minimum) {
-  return numeric(fmt::format("at least {}", minimum), [=](double value) { return value >= minimum; });
+  return numeric(fmt::format("at least {}", minimum),
+                 [=](double value) { return value >= minimum; });
 }
 
 CLI::Validator above(double minimum) {
-  return numeric(fmt::format("more than {}", minimum), [=](double value) { return value > minimum; });
+  return numeric(fmt::format("more than {}", minimum),
+                 [=](double value) { return value > minimum; });
 }
 
 CLI::Validator between(double minimum, double maximum) {

@@ -33,8 +33,8 @@ class Flag {
   Flag required();
   /// The flag is given beside another one only.
   Flag needs(const Flag& other);
-  /// A training run that goes on from a checkpoint may have another value than before: the flag says
-  /// where the run goes and what it shows, but not what it learns on the way.
+  /// A training run that goes on from a checkpoint may have another value than before: the flag
+  /// says where the run goes and what it shows, but not what it learns on the way.
   Flag free_on_resume();
 
  private:
@@ -49,10 +49,9 @@ class Flag {
 /// defaults and one example; `--version` shows the library's version.
 ///
 /// @code
-/// cli::App app("text_to_image", "Draws pictures.", "text_to_image --prompt 'a cat' --output cat.png");
-/// app.group("Picture");
-/// app.add_option("--seed", seed, "Seed of the noise")->check(cli::at_least(0));
-/// return cli::run(argc, argv, app, [&] { draw(seed); });
+/// cli::App app("text_to_image", "Draws pictures.", "text_to_image --prompt 'a cat' --output
+/// cat.png"); app.group("Picture"); app.add_option("--seed", seed, "Seed of the
+/// noise")->check(cli::at_least(0)); return cli::run(argc, argv, app, [&] { draw(seed); });
 /// @endcode
 class App : public CLI::App {
  public:
@@ -86,8 +85,8 @@ class App : public CLI::App {
     return {*this, option};
   }
 
-  /// A flag whose value is one of a few words, which `--help` lists, and which stand for values of any
-  /// type that can be compared: an enumeration, say, or an optional one.
+  /// A flag whose value is one of a few words, which `--help` lists, and which stand for values of
+  /// any type that can be compared: an enumeration, say, or an optional one.
   template <typename Value>
   Flag add_choice(const std::string& flag, Value& value, const Choices<Value>& choices,
                   const std::string& description) {
@@ -99,10 +98,13 @@ class App : public CLI::App {
       }
       return false;
     };
-    CLI::Option* option = CLI::App::add_option(both_spellings(flag), CLI::callback_t(read), description,
-                                               /*defaulted=*/true,
-                                               [&value, choices] { return word_of(choices, value); });
-    current_.emplace_back(option, [&value, choices] { return setting_of(word_of(choices, value)); });
+    CLI::Option* option = CLI::App::add_option(
+        both_spellings(flag), CLI::callback_t(read), description,
+        /*defaulted=*/true, [&value, choices] { return word_of(choices, value); });
+    current_.emplace_back(option, [&value, choices] {
+      const std::string word = word_of(choices, value);
+      return word.empty() ? Setting{} : setting_of(word);
+    });
     option->take_last()->check(is_no_flag());
     return Flag(*this, option).check(one_of_words(words_of(choices)));
   }

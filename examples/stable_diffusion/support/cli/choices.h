@@ -7,8 +7,8 @@
 
 namespace cli {
 
-/// The words of a flag and the values that they stand for, in the order of `--help`. A value with two
-/// words is written with the first.
+/// The words of a flag and the values that they stand for, in the order of `--help`. A value with
+/// two words is written with the first.
 template <typename Value>
 using Choices = std::vector<std::pair<std::string, Value>>;
 

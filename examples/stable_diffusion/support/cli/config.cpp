@@ -3,8 +3,8 @@
 
 #include <lightlora/detail/formats/atomic_file.h>
 
-#include <stdexcept>
 #include <toml++/toml.h>
+#include <stdexcept>
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
@@ -21,14 +21,16 @@ namespace {
 // A value as the command line would spell it.
 std::string value_text(const std::string& path, const toml::node& node) {
   if (const auto text = node.value<std::string>(); text && node.is_string()) return *text;
-  if (const auto flag = node.value<bool>(); flag && node.is_boolean()) return *flag ? "true" : "false";
+  if (const auto flag = node.value<bool>(); flag && node.is_boolean())
+    return *flag ? "true" : "false";
   if (const auto number = node.value<int64_t>(); number && node.is_integer()) {
     return fmt::to_string(*number);
   }
   if (const auto number = node.value<double>(); number && node.is_floating_point()) {
     return format_exact(*number);
   }
-  fail(path, node.source(), "expected text, a number, true, false or a list of these, got another value");
+  fail(path, node.source(),
+       "expected text, a number, true, false or a list of these, got another value");
 }
 
 void collect(const std::string& path, const toml::table& table, std::vector<Setting>& settings) {
@@ -81,10 +83,11 @@ std::vector<Setting> read_config(const std::string& path) {
     collect(path, toml::parse_file(path), settings);
   } catch (const toml::parse_error& error) {
     if (error.source().begin.line == 0) {
-      throw std::invalid_argument("'" + path + "': expected a TOML file, got none that can be read");
+      throw std::invalid_argument("'" + path +
+                                  "': expected a TOML file, got none that can be read");
     }
-    fail(path, error.source(), "expected TOML, such as max_train_steps = 500, got: " +
-                                   std::string(error.description()));
+    fail(path, error.source(),
+         "expected TOML, such as max_train_steps = 500, got: " + std::string(error.description()));
   }
   return settings;
 }

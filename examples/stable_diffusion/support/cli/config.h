@@ -20,8 +20,8 @@ struct Setting {
   std::string text() const;
 };
 
-/// Reads a TOML file of flags: `max_train_steps = 500`. Tables only group; their names do not count.
-/// Errors: std::invalid_argument with the file and the line
+/// Reads a TOML file of flags: `max_train_steps = 500`. Tables only group; their names do not
+/// count. Errors: std::invalid_argument with the file and the line
 std::vector<Setting> read_config(const std::string& path);
 
 /// The settings as TOML, one line each, in their order.

@@ -15,8 +15,7 @@ bool is_known(double seconds) { return std::isfinite(seconds) && seconds >= 0 &&
 }  // namespace
 
 std::string format_bytes(int64_t bytes) {
-  if (bytes < 1000)
-    return fmt::format("{} byte{}", bytes, bytes == 1 ? "" : "s");
+  if (bytes < 1000) return fmt::format("{} byte{}", bytes, bytes == 1 ? "" : "s");
   auto value = static_cast<double>(bytes) / 1000;
   const char* const units[] = {"KB", "MB", "GB", "TB", "PB", "EB"};
   std::size_t unit = 0;

@@ -92,9 +92,10 @@ std::string App::help_text() const {
       if (option->get_group() == group) append_option(text, *option);
     }
   }
-  return text + fmt::format(
-                    "\nEvery flag may also be written with dashes: --a_b is --a-b.\n\nExample:\n  {}\n",
-                    example_);
+  return text +
+         fmt::format(
+             "\nEvery flag may also be written with dashes: --a_b is --a-b.\n\nExample:\n  {}\n",
+             example_);
 }
 
 }  // namespace cli

@@ -132,8 +132,9 @@ std::string Progress::bar_line() const {
 
 std::string Progress::text_line() const {
   const int64_t percent = total_ > 0 ? std::min<int64_t>(step_ * 100 / total_, 100) : 100;
-  std::string line = fmt::format("{} {}/{} ({}%), {}, {}", title_, step_, total_, percent,
-                                 format_duration(options_.clock() - start_), rate(seconds_per_step_));
+  std::string line =
+      fmt::format("{} {}/{} ({}%), {}, {}", title_, step_, total_, percent,
+                  format_duration(options_.clock() - start_), rate(seconds_per_step_));
   if (step_ < total_ && seconds_per_step_ > 0) {
     const auto steps = static_cast<double>(total_ - step_);
     line += fmt::format(", {} left", format_duration(seconds_per_step_ * steps));

@@ -106,14 +106,16 @@ void choose_gpu(const WorldInfo& world) {
 
 }  // namespace
 
-void add_group_flags(cli::App& app, GroupOptions& options) {
+void bind(cli::App& app, GroupOptions& options) {
   app.group("Several processes");
   app.add_option("--rendezvous_timeout", options.rendezvous_timeout,
                  "Seconds to wait at the start for the other processes of torchrun or mpirun")
-      ->check(cli::above(0));
+      ->check(cli::above(0))
+      ->free_on_resume();
   app.add_option("--heartbeat_timeout", options.heartbeat_timeout,
                  "Seconds of silence after which one of them counts as lost, and the others stop")
-      ->check(cli::at_least(1));
+      ->check(cli::at_least(1))
+      ->free_on_resume();
 }
 
 int64_t Group::rank() const { return state_ ? state_->world.rank : 0; }

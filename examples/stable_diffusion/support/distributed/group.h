@@ -16,7 +16,7 @@
 // Several processes of one program, on one machine or many, that train or draw together.
 //
 //   return cli::run(argc, argv, app, [&] {
-//     distributed::run(app, flags.group, [&](const distributed::Group& group) { ... });
+//     distributed::run(app, options.group, [&](const distributed::Group& group) { ... });
 //   });
 //
 // Work that needs no exchange is split in one line; with one process it is the plain loop:
@@ -32,7 +32,7 @@ struct GroupOptions {
 };
 
 /// Puts the options into a program's `--help`, under "Several processes", and reads them.
-void add_group_flags(cli::App& app, GroupOptions& options);
+void bind(cli::App& app, GroupOptions& options);
 
 /// The processes that were started together; by default this one alone, for which every call is free.
 /// Copies are the same group. All ranks must make the same calls in the same order.

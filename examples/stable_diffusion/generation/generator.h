@@ -6,15 +6,15 @@
 #include <vector>
 
 #include "generation/axes.h"
-#include "generation/flags.h"
+#include "generation/options.h"
 #include "generation/parameters.h"
-#include "support/images/image.h"
 #include "pipeline/lora.h"
+#include "support/images/image.h"
 
 namespace generation {
 
 /// A picture with the text that its file carries.
-struct Drawing {
+struct GeneratedImage {
   images::Image picture;
   std::string parameters;
   uint64_t seed = 0;
@@ -27,36 +27,38 @@ images::Image starting_picture(const images::Image& image, int64_t factor,
 
 /// The LoRA files of the prompt's tags, which leave the prompt, then those of --lora.
 /// `known` are files that a PNG picture names.
-std::vector<sd::LoRAChoice> choose_loras(const Flags& flags, const std::vector<std::string>& known);
+std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options,
+                                         const std::vector<std::string>& known);
 
 /// A pipeline with its LoRA files and all that --help promises about pictures.
-class Artist {
+class Generator {
  public:
   /// The processes of the group deal out the pictures, and all get all of them.
-  Artist(const Flags& flags, const std::vector<std::string>& known_loras,
-         const distributed::Group& group = {});
+  Generator(const GenerationOptions& options, const std::vector<std::string>& known_loras,
+            const distributed::Group& group = {});
 
-  /// All pictures that the flags ask for; the final latents go to --save_latents.
-  std::vector<Drawing> draw();
+  /// All pictures that the options ask for; the final latents go to --save_latents.
+  std::vector<GeneratedImage> generate();
   /// One picture for each pair of values, on one sheet with labels.
-  Drawing draw_sheet(const std::vector<Axis>& axes);
+  GeneratedImage generate_sheet(const std::vector<Axis>& axes);
 
   /// Things worth knowing before a long run, one a line.
   std::vector<std::string> notices() const;
 
  private:
   using Callback = std::function<void(int64_t done, int64_t total)>;
-  sd::SampleResult sample(const Flags& flags, uint64_t seed, const Callback& on);
+  sd::SampleResult sample(const GenerationOptions& options, uint64_t seed, const Callback& on);
   sd::SampleResult sample_dealt_out(const Callback& on);
-  Drawing drawing(const Flags& flags, const at::Tensor& picture, DrawnPicture about) const;
+  GeneratedImage described(const GenerationOptions& options, const at::Tensor& picture,
+                           DrawnPicture about) const;
 
-  Flags flags_;
+  const GenerationOptions options_;
   distributed::Group group_;
   sd::StableDiffusion pipeline_;
   std::vector<sd::LoRAChoice> choices_;
-  sd::LoadedLoRAs loras_;
+  sd::PipelineAdapters adapters_;
   torch::Tensor image_;
-  uint64_t seed_;
+  uint64_t seed_;  // of all pictures, as asked for or a new one
 };
 
 }  // namespace generation

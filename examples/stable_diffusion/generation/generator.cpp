@@ -1,37 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "generation/drawing.h"
+#include "generation/generator.h"
 
 #include <lightlora/file_io.h>
 
 #include <cmath>
 #include <random>
 
-#include "support/cli/progress.h"
 #include "generation/lora_tags.h"
+#include "pipeline/device.h"
+#include "pipeline/embeddings.h"
+#include "pipeline/single_file.h"
+#include "support/cli/fmt.h"
+#include "support/cli/progress.h"
 #include "support/images/load.h"
 #include "support/images/resize.h"
 #include "support/images/sheet.h"
 #include "support/images/tensor.h"
-#include "pipeline/device.h"
-#include "pipeline/embeddings.h"
-#include "pipeline/single_file.h"
 
 namespace generation {
 
 namespace {
 
-sd::StableDiffusionOptions pipeline_options(const Flags& flags) {
-  return sd::StableDiffusionOptions()
-      .device(sd::pick_device(flags.device))
-      .dtype(sd::pick_dtype(flags.dtype))
-      .model_config(flags.model_config)
-      .allow_trailing_bytes(flags.allow_trailing_bytes)
-      .pack_weights(flags.packing());
+sd::StableDiffusionOptions pipeline_options(const GenerationOptions& options) {
+  auto load = options.model.load;
+  return load.device(sd::pick_device(options.device)).dtype(options.dtype);
 }
 
 // The prompt as the text encoder gets it.
-std::string without_tags(const Flags& flags) {
-  return flags.prompt_syntax == "plain" ? flags.prompt : take_lora_tags(flags.prompt).text;
+std::string without_tags(const GenerationOptions& options) {
+  return options.syntax() == sd::PromptSyntax::plain ? options.sample.prompt()
+                                                     : take_lora_tags(options.sample.prompt()).text;
 }
 
 uint64_t new_seed() {
@@ -71,70 +69,74 @@ images::Image starting_picture(const images::Image& image, int64_t factor,
   return images::crop_centre(filled, w, h);
 }
 
-std::vector<sd::LoRAChoice> choose_loras(const Flags& flags,
+std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options,
                                          const std::vector<std::string>& known) {
   std::vector<sd::LoRAChoice> choices;
-  if (flags.prompt_syntax != "plain") {
+  if (options.syntax() == sd::PromptSyntax::a1111) {
     std::vector<std::string> paths;
     for (const auto& text : known) paths.push_back(sd::parse_lora(text).path);
-    for (const auto& tag : take_lora_tags(flags.prompt).tags) {
-      choices.push_back({find_lora(tag.path, flags.lora_dir, paths), tag.weight});
+    for (const auto& tag : take_lora_tags(options.sample.prompt()).tags) {
+      choices.push_back({find_lora(tag.path, options.lora_dir, paths), tag.weight});
     }
   } else {
     for (const auto& text : known) choices.push_back(sd::parse_lora(text));
   }
-  for (const auto& text : flags.loras) choices.push_back(sd::parse_lora(text));
+  for (const auto& text : options.loras) choices.push_back(sd::parse_lora(text));
   return choices;
 }
 
-Artist::Artist(const Flags& flags, const std::vector<std::string>& known_loras,
-               const distributed::Group& group)
-    : flags_(flags),
+Generator::Generator(const GenerationOptions& options, const std::vector<std::string>& known_loras,
+                     const distributed::Group& group)
+    : options_(options),
       group_(group),
-      pipeline_(flags.model, pipeline_options(flags)),
-      choices_(choose_loras(flags, known_loras)),
-      loras_(sd::merge_loras(pipeline_, choices_, flags.split_rank)),
+      pipeline_(options.model.path, pipeline_options(options)),
+      choices_(choose_loras(options, known_loras)),
+      adapters_(sd::merge_loras(pipeline_, choices_, options.split_rank)),
       seed_(static_cast<uint64_t>(
-          group.from_main(static_cast<int64_t>(flags.seed.value_or(new_seed()))))) {
-  if (!flags.merge_to.empty() && group.is_main()) sd::save_single_file(pipeline_, flags.merge_to);
-  for (const auto& text : flags.learned_embeds) {
+          group.from_main(static_cast<int64_t>(options.seed.value_or(new_seed()))))) {
+  if (!options.merge_to.empty() && group.is_main())
+    sd::save_single_file(pipeline_, options.merge_to);
+  for (const auto& text : options.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(pipeline_, embedding);
   }
-  pipeline_.vae()->enable_tiling(flags.vae_tiling);
-  if (flags.image.empty()) return;
-  const auto picture = starting_picture(images::load_image(flags.image),
-                                        pipeline_.vae_scale_factor(), flags.width, flags.height);
+  pipeline_.vae()->enable_tiling(options.vae_tiling);
+  if (options.image.empty()) return;
+  const auto picture =
+      starting_picture(images::load_image(options.image), pipeline_.vae_scale_factor(),
+                       options.sample.width(), options.sample.height());
   image_ = images::to_tensor(picture).unsqueeze(0);
 }
 
-sd::SampleResult Artist::sample(const Flags& flags, uint64_t seed, const Callback& on) {
-  auto options = sample_options(flags, seed).prompt(without_tags(flags)).callback(on);
-  if (image_.defined()) options.image(image_);
-  return pipeline_.sample(options);
+sd::SampleResult Generator::sample(const GenerationOptions& options, uint64_t seed,
+                                   const Callback& on) {
+  auto sampling = sample_options(options, seed).prompt(without_tags(options)).callback(on);
+  if (image_.defined()) sampling.image(image_);
+  return pipeline_.sample(sampling);
 }
 
 // Each picture by itself, as its place in the batch asks for; every rank draws some.
-sd::SampleResult Artist::sample_dealt_out(const Callback& on) {
-  auto options = sample_options(flags_, seed_).prompt(without_tags(flags_));
-  if (image_.defined()) options.image(image_);
-  const auto seeds = flags_.seed_list();
-  const auto given = options.initial_latents();
-  const int64_t count = given.defined()           ? given.size(0)
-                        : !seeds.empty()          ? static_cast<int64_t>(seeds.size())
-                        : flags_.batch_position ? 1
-                                                  : flags_.num_images_per_prompt;
+sd::SampleResult Generator::sample_dealt_out(const Callback& on) {
+  auto sampling = sample_options(options_, seed_).prompt(without_tags(options_));
+  if (image_.defined()) sampling.image(image_);
+  const auto seeds = options_.seed_list();
+  const auto given = sampling.initial_latents();
+  const int64_t count = given.defined()  ? given.size(0)
+                        : !seeds.empty() ? static_cast<int64_t>(seeds.size())
+                        : options_.sample.batch_position()
+                            ? 1
+                            : options_.sample.num_images_per_prompt();
   std::vector<torch::Tensor> latents(static_cast<size_t>(count)), pictures(latents.size());
   const int64_t own = (count - group_.rank() + group_.size() - 1) / group_.size();
   for (int64_t i = group_.rank(), drawn = 0; i < count; i += group_.size(), ++drawn) {
     const auto place = static_cast<size_t>(i);
-    if (given.defined()) options.initial_latents(given.narrow(0, i, 1));
+    if (given.defined()) sampling.initial_latents(given.narrow(0, i, 1));
     if (!seeds.empty()) {
-      options.seeds({seeds[place]});
-    } else if (!flags_.batch_position) {
-      options.num_images_per_prompt(count).batch_position(i);
+      sampling.seeds({seeds[place]});
+    } else if (!options_.sample.batch_position()) {
+      sampling.num_images_per_prompt(count).batch_position(i);
     }
-    options.callback([&](int64_t done, int64_t total) { on(drawn * total + done, own * total); });
-    const auto result = pipeline_.sample(options);
+    sampling.callback([&](int64_t done, int64_t total) { on(drawn * total + done, own * total); });
+    const auto result = pipeline_.sample(sampling);
     latents[place] = result.latents.to(torch::kCPU, torch::kFloat);
     pictures[place] = result.pictures.to(torch::kCPU, torch::kFloat);
   }
@@ -143,39 +145,42 @@ sd::SampleResult Artist::sample_dealt_out(const Callback& on) {
   return {at::cat(latents), at::cat(pictures)};
 }
 
-Drawing Artist::drawing(const Flags& flags, const at::Tensor& picture, DrawnPicture about) const {
+GeneratedImage Generator::described(const GenerationOptions& options, const at::Tensor& picture,
+                                    DrawnPicture about) const {
   const auto image = images::to_image(picture * 2 - 1);
   about.width = image.width;
   about.height = image.height;
-  return {image, describe(flags, choices_, about).text(), about.seed};
+  return {image, describe(options, choices_, about).text(), about.seed};
 }
 
-std::vector<Drawing> Artist::draw() {
+std::vector<GeneratedImage> Generator::generate() {
   std::optional<cli::Progress> progress;
   const auto show = [&](int64_t done, int64_t total) {
     if (!progress) progress.emplace("Drawing", total);
     progress->update(done);
   };
-  const auto result = group_.size() == 1 ? sample(flags_, seed_, show) : sample_dealt_out(show);
+  const auto result = group_.size() == 1 ? sample(options_, seed_, show) : sample_dealt_out(show);
   if (progress) progress->finish();
-  if (!flags_.save_latents.empty() && group_.is_main()) {
-    lightlora::save_safetensors(flags_.save_latents,
+  if (!options_.save_latents.empty() && group_.is_main()) {
+    lightlora::save_safetensors(options_.save_latents,
                                 {{"latents", result.latents.to(torch::kCPU, torch::kFloat)}});
   }
-  std::vector<Drawing> drawings;
-  const auto seeds = flags_.seed_list();
+  std::vector<GeneratedImage> images;
+  const auto seeds = options_.seed_list();
   const int64_t count = result.pictures.size(0);
   for (int64_t i = 0; i < count; ++i) {
     DrawnPicture about;
     about.seed = seeds.empty() ? seed_ : seeds.at(static_cast<std::size_t>(i));
-    about.index = flags_.batch_position.value_or(i);
-    about.count = flags_.batch_position ? flags_.num_images_per_prompt : seeds.empty() ? count : 1;
-    drawings.push_back(drawing(flags_, result.pictures[i], about));
+    about.index = options_.sample.batch_position().value_or(i);
+    about.count = options_.sample.batch_position() ? options_.sample.num_images_per_prompt()
+                  : seeds.empty()                  ? count
+                                                   : 1;
+    images.push_back(described(options_, result.pictures[i], about));
   }
-  return drawings;
+  return images;
 }
 
-Drawing Artist::draw_sheet(const std::vector<Axis>& axes) {
+GeneratedImage Generator::generate_sheet(const std::vector<Axis>& axes) {
   images::Sheet sheet;
   const Axis& across = axes.at(0);
   for (const auto& axis : axes) {
@@ -186,26 +191,26 @@ Drawing Artist::draw_sheet(const std::vector<Axis>& axes) {
   }
   const std::size_t rows = axes.size() > 1 ? axes[1].values.size() : 1;
   const std::size_t columns = across.values.size();
-  sheet.title = flags_.prompt;
+  sheet.title = options_.sample.prompt();
   for (std::size_t i = 0; i < columns; ++i) sheet.column_labels.push_back(across.label(i));
   cli::Progress progress("Drawing", static_cast<int64_t>(rows * columns));
   std::vector<torch::Tensor> cells(rows * columns);
-  Drawing first;
+  GeneratedImage first;
   for (std::size_t y = 0; y < rows; ++y) {
     if (axes.size() > 1) sheet.row_labels.push_back(axes[1].label(y));
     for (std::size_t x = 0; x < columns; ++x) {
       const std::size_t cell = y * columns + x;
-      Flags flags = flags_;
-      flags.seeds.clear();
+      GenerationOptions options = options_;
+      options.seeds.clear();
       std::optional<double> weight;
-      apply_axis(across, x, flags, weight);
-      if (axes.size() > 1) apply_axis(axes[1], y, flags, weight);
-      if (weight) sd::set_lora_weights(loras_, std::vector<double>(choices_.size(), *weight));
+      apply_axis(across, x, options, weight);
+      if (axes.size() > 1) apply_axis(axes[1], y, options, weight);
+      if (weight) sd::set_lora_weight(adapters_, *weight);
       DrawnPicture about;
-      about.seed = flags.seed.value_or(seed_);
+      about.seed = options.seed.value_or(seed_);
       if (static_cast<int64_t>(cell) % group_.size() != group_.rank()) continue;
-      cells[cell] = sample(flags, about.seed, nullptr).pictures[0].to(torch::kCPU, torch::kFloat);
-      if (cell == 0) first = drawing(flags, cells[0], about);
+      cells[cell] = sample(options, about.seed, nullptr).pictures[0].to(torch::kCPU, torch::kFloat);
+      if (cell == 0) first = described(options, cells[0], about);
       progress.update(static_cast<int64_t>(cell + 1));
     }
   }
@@ -226,27 +231,26 @@ Drawing Artist::draw_sheet(const std::vector<Axis>& axes) {
   return first;
 }
 
-std::vector<std::string> Artist::notices() const {
+std::vector<std::string> Generator::notices() const {
   std::vector<std::string> lines;
-  const auto syntax =
-      flags_.prompt_syntax == "plain" ? sd::PromptSyntax::plain : sd::PromptSyntax::a1111;
-  for (const auto& [name, text] : {std::pair("prompt", without_tags(flags_)),
-                                   std::pair("negative prompt", flags_.negative_prompt)}) {
-    const auto count = sd::prompt_chunks(pipeline_.tokenizer(), text, syntax).size();
+  for (const auto& [name, text] :
+       {std::pair("prompt", without_tags(options_)),
+        std::pair("negative prompt", options_.sample.negative_prompt())}) {
+    const auto count = sd::prompt_chunks(pipeline_.tokenizer(), text, options_.syntax()).size();
     if (count < 2) continue;
-    lines.push_back(std::string("the ") + name + " is read in " + std::to_string(count) +
-                    " chunks of the text encoder's length");
+    lines.push_back(
+        fmt::format("the {} is read in {} chunks of the text encoder's length", name, count));
   }
-  if (image_.defined() && flags_.scheduler == "pndm") {
+  if (image_.defined() && options_.sample.scheduler() == "pndm") {
     lines.push_back("pndm leaves noise in image to image, as in diffusers; hint: --scheduler ddim");
   }
-  if (image_.defined() && !flags_.width && !flags_.height) {
+  if (image_.defined() && !options_.sample.width() && !options_.sample.height()) {
     const auto own = pipeline_.default_size();
     if (image_.size(2) * image_.size(3) > 4 * own[0] * own[1]) {
-      lines.push_back("the picture has " + std::to_string(image_.size(3)) + "x" +
-                      std::to_string(image_.size(2)) + " pixels, far more than the model's own " +
-                      std::to_string(own[1]) + "x" + std::to_string(own[0]) +
-                      "; hint: --width or --height makes it smaller");
+      lines.push_back(
+          fmt::format("the picture has {}x{} pixels, far more than the model's own {}x{}; "
+                      "hint: --width or --height makes it smaller",
+                      image_.size(3), image_.size(2), own[1], own[0]));
     }
   }
   return lines;
