@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "training/word_folder.h"
-
 #include <lightlora/detail/formats/atomic_file.h>
 #include <lightlora/file_io.h>
 
@@ -8,7 +6,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "support/cli/fmt.h"
 #include "support/files/json_file.h"
+#include "training/inversion.h"
 
 namespace training {
 
@@ -40,8 +40,8 @@ void copy_part(const fs::path& from, const fs::path& to) {
 }
 
 json listed(const std::string& token) {
-  return {{"content", token},  {"single_word", false}, {"lstrip", false},
-          {"rstrip", false},   {"normalized", true},   {"special", false}};
+  return {{"content", token}, {"single_word", false}, {"lstrip", false},
+          {"rstrip", false},  {"normalized", true},   {"special", false}};
 }
 
 // Each of the files that may list added tokens.
@@ -65,7 +65,7 @@ void save_tokenizer(const fs::path& from, const fs::path& to, const Ids& ids) {
     json config = sd::read_json_file(path.string());
     if (!config.contains("added_tokens_decoder")) return;  // the list would have to be complete
     for (const auto& [token, id] : ids) {
-      config["added_tokens_decoder"][std::to_string(id)] = listed(token);
+      config["added_tokens_decoder"][fmt::to_string(id)] = listed(token);
     }
     write_json(path, config);
   }
@@ -79,8 +79,8 @@ void save_text_encoder(const sd::StableDiffusion& pipeline, const at::Tensor& ve
   }
   auto& table = tensors.at("text_model.embeddings.token_embedding.weight");
   table = table.index_copy(0, at::tensor(ids, at::kLong), vectors.to(table.scalar_type()));
-  json config = sd::read_json_file(
-      (fs::path(pipeline.folder()) / "text_encoder" / "config.json").string());
+  json config =
+      sd::read_json_file((fs::path(pipeline.folder()) / "text_encoder" / "config.json").string());
   config["vocab_size"] = table.size(0);
   fs::create_directories(to);
   lightlora::save_safetensors((to / "model.safetensors").string(), tensors, {{"format", "pt"}});
@@ -89,24 +89,29 @@ void save_text_encoder(const sd::StableDiffusion& pipeline, const at::Tensor& ve
 
 }  // namespace
 
-void check_word_folder(const std::string& model, bool layerwise, const std::string& folder) {
-  TORCH_CHECK_VALUE(fs::is_directory(model), "--save_as_full_pipeline: expected a model in diffusers "
-                    "layout, got the file '", model, "'; hint: leave it out and draw with "
+void check_full_pipeline(const std::string& model, bool layerwise, const std::string& folder) {
+  TORCH_CHECK_VALUE(fs::is_directory(model),
+                    "--save_as_full_pipeline: expected a model in diffusers "
+                    "layout, got the file '",
+                    model,
+                    "'; hint: leave it out and draw with "
                     "--learned_embeds");
-  TORCH_CHECK_VALUE(!layerwise, "--save_as_full_pipeline: expected a plain word, since a text encoder "
+  TORCH_CHECK_VALUE(!layerwise,
+                    "--save_as_full_pipeline: expected a plain word, since a text encoder "
                     "has one vector for each token, got --layerwise");
-  TORCH_CHECK_VALUE(!fs::exists(folder) || !fs::equivalent(model, folder), "--output_dir: expected ",
-                    "another folder than the model's own, got '", folder, "'");
+  TORCH_CHECK_VALUE(!fs::exists(folder) || !fs::equivalent(model, folder),
+                    "--output_dir: expected ", "another folder than the model's own, got '", folder,
+                    "'");
 }
 
-void save_word_folder(const sd::StableDiffusion& pipeline, const lightlora::LearnedEmbedding& word,
-                      const std::string& folder) {
-  check_word_folder(pipeline.folder(), !word.layers.empty(), folder);
+void save_full_pipeline(const sd::StableDiffusion& pipeline,
+                        const lightlora::LearnedEmbedding& word, const std::string& folder) {
+  check_full_pipeline(pipeline.folder(), !word.layers.empty(), folder);
   const fs::path from = pipeline.folder(), to = folder;
   Ids ids;
   std::vector<int64_t> rows;
   for (int64_t i = 0; i < word.vectors.size(0); ++i) {
-    const std::string token = i == 0 ? word.token : word.token + "_" + std::to_string(i);
+    const std::string token = i == 0 ? word.token : fmt::format("{}_{}", word.token, i);
     rows.push_back(pipeline.tokenizer().token_id(token).value());
     ids[token] = rows.back();
   }
