@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <string>
 #include <vector>
 
@@ -13,7 +15,8 @@ namespace lora_files {
 /// What convert_lora was asked for.
 struct Flags {
   std::vector<std::string> inputs;
-  std::string output, to, dtype = "fp32";
+  std::string output, to;
+  c10::ScalarType dtype = c10::kFloat;
   Cut cut;
   ExtractOptions extract;
   bool inspect = false, json = false, embed_aux = false, flat_text_encoder = false;

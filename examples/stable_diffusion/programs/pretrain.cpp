@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
                  "The model's folder; logs, samples and checkpoints lie beside its parts")
       ->required();
   distributed::GroupOptions group_options;
-  distributed::add_group_flags(app, group_options);
+  distributed::bind(app, group_options);
   const auto work = [&](const distributed::Group& group) {
     options.config = sd::read_json_file(config);
     options.bf16 = precision == "bf16";
