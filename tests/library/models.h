@@ -59,6 +59,20 @@ inline std::vector<Subject> convolutions() {
       {"Conv2d with groups",
        [] { return Sequential(torch::nn::Conv2d(torch::nn::Conv2dOptions(12, 40, 3).groups(2))); },
        [] { return random_input({2, 12, 6, 6}); }},
+      {"drop-in Conv2d",
+       [] {
+         return Sequential(
+             lightlora::Conv2d(torch::nn::Conv2dOptions(6, 40, 3).stride(2).padding(1)));
+       },
+       [] { return random_input({2, 6, 9, 7}); }},
+      {"drop-in Conv2d with groups and reflection",
+       [] {
+         return Sequential(lightlora::Conv2d(torch::nn::Conv2dOptions(12, 40, 3)
+                                                 .groups(2)
+                                                 .padding(1)
+                                                 .padding_mode(torch::kReflect)));
+       },
+       [] { return random_input({2, 12, 6, 6}); }},
       {"Conv3d", [] { return Sequential(torch::nn::Conv3d(torch::nn::Conv3dOptions(4, 24, 2))); },
        [] { return random_input({1, 4, 4, 5, 3}); }},
       {"Conv3d with groups, dilation and padding",
@@ -98,6 +112,8 @@ inline const std::vector<Subject>& subjects() {
         {"Linear without bias",
          [] { return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false))); },
          [] { return random_input({4, 110}); }},
+        {"drop-in Linear", [] { return Sequential(lightlora::Linear(70, 90)); },
+         [] { return random_input({5, 3, 70}); }},
         {"Embedding", [] { return Sequential(torch::nn::Embedding(120, 80)); },
          [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
         {"Embedding with padding and sparse gradients",
