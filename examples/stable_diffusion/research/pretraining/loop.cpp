@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 
@@ -18,6 +19,9 @@ namespace {
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+// Of all threads; unlike the time of day it means the same on a busy machine.
+double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 // Only rank 0 writes.
 class Log {
@@ -96,7 +100,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
   int64_t step = group.from_main(group.is_main() ? resume(optimizer, checkpoint) : 0);
   optimizer.share(group);
   cli::Progress progress(name, end, {}, step);
-  double loss_sum = 0, window_start = now();
+  double loss_sum = 0, window_start = now(), processor_start = processor_seconds();
   int64_t window = 0;
   const auto save = [&] {
     if (!group.is_main()) return;
@@ -125,8 +129,10 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
                  {"loss", loss_sum / window},
                  {"learning_rate", rate},
                  {"gradient_norm", norm},
-                 {"samples_per_second", window * batch / seconds}});
-      loss_sum = 0, window = 0, window_start = now();
+                 {"samples_per_second", window * batch / seconds},
+                 {"samples_per_processor_second",
+                  window * batch / (processor_seconds() - processor_start)}});
+      loss_sum = 0, window = 0, window_start = now(), processor_start = processor_seconds();
     }
     if (group.is_main() && (step % validate_every == 0 || step == end)) {
       optimizer.use_averages();
@@ -135,12 +141,12 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
       figures["step"] = step;
       log.write(figures);
       progress.print(figures.dump());
-      window_start = now();
+      window_start = now(), processor_start = processor_seconds();
     }
     if (step % save_every == 0 || step == end) {
       save();
       saved = step;
-      window_start = now();
+      window_start = now(), processor_start = processor_seconds();
     }
   }
   if (saved != step) save();
