@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "research/pretraining/adamw.h"
 #include "research/pretraining/classifier.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
@@ -197,6 +198,24 @@ TEST_CASE("pretrain: other emoji are mixed in by their names", "[pretrain]") {
   CHECK(pretraining::nameable(emoji, Role::kUnseen) == std::vector<int64_t>{3});
 }
 
+TEST_CASE("pretrain: AdamW takes the same steps on devices without its own loop", "[pretrain]") {
+  const auto weights_after = [](bool by_operations) {
+    torch::manual_seed(2);
+    torch::nn::Linear layer(5, 3);
+    pretraining::AdamW optimizer;
+    optimizer.options.by_operations = by_operations;
+    optimizer.add(*layer, "", at::kFloat, /*rate_scale=*/0.5);
+    for (int64_t step = 0; step < 4; ++step) {
+      layer->forward(at::randn({7, 5})).square().sum().backward();
+      optimizer.step(step, /*learning_rate=*/0.1, /*ema_decay=*/0.7);
+    }
+    return std::make_pair(layer->weight.detach().clone(), optimizer.averages("").at("weight"));
+  };
+  const auto loop = weights_after(false), operations = weights_after(true);
+  CHECK(close(operations.first, loop.first, 1e-5));
+  CHECK(close(operations.second, loop.second, 1e-5));
+}
+
 TEST_CASE("pretrain: Muon's step is nearly orthogonal", "[pretrain]") {
   torch::manual_seed(1);
   for (const auto& matrix : {at::randn({6, 20}), at::randn({20, 6}) * 1e-3}) {
@@ -337,6 +356,6 @@ TEST_CASE("pretrain: a checkpoint of another size is refused", "[pretrain]") {
   auto options = workspace.options("model");
   options.stop_at = 1;
   pretraining::train_vae(options);
-  options.config["vae"]["model"]["block_out_channels"] = {8, 16};
+  options.config["vae"]["model"]["block_out_channels"] = {8, 16, 16};
   CHECK_THROWS_WITH(pretraining::train_vae(options), ContainsSubstring("of shape"));
 }

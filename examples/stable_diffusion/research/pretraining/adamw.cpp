@@ -155,9 +155,9 @@ double AdamW::step(int64_t step, double learning_rate, double ema_decay) {
     r.decay = slot.value.dim() > 1 ? options.weight_decay : 0;
     const at::Tensor gradient = ordered_as(slot.parameter.grad(), slot.parameter);
     const bool half = slot.parameter.scalar_type() == at::kBFloat16;
-    const auto apply = !slot.parameter.is_cpu() ? update_by_operations
-                       : half                   ? update<at::BFloat16>
-                                                : update<float>;
+    const auto apply = options.by_operations || !slot.parameter.is_cpu() ? update_by_operations
+                       : half                                            ? update<at::BFloat16>
+                                                                         : update<float>;
     apply(slot.parameter, gradient, slot.value, slot.first, slot.second, slot.average, r);
     slot.parameter.mutable_grad().reset();
   }

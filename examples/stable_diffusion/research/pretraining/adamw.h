@@ -27,6 +27,9 @@ class AdamW {
     double epsilon = 1e-8;
     double max_norm = 1.0;
     double momentum = 0.95;  ///< of Muon
+    /// Tensor operations in place of one pass over the memory; other devices than CPUs have only
+    /// them.
+    bool by_operations = false;
   };
 
   /// Takes over the parameters where they are, in `compute_dtype` from now on. `rate_scale`
