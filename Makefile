@@ -4,6 +4,7 @@
 
 PRESET ?= dev
 BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
+PART := $(if $(filter library,$(PRESET)),--library)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo study test bench docs clean distclean
@@ -16,7 +17,8 @@ help:
 	@echo "make docs       set up, write the documentation site to $(BUILD)/site"
 	@echo "make clean      remove what was built and the demo's pictures"
 	@echo "make distclean  also remove .deps (LibTorch and the Python packages of the tests)"
-	@echo "Settings: PRESET=dev|ci|asan|cuda, JOBS=<compilers at once>, Torch_DIR=<folder of TorchConfig.cmake>"
+	@echo "Settings: PRESET=dev|library|ci|asan|cuda (library: only what needs LibTorch and Catch2 alone),"
+	@echo "          JOBS=<compilers at once>, Torch_DIR=<folder of TorchConfig.cmake>"
 
 demo:
 	@scripts/bootstrap.sh
@@ -29,7 +31,7 @@ study:
 	@scripts/study.sh $(BUILD)/bin
 
 test:
-	@scripts/bootstrap.sh --tests
+	@scripts/bootstrap.sh --tests $(PART)
 	@scripts/build.sh $(PRESET)
 	@ctest --preset $(PRESET)
 

@@ -8,6 +8,7 @@ Both sides run the same LibTorch version with the same number of threads on the 
 
 import argparse
 import json
+import operator
 import pathlib
 import random
 
@@ -64,44 +65,68 @@ class PeftLayer:
         return sum(held.values())
 
 
-def compare(server, shape, dtype, variant, rank, seconds, threads):
-    peft_layer = PeftLayer(*shape, dtype, rank)
-    kept = peft_layer.kept_bytes()
-    size = "{} {} {}".format(*shape)
-
-    def ours(form):
-        forward, backward, ours.kept = server.ask(f"{size} {dtype} {variant} {rank} {form} {repeats}")
-        return forward + backward
-
-    def theirs(form):
-        return sum(peft_layer.sample(form, repeats, threads))
-
-    parts = {"our_bare": lambda: ours("bare"), "ours": lambda: ours("auto"),
-             "packed": lambda: ours("packed"), "peft_bare": lambda: theirs("bare"), "peft": lambda: theirs("lora")}
+def measure(parts, seconds):
+    """{name: microseconds of each round} of the parts, in random order in each round."""
     repeats = 1
     for _ in range(2):
-        once = sum(part() for part in parts.values()) * 1e-6
+        once = sum(part(repeats) for part in parts.values()) * 1e-6
     repeats = max(1, int(5 * 3e-3 / once))
     rounds = min(101, max(9, int(seconds / (once * repeats))))
     times = {name: [] for name in parts}
     for _ in range(rounds):
         for name in random.sample(list(parts), len(parts)):
-            times[name].append(parts[name]())
-    ours("auto")
-    middle = {name: median(values) for name, values in times.items()}
-    our_overhead = median([a - b for a, b in zip(times["ours"], times["our_bare"])])
-    peft_overhead = median([a - b for a, b in zip(times["peft"], times["peft_bare"])])
-    return {"n": shape[0], "k": shape[1], "m": shape[2], "dtype": dtype, "variant": variant, "rank": rank,
-            "samples": rounds, **{f"{name}_us": value for name, value in middle.items()},
+            times[name].append(parts[name](repeats))
+    return times
+
+
+def figures(times):
+    """Medians, spreads and ratios of the times of all parts."""
+    def middle(combine, one, other):
+        return median([combine(a, b) for a, b in zip(times[one], times[other])])
+
+    our_overhead = middle(operator.sub, "ours", "our_bare")
+    peft_overhead = middle(operator.sub, "peft", "peft_bare")
+    return {"samples": len(times["ours"]), **{f"{name}_us": median(values) for name, values in times.items()},
             **{f"{name}_iqr_us": spread(values) for name, values in times.items()},
-            "our_ratio_to_bare": median([a / b for a, b in zip(times["ours"], times["our_bare"])]),
-            "peft_ratio_to_bare": median([a / b for a, b in zip(times["peft"], times["peft_bare"])]),
-            "packed_ratio_to_bare": median([a / b for a, b in zip(times["packed"], times["our_bare"])]),
+            "our_ratio_to_bare": middle(operator.truediv, "ours", "our_bare"),
+            "peft_ratio_to_bare": middle(operator.truediv, "peft", "peft_bare"),
+            "packed_ratio_to_bare": middle(operator.truediv, "packed", "our_bare"),
             "our_overhead_us": our_overhead, "peft_overhead_us": peft_overhead,
             "overhead_ratio": our_overhead / peft_overhead,
-            "total_ratio": median([a / b for a, b in zip(times["ours"], times["peft"])]),
-            "packed_total_ratio": median([a / b for a, b in zip(times["packed"], times["peft"])]),
-            "our_kept_bytes": ours.kept, "peft_kept_bytes": kept}
+            "total_ratio": middle(operator.truediv, "ours", "peft"),
+            "packed_total_ratio": middle(operator.truediv, "packed", "peft")}
+
+
+def compare(server, shape, dtype, variant, rank, seconds, threads):
+    peft_layer = PeftLayer(*shape, dtype, rank)
+    peft_kept = peft_layer.kept_bytes()
+    size = "{} {} {}".format(*shape)
+
+    def ask(form, repeats):
+        return server.ask(f"{size} {dtype} {variant} {rank} {form} {repeats}")
+
+    def ours(form):
+        return lambda repeats: sum(ask(form, repeats)[:2])
+
+    def theirs(form):
+        return lambda repeats: sum(peft_layer.sample(form, repeats, threads))
+
+    times = measure({"our_bare": ours("bare"), "ours": ours("auto"), "packed": ours("packed"),
+                     "peft_bare": theirs("bare"), "peft": theirs("lora")}, seconds)
+
+    return {"n": shape[0], "k": shape[1], "m": shape[2], "dtype": dtype, "variant": variant, "rank": rank, **figures(times),
+            "our_kept_bytes": ask("auto", 1)[2], "peft_kept_bytes": peft_kept}
+
+
+def report(rows, dtype, variant):
+    for row in rows:
+        print("{n}x{k}x{m}".format(**row).ljust(16),
+              "{dtype:5} {variant:7} | {our_ratio_to_bare:11.3f} {peft_ratio_to_bare:11.3f} | {packed_ratio_to_bare:11.3f}"
+              " | {overhead_ratio:18.2f} | {total_ratio:15.3f} {packed_total_ratio:7.3f} |".format(**row),
+              f"{row['our_kept_bytes'] / 1024:8.1f} {row['peft_kept_bytes'] / 1024:8.1f}", flush=True)
+    # A difference below the clock's noise can come out negative, which has no logarithm.
+    mean = geometric_mean([max(row["overhead_ratio"], 1e-3) for row in rows])
+    print(f"{'geometric mean':16} {dtype:5} {variant:7} | {'':23} | {'':11} | {mean:18.2f}", flush=True)
 
 
 def main():
@@ -124,14 +149,7 @@ def main():
     for dtype in flags.dtypes:
         for variant in flags.variants:
             own = [compare(server, shape, dtype, variant, flags.rank, seconds, flags.threads) for shape in shapes]
-            for row in own:
-                print("{n}x{k}x{m}".format(**row).ljust(16),
-                      "{dtype:5} {variant:7} | {our_ratio_to_bare:11.3f} {peft_ratio_to_bare:11.3f} | {packed_ratio_to_bare:11.3f}"
-                      " | {overhead_ratio:18.2f} | {total_ratio:15.3f} {packed_total_ratio:7.3f} |".format(**row),
-                      f"{row['our_kept_bytes'] / 1024:8.1f} {row['peft_kept_bytes'] / 1024:8.1f}", flush=True)
-            # A difference below the clock's noise can come out negative, which has no logarithm.
-            mean = geometric_mean([max(row["overhead_ratio"], 1e-3) for row in own])
-            print(f"{'geometric mean':16} {dtype:5} {variant:7} | {'':23} | {'':11} | {mean:18.2f}", flush=True)
+            report(own, dtype, variant)
             rows += own
     server.close()
     if flags.json:

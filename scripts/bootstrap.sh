@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the build needs and is missing: Debian packages, and LibTorch into .deps/python.
 #
-#   scripts/bootstrap.sh           for the library and the programs
-#   scripts/bootstrap.sh --tests   also the Python packages that the interoperability tests talk to
+#   scripts/bootstrap.sh                     everything for the programs
+#   scripts/bootstrap.sh --tests             also what the tests of the programs talk to: diffusers, PEFT, ...
+#   scripts/bootstrap.sh --library [--tests] the library alone: a compiler, CMake, LibTorch, and Catch2 for its tests
 #
 # Debian packages are installed when this runs as root; otherwise the command is printed and the script
 # stops. LibTorch comes from the PyPI wheel unless Torch_DIR or CMAKE_PREFIX_PATH names one already.
@@ -12,22 +13,35 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly environment=.deps/python
-debian_packages=(
-  g++ make cmake ninja-build ccache mold python3 python3-venv
-  libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libstb-dev libutf8proc-dev
-  libpng-dev libjpeg-dev libwebp-dev libexif-dev zlib1g-dev catch2
-  libfreetype-dev fonts-noto-color-emoji unicode-data
-)
-
+with_programs=true
 with_tests=false
-case "${1:-}" in
-  "") ;;
-  --tests) with_tests=true ;;
-  *)
-    echo "bootstrap: '$1': expected --tests or nothing" >&2
-    exit 2
-    ;;
-esac
+for argument in "$@"; do
+  case $argument in
+    --library) with_programs=false ;;
+    --tests) with_tests=true ;;
+    *)
+      echo "bootstrap: '$argument': expected --library or --tests" >&2
+      exit 2
+      ;;
+  esac
+done
+
+debian_packages=(g++ make cmake ninja-build)
+if $with_programs; then
+  debian_packages+=(
+    ccache mold
+    catch2 # the tests are configured together with the programs
+    libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libstb-dev libutf8proc-dev
+    libpng-dev libjpeg-dev libwebp-dev libexif-dev zlib1g-dev
+    libfreetype-dev fonts-noto-color-emoji unicode-data # the pictures and names of the bundled model's data
+  )
+elif $with_tests; then
+  debian_packages+=(catch2)
+fi
+if $with_programs && $with_tests; then
+  # The API reference; a launcher of several processes; machines made of namespaces; the style of the scripts.
+  debian_packages+=(doxygen openmpi-bin iproute2 shellcheck)
+fi
 
 fail() {
   echo "bootstrap: $*" >&2
@@ -37,8 +51,11 @@ fail() {
 install_debian_packages() {
   if ! command -v dpkg-query >/dev/null; then
     # Not Debian: the build's own checks name what is missing.
-    command -v cmake >/dev/null && command -v ninja >/dev/null && command -v python3 >/dev/null ||
-      fail "expected cmake, ninja and python3 in PATH, and the libraries that Debian calls: ${debian_packages[*]}"
+    local tool
+    for tool in c++ cmake ninja python3; do
+      command -v "$tool" >/dev/null ||
+        fail "'$tool': expected it in PATH, got none; hint: this project uses what Debian calls ${debian_packages[*]}"
+    done
     return
   fi
   local missing=() package installed
@@ -98,7 +115,7 @@ pip_install() {
 
 install_libtorch() {
   if has_nvidia_driver; then
-    is_installed requirements-test.txt || is_installed requirements-libtorch-cuda.txt && return
+    is_installed requirements-libtorch-cuda.txt && return
     echo "bootstrap: installing LibTorch with CUDA into .deps (a download of about 2.7 GB)"
     pip_install requirements-libtorch-cuda.txt || fail "could not install LibTorch from PyPI (see above)"
   else
@@ -108,18 +125,26 @@ install_libtorch() {
   fi
 }
 
+# What asks for PyTorch comes without its dependencies: PyTorch is there, and what it asks for itself is 2 GB of
+# CUDA, which a machine without a driver never runs.
 install_test_packages() {
-  is_installed requirements-test.txt && return
-  echo "bootstrap: installing diffusers, PEFT and PyTorch for the tests into .deps (a download of 2.2 GB)"
-  pip_install requirements-test.txt ||
+  is_installed requirements-test.txt && is_installed requirements-test-torch.txt && return
+  echo "bootstrap: installing diffusers, PEFT and the tools of the tests into .deps (a download of about 0.2 GB)"
+  if ! { pip_install requirements-test.txt && pip_install requirements-test-torch.txt --no-deps; }; then
     echo "bootstrap: PyPI did not deliver the Python packages of the tests; the tests that need them will be skipped" >&2
+    return
+  fi
+  has_nvidia_driver || python3 scripts/stand_in_cuda.py "$(echo "$environment"/lib/python3*/site-packages/torch/lib)"
 }
 
-if $with_tests; then
-  debian_packages+=(doxygen openmpi-bin iproute2)  # the API reference; a launcher of several processes; machines made of namespaces
+if ! libtorch_is_given || { $with_programs && $with_tests; }; then
+  debian_packages+=(python3 python3-venv)
+  install_debian_packages
+  install_libtorch
+else
+  debian_packages+=(python3)
+  install_debian_packages
 fi
-install_debian_packages
-libtorch_is_given || install_libtorch
-if $with_tests; then
+if $with_programs && $with_tests; then
   install_test_packages
 fi

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 folder=$PWD/build/newest_torch
 mkdir -p "$folder"
 python3 -m pip download --disable-pip-version-check --no-deps --only-binary=:all: -q -d "$folder/wheels" "torch${1:+==$1}"
-wheel=$(ls -t "$folder"/wheels/torch-*.whl | head -1)
+wheel=$(find "$folder/wheels" -name "torch-*.whl" -printf "%T@ %p\n" | sort -n | tail -1 | cut -d" " -f2-)
 name=$(basename "$wheel" | cut -d- -f1,2)
 if [[ ! -d $folder/$name ]]; then
   mkdir "$folder/$name.part"

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes the bundled base model again, from Debian's emoji font to the folder that the demo uses:
 #
-#   scripts/make_base_model.sh [output folder, default build/base_model]
+#   scripts/make_base_model.sh [output folder, default build/base_model] [configuration]
 #
+# The configuration is by default that of the bundled model; next.json beside it is of the one that is to follow.
 # An idle core that knows bf16 (AMX) took 50 (autoencoder) and 85 (UNet) pictures a second, which makes about
 # 50 minutes; the shipped model was trained on a busy one. A run that was stopped goes on where it was when it
 # is called again. The figures are printed at the end and lie in figures.json.
@@ -11,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 output=${1:-build/base_model}
-config=examples/stable_diffusion/research/pretraining/base.json
+config=${2:-examples/stable_diffusion/research/pretraining/base.json}
 
 scripts/bootstrap.sh
 scripts/build.sh dev make_dataset pretrain
@@ -22,9 +23,9 @@ for library in /usr/lib/*/libtcmalloc_minimal.so.4; do
   [[ ! -e $library ]] || export LD_PRELOAD=$library
 done
 
-build/bin/make_dataset --config $config --output_dir "$output/data"
+build/bin/make_dataset --config "$config" --output_dir "$output/data"
 for stage in tokenizer vae diffusion measure; do
-  build/bin/pretrain --config $config --dataset_dir "$output/data" --stage $stage --output_dir "$output/model"
+  build/bin/pretrain --config "$config" --dataset_dir "$output/data" --stage $stage --output_dir "$output/model"
 done
 echo
 echo "The model is in $output/model. To bundle it: copy model_index.json, scheduler, text_encoder, tokenizer,"

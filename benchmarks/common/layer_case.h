@@ -101,7 +101,7 @@ class LayerCase {
                                         adapter_->scale(), "packed", lightlora::Route::automatic,
                                         &packed_);
     }
-    layer().set_route(form == Form::bypass   ? lightlora::Route::bypass
+    lora_->set_route(form == Form::bypass   ? lightlora::Route::bypass
                       : form == Form::merged ? lightlora::Route::merged
                                              : lightlora::Route::automatic);
     return layer().forward(x_);

@@ -13,10 +13,11 @@
 #include <ctime>
 #include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <vector>
+
+#include "common/json.h"
 
 #if LIGHTLORA_HAS_CUDA
 #include <ATen/cuda/CUDAContext.h>
@@ -147,29 +148,30 @@ int64_t count_kernels(const Call& call) {
   return count;
 }
 
-/// What a table of figures must begin with.
-inline nlohmann::json machine(at::Device device, int threads) {
-  std::string processor = "unknown processor", line;
+/// The processor's name as Linux gives it.
+inline std::string processor() {
   std::ifstream info("/proc/cpuinfo");
-  while (std::getline(info, line)) {
-    if (line.rfind("model name", 0) == 0) {
-      processor = line.substr(line.find(':') + 2);
-      break;
-    }
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
   }
+  return "unknown processor";
+}
+
+/// What a table of figures must begin with.
+inline Json machine(at::Device device, int threads) {
   char date[32];
   const std::time_t time = std::time(nullptr);
   std::strftime(date, sizeof(date), "%Y-%m-%d", std::gmtime(&time));
-  nlohmann::json result{{"date", date},       {"processor", processor},   {"threads", threads},
-                        {"libtorch", TORCH_VERSION}, {"device", device.str()},
-                        {"clock", Clock(device, threads).name()}};
+  Json result;
+  result.add("date", date).add("processor", processor()).add("threads", threads);
+  result.add("libtorch", TORCH_VERSION).add("device", device.str());
+  result.add("clock", Clock(device, threads).name());
 #if LIGHTLORA_HAS_CUDA
   if (device.is_cuda()) {
     const auto* properties = at::cuda::getDeviceProperties(device.index());
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    result["gpu"] = properties->name;
-    result["cuda_driver"] = driver;
+    result.add("gpu", properties->name).add("cuda_driver", driver);
   }
 #endif
   return result;

@@ -184,6 +184,8 @@ class Adapter {
 /// `OwnOptions` is the variant's type of options, if it has some of its own.
 template <typename Derived, typename OwnOptions = LoRAOptions>
 class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
+  using Base = torch::nn::Module;
+
  public:
   using Options = OwnOptions;
 
@@ -207,6 +209,21 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
       dora_->magnitude = this->register_parameter(DoRA::kMagnitude, torch::ones(dora_->sizes()));
     }
     reset_parameters();
+  }
+
+  /// Moves the adapter and casts it to fp32 or fp64. Half precision is for the layer alone: in it
+  /// AdamW's squares underflow, and frozen bases are no longer orthonormal.
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
+    at::isReducedFloatingType(dtype) ? this->Base::to(device, non_blocking)
+                                     : this->Base::to(device, dtype, non_blocking);
+  }
+  /// As above, where it is.
+  void to(torch::Dtype dtype, bool non_blocking = false) override {
+    if (!at::isReducedFloatingType(dtype)) this->Base::to(dtype, non_blocking);
+  }
+  /// Moves the adapter.
+  void to(torch::Device device, bool non_blocking = false) override {
+    this->Base::to(device, non_blocking);
   }
 
   void pretty_print(std::ostream& stream) const override {

@@ -74,17 +74,6 @@ inline void read_adapter_file(const std::string& path, const std::string& compon
   }
 }
 
-// What is frozen in a set and cannot be made again.
-inline std::vector<torch::Tensor> unseeded(const PatchedImpl& lora, const std::string& set) {
-  std::vector<torch::Tensor> result;
-  for (const auto& adapter : lora.adapters(set)) {
-    for (const auto& item : adapter->frozen()) {
-      if (!adapter->is_seeded(item.key())) result.push_back(item.value());
-    }
-  }
-  return result;
-}
-
 }  // namespace detail
 
 LIGHTLORA_INLINE std::string to_string(Format format) {
@@ -175,18 +164,51 @@ LIGHTLORA_INLINE torch::serialize::OutputArchive& operator<<(
     for (const auto& item : lora->named_parameters(name)) {
       set.write(std::to_string(index++), item.value());
     }
-    for (const auto& frozen : detail::unseeded(*lora, name)) {
-      set.write("frozen_" + std::to_string(index++), frozen, /*is_buffer=*/true);
+    int64_t layer = 0;
+    for (const auto& adapter : lora->adapters(name)) {
+      const std::string prefix = "layer " + std::to_string(layer++) + " ";
+      set.write(prefix + "scale", at::scalar_tensor(adapter->scale(), at::kDouble));
+      for (const auto& item : adapter->frozen()) {
+        if (!adapter->is_seeded(item.key())) set.write(prefix + item.key(), item.value());
+      }
     }
     archive.write(name, set);
   }
   return archive;
 }
 
+namespace detail {
+
+// Scales, and what is frozen and cannot be made again, of an archive that has them: the first ones did not.
+inline void read_layers(torch::serialize::InputArchive& set, const Patched& lora,
+                        const std::string& name,
+                        std::vector<std::pair<torch::Tensor, torch::Tensor>>& values,
+                        std::vector<std::pair<std::shared_ptr<Adapter>, double>>& scales) {
+  int64_t layer = 0;
+  for (const auto& adapter : lora->adapters(name)) {
+    const std::string prefix = "layer " + std::to_string(layer++) + " ";
+    torch::Tensor value;
+    if (!set.try_read(prefix + "scale", value)) return;
+    scales.emplace_back(adapter, value.item<double>());
+    for (const auto& item : adapter->frozen()) {
+      if (adapter->is_seeded(item.key())) continue;
+      torch::Tensor basis;
+      TORCH_CHECK(set.try_read(prefix + item.key(), basis) && basis.sizes() == item.value().sizes(),
+                  "'", adapter->layer().name, "': expected a basis '", item.key(), "' ",
+                  item.value().sizes(), " in the archive, got another or none; hint: patch with the ",
+                  "options and targets that were saved");
+      values.emplace_back(item.value(), basis);
+    }
+  }
+}
+
+}  // namespace detail
+
 LIGHTLORA_INLINE torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive,
                                                             Patched& lora) {
   torch::NoGradGuard no_grad;
   std::vector<std::pair<torch::Tensor, torch::Tensor>> values;
+  std::vector<std::pair<std::shared_ptr<Adapter>, double>> scales;
   for (const auto& name : lora->sets()) {
     torch::serialize::InputArchive set;
     TORCH_CHECK(archive.try_read(name, set), "'", name,
@@ -202,16 +224,10 @@ LIGHTLORA_INLINE torch::serialize::InputArchive& operator>>(torch::serialize::In
           "that were saved");
       values.emplace_back(item.value(), value);
     }
-    for (const auto& frozen : detail::unseeded(*lora, name)) {
-      torch::Tensor value;
-      // Archives of earlier versions lack them.
-      if (!set.try_read("frozen_" + std::to_string(index++), value, /*is_buffer=*/true)) continue;
-      TORCH_CHECK(value.sizes() == frozen.sizes(), "'", name, "': expected a frozen tensor ",
-                  frozen.sizes(), " in the archive, got ", value.sizes());
-      values.emplace_back(frozen, value);
-    }
+    detail::read_layers(set, lora, name, values, scales);
   }
   for (auto& [own, value] : values) own.copy_(value);
+  for (auto& [adapter, scale] : scales) adapter->set_scale(scale);
   return archive;
 }
 

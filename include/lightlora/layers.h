@@ -2,8 +2,8 @@
 #pragma once
 
 #include <lightlora/adapter.h>
+#include <lightlora/detail/interception.h>
 #include <lightlora/detail/layer_weights.h>
-#include <lightlora/detail/low_rank_linear.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 
@@ -19,45 +19,34 @@ namespace lightlora {
 /// One torch layer and one adapter as a single module, for models one writes oneself.
 /// Equation: y = layer(x) with weight + delta in place of the weight
 /// Shapes:   those of the layer
+/// Dtypes:   any floating dtype; the adapter stays fp32 (fp64 over an fp64 layer) when a model that
+///           holds this is cast to half precision
 /// The children are `base` (frozen) and `adapter`. `AdapterImpl` is one of the variants' modules.
 template <typename Layer, typename AdapterImpl>
 class AdaptedLayerImpl : public torch::nn::Module {
  public:
   /// `name` takes part in naming the frozen bases; layers of one shape should differ in it.
-  /// Errors: c10::ValueError for options that do not fit the layer, or with a dropout unless the
-  ///         layer is a Linear
+  /// Errors: c10::ValueError for options that do not fit the layer
   explicit AdaptedLayerImpl(Layer layer, LoRAOptions options = {}, std::string name = "") {
     base = register_module("base", std::move(layer));
-    freeze_base();
+    for (auto& parameter : base->parameters()) parameter.set_requires_grad(false);
     const auto weights = find_weights(base.ptr());
     TORCH_CHECK_VALUE(weights.size() == 1, "lightlora: '", name,
                       "': expected a layer with one weight among ", adaptable_types(), ", got ",
                       base->name(), "; hint: patch() adapts models with any of them");
-    const LayerWeight& weight = weights[0];
-    adapter = register_module("adapter", std::make_shared<AdapterImpl>(
-                                             std::move(options), weight.info(std::move(name))));
-    if constexpr (!kIsLinear) require_no_dropout(*adapter);
-    fit(*adapter, weight);
+    adapter = register_module("adapter",
+                              std::make_shared<AdapterImpl>(std::move(options),
+                                                            weights[0].info(std::move(name))));
+    fit(*adapter, weights[0]);
   }
 
   /// The layer with its adapter.
   torch::Tensor forward(const torch::Tensor& x) {
-    if constexpr (kIsLinear) {
-      const std::vector<ActiveAdapter> active{{adapter, 1.0}};
-      const bool dropping = any_dropout(active);
-      if (dropping || !adapter->has_factors()) {
-        return linear_by_parts(x, base->weight, bias(), active, dropping);
-      }
-      return low_rank_linear(x, base->weight, bias(), adapter->factors(), adapter->scale(),
-                             adapter->layer().name);
-    } else {
-      const LayerWeight weight = find_weights(base.ptr())[0];
-      const WeightBinding bound(weight, adapter->delta(weight.matrix()), adapter->layer().name);
-      return base->forward(x);
-    }
+    const detail::ActiveScope on(table());
+    return base->forward(x);
   }
 
-  /// A deep copy, with its base frozen as here.
+  /// A deep copy with the same flags and modes.
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override {
     auto base_copy = std::dynamic_pointer_cast<typename Layer::ContainedType>(base->clone(device));
@@ -65,11 +54,18 @@ class AdaptedLayerImpl : public torch::nn::Module {
                                                    adapter->layer().name);
     torch::NoGradGuard no_grad;
     const auto copy_values = [](const NamedTensors& from, const NamedTensors& to) {
-      for (const auto& item : from) to[item.key()].copy_(item.value());
+      for (const auto& item : from) {
+        to[item.key()].copy_(item.value());
+        to[item.key()].set_requires_grad(item.value().requires_grad());
+      }
     };
+    copy_values(base->named_parameters(), copy->base->named_parameters());
     copy_values(adapter->trained(), copy->adapter->trained());
     copy_values(adapter->frozen(), copy->adapter->frozen());
     copy->adapter->set_scale(adapter->scale());
+    copy->train(is_training());
+    copy->base->train(base->is_training());
+    copy->adapter->train(adapter->is_training());
     return copy;
   }
 
@@ -80,16 +76,31 @@ class AdaptedLayerImpl : public torch::nn::Module {
   std::shared_ptr<AdapterImpl> adapter;  ///< what is trained
 
  private:
-  static constexpr bool kIsLinear =
-      std::is_base_of_v<torch::nn::LinearImpl, typename Layer::ContainedType>;
-
-  std::optional<torch::Tensor> bias() const {
-    return base->bias.defined() ? std::optional<torch::Tensor>(base->bias) : std::nullopt;
+  // How a parent that is Cloneable copies its children: into modules that its `reset()` has made.
+  void clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) override {
+    const auto copy = std::dynamic_pointer_cast<AdaptedLayerImpl>(other.clone(device));
+    TORCH_CHECK(copy, "expected a child of one type in both copies of a module, got '", other.name(),
+                "' in place of '", name(), "'; hint: reset() must make the same children");
+    base = Layer(std::dynamic_pointer_cast<typename Layer::ContainedType>(
+        replace_module("base", copy->base.ptr())));
+    adapter = replace_module("adapter", copy->adapter);
+    table_ = nullptr;
+    train(copy->is_training());
+    base->train(copy->base->is_training());
+    adapter->train(copy->adapter->is_training());
   }
 
-  void freeze_base() {
-    for (auto& parameter : base->parameters()) parameter.set_requires_grad(false);
+  std::shared_ptr<const detail::ActiveTable> table() {
+    if (!table_ || !table_->holds()) {
+      auto made = std::make_shared<detail::ActiveTable>(this);
+      made->add(make_site(adapter->layer().name, find_weights(base.ptr())[0], {{adapter, 1.0}},
+                          std::make_shared<SiteState>()));
+      table_ = std::move(made);
+    }
+    return table_;
   }
+
+  std::shared_ptr<const detail::ActiveTable> table_;
 };
 
 /// Module holder of AdaptedLayerImpl; `ClassicLoRA<Layer>` and the other variants are this.

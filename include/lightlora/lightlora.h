@@ -17,6 +17,6 @@
 #include <lightlora/regex.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
+#include <lightlora/torchscript.h>
 #include <lightlora/train.h>
 #include <lightlora/variants/variants.h>
-#include <lightlora/version.h>

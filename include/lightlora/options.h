@@ -16,7 +16,7 @@
 namespace lightlora {
 
 /// What the trained values start as. The adapter begins as the identity for each of them.
-/// `up_zero` is the usual start; `down_zero` is its mirror image; `both_zero` is a saddle: every
+/// `up_zero` is the usual start (on an embedding ClassicLoRA then takes `down_zero`, as PEFT does); `down_zero` is its mirror image; `both_zero` is a saddle: every
 /// gradient is exactly zero there, so such an adapter can never move (kept to show just that).
 enum class Init { up_zero, down_zero, both_zero };
 
@@ -81,8 +81,7 @@ struct LoRAOptions {
   /// DoRA: one length for each input channel in place of each output, as LyCORIS had it before 3.2.
   /// Default: false.
   TORCH_ARG(bool, dora_inputs) = false;
-  /// Probability of leaving out an input of the adapter (not of its layer) in training; for drop-in
-  /// layers and adapted modules, see docs/patching.md. Default: 0.
+  /// Probability of leaving out an input of the adapter (not of its layer) in training. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
   /// The variant's own options as text, by name: how they travel through files, flags and a variant
   /// chosen at run time, as in `LoRAOptions(8).own({{"decompose_factor", "4"}})`. A name that the
@@ -161,6 +160,10 @@ struct LayerInfo {
   int64_t out = 0;
   /// Kernel size of a convolution, which its inputs are multiplied by; empty for other layers.
   std::vector<int64_t> kernel = {};
+  /// Kernel size of a transposed convolution, which its outputs are multiplied by.
+  std::vector<int64_t> out_kernel = {};
+  /// Whether the inputs are numbers of rows to look up, as an embedding's are.
+  bool lookup = false;
 };
 
 }  // namespace lightlora

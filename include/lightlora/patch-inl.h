@@ -3,6 +3,7 @@
 
 #include <lightlora/patch.h>
 
+#include <lightlora/patch_active-inl.h>
 #include <lightlora/patch_sets-inl.h>
 
 #include <iomanip>
@@ -23,14 +24,20 @@ inline std::string with_commas(int64_t value) {
 
 }  // namespace detail
 
-LIGHTLORA_INLINE PatchedImpl::PatchedImpl(torch::nn::Module& model) : model_(&model) {
-  collect(model);
-  freeze(model);
+LIGHTLORA_INLINE PatchedImpl::PatchedImpl(torch::nn::Module& model)
+    : PatchedImpl(model.name(), adaptable_layers(model), model.parameters()) {
+  model_ = &model;
+  scripted_ = false;
 }
 
-LIGHTLORA_INLINE torch::Tensor PatchedImpl::Site::total_delta(
-    const std::vector<ActiveAdapter>& active) const {
-  return lightlora::total_delta(active, weight.matrix());
+LIGHTLORA_INLINE PatchedImpl::PatchedImpl(const std::string& name, AdaptableLayers layers,
+                                          const std::vector<torch::Tensor>& parameters)
+    : scripted_(true), targets_(std::move(layers.targets)) {
+  for (auto& [path, weight] : layers.weights) sites_.push_back({path, std::move(weight)});
+  TORCH_CHECK(!sites_.empty(), "lightlora::patch: '", name,
+              "': expected a model with layers that can be adapted (", adaptable_types(),
+              "), got none");
+  freeze(parameters);
 }
 
 LIGHTLORA_INLINE PatchedImpl& Patched::get() const {
@@ -79,43 +86,27 @@ LIGHTLORA_INLINE std::string PatchReport::details() const {
   return text + to_string();
 }
 
-LIGHTLORA_INLINE Activation::Activation(std::shared_ptr<PatchedImpl> patched)
-    : patched_(std::move(patched)) {
-  patched_->enter();
-}
-
-LIGHTLORA_INLINE Activation::~Activation() {
-  if (patched_) patched_->leave();
-}
-
-LIGHTLORA_INLINE void PatchedImpl::collect(torch::nn::Module& model) {
-  auto found = adaptable_layers(model);
-  targets_ = std::move(found.targets);
-  for (auto& [path, weight] : found.weights) sites_.push_back({path, std::move(weight), {}, {}});
-  TORCH_CHECK(!sites_.empty(), "lightlora::patch: '", model.name(),
-              "': expected a model with layers that can be adapted (", adaptable_types(),
-              "), got none");
-}
-
-LIGHTLORA_INLINE void PatchedImpl::freeze(torch::nn::Module& model) {
+LIGHTLORA_INLINE void PatchedImpl::freeze(const std::vector<torch::Tensor>& parameters) {
   std::unordered_set<const void*> seen;
-  for (auto& parameter : model.parameters()) {
+  for (const auto& parameter : parameters) {
     if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
     report_.total += parameter.numel();
-    flags_.emplace_back(parameter, parameter.requires_grad());
-    parameter.set_requires_grad(false);
+    frozen_.push_back(parameter);
+    detail::FrozenParameters::instance().freeze(parameter);
   }
 }
 
-LIGHTLORA_INLINE void PatchedImpl::thaw() {
-  for (auto& [parameter, flag] : flags_) parameter.set_requires_grad(flag);
-  flags_.clear();
+LIGHTLORA_INLINE void PatchedImpl::thaw(bool restore) {
+  for (const auto& parameter : frozen_) {
+    detail::FrozenParameters::instance().release(parameter, restore);
+  }
+  frozen_.clear();
 }
 
 // A model that never got adapters, because its first targets were wrong, is as it was.
 LIGHTLORA_INLINE PatchedImpl::~PatchedImpl() {
   release();
-  if (sets_.empty()) thaw();
+  thaw(/*restore=*/sets_.empty());
 }
 
 LIGHTLORA_INLINE void PatchedImpl::require_idle(const char* action) const {
@@ -127,11 +118,6 @@ LIGHTLORA_INLINE void PatchedImpl::require_idle(const char* action) const {
 }
 
 LIGHTLORA_INLINE void PatchedImpl::require_in_place() const {
-  for (const auto& binding : bound_) {
-    TORCH_CHECK(!binding->stale(), "lightlora::activate: expected the model where it was when the ",
-                "adapters were activated, got it moved or cast since; hint: move it while no ",
-                "activation is alive");
-  }
   for (const auto& site : sites_) {
     for (const auto& [name, adapter] : site.adapters) {
       const auto& trained = adapter->trained();
@@ -156,54 +142,49 @@ LIGHTLORA_INLINE void PatchedImpl::require_related(const torch::nn::Module& modu
               " adaptable layers; hint: ", "patch that model too, or call it without the handle");
 }
 
-LIGHTLORA_INLINE void PatchedImpl::enter() {
-  if (!merged_) require_in_place();
-  if (depth_++ > 0 || merged_) return;
-  try {
-    for (auto& site : sites_) {
-      auto active = active_of(site);
-      if (active.empty()) continue;
-      if (auto* slot = site.weight.slot()) {
-        slot->set_active_adapters(std::move(active));
-      } else {
-        bound_.push_back(
-            std::make_unique<WeightBinding>(site.weight, site.total_delta(active), site.path));
-      }
-    }
-  } catch (...) {
-    leave();
-    throw;
-  }
-}
-
-LIGHTLORA_INLINE void PatchedImpl::leave() {
-  if (--depth_ > 0) return;
-  bound_.clear();
-  for (auto& site : sites_) {
-    if (auto* slot = site.weight.slot(); slot && !site.adapters.empty()) {
-      slot->set_active_adapters({});
-    }
+// Merging writes to one tensor, which is another layer's weight too where they are tied.
+LIGHTLORA_INLINE void PatchedImpl::require_own_weights(const Site& site) const {
+  for (const auto& other : sites_) {
+    TORCH_CHECK(&other == &site || !other.weight.tensor().is_same(site.weight.tensor()), "'",
+                site.path, "': merging cannot be combined with the weight that it shares with '",
+                other.path, "': that layer would change too; hint: give one of them a weight of its ",
+                "own, or activate the adapters instead");
   }
 }
 
 LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
   require_idle("merge");
+  require_in_place();
   torch::NoGradGuard no_grad;
-  if (safe) {
-    for (const auto& site : sites_) {
-      const auto active = active_of(site);
-      TORCH_CHECK(active.empty() ||
-                      site.weight.plus(site.total_delta(active)).isfinite().all().item<bool>(),
-                  "lightlora::merge: '", site.path,
-                  "': expected finite weights after merging, got some that are not; hint: the ",
-                  "adapter diverged, or its scale overflows ", site.weight.tensor().scalar_type());
-    }
-  }
-  for (auto& site : sites_) {
-    const auto active = active_of(site);
+  for (const auto& site : sites_) {
+    const auto active = active_of(site, active_);
     if (active.empty()) continue;
-    site.kept = site.weight.tensor().detach().clone();
-    site.weight.tensor().copy_(site.weight.plus(site.total_delta(active)));
+    require_own_weights(site);
+    TORCH_CHECK(!safe || site.weight.plus(total_delta(active, site.weight.matrix()))
+                             .isfinite()
+                             .all()
+                             .item<bool>(),
+                "lightlora::merge: '", site.path,
+                "': expected finite weights after merging, got some that are not; hint: the ",
+                "adapter diverged, or its scale overflows ", site.weight.tensor().scalar_type());
+  }
+  const auto restore = [&] {
+    for (auto& site : sites_) {
+      if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
+      site.kept = torch::Tensor();
+    }
+  };
+  try {
+    for (auto& site : sites_) {
+      const auto active = active_of(site, active_);
+      if (active.empty()) continue;
+      const torch::Tensor sum = site.weight.plus(total_delta(active, site.weight.matrix()));
+      site.kept = site.weight.tensor().detach().clone();
+      site.weight.tensor().copy_(sum);
+    }
+  } catch (...) {
+    restore();
+    throw;
   }
   merged_ = true;
 }
@@ -236,13 +217,12 @@ LIGHTLORA_INLINE torch::Tensor PatchedImpl::weight_of(const std::string& path) c
 }
 
 LIGHTLORA_INLINE void PatchedImpl::set_route(Route route) {
-  for (auto& site : sites_) {
-    if (auto* slot = site.weight.slot(); slot && !site.adapters.empty()) slot->set_route(route);
-  }
+  for (auto& site : sites_) site.state->route = route;
 }
 
 LIGHTLORA_INLINE void PatchedImpl::to(torch::Device device) {
   require_idle("to");
+  changed();
   for (auto& site : sites_) {
     for (auto& item : site.adapters) item.second->module().to(device);
   }

@@ -2,14 +2,18 @@
 #pragma once
 
 #include <lightlora/config.h>
+#include <lightlora/detail/interception.h>
 #include <lightlora/detail/layer_weights.h>
 #include <lightlora/state.h>
 #include <lightlora/targets.h>
 #include <lightlora/variants/variants.h>
 #include <torch/nn/modules/linear.h>
 
+#include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -32,11 +36,12 @@ struct PatchReport {
 
 class PatchedImpl;
 
-/// While it lives, the patched model computes with its active adapters. Movable, not copyable.
+/// While it lives, the patched model computes with active adapters in the thread that made it, and in
+/// what LibTorch starts from there: the backward pass, at::launch, TorchScript's fork. Movable within
+/// its thread, not copyable.
 class [[nodiscard]] Activation {
  public:
-  /// Activates the adapters; `PatchedImpl::activate` is the usual way here.
-  explicit Activation(std::shared_ptr<PatchedImpl> patched);
+  /// Ends with the activation.
   ~Activation();
   /// Moves the activation.
   Activation(Activation&&) = default;
@@ -45,19 +50,29 @@ class [[nodiscard]] Activation {
   Activation& operator=(const Activation&) = delete;
 
  private:
+  friend class PatchedImpl;
+  Activation(std::shared_ptr<PatchedImpl> patched,
+             std::shared_ptr<const detail::ActiveTable> table);
+
   std::shared_ptr<PatchedImpl> patched_;
+  std::optional<detail::ActiveScope> scope_;
+  std::shared_ptr<void> executor_;  // keeps TorchScript from making derivatives of its own
 };
 
 /// The adapters of one patched model. Made by `patch`, used through the holder `Patched`.
 ///
-/// The model itself is not changed: without an activation it computes as before, and saving or
-/// cloning it sees the base. One thread may activate at a time; once active, any number of threads
-/// may run inference.
+/// The model itself is not changed: an activation takes its layers' operator calls over, in one thread
+/// (see detail/interception.h). Without one it computes as before, and saving or cloning it sees the
+/// base. Any number of threads may be active at a time, each with its own sets and weights.
 class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
  public:
   /// Freezes the model, which then waits for adapters; `patch` adds them at once.
   /// Errors: c10::Error if the model has no layer that can be adapted
   explicit PatchedImpl(torch::nn::Module& model);
+  /// The same for what has no modules of LibTorch's C++ frontend. `name` is the model's, for messages;
+  /// errors as above.
+  PatchedImpl(const std::string& name, AdaptableLayers layers,
+              const std::vector<torch::Tensor>& parameters);
   ~PatchedImpl();
   PatchedImpl(const PatchedImpl&) = delete;
   PatchedImpl& operator=(const PatchedImpl&) = delete;
@@ -89,18 +104,44 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// The names of the adapter sets, in the order in which they were added.
   const std::vector<std::string>& sets() const { return sets_; }
 
-  /// Chooses which adapters take part, with which weights; the others rest.
+  /// Chooses which adapters take part, with which weights, from the next activation on; the others
+  /// rest. Errors: c10::Error for an unknown name, if merged, or if active in this thread
   void set_active(const std::map<std::string, double>& weights);
   /// The active sets and their weights.
-  const std::map<std::string, double>& active() const { return active_; }
+  std::map<std::string, double> active() const;
 
-  /// The model computes with the active adapters while the result lives. May be nested. A plain
-  /// layer's weight is bound once per activation, so make one for each backward pass.
-  Activation activate() { return Activation(shared_from_this()); }
+  /// The model computes with the active adapters, in this thread, while the result lives. May be
+  /// nested: inside another activation of this handle it changes nothing.
+  /// Errors: c10::Error if an adapter is on another device than its layer, or the model has been moved
+  ///         since the activation around this one
+  Activation activate();
+  /// The same with sets and weights of its own, whatever `set_active` says.
+  Activation activate(const std::map<std::string, double>& weights);
+  /// The same for a batch whose rows have different adapters: row i uses set names[index[i]], or none
+  /// where index[i] is -1. The batch is the first dimension of every adapted layer's input.
+  /// Shapes: index (batch), int64
+  /// Errors: c10::Error for an unknown name, an index out of range, a dropout in training, or a layer
+  ///         that cannot have an adapter for each row (bags, bilinear and recurrent layers)
+  Activation activate_rows(const std::vector<std::string>& names, const torch::Tensor& index);
+
+  /// Binds weight + delta to the weights of these layers, named as for targets, while adapters are active, in place of taking their
+  /// operator calls over: for models that compute with a weight themselves in ways that no operator
+  /// shows. Then one thread at a time may be active, weights are fp32 where they train, gradients of
+  /// the whole weight are formed, and there is one backward pass for each activation.
+  /// Errors: c10::Error for an unknown name, a layer that has no such member, or if active;
+  ///         c10::ValueError if an adapter has a dropout
+  void bind_weights(const std::vector<std::string>& names);
+  /// Says that a call of the model may leave these layers out. Errors: c10::Error for an unknown name
+  void allow_unreached(const std::vector<std::string>& names);
+  /// Active layers whose weight has never come to an operator that adapts it.
+  std::vector<std::string> unreached() const;
+  /// Errors: c10::Error that names them, for those below `module` if that is a part of the model
+  void require_reached(const torch::nn::Module* module) const;
 
   /// Adds the active adapters' deltas into the weights, rounding once; keeps the old weights.
-  /// Errors: c10::Error if merged already or active; with `safe`, if a result would not be finite,
-  ///         and then nothing has changed
+  /// Errors: c10::Error if merged already or active, if an adapter is on another device than its layer,
+  ///         or if another layer has the same weight; with `safe`, if a result would not be finite. Then
+  ///         nothing has changed
   void merge(bool safe = false);
   /// Puts the old weights back, bit for bit. Errors: c10::Error if not merged
   void unmerge();
@@ -129,16 +170,17 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
   void assign(const AdapterState& state, const std::string& name = "default");
 
-  /// Forces how drop-in layers with adapters compute; `Route::automatic` is the start.
+  /// Forces how layers with adapters compute, see `choose_path`; `Route::automatic` is the start, and
+  /// what `remove()` leaves behind.
   void set_route(Route route);
 
   /// The weight of an adaptable layer as a matrix (out, in), without adapters even while merged.
-  /// Errors: c10::Error for an unknown path, or while plain layers are active
+  /// Errors: c10::Error for an unknown path, or while weights are bound
   torch::Tensor weight_of(const std::string& path) const;
   /// Errors: c10::Error unless the module is the patched one, a part of it with such layers, or holds it
   void require_related(const torch::nn::Module& module) const;
-  /// Whether an activation is alive.
-  bool is_active() const { return depth_ > 0; }
+  /// Whether adapters of this handle are active in this thread.
+  bool is_active() const { return detail::current_table(this) != nullptr; }
 
   /// Moves the adapters; the model is moved by its own `to`. Errors: c10::Error if active or merged
   void to(torch::Device device);
@@ -156,39 +198,63 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   struct Site {
     std::string path;
     LayerWeight weight;
-    std::map<std::string, std::shared_ptr<Adapter>> adapters;
-    torch::Tensor kept;  // the weight before merging
-
-    torch::Tensor total_delta(const std::vector<ActiveAdapter>& active) const;
+    std::map<std::string, std::shared_ptr<Adapter>> adapters = {};
+    std::shared_ptr<SiteState> state = std::make_shared<SiteState>();
+    torch::Tensor kept = {};         // the weight before merging
+    const void* patched = nullptr;   // what no other handle may patch
+    bool bound = false;              // see `bind_weights`
+    bool may_be_unreached = false;
   };
+  using Weights = std::map<std::string, double>;
+  using Table = std::shared_ptr<const detail::ActiveTable>;
 
-  void collect(torch::nn::Module& model);
-  void freeze(torch::nn::Module& model);
-  void thaw();
+  void freeze(const std::vector<torch::Tensor>& parameters);
+  void thaw(bool restore);
   void release();
-  static void detach(const Site& site);
-  void enter();
+  static void detach(Site& site);
+  Activation enter(const Weights* weights);
   void leave();
+  void bind(const Weights& weights);
+  Table table_of(const Weights& weights);
+  Table rows_table(const std::vector<std::string>& names, const torch::Tensor& index) const;
+  void changed() { tables_.clear(); }
   void require_idle(const char* action) const;
   void require_in_place() const;
+  void require_own_weights(const Site& site) const;
   void require_set(const std::string& name) const;
+  void require_untied(const std::vector<std::pair<Site*, std::shared_ptr<Adapter>>>& made) const;
   void attach(Site& site, const std::string& name, std::shared_ptr<Adapter> adapter);
   void begin_set(const std::string& name);
   void finish_set(const std::string& name);
-  std::vector<ActiveAdapter> active_of(const Site& site) const;
+  static std::vector<ActiveAdapter> active_of(const Site& site, const Weights& weights);
   Site& site_of(const std::string& path);
+  std::vector<Site*> sites_named(const std::vector<std::string>& names);
 
-  const torch::nn::Module* model_;  // to compare with only: the layers are what keeps it usable
+  const torch::nn::Module* model_ = nullptr;  // to compare with only: the layers keep it usable
+  bool scripted_ = false;
   std::vector<Site> sites_;  // every layer that could carry an adapter
   std::vector<TargetLayer> targets_;
-  std::map<std::string, double> active_;
+  Weights active_;
   std::vector<std::string> sets_;
-  std::vector<std::pair<torch::Tensor, bool>> flags_;
+  std::vector<torch::Tensor> frozen_;
+  mutable std::mutex mutex_;  // of what activations of several threads share, which is what follows
+  std::map<Weights, Table> tables_;
   std::vector<std::unique_ptr<WeightBinding>> bound_;
-  int depth_ = 0;
+  Weights bound_weights_;
+  int depth_ = 0;  // activations in all threads
   bool merged_ = false;
   PatchReport report_;
 };
+
+namespace detail {
+
+template <typename Model, typename = void>
+struct IsPointerLike : std::is_pointer<Model> {};
+template <typename Model>
+struct IsPointerLike<Model, std::void_t<decltype(std::declval<Model&>().operator->())>>
+    : std::true_type {};
+
+}  // namespace detail
 
 /// Handle of a patched model: shared, like a module holder.
 class [[nodiscard]] Patched {
@@ -206,18 +272,34 @@ class [[nodiscard]] Patched {
   explicit operator bool() const { return impl_ != nullptr; }
 
   /// Calls the model, a part of it, or a model that holds it, with the adapters active:
-  /// `lora(model, x)`. Errors: c10::Error for a model without any of the layers of the patched one
+  /// `lora(model, x)`.
+  /// Errors: c10::Error for a model without any of the layers of the patched one, and for one that has
+  ///         never brought the weight of an active layer to an operator: such a layer would be skipped in
+  ///         silence
   template <typename Model, typename... Arguments>
   auto operator()(Model& model, Arguments&&... arguments) const {
     const auto on = get().activate();
-    if constexpr (std::is_base_of_v<torch::nn::Module, Model>) {
-      get().require_related(model);
-      return model.forward(std::forward<Arguments>(arguments)...);
-    } else {
-      if constexpr (std::is_base_of_v<torch::nn::Module, std::decay_t<decltype(*model)>>) {
-        get().require_related(*model);
+    const torch::nn::Module* module = nullptr;
+    const auto call = [&]() -> decltype(auto) {
+      if constexpr (detail::IsPointerLike<Model>::value) {
+        if constexpr (std::is_base_of_v<torch::nn::Module, std::decay_t<decltype(*model)>>) {
+          module = &*model;
+        }
+        if (module) get().require_related(*module);
+        return model->forward(std::forward<Arguments>(arguments)...);
+      } else {
+        if constexpr (std::is_base_of_v<torch::nn::Module, Model>) module = &model;
+        if (module) get().require_related(*module);
+        return model.forward(std::forward<Arguments>(arguments)...);
       }
-      return model->forward(std::forward<Arguments>(arguments)...);
+    };
+    if constexpr (std::is_void_v<decltype(call())>) {
+      call();
+      get().require_reached(module);
+    } else {
+      auto result = call();
+      get().require_reached(module);
+      return result;
     }
   }
 

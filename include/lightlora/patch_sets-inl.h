@@ -7,45 +7,80 @@
 
 #include <algorithm>
 #include <mutex>
-#include <unordered_set>
+#include <set>
+#include <unordered_map>
 
 namespace lightlora {
 
 namespace detail {
 
-// Weights (members of layers) that some handle has patched, so that no two handles bind one.
-class PatchedLayers {
+// Weights that some handle has patched, so that no two handles adapt one. A tied weight counts once
+// for each kind of layer that has it.
+class PatchedWeights {
  public:
-  static PatchedLayers& instance() {
-    static PatchedLayers layers;
-    return layers;
+  static PatchedWeights& instance() {
+    static PatchedWeights weights;
+    return weights;
   }
-  bool insert(const torch::Tensor* weight) {
+  bool insert(const void* tensor, LayerKind kind) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return weights_.insert(weight).second;
+    return weights_.insert({tensor, kind}).second;
   }
-  void erase(const torch::Tensor* weight) {
+  void erase(const void* tensor, LayerKind kind) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    weights_.erase(weight);
+    weights_.erase({tensor, kind});
   }
 
  private:
   std::mutex mutex_;
-  std::unordered_set<const torch::Tensor*> weights_;
+  std::set<std::pair<const void*, LayerKind>> weights_;
+};
+
+// Parameters that handles have frozen, with the flag that each had before the first of them. It comes
+// back when the last one lets go.
+class FrozenParameters {
+ public:
+  static FrozenParameters& instance() {
+    static FrozenParameters parameters;
+    return parameters;
+  }
+  void freeze(torch::Tensor parameter) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& entry = entries_[parameter.unsafeGetTensorImpl()];
+    if (entry.handles++ == 0) entry.flag = parameter.requires_grad();
+    parameter.set_requires_grad(false);
+  }
+  void release(torch::Tensor parameter, bool restore) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = entries_.find(parameter.unsafeGetTensorImpl());
+    if (found == entries_.end() || --found->second.handles > 0) return;
+    if (restore) parameter.set_requires_grad(found->second.flag);
+    entries_.erase(found);
+  }
+
+ private:
+  struct Entry {
+    int64_t handles = 0;
+    bool flag = false;
+  };
+  std::mutex mutex_;
+  std::unordered_map<const void*, Entry> entries_;
 };
 
 }  // namespace detail
 
 LIGHTLORA_INLINE void PatchedImpl::release() {
-  for (const auto& site : sites_) {
-    if (!site.adapters.empty()) detach(site);
-  }
+  for (auto& site : sites_) detach(site);
 }
 
 // Another handle may patch the layer then.
-LIGHTLORA_INLINE void PatchedImpl::detach(const Site& site) {
-  detail::PatchedLayers::instance().erase(&site.weight.tensor());
-  if (auto* slot = site.weight.slot()) slot->clear_cache();
+LIGHTLORA_INLINE void PatchedImpl::detach(Site& site) {
+  if (site.patched) {
+    detail::PatchedWeights::instance().erase(site.patched, site.weight.kind());
+  }
+  site.patched = nullptr;
+  site.state = std::make_shared<SiteState>();
+  site.bound = site.may_be_unreached = false;
 }
 
 LIGHTLORA_INLINE void PatchedImpl::require_set(const std::string& name) const {
@@ -62,7 +97,10 @@ LIGHTLORA_INLINE PatchedImpl::Site& PatchedImpl::site_of(const std::string& path
   for (auto& site : sites_) {
     if (site.path == path) return site;
   }
-  TORCH_INTERNAL_ASSERT(false, "no site ", path);
+  std::vector<std::string> paths;
+  for (const auto& site : sites_) paths.push_back(site.path);
+  TORCH_CHECK(false, "'", path, "': expected the path of an adaptable layer, got none of that name; ",
+              "hint: the nearest is ", detail::nearest_names(path, paths, 1));
 }
 
 LIGHTLORA_INLINE void PatchedImpl::begin_set(const std::string& name) {
@@ -74,17 +112,38 @@ LIGHTLORA_INLINE void PatchedImpl::begin_set(const std::string& name) {
 LIGHTLORA_INLINE void PatchedImpl::attach(Site& site, const std::string& name,
                                           std::shared_ptr<Adapter> adapter) {
   if (site.adapters.empty()) {
-    TORCH_CHECK(detail::PatchedLayers::instance().insert(&site.weight.tensor()),
+    const void* const tensor = site.weight.tensor().unsafeGetTensorImpl();
+    TORCH_CHECK(detail::PatchedWeights::instance().insert(tensor, site.weight.kind()),
                 "lightlora::patch: '", site.path,
                 "': expected a layer without adapters, got one that another handle has patched; ",
                 "hint: add a second set with lora->add(name, ...), or remove() the first handle");
+    site.patched = tensor;
     ++report_.layers;
   }
   report_.trainable += adapter->trained_count();
   site.adapters[name] = std::move(adapter);
 }
 
+// An operator sees a weight, not a layer: what two layers of one kind share cannot be told apart.
+LIGHTLORA_INLINE void PatchedImpl::require_untied(
+    const std::vector<std::pair<Site*, std::shared_ptr<Adapter>>>& made) const {
+  std::map<std::pair<const void*, LayerKind>, const std::string*> seen;
+  const auto check = [&](const Site& site) {
+    const auto [found, fresh] = seen.try_emplace(
+        {site.weight.tensor().unsafeGetTensorImpl(), site.weight.kind()}, &site.path);
+    TORCH_CHECK(fresh || *found->second == site.path, "'", site.path,
+                "': adapters cannot be combined with those of '", *found->second,
+                "': both layers have the same weight; hint: exclude one of them, it then computes with ",
+                "the other's adapter");
+  };
+  for (const auto& item : made) check(*item.first);
+  for (const auto& site : sites_) {
+    if (!site.adapters.empty()) check(site);
+  }
+}
+
 LIGHTLORA_INLINE void PatchedImpl::finish_set(const std::string& name) {
+  changed();
   sets_.push_back(name);
   active_[name] = 1.0;
 }
@@ -101,9 +160,12 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterFac
     if (const auto alpha = targets.alpha_of(path)) own.network_alpha(*alpha);
     Site& site = site_of(path);
     made.emplace_back(&site, make(own, site.weight.info(path)));
-    if (!site.weight.slot()) require_no_dropout(*made.back().second);
+    if (site.bound || site.weight.kind() == LayerKind::recurrent) {
+      require_no_dropout(*made.back().second);
+    }
     fit(*made.back().second, site.weight);
   }
+  require_untied(made);
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
   for (auto& hit : hits) hit.set = name;
   report_.hits.insert(report_.hits.end(), hits.begin(), hits.end());
@@ -135,19 +197,31 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
     made.emplace_back(&site, make_adapter(layer));
     place(*made.back().second, site.weight);
   }
+  require_untied(made);
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
   finish_set(name);
 }
 
 LIGHTLORA_INLINE void PatchedImpl::set_active(const std::map<std::string, double>& weights) {
-  require_idle("set_active");
+  TORCH_CHECK(!is_active(), "lightlora::set_active: expected no activation to be alive, got one; hint: ",
+              "activate(weights) chooses for a while");
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TORCH_CHECK(!merged_, "lightlora::set_active: expected unmerged adapters, got merged ones; hint: call ",
+              "unmerge() first");
   for (const auto& item : weights) require_set(item.first);
   active_ = weights;
 }
 
-LIGHTLORA_INLINE std::vector<ActiveAdapter> PatchedImpl::active_of(const Site& site) const {
+LIGHTLORA_INLINE std::map<std::string, double> PatchedImpl::active() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return active_;
+}
+
+LIGHTLORA_INLINE std::vector<ActiveAdapter> PatchedImpl::active_of(const Site& site,
+                                                                   const Weights& weights) {
   std::vector<ActiveAdapter> result;
-  for (const auto& [name, weight] : active_) {
+  if (site.adapters.empty()) return result;
+  for (const auto& [name, weight] : weights) {
     const auto found = site.adapters.find(name);
     if (found != site.adapters.end()) result.push_back({found->second, weight});
   }
@@ -157,9 +231,10 @@ LIGHTLORA_INLINE std::vector<ActiveAdapter> PatchedImpl::active_of(const Site& s
 LIGHTLORA_INLINE void PatchedImpl::remove() {
   if (merged_) unmerge();
   require_idle("remove");
+  changed();
   release();
   for (auto& site : sites_) site.adapters.clear();
-  thaw();
+  thaw(/*restore=*/true);
   sets_.clear();
   active_.clear();
   report_ = PatchReport{{}, 0, 0, report_.total};
@@ -168,6 +243,7 @@ LIGHTLORA_INLINE void PatchedImpl::remove() {
 LIGHTLORA_INLINE void PatchedImpl::remove(const std::string& name) {
   require_idle("remove");
   require_set(name);
+  changed();
   for (auto& site : sites_) {
     const auto found = site.adapters.find(name);
     if (found == site.adapters.end()) continue;

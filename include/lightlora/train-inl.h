@@ -3,6 +3,8 @@
 
 #include <lightlora/train.h>
 
+#include <lightlora/detail/interception.h>
+
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
@@ -87,9 +89,10 @@ class KeepSurroundings {
 
 struct SegmentCall : torch::CustomClassHolder {
   SegmentCall(Segment segment, const at::Device& device)
-      : run(std::move(segment)), surroundings(device) {}
+      : run(std::move(segment)), surroundings(device), active(current_frame()) {}
   Segment run;
   Surroundings surroundings;
+  std::shared_ptr<const ActiveFrame> active;  // adapters
 };
 
 struct Recompute : torch::autograd::Function<Recompute> {
@@ -113,6 +116,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
     at::Tensor output;
     {
       const KeepSurroundings after(grads[0].device());
+      const FrameScope adapters(call->active);
       call->surroundings.restore();
       const at::AutoGradMode record(true);
       output = call->run(inputs);

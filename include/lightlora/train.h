@@ -20,19 +20,14 @@ using Segment = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
 /// Gradient checkpointing of one segment: `segment(inputs)`, of which the backward pass keeps the
 /// inputs alone and computes the rest again: about a third more time for a fraction of the memory.
 /// Gradients are those of the plain call, also of parameters that the segment uses; the random
-/// state and autocast are those of the first run. Knows nothing of adapters: see `checkpoint`.
+/// state, autocast and the active adapters are those of the first run.
 /// Paper:  Chen et al. 2016, arXiv:1604.06174
 /// Shapes: as `segment` has them; inputs may be undefined, but not all
 /// Errors: c10::ValueError if no input is defined
 at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs);
 
-/// Gradient checkpointing: runs a part of a model without keeping its activations, and runs it again
-/// in the backward pass. The adapters are active then as they were in the forward pass, which they
-/// would not be with a checkpoint that knows nothing of them: a plain layer would be back at its base
-/// weight, and its adapter would silently get no gradient.
-/// `segment` takes one tensor and gives one; it must compute the same when run again (the random
-/// state and autocast are restored). Call it inside an activation. While that activation is alive
-/// during backward too, nothing is bound again and the second run costs the segment alone.
+/// The same of one tensor, for weights that are bound too (`bind_weights`): they are bound again for
+/// the second run, unless the activation is still alive then.
 /// Shapes: x and the result as `segment` has them
 template <typename Function>
 torch::Tensor checkpoint(const Patched& lora, Function segment, const torch::Tensor& x) {

@@ -29,7 +29,8 @@ def help_of(program):
 
 def main():
     known, checked = {}, 0
-    for page in [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md"))]:
+    pages = [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md")), *sorted((SOURCE / "examples").rglob("README.md"))]
+    for page in pages:
         for program, words in commands(page.read_text()):
             known.setdefault(program, {f.replace("-", "_") for f in help_of(program)})
             for word in words:

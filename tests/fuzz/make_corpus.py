@@ -122,9 +122,9 @@ def storage(kind="FloatStorage", count=6, key="0"):
 
 
 def tensor(offset=0, sizes=(2, 3), strides=(3, 1), **more):
-    numbers = lambda values: b"(" + b"".join(b"K" + bytes([v]) for v in values) + b"t"
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(**more) + b"K" + bytes([offset]) + numbers(sizes) +
-            numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR")
+    pairs = b"".join(b"(" + b"".join(b"K" + bytes([v]) for v in values) + b"t" for values in (sizes, strides))
+    place = storage(**more) + b"K" + bytes([offset])
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + pairs + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
 def pickle(*items, start=b"\x80\x02"):

@@ -17,7 +17,7 @@ struct Projections : torch::nn::Module {
   explicit Projections(torch::ScalarType dtype = torch::kDouble, bool bias = false) {
     const auto make = [&](const char* name, int64_t out) {
       return register_module(name,
-                             lightlora::Linear(torch::nn::LinearOptions(12, out).bias(bias)));
+                             torch::nn::Linear(torch::nn::LinearOptions(12, out).bias(bias)));
     };
     q = make("q", 8);
     k = make("k", 8);
@@ -25,9 +25,9 @@ struct Projections : torch::nn::Module {
     to(dtype);
     for (auto& parameter : parameters()) parameter.set_requires_grad(false);
   }
-  std::vector<lightlora::LinearImpl*> layers() { return {q.get(), k.get(), v.get()}; }
+  std::vector<torch::nn::LinearImpl*> layers() { return {q.get(), k.get(), v.get()}; }
 
-  lightlora::Linear q{nullptr}, k{nullptr}, v{nullptr};
+  torch::nn::Linear q{nullptr}, k{nullptr}, v{nullptr};
 };
 
 void randomise(const lightlora::Patched& lora, const std::string& name = "default") {
@@ -163,7 +163,7 @@ TEST_CASE("grouped layers are one product, and single ones where they must be", 
   lightlora::group_weights(biased->layers());
   CHECK(close(lightlora::linear_group(x, biased->layers())[2],
               torch::linear(x, biased->v->weight, biased->v->bias), 1e-6));
-  lightlora::Linear narrow(7, 8);
+  torch::nn::Linear narrow(7, 8);
   auto odd = model->layers();
   odd.push_back(narrow.get());
   REQUIRE_THROWS_WITH(lightlora::group_weights(odd), ContainsSubstring("expected layers with 12 inputs"));

@@ -253,18 +253,54 @@ TEST_CASE("gradient checkpointing around low_rank_linear changes no gradient",
   }
 }
 
-TEST_CASE("the automatic route merges for many rows, and never in half precision", "[route]") {
-  using lightlora::choose_route;
-  const Tensor weight = torch::empty({320, 320}), half = weight.to(torch::kBFloat16);
-  CHECK(choose_route(320, weight, /*thin_kernels=*/false) == Route::bypass);
-  CHECK(choose_route(321, weight, /*thin_kernels=*/false) == Route::merged);
-  CHECK(choose_route(960, weight, /*thin_kernels=*/true) == Route::bypass);
-  CHECK(choose_route(961, weight, /*thin_kernels=*/true) == Route::merged);
-  CHECK(choose_route(100000, half, /*thin_kernels=*/false) == Route::bypass);
+TEST_CASE("routes have the names that flags spell", "[route]") {
   for (const Route route : kRoutes) {
     CHECK(lightlora::parse_route(lightlora::to_string(route)) == route);
   }
   CHECK_THROWS_WITH(lightlora::parse_route("fast"), ContainsSubstring("auto, bypass, merged"));
+}
+
+TEST_CASE("second derivatives are those of the composed form, on every route and kernel",
+          "[low_rank_linear]") {
+  for (const auto dtype : {torch::kDouble, torch::kFloat}) {
+    for (const int64_t rank : {2, 12}) {  // with the CPU kernels in fp32, and without
+      for (const Route route : kRoutes) {
+        INFO(dtype << ", rank " << rank << ", " << lightlora::to_string(route));
+        const Arguments a(dtype, {13}, 70, 37, rank);
+        const auto second = [&](const Tensor& y) {
+          const auto first = torch::autograd::grad({y.tanh().sum()}, a.all(), {}, true, true);
+          Tensor penalty = torch::zeros({}, dtype);
+          for (const auto& gradient : first) penalty = penalty + gradient.square().sum();
+          return torch::autograd::grad({penalty}, a.all());
+        };
+        const auto expected = second(a.composed()), found = second(a.fused(route));
+        for (std::size_t i = 0; i < found.size(); ++i) {
+          CHECK(close(found[i], expected[i], dtype == torch::kDouble ? 1e-10 : 1e-4));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the output may be changed in place, and x may not be before the backward pass",
+          "[low_rank_linear]") {
+  for (const Route route : kRoutes) {
+    for (const auto dtype : {torch::kDouble, torch::kFloat}) {
+      INFO(lightlora::to_string(route) << " " << dtype);
+      const Arguments a(dtype, {2, 13}, 70, 37, 4);
+      const auto expected = torch::autograd::grad({(a.fused(route) * 2).relu().sum()}, a.all());
+      Tensor y = a.fused(route);
+      y.mul_(2).relu_();
+      const auto found = torch::autograd::grad({y.sum()}, a.all());
+      for (std::size_t i = 0; i < found.size(); ++i) CHECK(close(found[i], expected[i], 1e-6));
+
+      Arguments changed(dtype, {13}, 70, 37, 4);
+      changed.x = (changed.x * 1).clone();
+      const Tensor z = changed.fused(route);
+      changed.x.mul_(2);
+      CHECK_THROWS_WITH(z.sum().backward(), ContainsSubstring("modified by an inplace operation"));
+    }
+  }
 }
 
 TEST_CASE("a merged bf16 weight is summed in fp32 and rounded once", "[low_rank_linear]") {

@@ -35,17 +35,10 @@ inline Tensor random_input(std::vector<int64_t> sizes) {
   return torch::randn(sizes, torch::kDouble);
 }
 
-/// Every layer type that can be adapted, plain and drop-in, with in != out everywhere.
-inline const std::vector<Subject>& subjects() {
+/// Convolutions, transposed ones too, with in != out everywhere.
+inline std::vector<Subject> convolutions() {
   using torch::nn::Sequential;
-  static const std::vector<Subject> all{
-      {"Linear", [] { return Sequential(torch::nn::Linear(70, 90)); },
-       [] { return random_input({5, 3, 70}); }},
-      {"Linear without bias",
-       [] { return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false))); },
-       [] { return random_input({4, 110}); }},
-      {"drop-in Linear", [] { return Sequential(lightlora::Linear(70, 90)); },
-       [] { return random_input({5, 3, 70}); }},
+  return {
       {"Conv1d",
        [] { return Sequential(torch::nn::Conv1d(torch::nn::Conv1dOptions(6, 40, 5).dilation(2))); },
        [] { return random_input({2, 6, 20}); }},
@@ -88,9 +81,59 @@ inline const std::vector<Subject>& subjects() {
              torch::nn::Conv3dOptions(6, 24, 2).groups(2).dilation(2).padding({1, 0, 1})));
        },
        [] { return random_input({1, 6, 4, 5, 3}); }},
-      {"Embedding", [] { return Sequential(torch::nn::Embedding(120, 80)); },
-       [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
+      {"ConvTranspose1d",
+       [] {
+         return Sequential(torch::nn::ConvTranspose1d(
+             torch::nn::ConvTranspose1dOptions(24, 10, 5).stride(2).padding(1).dilation(2)));
+       },
+       [] { return random_input({2, 24, 9}); }},
+      {"ConvTranspose2d with groups and output padding",
+       [] {
+         return Sequential(torch::nn::ConvTranspose2d(
+             torch::nn::ConvTranspose2dOptions(24, 12, {3, 2}).groups(2).stride(2).output_padding(1)));
+       },
+       [] { return random_input({2, 24, 4, 5}); }},
+      {"ConvTranspose3d",
+       [] {
+         return Sequential(
+             torch::nn::ConvTranspose3d(torch::nn::ConvTranspose3dOptions(24, 4, 2).bias(false)));
+       },
+       [] { return random_input({1, 24, 3, 2, 4}); }},
   };
+}
+
+/// Every layer type of one input that can be adapted, with in != out everywhere.
+inline const std::vector<Subject>& subjects() {
+  using torch::nn::Sequential;
+  static const std::vector<Subject> all = [] {
+    std::vector<Subject> result{
+        {"Linear", [] { return Sequential(torch::nn::Linear(70, 90)); },
+         [] { return random_input({5, 3, 70}); }},
+        {"Linear without bias",
+         [] { return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false))); },
+         [] { return random_input({4, 110}); }},
+        {"drop-in Linear", [] { return Sequential(lightlora::Linear(70, 90)); },
+         [] { return random_input({5, 3, 70}); }},
+        {"Embedding", [] { return Sequential(torch::nn::Embedding(120, 80)); },
+         [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
+        {"Embedding with padding and sparse gradients",
+         [] {
+           return Sequential(torch::nn::Embedding(
+               torch::nn::EmbeddingOptions(120, 80).padding_idx(9).sparse(true)));
+         },
+         [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
+        {"EmbeddingBag of means", [] { return Sequential(torch::nn::EmbeddingBag(120, 80)); },
+         [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
+        {"EmbeddingBag of maxima",
+         [] {
+           return Sequential(torch::nn::EmbeddingBag(
+               torch::nn::EmbeddingBagOptions(120, 80).mode(torch::kMax)));
+         },
+         [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
+    };
+    for (auto& convolution : convolutions()) result.push_back(std::move(convolution));
+    return result;
+  }();
   return all;
 }
 

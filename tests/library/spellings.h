@@ -82,8 +82,28 @@ inline std::string d4_key(const Layer& layer, bool up) {
   return layer.component + "." + layer.name + middle + side(up) + ".weight";
 }
 
+inline void add_kohya(std::map<std::string, Rename>& all) {
+  for (const std::string prefix : {"lora_te_", "lora_te1_"}) {
+    all["kohya " + prefix] = [prefix](const Layer& l, bool up) {
+      return kohya_key(l, prefix, up ? ".lora_up.weight" : ".lora_down.weight");
+    };
+  }
+  all["kohya with A and B"] = [](const Layer& l, bool up) {
+    return kohya_key(l, "lora_te_", up ? ".lora_B.weight" : ".lora_A.weight");
+  };
+  all["original block names"] = [](const Layer& l, bool up) {
+    const auto key = kohya_key(l, "lora_te_", up ? ".lora_up.weight" : ".lora_down.weight");
+    return replaced(key, "down_blocks_0_attentions_0", "input_blocks_1_1");
+  };
+  all["every second tensor another"] = [](const Layer& l, bool up) {
+    return up ? l.component + "." + l.name + ".lora_B.weight"
+              : kohya_key(l, "lora_te_", ".lora_down.weight");
+  };
+}
+
 inline std::map<std::string, Rename> dialects() {
   std::map<std::string, Rename> all;
+  add_kohya(all);
   all["D4"] = d4_key;
   all["D3"] = [](const Layer& l, bool up) {
     return l.component + "." + l.name + ".lora_" + letter(up) + ".weight";
@@ -114,22 +134,6 @@ inline std::map<std::string, Rename> dialects() {
   };
   all["D4 without text_model"] = [](const Layer& l, bool up) {
     return replaced(d4_key(l, up), "text_model.", "");
-  };
-  for (const std::string prefix : {"lora_te_", "lora_te1_"}) {
-    all["kohya " + prefix] = [prefix](const Layer& l, bool up) {
-      return kohya_key(l, prefix, up ? ".lora_up.weight" : ".lora_down.weight");
-    };
-  }
-  all["kohya with A and B"] = [](const Layer& l, bool up) {
-    return kohya_key(l, "lora_te_", up ? ".lora_B.weight" : ".lora_A.weight");
-  };
-  all["original block names"] = [](const Layer& l, bool up) {
-    const auto key = kohya_key(l, "lora_te_", up ? ".lora_up.weight" : ".lora_down.weight");
-    return replaced(key, "down_blocks_0_attentions_0", "input_blocks_1_1");
-  };
-  all["every second tensor another"] = [](const Layer& l, bool up) {
-    return up ? l.component + "." + l.name + ".lora_B.weight"
-              : kohya_key(l, "lora_te_", ".lora_down.weight");
   };
   return all;
 }

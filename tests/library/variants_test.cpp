@@ -182,57 +182,6 @@ TEST_CASE("rank 0 and unknown names are errors", "[variants]") {
   CHECK(to_string(parse_aux_init("normal_scaled")) == "normal_scaled");
 }
 
-namespace {
-
-template <template <typename> class Variant, typename Options>
-constexpr bool patches_with =
-    lightlora::detail::takes_options<typename Variant<torch::nn::Linear>::AdapterType, Options>;
-
-}  // namespace
-
-TEST_CASE("an option that a variant does not take does not compile, or is refused by name",
-          "[variants]") {
-  STATIC_REQUIRE(patches_with<LoKr, LoKrOptions>);
-  STATIC_REQUIRE(patches_with<LoKr, LoRAOptions>);
-  STATIC_REQUIRE(patches_with<FusedDownUpLoRA, LightOptions>);
-  STATIC_REQUIRE(patches_with<ClassicLoRA, int>);
-  STATIC_REQUIRE_FALSE(patches_with<ClassicLoRA, LoKrOptions>);
-  STATIC_REQUIRE_FALSE(patches_with<LightLoRA, LoKrOptions>);
-
-  const auto make = [](const char* variant, const LoRAOptions& options) {
-    return find_variant(variant).make(options, kLayer);
-  };
-  CHECK_THROWS_WITH(make("classic", LoRAOptions(4).own({{"decompose_factor", "4"}})),
-                    ContainsSubstring("'block.to_q': expected an option that the classic variant takes "
-                                      "(it has none of its own), got 'decompose_factor'"));
-  CHECK_THROWS_WITH(make("lokr", LightOptions(4).aux_in(8)),
-                    ContainsSubstring("the lokr variant takes (decompose_factor, decompose_both, "
-                                      "full_matrix, lokr_shape), got 'aux_in'"));
-  CHECK_THROWS_WITH(make("lokr", LoRAOptions(4).own({{"decompose_factor", "four"}})),
-                    ContainsSubstring("'block.to_q': decompose_factor: expected a whole number, got "
-                                      "'four'"));
-  CHECK_THROWS_WITH(make("lokr", LoRAOptions(4).own({{"full_matrix", "maybe"}})),
-                    ContainsSubstring("full_matrix: expected true or false, got 'maybe'"));
-  CHECK_THROWS_WITH(make("light", LoRAOptions(4).own({{"aux_init", "gauss"}})),
-                    ContainsSubstring("aux_init: expected one of orthogonal, normal, normal_scaled"));
-}
-
-TEST_CASE("a variant's own options are the same typed and as text, and in its description",
-          "[variants]") {
-  const auto typed = find_variant("lokr").make(
-      LoKrOptions(4).decompose_factor(8).network_alpha(2).lokr_shape({2, 5}), kLayer);
-  const auto text = find_variant("lokr").make(
-      LoRAOptions(4).own(
-          {{"decompose_factor", "8"}, {"lokr_shape", "2 5"}, {"full_matrix", "false"}}),
-      kLayer);
-  CHECK(typed->options().own() == OwnOptions{{"decompose_factor", "8"}, {"lokr_shape", "2 5"}});
-  CHECK(text->options().own() == typed->options().own());
-  CHECK(typed->scale() == 0.5);
-  CHECK_THAT(typed->description(), ContainsSubstring(", decompose_factor 8, lokr_shape 2 5"));
-  CHECK(find_variant("vera").takes("aux_seed"));
-  CHECK_FALSE(find_variant("vera").takes("aux_in"));
-}
-
 TEST_CASE("trained and frozen counts follow from the shapes", "[variants]") {
   const auto counts = [](const char* variant, const LoRAOptions& options) {
     const auto adapter = find_variant(variant).make(options, kLayer);  // 320 -> 640
@@ -300,6 +249,32 @@ TEST_CASE("ia3: at scale 1 outputs, or inputs, are multiplied by l", "[variants]
   }
   CHECK_THROWS_WITH(IA3AdapterImpl(LoRAOptions(4).dora(true), kLayer),
                     ContainsSubstring("'block.to_q': DoRA cannot be combined with the ia3 variant"));
+}
+
+TEST_CASE("ia3: a convolution has one number for each channel, as in PEFT and LyCORIS", "[variants]") {
+  torch::manual_seed(2);
+  torch::NoGradGuard no_grad;
+  const Tensor x = torch::randn({2, 4, 6, 6});
+  const auto options = LoRAOptions(1).scale_input(true);
+  torch::nn::Sequential model(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 6, 3).bias(false)));
+  const auto inputs = patch<IA3>(*model, options, {"0"});
+  Tensor l = inputs->parameters()[0];
+  CHECK(l.sizes() == torch::IntArrayRef({1, 4}));
+  l.normal_();
+  CHECK(close(inputs(model, x), model->forward(x * l.view({1, 4, 1, 1})), 1e-5));
+  // A file of the time when each place of the kernel had its own number still loads.
+  auto old = inputs->state();
+  old[0].trained["l"] = torch::randn({1, 36});
+  torch::nn::Sequential twin(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 6, 3).bias(false)));
+  CHECK(patch(*twin, old)->parameters()[0].sizes() == torch::IntArrayRef({1, 36}));
+
+  torch::nn::Sequential up(torch::nn::ConvTranspose2d(
+      torch::nn::ConvTranspose2dOptions(4, 6, 3).bias(false)));
+  const auto outputs = patch<IA3>(*up, 1, {"0"});
+  Tensor o = outputs->parameters()[0];
+  CHECK(o.sizes() == torch::IntArrayRef({6, 1}));
+  o.normal_();
+  CHECK(close(outputs(up, x), up->forward(x) * o.view({1, 6, 1, 1}), 1e-5));
 }
 
 TEST_CASE("lora_xs: the bases are the leading singular vectors of the weight", "[variants]") {

@@ -40,7 +40,10 @@ def main(path):
     # A common direction and noise, so that Prodigy's estimate grows.
     pull = [torch.randn(shape) for shape in SHAPES]
     gradients = [[p + 0.5 * torch.randn(p.shape) for p in pull] for _ in range(STEPS)]
-    flat = lambda tensors: torch.cat([t.detach().flatten() for t in tensors])
+
+    def flat(tensors):
+        return torch.cat([t.detach().flatten() for t in tensors])
+
     result = {"start": flat(start), "gradients": torch.stack([flat(g) for g in gradients]),
               "rates": torch.tensor(RATES, dtype=torch.float64)}
     for name, make in optimizers():

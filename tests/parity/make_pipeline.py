@@ -280,9 +280,8 @@ def make_models():
     return tokenizer, round_weights(text_encoder, 1.0), round_weights(unet, 0.8), round_weights(vae, 1.0)
 
 
-def make_pipeline():
-    folder = DATA / "pipeline"
-    shutil.rmtree(folder, ignore_errors=True)
+def saved_pipeline(folder):
+    """The small pipeline, in half precision in the folder and in fp32 as it is returned."""
     tokenizer, text_encoder, unet, vae = make_models()
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
@@ -292,8 +291,11 @@ def make_pipeline():
     pipe.to(torch.float16).save_pretrained(folder)
     pipe.to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    numbers = {}
+    return pipe
 
+
+def draw(pipe, numbers):
+    """Pictures and latents of every way to draw."""
     def generate(key, config=None, name="ddim", **settings):
         pipe.scheduler = make_scheduler(name, config or SD15)
         if "seed" in settings:
@@ -322,16 +324,28 @@ def make_pipeline():
     CLIPTextModel.text_model = property(lambda encoder: encoder)
     generate("clip_skip", prompt="a cat", num_inference_steps=3, seed=6, clip_skip=1)
 
-    with torch.no_grad():
-        ids = tokenizer(["a cat", ""], padding="max_length", return_tensors="pt").input_ids
-        numbers["embeds"] = text_encoder(ids).last_hidden_state
-        picture = torch.rand((2, 3, 12, 16), generator=torch.Generator("cpu").manual_seed(7)) * 2 - 1
-        generator = torch.Generator("cpu").manual_seed(8)
-        numbers["encode.pixels"] = picture
-        latents = vae.encode(picture).latent_dist.sample(generator) * vae.config.scaling_factor
-        numbers["encode.latents"] = latents
-        decoded = vae.decode(latents / vae.config.scaling_factor).sample
-        numbers["decode.pictures"] = (decoded / 2 + 0.5).clamp(0, 1)
+
+@torch.no_grad()
+def compute_parts(pipe, numbers):
+    """What the text encoder and both halves of the autoencoder give."""
+    tokenizer, text_encoder, vae = pipe.tokenizer, pipe.text_encoder, pipe.vae
+    ids = tokenizer(["a cat", ""], padding="max_length", return_tensors="pt").input_ids
+    numbers["embeds"] = text_encoder(ids).last_hidden_state
+    picture = torch.rand((2, 3, 12, 16), generator=torch.Generator("cpu").manual_seed(7)) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(8)
+    numbers["encode.pixels"] = picture
+    latents = vae.encode(picture).latent_dist.sample(generator) * vae.config.scaling_factor
+    numbers["encode.latents"] = latents
+    decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    numbers["decode.pictures"] = (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def make_pipeline():
+    folder = DATA / "pipeline"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe, numbers = saved_pipeline(folder), {}
+    draw(pipe, numbers)
+    compute_parts(pipe, numbers)
     for key, value in numbers.items():
         if key.endswith("latents"):
             print(key, tuple(value.shape), "std", float(value.std()), "max", float(value.abs().max()))

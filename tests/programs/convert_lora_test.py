@@ -34,8 +34,11 @@ def fails(status, expected, *arguments):
 def small_file(path, rank=3):
     """Two layers under diffusers' names."""
     numbers, tensors = random.Random(1), {}
+
+    def values(count):
+        return [numbers.gauss(0, 1) for _ in range(count)]
+
     for layer in [LAYER, LAYER.replace("to_q", "to_out.0")]:
-        values = lambda count: [numbers.gauss(0, 1) for _ in range(count)]
         tensors[f"unet.{layer}.lora.down.weight"] = ([rank, 12], values(rank * 12))
         tensors[f"unet.{layer}.lora.up.weight"] = ([8, rank], values(8 * rank))
     write_safetensors(path, tensors)
@@ -180,7 +183,9 @@ def test_inspect_as_json():
 
 
 def test_the_guide_explains_every_flag():
-    flags = lambda text: set(re.findall(r"--([a-z][a-z_]+)", text))
+    def flags(text):
+        return set(re.findall(r"--([a-z][a-z_]+)", text))
+
     shown = flags(run_ok("convert_lora", "--help").split("\nEvery flag may")[0]) - {"help", "version", "config"}
     assert len(shown) > 12, shown
     missing = shown - flags((SOURCE / "docs/files.md").read_text().split("## Every flag of convert_lora")[1])

@@ -6,7 +6,7 @@
 #include "support/images/tensor.h"
 #include "support.h"
 #include "training/batches.h"
-#include "training/dataset.h"
+#include "training/data.h"
 #include "training/random.h"
 
 using torch::Tensor;

@@ -39,7 +39,7 @@ std::vector<Result> runs(double rate, const Numbers& numbers, int64_t seeds, dou
 // A study in which every row learns alike, at its described rate.
 Study make_study(int64_t seeds) {
   Study study;
-  study.facts.layers = {{128, 128}, {160, 160}};
+  study.model.layers = {{128, 128}, {160, 160}};
   study.sd15_layers = {{320, 320}, {1280, 1280}};
   for (const auto& variant : study::variants()) {
     Row row{variant, {}, runs(variant.described_rate, {}, seeds), {}};

@@ -5,8 +5,12 @@
 #include <fstream>
 #include <sstream>
 
+#include "research/pretraining/adamw.h"
+#include "research/pretraining/classifier.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
+#include "research/pretraining/muon.h"
+#include "research/pretraining/placing.h"
 #include "research/pretraining/stages.h"
 #include "support/files/json_file.h"
 #include "text/tokenizer.h"
@@ -34,14 +38,15 @@ pretraining::EmojiSet square_emoji() {
 }
 
 json tiny_config() {
-  json config =
-      sd::read_json_file(std::string(LIGHTLORA_SOURCE_DIR) + "/examples/stable_diffusion/research/pretraining/base.json");
+  json config = sd::read_json_file(std::string(LIGHTLORA_SOURCE_DIR) +
+                                   "/examples/stable_diffusion/research/pretraining/next.json");
   config["dataset"]["size"] = 16;
   config["dataset"]["captions_with_made_up_word"] = 0.0;
   config["vae"]["model"].update(
-      {{"block_out_channels", {8, 8}}, {"norm_num_groups", 2}, {"sample_size", 16}});
+      {{"block_out_channels", {8, 8, 8}}, {"norm_num_groups", 2}, {"sample_size", 16}});
   for (const char* stage : {"vae", "decoder", "diffusion"}) {
-    config[stage].update({{"steps", 24},
+    config[stage].update({{"muon", true},
+                          {"steps", 24},
                           {"batch", 4},
                           {"warmup_steps", 2},
                           {"log_every", 8},
@@ -53,18 +58,22 @@ json tiny_config() {
                           {"validation_sampling_steps", 2},
                           {"learning_rate", 0.005}});
   }
-  config["diffusion"]["latent_pool"] = 32;
+  config["diffusion"].update({{"latent_pool", 32}, {"pool_steps", 10}});
   config["text_encoder"]["model"].update({{"hidden_size", 16},
                                           {"intermediate_size", 32},
                                           {"max_position_embeddings", 16},
                                           {"num_attention_heads", 2},
                                           {"num_hidden_layers", 1}});
-  config["unet"]["model"].update({{"block_out_channels", {8, 8, 16, 16}},
+  config["unet"]["model"].update({{"block_out_channels", {8, 8, 16}},
                                   {"norm_num_groups", 2},
                                   {"attention_head_dim", 2},
                                   {"cross_attention_dim", 16},
-                                  {"sample_size", 8}});
-  config["measure"] = {{"prompts", 24}, {"steps", 2}, {"unseen_pictures", 8}};
+                                  {"sample_size", 4}});
+  config["measure"] = {{"prompts", 24},
+                       {"prompts_with_words", 18},
+                       {"steps", 2},
+                       {"unseen_pictures", 8},
+                       {"classifier", {{"steps", 30}, {"batch", 8}}}};
   return config;
 }
 
@@ -124,6 +133,119 @@ TEST_CASE("pretrain: a sample depends on the seed and its index alone", "[pretra
   CHECK(expected.emoji < 2);
 }
 
+TEST_CASE("pretrain: captions say how large the emoji is and where", "[pretrain]") {
+  json options = tiny_config().at("dataset");
+  options["size"] = 64;
+  pretraining::Composer composer(square_emoji(), {0, 1}, options);
+  std::map<std::string, int> seen;
+  for (int64_t i = 0; i < 400; ++i) {
+    const auto sample = composer.sample(i);
+    INFO(i << ": " << sample.caption);
+    const auto square = pretraining::subject_square(sample.picture.to(at::kFloat) / 127.5 - 1);
+    const bool is_small = sample.caption.find("a small ") == 0;
+    const bool is_large = sample.caption.find("a large ") == 0;
+    // A box fills 0.8 of its own square, so its side lies below what the layout says.
+    if (is_small) CHECK(square.side < 0.5);
+    if (is_large) CHECK(square.side > 0.55);
+    seen[is_small ? "small" : (is_large ? "large" : "")]++;
+    for (size_t place = 0; place < 9; ++place) {
+      const std::string& phrase = pretraining::place_phrases()[place];
+      if (sample.caption.find(phrase + " on") == std::string::npos) continue;
+      CHECK(square.place() == static_cast<int64_t>(place));
+      seen[phrase]++;
+    }
+  }
+  CHECK(seen.size() == 12);  // three of sizes and nine of places
+}
+
+TEST_CASE("pretrain: a place is counted by the room that the size leaves", "[pretrain]") {
+  using pretraining::SubjectSquare;
+  CHECK(SubjectSquare{0.2, 0.2, 0.4}.place() == 0);
+  CHECK(SubjectSquare{0.5, 0.5, 0.4}.place() == 4);
+  CHECK(SubjectSquare{0.8, 0.5, 0.4}.place() == 5);
+  CHECK(SubjectSquare{0.35, 0.65, 0.7}.place() == 6);
+  at::Tensor picture = at::full({3, 64, 64}, -1.0f);
+  CHECK(pretraining::subject_square(picture).side == 0);
+  picture.slice(1, 40, 60).slice(2, 4, 14).fill_(0.5f);
+  const auto square = pretraining::subject_square(picture);
+  CHECK(std::abs(square.side - 20.0 / 64) < 1e-6);  // the longer side
+  CHECK(std::abs(square.x - 9.0 / 64) < 1e-6);      // the middle of 4 and 14
+  CHECK(std::abs(square.y - 50.0 / 64) < 1e-6);     // the middle of 40 and 60
+}
+
+TEST_CASE("pretrain: layouts that make no sense are refused", "[pretrain]") {
+  const json upside_down = {{"layouts", {{{"scale", {0.9, 0.5}}}}}};
+  CHECK_THROWS_WITH(pretraining::read_layouts(upside_down), ContainsSubstring("scale to rise"));
+  const json none = {{"layouts", json::array()}};
+  CHECK_THROWS_WITH(pretraining::read_layouts(none), ContainsSubstring("got none"));
+  CHECK(pretraining::read_layouts({{"scale", {0.5, 0.9}}}).size() == 1);
+}
+
+TEST_CASE("pretrain: other emoji are mixed in by their names", "[pretrain]") {
+  json options = tiny_config().at("dataset");
+  pretraining::Composer composer(square_emoji(), {0, 1}, options);
+  composer.mix_in({2, 3}, 0.25);
+  int others = 0;
+  for (int64_t i = 0; i < 400; ++i) {
+    const auto sample = composer.sample(i);
+    others += sample.emoji >= 2;
+    CHECK_THAT(sample.caption, ContainsSubstring(square_emoji().names[sample.emoji]));
+  }
+  CHECK((others > 70 && others < 130));
+  auto emoji = square_emoji();
+  emoji.names[2] = "pi\u00f1ata";
+  emoji.roles[3] = Role::kUnseen;
+  CHECK(pretraining::nameable(emoji, Role::kUnseen) == std::vector<int64_t>{3});
+}
+
+TEST_CASE("pretrain: AdamW takes the same steps on devices without its own loop", "[pretrain]") {
+  const auto weights_after = [](bool by_operations) {
+    torch::manual_seed(2);
+    torch::nn::Linear layer(5, 3);
+    pretraining::AdamW optimizer;
+    optimizer.options.by_operations = by_operations;
+    optimizer.add(*layer, "", at::kFloat, /*rate_scale=*/0.5);
+    for (int64_t step = 0; step < 4; ++step) {
+      layer->forward(at::randn({7, 5})).square().sum().backward();
+      optimizer.step(step, /*learning_rate=*/0.1, /*ema_decay=*/0.7);
+    }
+    return std::make_pair(layer->weight.detach().clone(), optimizer.averages("").at("weight"));
+  };
+  const auto loop = weights_after(false), operations = weights_after(true);
+  CHECK(close(operations.first, loop.first, 1e-5));
+  CHECK(close(operations.second, loop.second, 1e-5));
+}
+
+TEST_CASE("pretrain: Muon's step is nearly orthogonal", "[pretrain]") {
+  torch::manual_seed(1);
+  for (const auto& matrix : {at::randn({6, 20}), at::randn({20, 6}) * 1e-3}) {
+    const auto values = at::linalg_svdvals(pretraining::orthogonalized(matrix, at::kFloat));
+    CHECK(values.min().item<double>() > 0.6);
+    CHECK(values.max().item<double>() < 1.25);
+  }
+  CHECK(pretraining::orthogonalized(at::zeros({3, 4}), at::kBFloat16).abs().max().item<float>() ==
+        0);
+}
+
+TEST_CASE("pretrain: the classifier learns true pictures and comes back from its file",
+          "[pretrain]") {
+  const Workspace workspace("classifier");
+  pretraining::Composer composer(square_emoji(), {0, 1}, tiny_config().at("dataset"));
+  const json options = {{"steps", 40}, {"batch", 16}};
+  pretraining::Classifier classifier(2, options);
+  classifier.train(composer);
+  std::vector<int64_t> expected;
+  for (int64_t i = 5000; i < 5040; ++i) expected.push_back(composer.sample(i).emoji);
+  const auto pictures = composer.batch(5000, 40);
+  CHECK(pretraining::agreement(classifier.classify(pictures), expected) > 0.9);
+  const std::string path = workspace.options("model").dataset_dir + "/classifier.safetensors";
+  classifier.save(path);
+  pretraining::Classifier again(2, options), other(2, {{"steps", 41}});
+  REQUIRE(again.load(path));
+  CHECK(at::equal(again.classify(pictures), classifier.classify(pictures)));
+  CHECK_FALSE(other.load(path));
+}
+
 TEST_CASE("pretrain: every word of a caption is one token", "[pretrain]") {
   const Workspace workspace("tokenizer");
   const auto options = workspace.options("model");
@@ -131,6 +253,8 @@ TEST_CASE("pretrain: every word of a caption is one token", "[pretrain]") {
   const sd::Tokenizer tokenizer(options.output_dir + "/tokenizer");
   CHECK(tokenizer.size() == size);
   CHECK(tokenizer.tokenize("a red box on a purple background").size() == 7);
+  CHECK(tokenizer.tokenize("an small large red box in the middle top bottom left right").size() ==
+        12);
   CHECK(tokenizer.encode("a sks box").size() == 16);
 }
 
@@ -174,8 +298,13 @@ TEST_CASE("pretrain: the measures recognise true pictures and not an untrained m
   CHECK(figures.at("model").at("pictures") == 24);
   CHECK(figures.at("model").at("background_as_asked") < 0.5);
   CHECK(figures.at("psnr_unseen") < 20);
+  CHECK(figures.at("training_pictures").at("classifier_names_it") > 0.9);
+  CHECK(figures.at("words_in_training_pictures").at("place_as_asked") == 1.0);
+  CHECK(figures.at("words_in_training_pictures").at("size_as_asked") == 1.0);
+  CHECK(figures.at("words").at("place_as_asked") < 0.5);
   CHECK(sd::read_json_file(options.output_dir + "/figures.json") == figures);
   CHECK(fs::exists(options.output_dir + "/samples/measure.png"));
+  CHECK(fs::exists(options.output_dir + "/samples/measure_words.png"));
 }
 
 TEST_CASE("pretrain: the decoder stage improves the decoder and keeps the latents", "[pretrain]") {
@@ -227,6 +356,6 @@ TEST_CASE("pretrain: a checkpoint of another size is refused", "[pretrain]") {
   auto options = workspace.options("model");
   options.stop_at = 1;
   pretraining::train_vae(options);
-  options.config["vae"]["model"]["block_out_channels"] = {8, 16};
+  options.config["vae"]["model"]["block_out_channels"] = {8, 16, 16};
   CHECK_THROWS_WITH(pretraining::train_vae(options), ContainsSubstring("of shape"));
 }

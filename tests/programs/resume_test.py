@@ -115,11 +115,19 @@ def test_checkpoints_that_cannot_be_used_are_clear_errors():
         output = pathlib.Path(folder) / "out"
         text = run_ok("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest", steps=2))
         assert "no checkpoint yet" in text
-        text = run_ok("train_dreambooth_lora", *arguments(output, steps=2))
-        assert "checkpoints of an earlier run" in text and "--resume_from_checkpoint latest" in text
+        done = run("train_dreambooth_lora", *arguments(output, steps=2))
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
+        assert "those of an earlier run" in done.stderr and "--overwrite_output_dir" in done.stderr, done.stderr
         text = run_ok("train_dreambooth_lora",
                       *arguments(output, "--resume_from_checkpoint", "latest", "--noise_offset", 0.2, steps=2))
-        assert "made with other settings than noise_offset = 0.2" in text, text
+        assert "made with other settings than noise_offset = 0.2, namely 0.05" in text, text
+        assert text.count("made with") == 1, text
+        fewer = pathlib.Path(folder) / "fewer"
+        shutil.copytree(SUBJECT, fewer)
+        next(fewer.glob("*.png")).unlink()
+        text = run_ok("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest",
+                                                          "--instance_data_dir", fewer, steps=2))
+        assert "made with another set of pictures (fingerprint" in text and text.count("made with") == 1, text
 
         def fails(expected, *more):
             done = run("train_dreambooth_lora", *arguments(output, *more))
@@ -135,6 +143,34 @@ def test_checkpoints_that_cannot_be_used_are_clear_errors():
         state = output / "checkpoint-2/training_state.safetensors"
         state.write_bytes(state.read_bytes()[:-100])
         fails("cut off", "--resume_from_checkpoint", "checkpoint-2")
+
+
+def test_a_run_that_begins_anew_keeps_nothing_of_an_earlier_one():
+    with scratch() as folder:
+        output, fresh = pathlib.Path(folder) / "out", pathlib.Path(folder) / "fresh"
+        run_ok("train_dreambooth_lora", *arguments(output, steps=4, every=1))
+        more = ["--checkpoints_total_limit", 1, "--noise_offset", 0.3]
+        run_ok("train_dreambooth_lora", *arguments(output, *more, "--overwrite_output_dir", steps=2, every=1))
+        run_ok("train_dreambooth_lora", *arguments(fresh, *more, steps=2, every=1))
+        assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
+        assert final_bytes(output) == final_bytes(fresh)
+        text = run_ok("train_dreambooth_lora", *arguments(output, *more, "--resume_from_checkpoint", "latest", steps=2))
+        assert "at step 2 of 2" in text and "made with" not in text, text
+
+
+def test_two_runs_do_not_share_an_output_folder():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        first = subprocess.Popen([BIN / "train_dreambooth_lora", *arguments(output, steps=1000)],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        start = time.time()
+        while steps_in(output) < 1 and first.poll() is None and time.time() - start < 300:
+            time.sleep(0.01)
+        done = run("train_dreambooth_lora", *arguments(output, "--overwrite_output_dir"))
+        first.kill()
+        first.communicate()
+        assert done.returncode == 1 and "another run is at work" in done.stderr, done
+        assert steps_in(output) >= 1, "the first run's log was removed"
 
 
 def test_an_output_folder_that_cannot_be_written_fails_at_once():

@@ -106,12 +106,14 @@ def known_differences():
     }
 
 
+TOKENS = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"0", b"1", b"8", b"-", b".", b"e1", b" ", b"\n", b"\0", b"\\",
+          b"\\u0061", b"\xff", b"null", b'"dtype":', b'"shape":', b'"U8"', b'"F16"', b'"x":1,',
+          b"18446744073709551615", b'"__metadata__":{},', b"[0,0]", b"[0]"]
+
+
 def damaged(count):
     """Valid files with up to two random changes of their JSON and, now and then, of their length."""
     chance = random.Random(7)
-    tokens = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"0", b"1", b"8", b"-", b".", b"e1", b" ", b"\n", b"\0", b"\\",
-              b"\\u0061", b"\xff", b"null", b'"dtype":', b'"shape":', b'"U8"', b'"F16"', b'"x":1,',
-              b"18446744073709551615", b'"__metadata__":{},', b"[0,0]", b"[0]"]
     seeds = [
         (f"{{{entry('a')},{entry('b', 'F16', '[2,1]', '[1,5]')}}}".encode(), bytes(5)),
         (f'{{"__metadata__":{{"k":"v","l":"w"}},{entry("a", "I8", "[0]", "[0,0]")},{entry("b")}}}'.encode(), b"\1"),
@@ -123,7 +125,7 @@ def damaged(count):
         for _ in range(chance.choice([0, 1, 1, 1, 2])):
             at = chance.randrange(len(header) + 1)
             cut = chance.choice([0, 0, 1, 1, 2, 9])
-            header = header[:at] + chance.choice(tokens + [b""]) + header[at + cut:]
+            header = header[:at] + chance.choice(TOKENS + [b""]) + header[at + cut:]
         content = file(header, chance.choice([data] * 18 + [data[1:], data + b"x"]))
         if chance.random() < 0.05:
             content = content[:chance.randrange(len(content))]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Trains, kills with SIGKILL at a random moment, goes on, and draws, in a loop; then trains the same
-# without a stop and compares.   tests/soak.sh <folder of the programs> <minutes> [scratch folder]
+# without a stop and compares.   tests/programs/soak.sh <folder of the programs> <minutes> [scratch folder]
 # Fails if a checkpoint is lost or damaged, if the weights at the end differ from those of the run
 # that never stopped, or if a program's peak memory grows from round to round. Not part of `make test`.
 set -euo pipefail
@@ -9,13 +9,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=$1
 minutes=$2
 scratch=${3:-$(mktemp -d)}
-model=$here/../examples/stable_diffusion/assets/base
+model=$here/../../examples/stable_diffusion/assets/base
 output=$scratch/soak
 mkdir -p "$scratch"
 
 train() {  # <output folder> <steps> [flags...]; a subshell, so that `&` gives the program's own number
   exec "$bin/train_dreambooth_lora" --pretrained_model_name_or_path "$model" \
-    --instance_data_dir "$here/../examples/stable_diffusion/assets/teddy_bear" --instance_prompt "a sks bear" \
+    --instance_data_dir "$here/../../examples/stable_diffusion/assets/teddy_bear" --instance_prompt "a sks bear" \
     --output_dir "$1" --max_train_steps "$2" --train_batch_size 2 --random_flip --noise_offset 0.05 \
     --caption_dropout_rate 0.2 --checkpointing_steps 5 --checkpoints_total_limit 3 --seed 11 --device cpu "${@:3}"
 }
@@ -23,7 +23,7 @@ train() {  # <output folder> <steps> [flags...]; a subshell, so that `&` gives t
 # newest: the step of the last checkpoint, 0 if there is none.
 newest() {
   local last
-  last=$(cd "$output" 2>/dev/null && ls -d checkpoint-* 2>/dev/null | sed 's/checkpoint-//' | sort -n | tail -1)
+  last=$(find "$output" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sed 's/.*checkpoint-//' | sort -n | tail -1)
   echo "${last:-0}"
 }
 

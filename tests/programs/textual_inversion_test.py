@@ -161,28 +161,32 @@ def test_every_variant_trains_from_a_word_and_draws_with_both():
         assert loss[0].split("loss")[1] == loss[1].split("loss")[1], loss
 
 
+def fails(folder, code, expected, **changed):
+    flags = {"pretrained_model_name_or_path": MODEL, "train_data_dir": SUBJECT, "placeholder_token": "<toy>",
+             "initializer_token": "bear", "output_dir": folder / "out", "max_train_steps": 1, **changed}
+    done = run("textual_inversion", *[x for name, value in flags.items() for x in (f"--{name}", value)])
+    assert done.returncode == code and len(done.stderr.splitlines()) == 1, done
+    assert expected in done.stderr, done.stderr
+
+
 def test_bad_usage_is_one_clear_line():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-
-        def fails(code, expected, **changed):
-            flags = {"pretrained_model_name_or_path": MODEL, "train_data_dir": SUBJECT, "placeholder_token": "<toy>",
-                     "initializer_token": "bear", "output_dir": folder / "out", "max_train_steps": 1, **changed}
-            done = run("textual_inversion", *[x for name, value in flags.items() for x in (f"--{name}", value)])
-            assert done.returncode == code and len(done.stderr.splitlines()) == 1, done
-            assert expected in done.stderr, done.stderr
-
-        fails(2, "expected a word of one token", initializer_token="bear on a")
-        fails(1, "does not know yet", placeholder_token="<|endoftext|>")
-        fails(2, "object, style", learnable_property="thing")
-        fails(1, "nothing", train_data_dir=folder / "none")
-        fails(2, "safetensors, which diffusers", no_safe_serialization="")
-        fails(2, "nothing is sent anywhere", hub_token="x")
+        fails(folder, 2, "expected a word of one token", initializer_token="bear on a")
+        fails(folder, 1, "does not know yet", placeholder_token="<|endoftext|>")
+        fails(folder, 2, "object, style", learnable_property="thing")
+        fails(folder, 1, "nothing", train_data_dir=folder / "none")
+        fails(folder, 2, "safetensors, which diffusers", no_safe_serialization="")
+        fails(folder, 2, "nothing is sent anywhere", hub_token="x")
         done = run("textual_inversion", "--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT,
                    "--placeholder_token", "<toy>", "--initializer_token", "bear", "--output_dir", folder / "out",
                    "--save_as_full_pipeline", "--layerwise")
         assert done.returncode == 2 and "expected a plain word" in done.stderr, done
-        invert(folder / "word", "--layerwise", steps=1)
+
+
+def test_a_layerwise_word_of_another_unet_is_refused():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
         names = {"layers": "down_blocks.0.attentions.0"}
         save_file({"<toy>": torch.ones(1, 1, 128)}, folder / "one.safetensors", names)
         done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "x", "--output",

@@ -4,9 +4,9 @@
 #include "models/unet.h"
 #include "support.h"
 #include "training/adapters.h"
+#include "training/captions.h"
 #include "training/checkpoint.h"
 #include "training/loss.h"
-#include "training/prompts.h"
 #include "training/random.h"
 #include "training/tensorboard.h"
 
@@ -130,14 +130,19 @@ TEST_CASE("prompts of a frozen encoder are encoded once, those of one that train
   CHECK(calls == 4);
 }
 
-TEST_CASE("a pattern names layers and blocks by their dotted parts", "[adapters]") {
+TEST_CASE("a flag's pattern names the layers that the library's pattern names", "[adapters]") {
   const std::string path = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0";
-  for (const char* name : {"down_blocks", "down_blocks.1", "attn2", "to_out.0", "attn2.to_out"}) {
-    CHECK(names_layer(name, path));
+  for (const char* text : {"to_out.0", "attn2.to_out.0", "down_blocks.1.*", "attn2.*", ".*attn2.*"}) {
+    CHECK(PathPattern(text).matches(path));
   }
-  for (const char* name : {"down_blocks.0", "down", "attn", "to_out.0.1", "blocks.1"}) {
-    CHECK_FALSE(names_layer(name, path));
+  for (const char* text : {"down_blocks.1", "down_blocks.0.*", "attn2", "out.0", "to_out"}) {
+    CHECK_FALSE(PathPattern(text).matches(path));
   }
+  const auto patterns = parse_patterns("--rank_pattern", {"mid_block.*=8", "a=b=0.5"});
+  CHECK(patterns.at(0).first.text() == "mid_block.*");
+  CHECK(patterns.at(0).second == 8);
+  CHECK(patterns.at(1).first.text() == "a=b");
+  CHECK_THROWS_WITH(parse_patterns("--rank_pattern", {"to_k=0"}), ContainsSubstring("PATTERN=NUMBER"));
 }
 
 TEST_CASE("checkpoints: a failed one leaves nothing, and the others as they were", "[checkpoint]") {
@@ -162,12 +167,13 @@ TEST_CASE("checkpoints: a failed one leaves nothing, and the others as they were
   // Left by a process that is long gone; the largest process number is far below this one.
   std::filesystem::create_directory(folder.path() / ".checkpoint-12-unfinished-999999999");
   remove_unfinished_checkpoints(output);
-  prune_checkpoints(output, 2);
+  save_checkpoint(output, 200, write);  // of another run, which stays
+  prune_checkpoints(output, 2, [](const Checkpoint& checkpoint) { return checkpoint.step < 200; });
   std::set<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
     names.insert(entry.path().filename().string());
   }
-  CHECK(names == std::set<std::string>{"checkpoint-10", "checkpoint-100"});
+  CHECK(names == std::set<std::string>{"checkpoint-10", "checkpoint-100", "checkpoint-200"});
   save_checkpoint(output, 10, [](const std::string& into) { std::ofstream(into + "/new"); });
   CHECK_FALSE(std::filesystem::exists(folder.file("checkpoint-10/file")));
   CHECK(find_checkpoint(folder.file("none"), "latest").path.empty());

@@ -71,7 +71,9 @@ std::vector<Tensor> reference_start(torch::Dtype dtype = torch::kFloat) {
 
 OptimizerOptions reference_options(const std::string& name) {
   OptimizerOptions options;
-  options.name = name.substr(0, name.find('_'));
+  for (const auto& [word, kind] : optimizer_choices()) {
+    if (word == name.substr(0, name.find('_'))) options.kind = kind;
+  }
   options.beta1 = 0.8;
   options.beta2 = 0.95;
   options.decay = 0.1;
@@ -89,18 +91,18 @@ OptimizerOptions reference_options(const std::string& name) {
 
 TEST_CASE("every optimiser takes the steps of its reference implementation", "[optimizer]") {
   const Tensor gradients = references().load("gradients"), rates = references().load("rates");
-  std::set<std::string> tested;
+  std::set<OptimizerKind> tested;
   for (const std::string name : {"adamw", "adafactor", "lion", "prodigy", "prodigy_plain", "sgd"}) {
     const Tensor expected = references().load(name);
     const auto parameters = reference_start(expected.scalar_type());
     ParameterBank bank(parameters);
     const auto options = reference_options(name);
     const auto optimizer = make_optimizer(options, bank.slices()[0]);
-    tested.insert(options.name);
+    tested.insert(options.kind);
     for (int64_t i = 0; i < gradients.size(0); ++i) {
       INFO(name << " at step " << i);
       bank.gradients().copy_(gradients[i]);
-      const double factor = options.name == "prodigy" ? 50 : 1;
+      const double factor = options.kind == OptimizerKind::prodigy ? 50 : 1;
       optimizer->step(bank.values(), bank.gradients(), factor * rates[i].item<double>());
       // The same operations in another order; Prodigy's are in fp64.
       CHECK(close(bank.values(), expected[i], 1e-6));
@@ -109,12 +111,12 @@ TEST_CASE("every optimiser takes the steps of its reference implementation", "[o
     CHECK(moved.norm().item<double>() > 1e-3 * start.norm().item<double>());
     CHECK(close(moved, expected[gradients.size(0) - 1] - start, 1e-5));
   }
-  CHECK(tested == std::set<std::string>(optimizer_names().begin(), optimizer_names().end()));
+  CHECK(tested.size() == optimizer_choices().size());
 }
 
 TEST_CASE("every optimiser goes on from its saved state, bit for bit", "[optimizer]") {
   const Tensor gradients = references().load("gradients");
-  for (const auto& name : optimizer_names()) {
+  for (const auto& name : cli::words_of(optimizer_choices())) {
     const auto run = [&](int64_t stop) {
       const auto parameters = reference_start();
       ParameterBank bank(parameters);
@@ -145,10 +147,6 @@ TEST_CASE("an optimiser's state does not fit another optimiser or other paramete
   state["x.velocity"] = torch::zeros({3});
   const auto sgd = make_optimizer(reference_options("sgd"), slice);
   CHECK_THROWS_WITH(sgd->load_state(state, "x."), ContainsSubstring("expected shape [35], got [3]"));
-  auto options = reference_options("adamw");
-  options.name = "adan";
-  CHECK_THROWS_WITH(make_optimizer(options, slice),
-                    ContainsSubstring("adamw, adafactor, lion, prodigy, sgd, got 'adan'"));
 }
 
 TEST_CASE("a bank's groups keep their parameters apart, each with its rate", "[optimizer]") {
@@ -166,15 +164,14 @@ TEST_CASE("a bank's groups keep their parameters apart, each with its rate", "[o
 }
 
 TEST_CASE("learning rates are diffusers' at every step", "[optimizer]") {
-  for (const auto& name : LearningRate::schedules()) {
+  for (const auto& [name, kind] : schedule_choices()) {
     const Tensor expected = references().load("schedule." + name);
-    const LearningRate schedule(name, 0.5, 4, 25, /*cycles=*/3, /*power=*/2);
+    const LearningRate schedule(kind, 0.5, 4, 25, /*cycles=*/3, /*power=*/2);
     for (int64_t step = 0; step < expected.numel(); ++step) {
       INFO(name << " at " << step);
       CHECK(std::abs(schedule.at(step) - expected[step].item<double>()) < 1e-12);
     }
   }
-  CHECK_THROWS_WITH(LearningRate("linea", 1, 0, 1), ContainsSubstring("got 'linea'"));
 }
 
 TEST_CASE("the loss scaler skips an overflow, halves, and unscales", "[optimizer]") {

@@ -8,12 +8,15 @@
 #include <cmath>
 #include <functional>
 
+#include "support/cli/fmt.h"
+
 namespace generation {
 
 namespace {
 
 // Where a value goes, if it is one.
-using Setter = std::function<bool(const std::string& value, Flags&, std::optional<double>&)>;
+using Setter =
+    std::function<bool(const std::string& value, GenerationOptions&, std::optional<double>&)>;
 
 struct Kind {
   std::string name, shown;  // A1111's word for it
@@ -36,51 +39,60 @@ std::optional<Number> read(const std::string& text) {
 // A setter for a number from `least` to `most`.
 template <typename Number, typename Field>
 Setter into(Field field, Number least, Number most) {
-  return [=](const std::string& text, Flags& flags, std::optional<double>&) {
+  return [=](const std::string& text, GenerationOptions& options, std::optional<double>&) {
     const auto value = read<Number>(text);
     if (!value || *value < least || *value > most) return false;
-    flags.*field = *value;
+    field(options) = *value;
     return true;
   };
 }
 
-bool set_lora_weight(const std::string& text, Flags&, std::optional<double>& weight) {
+bool read_lora_weight(const std::string& text, GenerationOptions&, std::optional<double>& weight) {
   weight = read<double>(text);
   return weight.has_value();
 }
 
-bool set_scheduler(const std::string& text, Flags& flags, std::optional<double>&) {
+bool set_scheduler(const std::string& text, GenerationOptions& options, std::optional<double>&) {
   const auto names = sd::scheduler_names();
-  flags.scheduler = text;
+  options.sample.scheduler(text);
   return std::find(names.begin(), names.end(), text) != names.end();
 }
 
 const std::vector<Kind>& kinds() {
+  using Options = GenerationOptions;
   const double large = 1e9;
   const int64_t many = int64_t{1} << 40;
   static const std::vector<Kind> all{
-      {"lora_weight", "LoRA weight", "a number", set_lora_weight},
-      {"seed", "Seed", "a whole number", into<uint64_t>(&Flags::seed, 0, UINT64_MAX)},
+      {"lora_weight", "LoRA weight", "a number", read_lora_weight},
+      {"seed", "Seed", "a whole number",
+       into<uint64_t>(
+           [](Options & o) -> auto& { return o.seed; }, 0, UINT64_MAX)},
       {"steps", "Steps", "a whole number from 1",
-       into<int64_t>(&Flags::num_inference_steps, 1, many)},
-      {"guidance", "CFG Scale", "a number", into<double>(&Flags::guidance_scale, -large, large)},
-      {"strength", "Denoising", "a number from 0 to 1", into<double>(&Flags::strength, 0.0, 1.0)},
-      {"clip_skip", "Clip skip", "a whole number", into<int64_t>(&Flags::clip_skip, 0, many)},
+       into<int64_t>(
+           [](Options & o) -> auto& { return o.sample.num_inference_steps(); }, 1, many)},
+      {"guidance", "CFG Scale", "a number",
+       into<double>(
+           [](Options & o) -> auto& { return o.sample.guidance_scale(); }, -large, large)},
+      {"strength", "Denoising", "a number from 0 to 1",
+       into<double>(
+           [](Options & o) -> auto& { return o.sample.strength(); }, 0.0, 1.0)},
+      {"clip_skip", "Clip skip", "a whole number",
+       into<int64_t>(
+           [](Options & o) -> auto& { return o.sample.clip_skip(); }, 0, many)},
       {"scheduler", "Sampler", "a scheduler's name", set_scheduler}};
   return all;
 }
 
 const Kind& kind_of(const std::string& name) {
   std::vector<std::string> names;
-  std::string list;
   for (const auto& kind : kinds()) {
     if (kind.name == name) return kind;
     names.push_back(kind.name);
-    list += (list.empty() ? "" : ", ") + kind.name;
   }
   const std::string near = cli::closest(name, names);
-  TORCH_CHECK_VALUE(false, "--xy: expected one of ", list, ", got '", name, "'",
-                    near.empty() ? "" : "; hint: did you mean '" + near + "'?");
+  TORCH_CHECK_VALUE(
+      false, fmt::format("--xy: expected one of {}, got '{}'{}", fmt::join(names, ", "), name,
+                         near.empty() ? "" : fmt::format("; hint: did you mean '{}'?", near)));
 }
 
 }  // namespace
@@ -95,9 +107,9 @@ std::vector<Axis> parse_axes(const std::vector<std::string>& texts) {
     const Axis axis{text.substr(0, equals), split_list(text.substr(equals + 1))};
     const Kind& kind = kind_of(axis.name);
     for (const auto& value : axis.values) {
-      Flags flags;
+      GenerationOptions options;
       std::optional<double> weight;
-      TORCH_CHECK_VALUE(kind.set(value, flags, weight), "--xy: expected ", kind.expected, " for ",
+      TORCH_CHECK_VALUE(kind.set(value, options, weight), "--xy: expected ", kind.expected, " for ",
                         axis.name, ", got '", value, "'");
     }
     axes.push_back(axis);
@@ -107,18 +119,17 @@ std::vector<Axis> parse_axes(const std::vector<std::string>& texts) {
   return axes;
 }
 
-void apply_axis(const Axis& axis, std::size_t i, Flags& flags, std::optional<double>& lora_weight) {
-  kind_of(axis.name).set(axis.values.at(i), flags, lora_weight);
+void apply_axis(const Axis& axis, std::size_t i, GenerationOptions& options,
+                std::optional<double>& lora_weight) {
+  kind_of(axis.name).set(axis.values.at(i), options, lora_weight);
 }
 
 std::vector<std::pair<std::string, std::string>> axis_fields(const std::vector<Axis>& axes) {
   std::vector<std::pair<std::string, std::string>> fields{{"Script", "X/Y/Z plot"}};
   for (std::size_t i = 0; i < axes.size(); ++i) {
     const std::string letter = i == 0 ? "X" : "Y";
-    std::string values;
-    for (const auto& value : axes[i].values) values += (values.empty() ? "" : ", ") + value;
     fields.emplace_back(letter + " Type", kind_of(axes[i].name).shown);
-    fields.emplace_back(letter + " Values", values);
+    fields.emplace_back(letter + " Values", fmt::format("{}", fmt::join(axes[i].values, ", ")));
   }
   return fields;
 }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "generation/flags.h"
+#include "generation/options.h"
 
 namespace generation {
 
@@ -22,8 +22,9 @@ struct Axis {
 /// value of the wrong kind, or more than two axes
 std::vector<Axis> parse_axes(const std::vector<std::string>& texts);
 
-/// Sets the flag of an axis; "lora_weight" sets the number instead.
-void apply_axis(const Axis& axis, std::size_t i, Flags& flags, std::optional<double>& lora_weight);
+/// Sets the option of an axis; "lora_weight" sets the number instead.
+void apply_axis(const Axis& axis, std::size_t i, GenerationOptions& options,
+                std::optional<double>& lora_weight);
 
 /// A1111's words for the axes: "Script: X/Y/Z plot, X Type: Seed, X Values: 1,2".
 std::vector<std::pair<std::string, std::string>> axis_fields(const std::vector<Axis>& axes);

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "support/cli/app.h"
+#include "support/cli/fmt.h"
 
 namespace generation {
 
@@ -54,14 +55,12 @@ std::vector<fs::path> loras_below(const std::string& folder) {
 std::string hint_for(const std::string& name, const std::vector<std::string>& stems,
                      const std::string& folder) {
   if (folder.empty()) return "give the folder of your LoRA files as --lora_dir";
-  if (stems.empty()) return "'" + folder + "' holds no LoRA files";
+  if (stems.empty()) return fmt::format("'{}' holds no LoRA files", folder);
   const std::string near = cli::closest(name, stems);
-  if (!near.empty()) return "did you mean '" + near + "'?";
-  std::string list;
-  for (std::size_t i = 0; i < std::min(stems.size(), kShownNames); ++i) {
-    list += (i > 0 ? ", " : "") + stems[i];
-  }
-  return "there are " + list + (stems.size() > kShownNames ? ", ..." : "");
+  if (!near.empty()) return fmt::format("did you mean '{}'?", near);
+  const auto end = stems.begin() + static_cast<std::ptrdiff_t>(std::min(stems.size(), kShownNames));
+  return fmt::format("there are {}{}", fmt::join(stems.begin(), end, ", "),
+                     stems.size() > kShownNames ? ", ..." : "");
 }
 
 }  // namespace

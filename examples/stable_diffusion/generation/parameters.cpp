@@ -2,15 +2,15 @@
 #include "generation/parameters.h"
 
 #include <c10/util/Exception.h>
-#include <lightlora/version.h>
+#include <lightlora/config.h>
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "generation/lora_tags.h"
+#include "support/cli/fmt.h"
 #include "support/images/png.h"
 
 namespace generation {
@@ -26,13 +26,6 @@ const std::pair<const char*, const char*> kSamplers[] = {
 constexpr const char* kKarras = " Karras";
 constexpr const char* kNegative = "Negative prompt:";
 constexpr const char* kFileSeparator = "; ";
-
-// The shortest text that reads back as the same number.
-std::string number(double value) {
-  char buffer[32];
-  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value).ptr;
-  return {buffer, end};
-}
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -75,15 +68,17 @@ std::vector<std::pair<std::string, std::string>> parse_fields(const std::string&
   return fields;
 }
 
-std::string sampler_name(const Flags& flags) {
+std::string sampler_name(const GenerationOptions& options) {
   for (const auto& [name, shown] : kSamplers) {
-    if (flags.scheduler == name || flags.scheduler == std::string(name) + "_karras") return shown;
+    if (options.sample.scheduler() == name ||
+        options.sample.scheduler() == fmt::format("{}_karras", name))
+      return shown;
   }
-  return flags.scheduler;
+  return options.sample.scheduler();
 }
 
-bool uses_karras(const Flags& flags) {
-  return flags.use_karras_sigmas || ends_with(flags.scheduler, "_karras");
+bool uses_karras(const GenerationOptions& options) {
+  return options.sample.use_karras_sigmas() || ends_with(options.sample.scheduler(), "_karras");
 }
 
 // The words of our flags for A1111's sampler, which may name the noise levels too.
@@ -129,19 +124,13 @@ bool read_field(const std::string& name, const std::string& value,
     if (value == "Karras") settings["use_karras_sigmas"] = "true";
     return value == "Karras" || value == "Automatic";
   } else if (name == "Clip skip") {
-    settings["clip_skip"] = std::to_string(std::max(std::atoi(value.c_str()) - 1, 0));
+    settings["clip_skip"] = fmt::to_string(std::max(std::atoi(value.c_str()) - 1, 0));
   } else if (name == "Batch index" && split != std::string::npos) {
     settings["num_images_per_prompt"] = value.substr(split + 1);
   } else {
     return name == "Version" || name == "Model" || name == "LoRA files" || name == "Learned embeds";
   }
   return true;
-}
-
-std::string joined(const std::vector<std::string>& files) {
-  std::string text;
-  for (const auto& file : files) text += (text.empty() ? "" : kFileSeparator) + file;
-  return text;
 }
 
 // The files of such a text; none if there is no text.
@@ -173,9 +162,9 @@ void set_flag(cli::App& app, const std::string& flag, const std::string& value,
 
 std::string Parameters::text() const {
   std::string result = prompt + "\n";
-  if (!negative_prompt.empty()) result += kNegative + (" " + negative_prompt) + "\n";
+  if (!negative_prompt.empty()) result += fmt::format("{} {}\n", kNegative, negative_prompt);
   for (std::size_t i = 0; i < fields.size(); ++i) {
-    result += (i > 0 ? ", " : "") + fields[i].first + ": " + quoted(fields[i].second);
+    result += fmt::format("{}{}: {}", i > 0 ? ", " : "", fields[i].first, quoted(fields[i].second));
   }
   return result;
 }
@@ -214,45 +203,46 @@ Parameters parse_parameters(const std::string& text, const std::string& source) 
   return result;
 }
 
-Parameters describe(const Flags& flags, const std::vector<sd::LoRAChoice>& loras,
+Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRAChoice>& loras,
                     const DrawnPicture& picture) {
-  Parameters result{flags.prompt, flags.negative_prompt, {}};
-  std::string files;
-  const bool tags = flags.prompt_syntax != "plain";
-  const auto present = tags ? take_lora_tags(flags.prompt).tags.size() : 0;
+  Parameters result{options.sample.prompt(), options.sample.negative_prompt(), {}};
+  std::vector<std::string> files;
+  const bool tags = options.syntax() == sd::PromptSyntax::a1111;
+  const auto present = tags ? take_lora_tags(options.sample.prompt()).tags.size() : 0;
   for (std::size_t i = 0; i < loras.size(); ++i) {  // those of the prompt come first
-    files += (i > 0 ? kFileSeparator : "") + loras[i].path + ":" + number(loras[i].weight);
+    files.push_back(fmt::format("{}:{}", loras[i].path, loras[i].weight));
     if (i < present || !tags) continue;
-    result.prompt += " <lora:" + lora_stem(loras[i].path) + ":" + number(loras[i].weight) + ">";
+    result.prompt += fmt::format(" <lora:{}:{}>", lora_stem(loras[i].path), loras[i].weight);
   }
   const auto add = [&](const std::string& name, const std::string& value) {
     if (!value.empty()) result.fields.emplace_back(name, value);
   };
-  add("Steps", std::to_string(flags.num_inference_steps));
-  add("Sampler", sampler_name(flags));
-  add("Schedule type", uses_karras(flags) ? "Karras" : "");
-  add("CFG scale", number(flags.guidance_scale));
-  add("Seed", std::to_string(picture.seed));
-  add("Size", std::to_string(picture.width) + "x" + std::to_string(picture.height));
-  const auto model = std::filesystem::path(flags.model).lexically_normal();
+  add("Steps", fmt::to_string(options.sample.num_inference_steps()));
+  add("Sampler", sampler_name(options));
+  add("Schedule type", uses_karras(options) ? "Karras" : "");
+  add("CFG scale", fmt::to_string(options.sample.guidance_scale()));
+  add("Seed", fmt::to_string(picture.seed));
+  add("Size", fmt::format("{}x{}", picture.width, picture.height));
+  const auto model = std::filesystem::path(options.model.path).lexically_normal();
   add("Model", (model.has_filename() ? model : model.parent_path()).stem().string());
-  if (!flags.image.empty()) add("Denoising strength", number(flags.strength));
-  add("Init image", flags.image);
-  if (flags.clip_skip > 0) add("Clip skip", std::to_string(flags.clip_skip + 1));
-  if (flags.eta > 0) add("Eta", number(flags.eta));
-  add("Timestep spacing", flags.timestep_spacing);
-  add("Prompt syntax", tags ? "" : flags.prompt_syntax);
-  add("Initial latents", flags.initial_latents);
+  if (!options.image.empty()) add("Denoising strength", fmt::to_string(options.sample.strength()));
+  add("Init image", options.image);
+  if (options.sample.clip_skip() > 0)
+    add("Clip skip", fmt::to_string(options.sample.clip_skip() + 1));
+  if (options.sample.eta() > 0) add("Eta", fmt::to_string(options.sample.eta()));
+  add("Timestep spacing", options.sample.timestep_spacing());
+  add("Prompt syntax", tags ? "" : "plain");
+  add("Initial latents", options.initial_latents);
   if (picture.count > 1) {
-    add("Batch index", std::to_string(picture.index) + "/" + std::to_string(picture.count));
+    add("Batch index", fmt::format("{}/{}", picture.index, picture.count));
   }
-  add("LoRA files", files);
-  add("Learned embeds", joined(flags.learned_embeds));
-  add("Version", std::string("lightlora ") + LIGHTLORA_VERSION);
+  add("LoRA files", fmt::format("{}", fmt::join(files, kFileSeparator)));
+  add("Learned embeds", fmt::format("{}", fmt::join(options.learned_embeds, kFileSeparator)));
+  add("Version", fmt::format("lightlora {}", LIGHTLORA_VERSION));
   return result;
 }
 
-PngSettings apply_png(const std::string& path, cli::App& app, Flags& flags) {
+PngSettings apply_png(const std::string& path, cli::App& app, GenerationOptions& options) {
   const auto texts = images::read_png_text(path);
   const auto found = texts.find("parameters");
   TORCH_CHECK(found != texts.end(), "'", path,
@@ -273,14 +263,14 @@ PngSettings apply_png(const std::string& path, cli::App& app, Flags& flags) {
                              app.get_option("--num_images_per_prompt")->count() >
                          0;
   if (const auto* index = parameters.find("Batch index"); index && !own_seeds) {
-    flags.batch_position = std::atoll(index->c_str());
+    options.sample.batch_position(std::atoll(index->c_str()));
   } else {
     settings.erase("num_images_per_prompt");
   }
   for (const auto& [flag, value] : settings) set_flag(app, flag, value, path);
   result.lora_files = listed(parameters.find("LoRA files"));
-  if (flags.learned_embeds.empty()) {
-    flags.learned_embeds = listed(parameters.find("Learned embeds"));
+  if (options.learned_embeds.empty()) {
+    options.learned_embeds = listed(parameters.find("Learned embeds"));
   }
   return result;
 }

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "support/cli/app.h"
-#include "generation/flags.h"
+#include "generation/options.h"
 #include "pipeline/lora.h"
+#include "support/cli/app.h"
 
 // The settings of a picture in the form that A1111's web UI writes into PNG files, key
 // "parameters":
@@ -39,17 +39,17 @@ struct DrawnPicture {
 
 /// The settings of one picture. The files in `loras` stand as tags behind the prompt, unless it has
 /// them, so that A1111 finds its own files of these names.
-Parameters describe(const Flags& flags, const std::vector<sd::LoRAChoice>& loras,
+Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRAChoice>& loras,
                     const DrawnPicture& picture);
 
-/// What a PNG file asks for beside the flags.
+/// What a PNG file asks for beside the options.
 struct PngSettings {
   std::vector<std::string> lora_files;  ///< where the tags' files were, as FILE:WEIGHT
   std::vector<std::string> ignored;     ///< fields that mean nothing here
 };
 
-/// Sets the flags that were not given on the command line from the "parameters" of a PNG file.
+/// Sets the options that were not given on the command line from the "parameters" of a PNG file.
 /// Errors: c10::Error if the file has none; c10::ValueError for a value that its flag refuses
-PngSettings apply_png(const std::string& path, cli::App& app, Flags& flags);
+PngSettings apply_png(const std::string& path, cli::App& app, GenerationOptions& options);
 
 }  // namespace generation

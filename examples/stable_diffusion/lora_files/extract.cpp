@@ -6,8 +6,9 @@
 #include <set>
 #include <utility>
 
-#include "support/cli/progress.h"
 #include "pipeline/pipeline.h"
+#include "support/cli/fmt.h"
+#include "support/cli/progress.h"
 
 namespace lora_files {
 namespace {
@@ -64,10 +65,10 @@ class Extractor {
             const std::vector<std::string>& names) {
     const auto differences = compare(base, tuned, names);
     if (!differences.others.empty()) {
-      result_.notices.push_back(
-          std::to_string(differences.others.size()) + " other tensors of the " + component +
-          " differ too, the first is '" + differences.others.front() +
-          "'; layers among them can be asked for by name, biases and norms have no place in a LoRA");
+      result_.notices.push_back(fmt::format(
+          "{} other tensors of the {} differ too, the first is '{}'; layers among them can be asked for "
+          "by name, biases and norms have no place in a LoRA",
+          differences.others.size(), component, differences.others.front()));
     }
     if (differences.selected.empty()) return;
     cli::Progress progress("Extracting the " + component,
@@ -87,7 +88,7 @@ class Extractor {
 
   void finish() {
     TORCH_CHECK(!result_.components.empty(), "'", options_.tuned, "': expected a model that differs ",
-                "from '", options_.base.model, "' in the selected layers, got equal ones; hint: ",
+                "from '", options_.base.path, "' in the selected layers, got equal ones; hint: ",
                 result_.notices.empty() ? "is it the right file?" : result_.notices.front());
     for (const auto& [component, state] : result_.components) {
       for (const auto& layer : state) energy_.kept += squared_norm(layer);
@@ -102,12 +103,9 @@ class Extractor {
 };
 
 sd::StableDiffusion load(const std::string& model, const ExtractOptions& options, bool unet) {
-  return sd::StableDiffusion(model, sd::StableDiffusionOptions()
-                                        .model_config(options.base.model_config)
-                                        .allow_trailing_bytes(options.base.allow_trailing_bytes)
-                                        .load_unet(unet)
-                                        .load_vae(false)
-                                        .load_text_encoder(!unet));
+  auto load = options.base.load;
+  load.pack_weights(sd::PackWeights::off).load_unet(unet).load_vae(false).load_text_encoder(!unet);
+  return sd::StableDiffusion(model, load);
 }
 
 }  // namespace
@@ -116,11 +114,11 @@ Extracted extract(const ExtractOptions& options) {
   Extracted result;
   Extractor extractor(options, result);
   {
-    auto base = load(options.base.model, options, /*unet=*/true);
+    auto base = load(options.base.path, options, /*unet=*/true);
     auto tuned = load(options.tuned, options, /*unet=*/true);
     extractor.take("unet", *base.unet(), *tuned.unet(), options.unet);
   }
-  auto base = load(options.base.model, options, /*unet=*/false);
+  auto base = load(options.base.path, options, /*unet=*/false);
   auto tuned = load(options.tuned, options, /*unet=*/false);
   extractor.take("text_encoder", *base.text_encoder(), *tuned.text_encoder(), options.text_encoder);
   extractor.finish();

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/model_flags.h"
 #include "lora_files/combine.h"
+#include "pipeline/model_options.h"
 
 namespace lora_files {
 
@@ -15,7 +15,7 @@ namespace lora_files {
 /// defaults are those that kohya's sd-scripts extract.
 struct ExtractOptions {
   std::string tuned;      ///< the fine-tuned model: a folder or a single file
-  sd::ModelFlags base;   ///< the model that it was made from; its configuration counts for both
+  sd::ModelOptions base;  ///< the model that it was made from; its configuration counts for both
   std::vector<std::string> unet{"to_q",          "to_k",     "to_v",    "to_out.0",
                                 "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"};
   std::vector<std::string> text_encoder{"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"};

@@ -3,6 +3,8 @@
 
 #include <c10/util/Exception.h>
 
+#include "pipeline/device.h"
+
 namespace lora_files {
 namespace {
 
@@ -11,7 +13,7 @@ void check_extract(const Flags& flags) {
   TORCH_CHECK_VALUE(flags.inputs.empty() != extract.tuned.empty(),
                     "--input and --extract_from: expected one of the two, got ",
                     flags.inputs.empty() ? "neither" : "both");
-  TORCH_CHECK_VALUE(extract.tuned.empty() == extract.base.model.empty(),
+  TORCH_CHECK_VALUE(extract.tuned.empty() == extract.base.path.empty(),
                     "--extract_from and --base: expected both or neither, got one of them");
   TORCH_CHECK_VALUE(extract.tuned.empty() || flags.rank || flags.energy,
                     "--extract_from: expected --rank or --energy beside it, got neither; hint: "
@@ -48,12 +50,12 @@ void add_flags(cli::App& app, Flags& f) {
   app.add_flag("--ignore_unmatched", f.ignore_unmatched,
                "Read the layers that are understood and list the other tensors, instead of refusing "
                "the file");
-  sd::add_single_file_flags(app, f.extract.base);
+  sd::bind_single_file(app, f.extract.base);
   app.group("Extracting");
-  auto* extract_from = app.add_option("--extract_from", f.extract.tuned,
+  auto extract_from = app.add_option("--extract_from", f.extract.tuned,
                  "Instead of --input: a fine-tuned model, folder or single file, whose difference to "
                  "--base becomes the LoRA; with --rank or --energy");
-  app.add_option("--base", f.extract.base.model, "The model that it was fine-tuned from");
+  app.add_option("--base", f.extract.base.path, "The model that it was fine-tuned from");
   app.add_option("--target_modules", f.extract.unet,
                  "Layers of the UNet by name or end of name, such as to_q or conv1; may be repeated")
       ->needs(extract_from);
@@ -68,8 +70,7 @@ void add_flags(cli::App& app, Flags& f) {
                  "Cut each layer to the least rank that keeps this share of its energy (the sum of "
                  "the squared singular values), such as 0.99; with --rank, to at most that rank")
       ->check(cli::between(0, 1));
-  app.add_option("--dtype", f.dtype, "Precision of the values written")
-      ->check(cli::one_of({"fp32", "fp16", "bf16"}));
+  app.add_choice("--dtype", f.dtype, sd::dtype_choices(), "Precision of the values written");
   app.add_flag("--embed_aux", f.embed_aux,
                "native: also write the frozen bases, which are otherwise made from their seed");
   app.add_flag("--flat_text_encoder", f.flat_text_encoder,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -15,7 +17,8 @@ namespace lora_files {
 /// What convert_lora was asked for.
 struct Flags {
   std::vector<std::string> inputs;
-  std::string output, to, dtype = "fp32";
+  std::string output, to;
+  c10::ScalarType dtype = c10::kFloat;
   std::optional<int64_t> rank;   ///< to cut each layer to
   std::optional<double> energy;  ///< share of the squared singular values to keep
   ExtractOptions extract;

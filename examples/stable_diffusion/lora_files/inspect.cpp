@@ -3,13 +3,12 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <iomanip>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <vector>
 
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 
 namespace lora_files {
@@ -32,19 +31,16 @@ int64_t values_of(const LayerState& layer) {
   return sum;
 }
 
-// "4" or "4 to 16".
+// "4" or "4 to 16", with the six digits that streams show too.
 template <typename Value>
 std::string range_text(const std::set<Value>& values) {
-  std::ostringstream text;
-  text << *values.begin();
-  if (values.size() > 1) text << " to " << *values.rbegin();
-  return text.str();
+  const auto text = [](Value value) { return fmt::format("{:.6g}", static_cast<double>(value)); };
+  const auto least = text(*values.begin());
+  return values.size() > 1 ? fmt::format("{} to {}", least, text(*values.rbegin())) : least;
 }
 
 std::string list_text(const std::set<std::string>& values) {
-  std::string text;
-  for (const auto& value : values) text += (text.empty() ? "" : ", ") + value;
-  return text;
+  return fmt::format("{}", fmt::join(values, ", "));
 }
 
 // What several layers have in common.
@@ -76,18 +72,18 @@ std::string kind_of(const std::string& name) {
   return name;
 }
 
-void print_row(std::ostream& out, const std::string& name, const std::string& value) {
-  out << name << std::string(name.size() < 12 ? 12 - name.size() : 1, ' ') << value << "\n";
+void print_row(const std::string& name, const std::string& value) {
+  fmt::print("{:<11} {}\n", name, value);
 }
 
-void print_table(std::ostream& out, const lightlora::Components& components) {
+void print_table(const lightlora::Components& components) {
   std::vector<std::vector<std::string>> rows{
       {"component", "kind", "layers", "method", "rank", "alpha", "values"}};
   for (const auto& [component, state] : components) {
     std::map<std::string, Summary> kinds;
     for (const auto& layer : state) kinds[kind_of(layer.layer.name)].add(layer);
     for (const auto& [kind, sum] : kinds) {
-      rows.push_back({component.empty() ? "(unnamed)" : component, kind, std::to_string(sum.layers),
+      rows.push_back({component.empty() ? "(unnamed)" : component, kind, fmt::to_string(sum.layers),
                       list_text(sum.methods), range_text(sum.ranks), range_text(sum.alphas),
                       cli::format_count(sum.values)});
     }
@@ -99,9 +95,9 @@ void print_table(std::ostream& out, const lightlora::Components& components) {
   for (const auto& row : rows) {
     std::string line;
     for (size_t i = 0; i < row.size(); ++i) {
-      line += row[i] + std::string(widths[i] + 2 - row[i].size(), ' ');
+      line += fmt::format("{:<{}}", row[i], widths[i] + 2);
     }
-    out << line.substr(0, line.find_last_not_of(' ') + 1) << "\n";
+    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
   }
 }
 
@@ -112,37 +108,34 @@ std::string hash_of(const std::string& path) {
 
 }  // namespace
 
-void print_contents(std::ostream& out, const std::string& path,
-                    const lightlora::AdapterFile& contents) {
-  print_row(out, "file", path);
-  print_row(out, "dialect", list_text(contents.dialects));
-  print_row(out, "size", cli::format_bytes(contents.bytes) + " in " +
-                             std::to_string(contents.tensors) + " tensors");
-  print_row(out, "dtype", list_text(contents.dtypes));
-  if (const auto hash = hash_of(path); !hash.empty()) print_row(out, "sha256", hash);
+void print_contents(const std::string& path, const lightlora::AdapterFile& contents) {
+  print_row("file", path);
+  print_row("dialect", list_text(contents.dialects));
+  print_row("size", fmt::format("{} in {} tensors", cli::format_bytes(contents.bytes), contents.tensors));
+  print_row("dtype", list_text(contents.dtypes));
+  if (const auto hash = hash_of(path); !hash.empty()) print_row("sha256", hash);
   for (const auto& [name, state] : contents.components) {
     if (state.empty()) continue;
     Summary sum;
     for (const auto& layer : state) sum.add(layer);
-    print_row(out, name.empty() ? "(unnamed)" : name,
-              std::to_string(sum.layers) + " layers, " + list_text(sum.methods) + ", rank " +
-                  range_text(sum.ranks) + ", alpha " + range_text(sum.alphas) + ", scale " +
-                  range_text(sum.scales) + ", " + cli::format_count(sum.values) + " values");
+    print_row(name.empty() ? "(unnamed)" : name,
+              fmt::format("{} layers, {}, rank {}, alpha {}, scale {}, {} values", sum.layers,
+                          list_text(sum.methods), range_text(sum.ranks), range_text(sum.alphas),
+                          range_text(sum.scales), cli::format_count(sum.values)));
   }
-  if (!contents.embeddings.empty()) print_row(out, "embeddings", list_text(contents.embeddings));
+  if (!contents.embeddings.empty()) print_row("embeddings", list_text(contents.embeddings));
   if (!contents.ignored.empty()) {
-    print_row(out, "ignored", std::to_string(contents.ignored.size()) + " tensors: " +
-                                  list_text({contents.ignored.begin(), contents.ignored.end()}));
+    print_row("ignored", fmt::format("{} tensors: {}", contents.ignored.size(),
+                                     list_text({contents.ignored.begin(), contents.ignored.end()})));
   }
   std::set<std::string> keys;
   for (const auto& item : contents.metadata) keys.insert(item.first);
-  print_row(out, "metadata", keys.empty() ? "none" : list_text(keys));
-  out << "\n";
-  print_table(out, contents.components);
+  print_row("metadata", keys.empty() ? "none" : list_text(keys));
+  fmt::print("\n");
+  print_table(contents.components);
 }
 
-void print_json(std::ostream& out, const std::string& path,
-                const lightlora::AdapterFile& contents) {
+void print_json(const std::string& path, const lightlora::AdapterFile& contents) {
   nlohmann::ordered_json json{{"file", path},
                               {"dialects", contents.dialects},
                               {"bytes", contents.bytes},
@@ -168,7 +161,7 @@ void print_json(std::ostream& out, const std::string& path,
                         {"values", values_of(layer)}});
     }
   }
-  out << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+  fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
 }  // namespace lora_files

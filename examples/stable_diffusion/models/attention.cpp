@@ -63,7 +63,7 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context
     return attend_to(all[0], {all[1], all[2]});
   }
   const bool repeats = !is_training() && !at::GradMode::is_enabled();
-  const bool adapted = !to_k->active_adapters().empty() || !to_v->active_adapters().empty();
+  const bool adapted = lightlora::is_adapted(to_k->weight) || lightlora::is_adapted(to_v->weight);
   return attend(x, repeats && !adapted ? project_once(context) : project(context));
 }
 

@@ -35,4 +35,8 @@ c10::ScalarType pick_dtype(const std::string& name) {
   return c10::kBFloat16;
 }
 
+cli::Choices<c10::ScalarType> dtype_choices() {
+  return {{"fp32", c10::kFloat}, {"fp16", c10::kHalf}, {"bf16", c10::kBFloat16}};
+}
+
 }  // namespace sd

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "support/cli/choices.h"
+
 namespace sd {
 
 /// The words that `pick_device` and `pick_dtype` take, for flags.
@@ -19,5 +21,8 @@ c10::Device pick_device(const std::string& name);
 
 /// "fp32", "fp16" or "bf16". Errors: c10::ValueError for another word
 c10::ScalarType pick_dtype(const std::string& name);
+
+/// The same words with their meaning, for flags.
+cli::Choices<c10::ScalarType> dtype_choices();
 
 }  // namespace sd

@@ -13,9 +13,20 @@ namespace sd {
 
 namespace {
 
+// A file that is chosen twice makes two sets.
+std::string set_name(const lightlora::Patched& handle, const std::string& path) {
+  std::string name = path;
+  for (const auto& taken : handle ? handle->sets() : std::vector<std::string>()) {
+    if (taken == name) name += " again";
+  }
+  return name;
+}
+
 // Adds one file's adapters to a model's handle, and makes the handle if there is none.
-void add(lightlora::Patched& handle, torch::nn::Module& model, const std::string& name,
-         const lightlora::AdapterState& state, const std::string& path) {
+void add(lightlora::Patched& handle, torch::nn::Module& model, const LoRAChoice& choice,
+         const lightlora::AdapterState& state, std::map<std::string, double>& weights) {
+  const std::string name = set_name(handle, choice.path);
+  weights[name] = choice.weight;
   try {
     if (handle) {
       handle->add(name, state);
@@ -23,15 +34,13 @@ void add(lightlora::Patched& handle, torch::nn::Module& model, const std::string
       handle = lightlora::patch(model, state, name);
     }
   } catch (const c10::Error& error) {
-    TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
+    TORCH_CHECK(false, "'", choice.path, "': ", error.what_without_backtrace());
   }
 }
 
-void merge(lightlora::Patched& handle, const std::map<std::string, double>& weights) {
+void merge(const lightlora::Patched& handle, const std::map<std::string, double>& weights) {
   if (!handle) return;
-  std::map<std::string, double> own;
-  for (const auto& name : handle->active()) own[name.first] = weights.at(name.first);
-  handle->set_active(own);
+  handle->set_active(weights);
   handle->merge(/*safe=*/true);
 }
 
@@ -46,44 +55,38 @@ LoRAChoice parse_lora(const std::string& text) {
   return {text.substr(0, colon), weight};
 }
 
-LoadedLoRAs merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
-                        std::optional<int64_t> split_rank) {
-  LoadedLoRAs loaded;
-  std::map<std::string, double> weights;
-  const auto options = lightlora::ReadOptions().allow_trailing_bytes(
-      pipeline.options().allow_trailing_bytes());
-  for (std::size_t i = 0; i < choices.size(); ++i) {
-    const auto& [path, weight] = choices[i];
-    const std::string name = std::to_string(i) + " " + path;
-    weights[name] = weight;
-    auto contents = lightlora::read_adapters(path, options);
-    for (auto& [component, state] : contents.components) {
-      const auto adapters = split_rank ? lightlora::cut(state, lightlora::Keep::rank(*split_rank)) : state;
+PipelineAdapters merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
+                             std::optional<int64_t> split_rank) {
+  PipelineAdapters adapters;
+  std::map<std::string, double> unet_weights, text_encoder_weights;
+  const auto options =
+      lightlora::ReadOptions().allow_trailing_bytes(pipeline.options().allow_trailing_bytes());
+  for (const auto& choice : choices) {
+    const auto contents = lightlora::read_adapters(choice.path, options);
+    for (const auto& [component, read] : contents.components) {
+      const auto state = split_rank ? lightlora::cut(read, lightlora::Keep::rank(*split_rank)) : read;
       if (component == "unet") {
-        add(loaded.unet, *pipeline.unet(), name, adapters, path);
+        add(adapters.unet, *pipeline.unet(), choice, state, unet_weights);
       } else if (component == "text_encoder") {
-        add(loaded.text_encoder, *pipeline.text_encoder(), name, adapters, path);
+        add(adapters.text_encoder, *pipeline.text_encoder(), choice, state, text_encoder_weights);
       } else {
-        TORCH_CHECK(false, "'", path,
+        TORCH_CHECK(false, "'", choice.path,
                     "': expected adapters for unet or text_encoder, got some for '", component,
                     "'; hint: the file belongs to another kind of model");
       }
     }
   }
-  merge(loaded.unet, weights);
-  merge(loaded.text_encoder, weights);
-  return loaded;
+  merge(adapters.unet, unet_weights);
+  merge(adapters.text_encoder, text_encoder_weights);
+  return adapters;
 }
 
-void set_lora_weights(LoadedLoRAs& loaded, const std::vector<double>& weights) {
-  for (auto* handle : {&loaded.unet, &loaded.text_encoder}) {
-    if (!*handle) continue;
-    std::map<std::string, double> by_name;
-    for (const auto& active : (*handle)->active()) {
-      by_name[active.first] = weights.at(std::stoul(active.first));  // names begin with their index
-    }
-    (*handle)->unmerge();
-    merge(*handle, by_name);
+void set_lora_weight(const PipelineAdapters& adapters, double weight) {
+  for (const auto& model : adapters.all()) {
+    std::map<std::string, double> weights;
+    for (const auto& set : model->sets()) weights[set] = weight;
+    model->unmerge();
+    merge(model, weights);
   }
 }
 

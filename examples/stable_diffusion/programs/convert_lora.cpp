@@ -6,9 +6,9 @@
 
 #include <cmath>
 #include <filesystem>
-#include <iostream>
 
 #include "support/cli/app.h"
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 #include "support/cli/run.h"
 #include "lora_files/combine.h"
@@ -22,11 +22,6 @@ namespace {
 using lightlora::Components;
 using lora_files::Flags;
 
-at::ScalarType dtype_of(const std::string& name) {
-  if (name == "fp16") return at::kHalf;
-  return name == "bf16" ? at::kBFloat16 : at::kFloat;
-}
-
 // What the input says about itself, for a native output; a format's own fields are not kept.
 lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
   lightlora::Metadata kept;
@@ -38,21 +33,20 @@ lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
 lightlora::AdapterFile read(const Flags& flags, const std::string& path) {
   return lightlora::read_adapters(path, lightlora::ReadOptions()
                                         .ignore_unmatched(flags.ignore_unmatched)
-                                        .allow_trailing_bytes(flags.extract.base.allow_trailing_bytes));
+                                        .allow_trailing_bytes(flags.extract.base.load.allow_trailing_bytes()));
 }
 
 void inspect(const Flags& flags) {
   for (const auto& input : flags.inputs) {
-    if (&input != &flags.inputs.front()) std::cout << "\n";
+    if (&input != &flags.inputs.front()) fmt::print("\n");
     const auto contents = read(flags, input);
-    flags.json ? lora_files::print_json(std::cout, input, contents)
-               : lora_files::print_contents(std::cout, input, contents);
+    flags.json ? lora_files::print_json(input, contents) : lora_files::print_contents(input, contents);
   }
 }
 
 void write(const Flags& flags, const Components& components, const lightlora::Metadata& metadata) {
   lightlora::SaveOptions options(lightlora::parse_format(flags.to));
-  options.dtype(dtype_of(flags.dtype)).text_model(!flags.flat_text_encoder);
+  options.dtype(flags.dtype).text_model(!flags.flat_text_encoder);
   if (flags.embed_aux) options.bases(lightlora::Bases::embedded);
   // A format of another program has fields of its own.
   if (options.format() == lightlora::Format::native) options.metadata(metadata);
@@ -60,22 +54,19 @@ void write(const Flags& flags, const Components& components, const lightlora::Me
 }
 
 void print_written(const Flags& flags) {
-  std::cout << flags.to << (flags.to == "peft" ? " folder: " : " file: ") << flags.output;
-  if (flags.to != "peft") {
-    const auto size = std::filesystem::file_size(flags.output);
-    std::cout << " (" << cli::format_bytes(static_cast<int64_t>(size)) << ")";
-  }
-  std::cout << "\n";
+  if (flags.to == "peft") return fmt::print("{} folder: {}\n", flags.to, flags.output);
+  const auto bytes = static_cast<int64_t>(std::filesystem::file_size(flags.output));
+  fmt::print("{} file: {} ({})\n", flags.to, flags.output, cli::format_bytes(bytes));
 }
 
 void extract(const Flags& flags) {
   auto options = flags.extract;
   options.keep = flags.keep();
   const auto extracted = lora_files::extract(options);
-  for (const auto& notice : extracted.notices) std::cout << "notice: " << notice << "\n";
+  for (const auto& notice : extracted.notices) fmt::print("notice: {}\n", notice);
   write(flags, extracted.components, {});
-  std::cout << "kept " << std::round(extracted.kept * 1000) / 10
-            << "% of the difference's energy in the selected layers\n";
+  fmt::print("kept {}% of the difference's energy in the selected layers\n",
+             std::round(extracted.kept * 1000) / 10);
   print_written(flags);
 }
 
@@ -86,9 +77,8 @@ void convert(const Flags& flags) {
     const auto choice = sd::parse_lora(text);
     const auto contents = read(flags, choice.path);
     if (!contents.ignored.empty()) {
-      std::cout << "notice: '" << choice.path << "': " << contents.ignored.size() << " of "
-                << contents.tensors << " tensors are not used, the first is '"
-                << contents.ignored.front() << "'\n";
+      fmt::print("notice: '{}': {} of {} tensors are not used, the first is '{}'\n", choice.path,
+                 contents.ignored.size(), contents.tensors, contents.ignored.front());
     }
     inputs.push_back({choice.path, choice.weight, contents.components});
     metadata = kept_metadata(contents);

@@ -9,11 +9,12 @@
 #include "support/cli/run.h"
 #include "support/distributed/fingerprint.h"
 #include "research/pretraining/stages.h"
+#include "pipeline/device.h"
 #include "support/files/json_file.h"
 
 int main(int argc, char** argv) {
   pretraining::StageOptions options;
-  std::string config, stage, precision = "bf16";
+  std::string config, stage, precision = "bf16", device = "auto";
   cli::App app(
       "pretrain",
       "Makes a small Stable Diffusion model from nothing. Stages in their order: tokenizer, "
@@ -34,15 +35,17 @@ int main(int argc, char** argv) {
       ->check(cli::at_least(-1));
   app.add_option("--mixed_precision", precision, "Compute in bf16 over fp32 weights, or in fp32")
       ->check(cli::one_of({"no", "bf16"}));
+  app.add_option("--device", device, "Where to compute")->check(cli::one_of(sd::device_names()));
   app.group("Output");
   app.add_option("--output_dir", options.output_dir,
                  "The model's folder; logs, samples and checkpoints lie beside its parts")
       ->required();
   distributed::GroupOptions group_options;
-  distributed::add_group_flags(app, group_options);
+  distributed::bind(app, group_options);
   const auto work = [&](const distributed::Group& group) {
     options.config = sd::read_json_file(config);
     options.bf16 = precision == "bf16";
+    options.device = sd::pick_device(device);
     options.group = group;
     distributed::Fingerprint print;
     print.add(options.config.dump());

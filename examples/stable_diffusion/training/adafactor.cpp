@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "support/cli/fmt.h"
 #include "training/optimizer.h"
 
 namespace training {
@@ -23,7 +24,7 @@ Adafactor::Adafactor(const ParameterBank::Slice& slice, const OptimizerOptions& 
   const auto like = slice.values.options();
   for (const auto& shape : slice.shapes) {
     Moments own{shape, {}, {}, {}};
-    const auto prefix = std::to_string(moments_.size());
+    const auto prefix = fmt::to_string(moments_.size());
     if (shape.size() >= 2) {
       auto rows = shape, columns = shape;
       rows.pop_back();

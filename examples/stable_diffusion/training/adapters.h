@@ -1,84 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/options.h>
-#include <lightlora/patch.h>
+#include <lightlora/targets.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "support/cli/app.h"
-#include "training/own_flags.h"
-#include "training/parameter_bank.h"
+#include "pipeline/adapters.h"
+#include "training/options.h"
+
+// The adapters that a DreamBooth run trains.
 
 namespace training {
 
-/// The flags that say which adapters to train, and each part's share of the learning rate.
-struct AdapterFlags {
-  std::string variant = "light", init = "up_zero";
-  int64_t rank = 4;
-  OwnFlags own;
-  std::optional<double> network_alpha;
-  double lora_dropout = 0;
-  std::optional<int64_t> split_rank;
-  std::vector<std::string> target_modules{"to_q", "to_k", "to_v", "to_out.0"};
-  std::vector<std::string> text_encoder_target_modules{"q_proj", "k_proj", "v_proj", "out_proj"};
-  std::vector<std::string> rank_pattern, alpha_pattern, rate_pattern;
-  std::string init_from;
-  std::optional<int64_t> relax_rank;
-
-  bool train_text_encoder = false;
-  std::optional<double> text_encoder_lr, loraplus_lr_ratio;
-
-  /// Errors: c10::ValueError for values that do not go together or do not parse
-  void check() const;
-  /// Takes variant, rank and bases from `init_from`, if it is given, and returns what it holds.
-  /// Errors: those of reading it; c10::Error if it does not go with the other flags
-  lightlora::Components read_start();
-  /// Where this variant learns at about the usual pace.
-  double usual_rate() const;
-  lightlora::LoRAOptions lora_options() const;
-};
-
-void add_adapter_flags(cli::App& app, AdapterFlags& flags);
-
-/// Adapters in a UNet and, if it trains, in a text encoder.
-class Adapters {
+/// A pattern for layers, as PEFT has them: a regular expression for a layer's whole path or for what
+/// follows one of the path's dots.
+class PathPattern {
  public:
-  /// `text_encoder` may be null if it does not train. The start of the trained values follows from
-  /// the seed, or is `start`, as `AdapterFlags::read_start` gave it. With `relax_rank` that is added to
-  /// the models' weights and new adapters of that rank train on top (Ruiz et al. 2023,
-  /// arXiv:2307.06949, "rank-relaxed fast finetuning").
-  /// Errors: as lightlora::patch, and c10::Error for a pattern that matches nothing
-  Adapters(const AdapterFlags& flags, torch::nn::Module& unet, torch::nn::Module* text_encoder,
-           uint64_t seed, lightlora::Components start = {});
-
-  const lightlora::Patched& unet() const { return unet_; }
-  /// All of them, for a trainer to activate.
-  std::vector<lightlora::Patched> all() const;
-  /// What trains, by learning rate. `learning_rate` is the run's, of which text_encoder_lr is a part.
-  /// Errors: c10::Error for a rate pattern that matches nothing
-  std::vector<ParameterGroup> groups(double learning_rate) const;
-
-  /// Copies of the values, by component, with what was added to the weights: the difference from the
-  /// base model.
-  lightlora::Components state() const;
-  /// Errors: c10::Error if the state is of other adapters
-  void load_state(const lightlora::Components& state);
+  /// Errors: c10::ValueError if the expression is malformed
+  explicit PathPattern(std::string text);
+  const std::string& text() const { return text_; }
+  bool matches(const std::string& path) const { return pattern_.selects({path, "", ""}); }
+  const lightlora::Pattern& pattern() const { return pattern_; }
 
  private:
-  lightlora::Patched make(const std::string& component, torch::nn::Module& model,
-                          const std::vector<std::string>& names);
-
-  AdapterFlags flags_;
-  lightlora::Components start_;
-  lightlora::Patched unet_, text_encoder_;
+  std::string text_;
+  lightlora::Pattern pattern_;
 };
 
-/// Whether a pattern names a layer: its dotted parts stand in the path one after the other, as
-/// `mid_block`, `down_blocks.1`, `attn2` and `to_k` do in many paths.
-bool names_layer(const std::string& pattern, const std::string& path);
+/// Reads PATTERN=NUMBER of a flag. Errors: c10::ValueError for other texts
+std::vector<std::pair<PathPattern, double>> parse_patterns(const std::string& flag,
+                                                           const std::vector<std::string>& texts);
+
+/// What `init_from` holds; nothing if it is empty.
+/// Errors: those of reading it; c10::Error if it does not go with the other options
+lightlora::Components read_start(const AdapterOptions& options);
+
+/// The options with variant, rank and bases of the adapters that are gone on from, if there are
+/// any.
+AdapterOptions with_start(AdapterOptions options, const lightlora::Components& start);
+
+/// Where this variant learns at about the usual pace.
+double usual_rate(const AdapterOptions& options);
+
+/// Puts adapters into a UNet and, if it trains, into a text encoder, which may be null if not. The
+/// trained values follow from the seed, or are those of `start`. With `relax_rank` those are added
+/// to the models' weights, and new adapters of that rank train on top (Ruiz et al. 2023,
+/// arXiv:2307.06949, "rank-relaxed fast finetuning").
+/// Errors: as lightlora::patch, and c10::Error for a pattern that matches nothing
+sd::PipelineAdapters add_adapters(const AdapterOptions& options, torch::nn::Module& unet,
+                                  torch::nn::Module* text_encoder, uint64_t seed,
+                                  const lightlora::Components& start = {});
+
+/// What trains, by learning rate. `learning_rate` is the run's, of which text_encoder_lr is a part.
+std::vector<ParameterGroup> parameter_groups(const sd::PipelineAdapters& adapters,
+                                             const AdapterOptions& options, double learning_rate);
+
+/// Adapters of one variant with factors `down` and `up`, and those that were added to the weights
+/// before them, as one: their ranks add up. Errors: c10::Error if `start` lacks a layer
+lightlora::Components joined(const lightlora::Components& start,
+                             const lightlora::Components& state);
+/// The second of two that were joined.
+lightlora::Components without(const lightlora::Components& start,
+                              const lightlora::Components& both);
 
 }  // namespace training

@@ -4,8 +4,11 @@
 #include <ATen/ATen.h>
 
 #include <map>
+#include <set>
 
 namespace training {
+
+using torch::Tensor;
 
 BatchOrder::BatchOrder(const ImageDataset& dataset, int64_t batch_size, uint64_t seed,
                        Stream stream)
@@ -58,6 +61,104 @@ std::vector<int64_t> BatchOrder::batch(int64_t index) {
   ++buckets_[chosen].batches;
   ++next_;
   return pictures;
+}
+
+LatentSource::LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed)
+    : dataset_(std::move(dataset)),
+      vae_(std::move(vae)),
+      cache_(cache),
+      seed_(seed),
+      scaling_factor_(vae_->options.scaling_factor()) {}
+
+View LatentSource::cached_view(int64_t index, View view) const {
+  if (!cache_ || dataset_.is_fixed(index)) return view;
+  auto generator = generator_for(seed_, Stream::crop, index);
+  View fixed = dataset_.draw_view(index, generator);
+  fixed.flipped = view.flipped;
+  return fixed;
+}
+
+LatentSource::Moments LatentSource::moments(int64_t index, const View& view) {
+  TORCH_CHECK(!vae_.is_empty(), "'", dataset_.file(index).path,
+              "': expected its latents in the cache, got none");
+  const torch::NoGradGuard no_grad;
+  const Tensor weight = vae_->parameters()[0];
+  const Tensor pixels = dataset_.pixels(index, view).to(weight.device(), weight.dtype());
+  const auto posterior = vae_->encode(pixels.unsqueeze(0));
+  return {posterior.mean()[0].to(torch::kCPU, torch::kFloat),
+          posterior.std()[0].to(torch::kCPU, torch::kFloat)};
+}
+
+Tensor LatentSource::sample(int64_t index, at::Generator& generator) {
+  const View view = cached_view(index, dataset_.draw_view(index, generator));
+  Moments fresh;
+  const bool keep = cache_ || dataset_.is_fixed(index);
+  Moments& own = keep ? cached_[{index, view.flipped}] : fresh;
+  if (!own.first.defined()) own = moments(index, view);
+  const Tensor noise = at::randn(own.first.sizes(), generator, torch::kFloat);
+  return (own.first + own.second * noise) * scaling_factor_;
+}
+
+void LatentSource::encode_all() {
+  TORCH_CHECK(cache_, "training::LatentSource: expected a cache to fill, got none");
+  for (int64_t i = 0; i < dataset_.size(); ++i) {
+    for (const bool flipped : {false, true}) {
+      if (flipped && !dataset_.flips()) continue;
+      View view;
+      view.flipped = flipped;
+      cached_[{i, flipped}] = moments(i, cached_view(i, view));
+    }
+  }
+  vae_ = nullptr;
+}
+
+SampleSource::SampleSource(LatentSource latents, SampleOptions options)
+    : latents_(std::move(latents)),
+      options_(std::move(options)),
+      order_(latents_.dataset(), options_.batch_size, options_.seed, options_.order) {}
+
+std::vector<std::string> SampleSource::captions() const {
+  std::set<std::string> texts(options_.captions.begin(), options_.captions.end());
+  for (int64_t i = 0; options_.captions.empty() && i < latents_.dataset().size(); ++i) {
+    texts.insert(latents_.dataset().caption(i, options_.prompt));
+  }
+  if (options_.caption_dropout_rate > 0) texts.insert("");
+  return {texts.begin(), texts.end()};
+}
+
+std::string SampleSource::caption(int64_t picture, int64_t sample) const {
+  auto generator = generator_for(options_.seed, Stream::caption, sample);
+  if (options_.caption_dropout_rate > 0) {
+    const double chance = at::rand({1}, generator, torch::kDouble).item<double>();
+    if (chance < options_.caption_dropout_rate) return "";
+  }
+  const auto count = static_cast<int64_t>(options_.captions.size());
+  if (count > 0) {
+    const auto choice = at::randint(count, {1}, generator, torch::kLong).item<int64_t>();
+    return options_.captions[static_cast<size_t>(choice)];
+  }
+  return latents_.dataset().caption(picture, options_.prompt);
+}
+
+void SampleSource::take_share(int64_t rank, int64_t size) {
+  rank_ = rank;
+  size_ = size;
+  order_ =
+      BatchOrder(latents_.dataset(), options_.batch_size * size, options_.seed, options_.order);
+}
+
+TrainingBatch SampleSource::batch(int64_t index, const DiffusionLoss& loss) {
+  TrainingBatch batch;
+  const std::vector<int64_t> pictures = order_.batch(index);
+  int64_t sample = first_sample(index);
+  for (int64_t i = 0; i < options_.batch_size; ++i) {
+    const int64_t picture = pictures.at(static_cast<size_t>(rank_ * options_.batch_size + i));
+    auto generator = generator_for(options_.seed, options_.sample, sample);
+    const torch::Tensor latents = latents_.sample(picture, generator);
+    batch.samples.push_back(loss.draw(latents, generator));
+    batch.captions.push_back(caption(picture, sample++));
+  }
+  return batch;
 }
 
 }  // namespace training

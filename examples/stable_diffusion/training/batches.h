@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/core/Generator.h>
+#include <torch/types.h>
+
 #include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
-#include "training/dataset.h"
+#include "models/vae.h"
+#include "training/data.h"
+#include "training/loss.h"
 #include "training/random.h"
+
+// How a data set becomes batches: the order of its pictures, their latents, and the samples.
 
 namespace training {
 
@@ -39,6 +49,80 @@ class BatchOrder {
   std::vector<Bucket> buckets_;
   int64_t total_ = 0;  // samples of one pass
   int64_t next_ = 0;   // the batch that the counters stand at
+};
+
+/// Latents of a data set's pictures, drawn anew from their distribution for each sample.
+///
+/// The distribution of a picture whose samples are all the same is computed once. With `cache` that
+/// goes for every picture: its crop is drawn once, by seed, and the autoencoder is needed no more
+/// after `encode_all`.
+class LatentSource {
+ public:
+  LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed);
+
+  const ImageDataset& dataset() const { return dataset_; }
+  /// One sample of a picture: (4, h, w) fp32 on the CPU, as the UNet knows latents.
+  torch::Tensor sample(int64_t index, at::Generator& generator);
+  /// Fills the cache and lets go of the autoencoder. Errors: c10::Error without `cache`
+  void encode_all();
+
+ private:
+  using Moments = std::pair<torch::Tensor, torch::Tensor>;  // mean, standard deviation
+
+  Moments moments(int64_t index, const View& view);
+  View cached_view(int64_t index, View view) const;
+
+  ImageDataset dataset_;
+  sd::AutoencoderKL vae_;
+  bool cache_;
+  uint64_t seed_;
+  double scaling_factor_;
+  std::map<std::pair<int64_t, bool>, Moments> cached_;  // by picture and whether it is mirrored
+};
+
+/// One batch, ready for the loss.
+struct TrainingBatch {
+  std::vector<NoisySample> samples;
+  std::vector<std::string> captions;
+};
+
+struct SampleOptions {
+  int64_t batch_size = 4;
+  uint64_t seed = 0;
+  std::string prompt;                 ///< the caption of pictures that have none of their own
+  std::vector<std::string> captions;  ///< for each sample one of these instead, at random
+  double caption_dropout_rate = 0;    ///< share of samples whose caption is left empty
+  Stream order = Stream::order, sample = Stream::sample;
+};
+
+/// A data set as an endless row of batches. Batch j follows from the seed and j alone, and
+/// processes that share a batch draw what one process would.
+class SampleSource {
+ public:
+  SampleSource(LatentSource latents, SampleOptions options);
+
+  TrainingBatch batch(int64_t index, const DiffusionLoss& loss);
+  /// From now on a batch has `batch_size` samples for each of `size` processes, of which `batch`
+  /// gives those of process `rank`.
+  void take_share(int64_t rank, int64_t size);
+
+  /// The number, in the endless row of samples, of the first one that `batch` gives.
+  int64_t first_sample(int64_t index) const {
+    return (index * size_ + rank_) * options_.batch_size;
+  }
+  int64_t batch_size() const { return options_.batch_size; }
+  /// Everything that `batch` can give as a caption.
+  std::vector<std::string> captions() const;
+  LatentSource& latents() { return latents_; }
+  int64_t samples_per_epoch() const { return latents_.dataset().samples_per_epoch(); }
+
+ private:
+  std::string caption(int64_t picture, int64_t sample) const;
+
+  LatentSource latents_;
+  SampleOptions options_;
+  BatchOrder order_;
+  int64_t rank_ = 0, size_ = 1;
 };
 
 }  // namespace training

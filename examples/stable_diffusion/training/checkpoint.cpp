@@ -5,11 +5,15 @@
 #include <fcntl.h>
 #include <lightlora/file_io.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
+
+#include "support/cli/fmt.h"
 
 namespace training {
 
@@ -30,7 +34,7 @@ int64_t number_after(const std::string& name, const std::string& prefix) {
 }
 
 std::string hidden_name(int64_t step, const char* purpose) {
-  return kHiddenPrefix + std::to_string(step) + "-" + purpose + "-" + std::to_string(::getpid());
+  return fmt::format("{}{}-{}-{}", kHiddenPrefix, step, purpose, ::getpid());
 }
 
 // Makes a rename survive a power cut.
@@ -64,7 +68,8 @@ std::vector<Checkpoint> list_checkpoints(const std::string& output_dir) {
   for (fs::directory_iterator entry(output_dir, error), end; !error && entry != end;
        entry.increment(error)) {
     const int64_t step = number_after(entry->path().filename().string(), kPrefix);
-    if (step >= 0 && fs::is_directory(entry->path())) found.push_back({step, entry->path().string()});
+    if (step >= 0 && fs::is_directory(entry->path()))
+      found.push_back({step, entry->path().string()});
   }
   std::sort(found.begin(), found.end(),
             [](const Checkpoint& a, const Checkpoint& b) { return a.step < b.step; });
@@ -76,14 +81,13 @@ Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wan
   if (wanted == "latest") return all.empty() ? Checkpoint{} : all.back();
   fs::path path = wanted;
   if (!fs::exists(path)) path = fs::path(output_dir) / wanted;
-  std::string known;
-  for (const auto& checkpoint : all) {
-    known += (known.empty() ? "" : ", ") + fs::path(checkpoint.path).filename().string();
-  }
+  std::vector<std::string> names;
+  for (const auto& checkpoint : all) names.push_back(fs::path(checkpoint.path).filename().string());
+  const auto known = fmt::format("the output folder has {}", fmt::join(names, ", "));
   TORCH_CHECK(fs::is_directory(path), "'", wanted,
               "': expected a checkpoint folder for --resume_from_checkpoint, got ",
-              fs::exists(path) ? "a file" : "nothing of that name", "; hint: ",
-              known.empty() ? "the output folder has none" : "the output folder has " + known);
+              fs::exists(path) ? "a file" : "nothing of that name",
+              "; hint: ", names.empty() ? "the output folder has none" : known);
   if (path.filename().empty()) path = path.parent_path();  // a slash at the end
   return {std::max<int64_t>(0, number_after(path.filename().string(), kPrefix)), path.string()};
 }
@@ -92,7 +96,7 @@ void save_checkpoint(const std::string& output_dir, int64_t step,
                      const std::function<void(const std::string& folder)>& write) {
   const fs::path parent = output_dir;
   const fs::path unfinished = parent / hidden_name(step, "unfinished");
-  const fs::path target = parent / (kPrefix + std::to_string(step));
+  const fs::path target = parent / fmt::format("{}{}", kPrefix, step);
   std::error_code error;
   fs::remove_all(unfinished, error);
   fs::create_directory(unfinished, error);
@@ -110,10 +114,14 @@ void save_checkpoint(const std::string& output_dir, int64_t step,
   sync_folder(parent);
 }
 
-void prune_checkpoints(const std::string& output_dir, int64_t limit) {
-  const auto all = list_checkpoints(output_dir);
-  for (size_t i = 0; i + static_cast<size_t>(limit) < all.size(); ++i) {
-    remove_checkpoint(output_dir, all[i]);
+void prune_checkpoints(const std::string& output_dir, int64_t limit,
+                       const std::function<bool(const Checkpoint&)>& is_own) {
+  std::vector<Checkpoint> own;
+  for (const auto& checkpoint : list_checkpoints(output_dir)) {
+    if (is_own(checkpoint)) own.push_back(checkpoint);
+  }
+  for (size_t i = 0; i + static_cast<size_t>(limit) < own.size(); ++i) {
+    remove_checkpoint(output_dir, own[i]);
   }
 }
 
@@ -125,20 +133,57 @@ void remove_unfinished_checkpoints(const std::string& output_dir) {
     const std::string name = entry->path().filename().string();
     if (name.rfind(kHiddenPrefix, 0) != 0) continue;
     const auto process = number_after(name.substr(name.rfind('-') + 1), "");
-    const bool alive = process > 0 && process != ::getpid() &&
-                       ::kill(static_cast<pid_t>(process), 0) == 0;
+    const bool alive =
+        process > 0 && process != ::getpid() && ::kill(static_cast<pid_t>(process), 0) == 0;
     if (!alive) left.push_back(entry->path());
   }
   for (const auto& path : left) fs::remove_all(path, error);
 }
 
-void prepare_output_folder(const std::string& folder) {
+namespace {
+
+bool has_results(const fs::path& folder) {
+  std::error_code error;
+  const auto lines = fs::file_size(folder / "metrics.jsonl", error);
+  return (!error && lines > 0) || !list_checkpoints(folder.string()).empty();
+}
+
+// What a new run would not write over.
+void remove_results(const fs::path& folder, const RunOptions& options) {
+  for (const auto& checkpoint : list_checkpoints(folder.string())) remove_checkpoint(folder, checkpoint);
+  std::error_code ignored;
+  for (const auto& part : {fs::path("validation"), fs::path("contact_sheet.png"),
+                           fs::path(options.logging_dir)}) {
+    if (part.is_relative()) fs::remove_all(folder / part, ignored);
+  }
+}
+
+}  // namespace
+
+OutputFolder::OutputFolder(const RunOptions& options, bool goes_on) {
+  const fs::path folder = options.output_dir;
   std::error_code error;
   fs::create_directories(folder, error);
-  TORCH_CHECK(fs::is_directory(folder), "'", folder,
+  TORCH_CHECK(fs::is_directory(folder), "'", folder.string(),
               "': expected a folder for --output_dir that can be made, got '",
               error ? error.message() : "a file of that name", "'");
-  lightlora::AtomicFile probe((fs::path(folder) / ".lightlora-probe").string());
+  lightlora::AtomicFile probe((folder / ".lightlora-probe").string());
+  lock_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  // A file system without locks is taken as it is.
+  const bool locked = lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+  if (!locked) ::close(lock_);
+  TORCH_CHECK(locked, "'", folder.string(), "': expected a folder of this run alone, got one in which ",
+              "another run is at work; hint: another --output_dir");
+  if (goes_on || !has_results(folder)) return;
+  if (!options.overwrite_output_dir) ::close(lock_);
+  TORCH_CHECK(options.overwrite_output_dir, "'", folder.string(), "': expected a folder without results, ",
+              "got those of an earlier run; hint: --resume_from_checkpoint latest goes on from its ",
+              "checkpoints, --overwrite_output_dir removes them, or take another --output_dir");
+  remove_results(folder, options);
+}
+
+OutputFolder::~OutputFolder() {
+  if (lock_ >= 0) ::close(lock_);
 }
 
 }  // namespace training

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "training/options.h"
+
 // Folders `checkpoint-N` in a run's output folder. A checkpoint is there completely or not at all,
 // whenever the process is killed.
 
@@ -19,8 +21,8 @@ struct Checkpoint {
 /// The checkpoints of an output folder, by step.
 std::vector<Checkpoint> list_checkpoints(const std::string& output_dir);
 
-/// The checkpoint that --resume_from_checkpoint names: the last one for "latest", else the folder of
-/// that path, or of that name in the output folder. Step 0 and no path if "latest" finds none.
+/// The checkpoint that --resume_from_checkpoint names: the last one for "latest", else the folder
+/// of that path, or of that name in the output folder. Step 0 and no path if "latest" finds none.
 /// Errors: c10::Error if the folder is no checkpoint
 Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wanted);
 
@@ -29,14 +31,28 @@ Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wan
 void save_checkpoint(const std::string& output_dir, int64_t step,
                      const std::function<void(const std::string& folder)>& write);
 
-/// Removes the oldest checkpoints, so that `limit` are left.
-void prune_checkpoints(const std::string& output_dir, int64_t limit);
+/// Removes the oldest of those checkpoints for which `is_own` holds, so that `limit` of them are left.
+void prune_checkpoints(const std::string& output_dir, int64_t limit,
+                       const std::function<bool(const Checkpoint&)>& is_own);
 
 /// Removes what killed runs left behind, unless the process that writes it is alive.
 void remove_unfinished_checkpoints(const std::string& output_dir);
 
-/// Makes the folder if it is missing, and finds out now whether files can be written there.
-/// Errors: c10::Error if not
-void prepare_output_folder(const std::string& folder);
+/// The output folder of a run while it is at work: nobody else's meanwhile.
+class OutputFolder {
+ public:
+  /// Makes the folder if it is missing, and finds out now whether files can be written there. A run that
+  /// does not go on from an earlier one's checkpoints finds no results of it, or removes them if the
+  /// options say so.
+  /// Errors: c10::Error if files cannot be written, if another run is at work there, or if there are
+  ///         results that the run would mix its own with
+  OutputFolder(const RunOptions& options, bool goes_on);
+  ~OutputFolder();
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+
+ private:
+  int lock_ = -1;  // of the folder itself, so that nothing is left behind
+};
 
 }  // namespace training

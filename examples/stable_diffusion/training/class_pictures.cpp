@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
 #include "support/images/load.h"
@@ -29,7 +30,7 @@ int64_t missing_class_pictures(const ClassPictureOptions& options) {
 namespace {
 
 fs::path class_picture_path(const ClassPictureOptions& options, int64_t number) {
-  return fs::path(options.folder) / ("class-" + std::to_string(number) + ".png");
+  return fs::path(options.folder) / fmt::format("class-{}.png", number);
 }
 
 // The numbers of the pictures to draw: those that follow the ones that are there, then any gap.
@@ -52,7 +53,8 @@ bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOption
   std::vector<int64_t> numbers;
   const auto all = missing_numbers(options);
   group.barrier();  // everybody has looked before anybody writes
-  for (size_t i = static_cast<size_t>(group.rank()); i < all.size(); i += static_cast<size_t>(group.size())) {
+  for (size_t i = static_cast<size_t>(group.rank()); i < all.size();
+       i += static_cast<size_t>(group.size())) {
     numbers.push_back(all[i]);
   }
   const auto count = static_cast<int64_t>(numbers.size());
@@ -71,11 +73,14 @@ bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOption
     }
     const auto result = pipeline.sample(sd::SampleOptions()
                                             .prompt(options.prompt)
+                                            .prompt_syntax(sd::PromptSyntax::plain)  // as captions
+                                            .clip_skip(options.clip_skip)
                                             .num_inference_steps(options.steps)
                                             .initial_latents(at::stack(noise)));
     for (int64_t i = 0; i < batch; ++i) {
       images::save_png(class_picture_path(options, now[i]).string(),
-                       images::to_image(result.pictures[i] * 2 - 1), {{"parameters", options.prompt}});
+                       images::to_image(result.pictures[i] * 2 - 1),
+                       {{"parameters", options.prompt}});
     }
     done += batch;
     progress.update(done);

@@ -4,17 +4,18 @@
 #include <cstdint>
 #include <string>
 
-#include "support/distributed/group.h"
 #include "pipeline/pipeline.h"
+#include "support/distributed/group.h"
 
 namespace training {
 
 struct ClassPictureOptions {
   std::string folder;
   std::string prompt;
-  int64_t count = 100;   ///< how many the folder should hold
+  int64_t count = 100;  ///< how many the folder should hold
   int64_t batch_size = 4;
   uint64_t seed = 0;
+  int64_t clip_skip = 0;  ///< as in training
   int64_t steps = 50;
 };
 

@@ -13,23 +13,17 @@
 
 namespace training {
 
-const std::vector<std::string>& cuda_graph_choices() {
-  static const std::vector<std::string> choices{"auto", "on", "off"};
-  return choices;
-}
-
-bool use_cuda_graph(const std::string& choice, c10::Device device) {
+bool use_cuda_graph(std::optional<bool> wanted, c10::Device device) {
 #if LIGHTLORA_HAS_CUDA
   const bool possible = device.is_cuda();
 #else
   const bool possible = false;
 #endif
-  TORCH_CHECK_VALUE(choice == "auto" || choice == "on" || choice == "off",
-                    "--cuda_graph: expected auto, on or off, got '", choice, "'");
-  TORCH_CHECK(choice != "on" || possible, "--cuda_graph on: expected a GPU and a program built with ",
+  TORCH_CHECK(!wanted.value_or(false) || possible,
+              "--cuda_graph on: expected a GPU and a program built with ",
               "the CUDA toolkit's headers, got ", device,
               "; hint: leave it at auto, or build with `cmake --preset cuda`");
-  return possible && choice != "off";
+  return possible && wanted.value_or(true);
 }
 
 #if LIGHTLORA_HAS_CUDA

@@ -5,18 +5,14 @@
 
 #include <functional>
 #include <memory>
-#include <string>
-#include <vector>
+#include <optional>
 
 namespace training {
 
-/// The words of `--cuda_graph`: auto, on, off.
-const std::vector<std::string>& cuda_graph_choices();
-
-/// Whether "auto", "on" or "off" means to record on this device. "auto" is on with a GPU, if this
-/// build has the toolkit's headers.
-/// Errors: c10::ValueError for another word; c10::Error for "on" without a GPU or without the headers
-bool use_cuda_graph(const std::string& choice, c10::Device device);
+/// Whether to record on this device. Nothing asked for: with a GPU, if this build has the toolkit's
+/// headers.
+/// Errors: c10::Error if recording was asked for without a GPU or without the headers
+bool use_cuda_graph(std::optional<bool> wanted, c10::Device device);
 
 /// Work that is the same kernels on the same memory every time, recorded as one CUDA graph: a
 /// training step of a small batch is about 2000 kernels that each finish sooner than they are

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "training/data_folder.h"
+#include "training/data.h"
 
 #include <c10/util/Exception.h>
 
@@ -13,6 +13,7 @@
 #include <set>
 #include <sstream>
 
+#include "support/cli/fmt.h"
 #include "support/images/load.h"
 
 namespace training {
@@ -49,7 +50,8 @@ std::string read_caption(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   std::stringstream bytes;
   bytes << file.rdbuf();
-  TORCH_CHECK(file && !bytes.fail(), "'", path.string(), "': expected a readable caption, got none");
+  TORCH_CHECK(file && !bytes.fail(), "'", path.string(),
+              "': expected a readable caption, got none");
   std::string text = bytes.str();
   if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // a byte order mark from Windows
   return one_line(text);
@@ -71,9 +73,10 @@ using Captions = std::map<fs::path, std::string>;
 std::pair<fs::path, std::string> read_metadata_line(const fs::path& folder, const std::string& line,
                                                     const std::string& where) {
   const auto entry = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK(entry.is_object(), where,
-              ": expected a JSON object such as {\"file_name\": \"1.png\", \"text\": \"a dog\"}, got ",
-              entry.is_discarded() ? "text that is not JSON" : entry.type_name());
+  TORCH_CHECK(
+      entry.is_object(), where,
+      ": expected a JSON object such as {\"file_name\": \"1.png\", \"text\": \"a dog\"}, got ",
+      entry.is_discarded() ? "text that is not JSON" : entry.type_name());
   const auto text_of = [&](const char* key) -> std::optional<std::string> {
     const auto found = entry.find(key);
     if (found == entry.end()) return std::nullopt;
@@ -97,7 +100,7 @@ void read_metadata(const fs::path& folder, Captions& captions) {
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
     if (one_line(line).empty()) continue;
-    const auto where = "'" + (folder / kMetadata).string() + "' line " + std::to_string(number);
+    const auto where = fmt::format("'{}' line {}", (folder / kMetadata).string(), number);
     captions.insert(read_metadata_line(folder, line, where));
   }
 }
@@ -113,8 +116,8 @@ std::optional<std::pair<int64_t, std::string>> repeats_of(const fs::path& folder
 }
 
 // The pictures directly in a folder; what else is there goes to `others`.
-std::vector<PictureFile> read_pictures(const fs::path& folder, const Captions& captions,
-                                       std::set<fs::path>& others) {
+std::vector<PictureFile> pictures_in(const fs::path& folder, const Captions& captions,
+                                     std::set<fs::path>& others) {
   std::vector<PictureFile> pictures;
   for (const auto& path : sorted_entries(folder)) {
     const bool hidden = path.filename().string()[0] == '.';  // macOS keeps "._name.png" files
@@ -133,7 +136,8 @@ std::vector<PictureFile> read_pictures(const fs::path& folder, const Captions& c
 }
 
 std::string notice(const fs::path& path) {
-  const auto name = "'" + path.filename().string() + "' in " + path.parent_path().string();
+  const auto name =
+      fmt::format("'{}' in {}", path.filename().string(), path.parent_path().string());
   if (fs::is_directory(path)) {
     return name + " is a folder and is left out; hint: sub-folders are used if they are called " +
            "N_name, N being how often their pictures come";
@@ -151,13 +155,13 @@ DataFolder read_data_folder(const std::string& folder) {
   read_metadata(folder, captions);
   std::set<fs::path> others;
   DataFolder result;
-  result.pictures = read_pictures(folder, captions, others);
+  result.pictures = pictures_in(folder, captions, others);
   for (const auto& path : std::set<fs::path>(others)) {
     const auto repeats = fs::is_directory(path) ? repeats_of(path) : std::nullopt;
     if (!repeats || repeats->first < 1) continue;
     others.erase(path);
     read_metadata(path, captions);
-    for (auto& picture : read_pictures(path, captions, others)) {
+    for (auto& picture : pictures_in(path, captions, others)) {
       picture.repeats = repeats->first;
       if (!picture.caption && !repeats->second.empty()) picture.caption = repeats->second;
       result.pictures.push_back(std::move(picture));
@@ -169,6 +173,12 @@ DataFolder read_data_folder(const std::string& folder) {
               result.notices.empty() ? "" : " (" + result.notices.front() + ")",
               "; hint: put the subject's photos (jpg or png) there");
   return result;
+}
+
+std::vector<PictureFile> read_pictures(const std::string& folder) {
+  auto data = read_data_folder(folder);
+  for (const auto& line : data.notices) fmt::print("notice: {}\n", line);
+  return std::move(data.pictures);
 }
 
 }  // namespace training

@@ -5,165 +5,221 @@
 #include <lightlora/files.h>
 
 #include <filesystem>
-#include <iostream>
 #include <utility>
 
 #include "pipeline/embeddings.h"
+#include "support/cli/fmt.h"
+#include "training/adapters.h"
+#include "training/checkpoint.h"
 #include "training/class_pictures.h"
+#include "training/model_card.h"
 
 namespace training {
 
 namespace {
 
-std::string in_folder(const std::string& folder, const char* name) {
-  return (std::filesystem::path(folder) / name).string();
+namespace fs = std::filesystem;
+
+SampleOptions instance_samples(const DreamBoothOptions& o) {
+  SampleOptions samples;
+  samples.batch_size = o.optimization.train_batch_size;
+  samples.seed = o.machine.seed;
+  samples.prompt = o.instance_prompt;
+  samples.caption_dropout_rate = o.data.caption_dropout_rate;
+  return samples;
+}
+
+SampleOptions class_samples(const DreamBoothOptions& o) {
+  SampleOptions samples = instance_samples(o);
+  samples.prompt = o.prior.class_prompt;
+  samples.order = Stream::class_order;
+  samples.sample = Stream::class_sample;
+  return samples;
+}
+
+TrainerOptions dreambooth_trainer(const DreamBoothOptions& o, const distributed::Group& group,
+                                  c10::Device device) {
+  TrainerOptions options = trainer_options(o, group);
+  options.prior_loss_weight = o.prior.prior_loss_weight;
+  options.cuda_graph = use_cuda_graph(o.cuda_graph, device);
+  return options;
+}
+
+void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
+  to.insert(to.end(), more.begin(), more.end());
 }
 
 }  // namespace
 
-DreamBooth::DreamBooth(Flags& flags, const distributed::Group& group)
-    : flags_(flags), group_(group), start_(flags.adapter.read_start()) {
-  auto files = read_with_notices(flags.instance_data_dir);
-  auto held_out = split_off(files, flags.data.validation_split, flags.seed);
-  if (flags.with_prior_preservation) prepare_class_pictures();
-  pipeline_.emplace(flags.model, flags.pipeline_options(flags.weight_dtype()));
-  flags.data.resolution = flags.data.resolution.value_or(pipeline_->default_size()[0]);
+DreamBooth::DreamBooth(const DreamBoothOptions& options, const distributed::Group& group)
+    : options_(options), start_(read_start(options.adapter)) {
+  auto files = read_pictures(options_.instance_data_dir);
+  auto held_out = split_off(files, options_.data.validation_split, options_.machine.seed);
+  if (options_.prior.with_prior_preservation) prepare_class_pictures(group);
+  load_pipeline(options_);
+  plan_.emplace(make_plan(options_, facts(files, held_out, group), start_));
   learn_words();
-  auto instance = make_source(std::move(files), flags.instance_samples());
-  std::optional<SampleSource> prior;
-  if (flags.with_prior_preservation) {
-    prior = make_source(read_with_notices(flags.class_data_dir), flags.class_samples());
+  make_trainer(std::move(files), std::move(held_out), group);
+  if (!options_.run.validation_prompt.empty()) {
+    validation_pictures_.emplace(
+        validation_pictures(options_.run, options_.machine.seed, options_.clip_skip));
   }
-  samples_per_epoch_ = instance.samples_per_epoch();
-  auto& optimization = flags.optimization;
-  optimization.processes = group.size();
-  optimization.resolve(samples_per_epoch_, flags.adapter.usual_rate());
-  validation_interval_ = flags.run.validation_interval(
-      optimization.steps_per_epoch(samples_per_epoch_), !held_out.empty());
-  adapt();
+}
 
-  DiffusionLoss loss(sd::NoiseSchedule(pipeline_->scheduler_config()), optimization.loss_options());
+void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<PictureFile> held_out,
+                              const distributed::Group& group) {
+  auto instance = make_source("pictures", std::move(files), options_, instance_samples(options_));
+  std::optional<SampleSource> prior;
+  if (options_.prior.with_prior_preservation) {
+    prior = make_source("class pictures", read_pictures(options_.prior.class_data_dir), options_,
+                        class_samples(options_));
+  }
+  adapt();
+  const DiffusionLoss loss(sd::NoiseSchedule(pipeline_->scheduler_config()),
+                           options_.optimization.loss);
   auto captions = instance.captions();
-  const auto add_captions = [&](const std::vector<std::string>& more) {
-    captions.insert(captions.end(), more.begin(), more.end());
-  };
-  if (prior) add_captions(prior->captions());
-  if (validates()) {
+  if (prior) append(captions, prior->captions());
+  if (plan_->validation_interval > 0) {
     std::optional<SampleSource> held;
-    if (!held_out.empty()) held = make_source(std::move(held_out), flags.instance_samples());
-    validation_loss_.emplace((held ? *held : instance).latents(), flags.instance_prompt, loss,
-                             flags.seed);
-    add_captions(validation_loss_->captions());
+    if (!held_out.empty()) {
+      held = make_source("validation pictures", std::move(held_out), options_, instance_samples(options_));
+    }
+    validation_loss_.emplace((held ? *held : instance).latents(), options_.instance_prompt, loss,
+                             options_.machine.seed);
+    append(captions, validation_loss_->captions());
   }
   PromptStates prompts = encode_prompts(captions);
-  if (flags.data.cache_latents) {
+  if (options_.data.cache_latents) {
     instance.latents().encode_all();
     if (prior) prior->latents().encode_all();
-    if (flags.run.validation_prompt.empty()) pipeline_->release_vae();
+    if (options_.run.validation_prompt.empty()) pipeline_->release_vae();
   }
-  auto options = flags.trainer_options();
-  options.group = group;
   trainer_ = std::make_unique<Trainer>(
-      TrainerParts{pipeline_->unet(), std::move(loss), std::move(prompts), std::move(instance),
-                   std::move(prior), adapters_->all(),
-                   adapters_->groups(*optimization.learning_rate)},
-      optimization.schedule(), options);
+      TrainerParts{pipeline_->unet(), loss, std::move(prompts), std::move(instance),
+                   std::move(prior), adapters_.all(),
+                   parameter_groups(adapters_, plan_->adapter, plan_->learning_rate)},
+      schedule_of(options_.optimization, *plan_),
+      dreambooth_trainer(options_, group, pipeline_->options().device()));
 }
 
 // Those that are missing are drawn with a pipeline of its own, which is gone afterwards.
-void DreamBooth::prepare_class_pictures() const {
-  const auto options = flags_.class_pictures();
-  if (group_.from_main(missing_class_pictures(options)) == 0) return;
-  sd::StableDiffusion pipeline(flags_.model, flags_.pipeline_options(flags_.prior_dtype()));
-  TORCH_CHECK(draw_class_pictures(pipeline, options, group_),
+void DreamBooth::prepare_class_pictures(const distributed::Group& group) const {
+  const auto& prior = options_.prior;
+  ClassPictureOptions pictures;
+  pictures.folder = prior.class_data_dir;
+  pictures.prompt = prior.class_prompt;
+  pictures.count = prior.num_class_images;
+  pictures.batch_size = prior.sample_batch_size;
+  pictures.seed = options_.machine.seed;
+  pictures.clip_skip = options_.clip_skip;
+  if (group.from_main(missing_class_pictures(pictures)) == 0) return;
+  sd::StableDiffusion pipeline(options_.model.path,
+                               options_.pipeline_options(prior.prior_generation_precision.value_or(
+                                   options_.machine.mixed_precision)));
+  TORCH_CHECK(draw_class_pictures(pipeline, pictures, group),
               "stopped by request while drawing class pictures; hint: the next run goes on there");
-  TORCH_CHECK(missing_class_pictures(options) == 0, "'", options.folder, "': expected ", options.count,
-              " class pictures, of which other processes drew some, got fewer; hint: --class_data_dir ",
-              "should be one folder that all machines share");
+  TORCH_CHECK(missing_class_pictures(pictures) == 0, "'", pictures.folder, "': expected ",
+              pictures.count,
+              " class pictures, of which other processes drew some, got fewer; hint: ",
+              "--class_data_dir should be one folder that all machines share");
 }
 
 void DreamBooth::learn_words() {
-  for (const auto& text : flags_.learned_embeds) {
+  for (const auto& text : options_.learned_embeds) {
     for (const auto& word : sd::read_embeddings(text)) {
       sd::add_embedding(*pipeline_, word);
-      std::cout << "learned word " << word.token << ": " << word.vectors.size(-2) << " vectors"
-                << (word.layers.empty() ? "" : " for each of the UNet's transformers") << "\n";
-      if (flags_.instance_prompt.find(word.token) == std::string::npos) {
-        std::cout << "notice: --instance_prompt does not use " << word.token << "\n";
+      fmt::print("learned word {}: {} vectors{}\n", word.token, word.vectors.size(-2),
+                 word.layers.empty() ? "" : " for each of the UNet's transformers");
+      if (options_.instance_prompt.find(word.token) == std::string::npos) {
+        fmt::print("notice: --instance_prompt does not use {}\n", word.token);
       }
     }
   }
 }
 
 void DreamBooth::adapt() {
-  torch::nn::Module* text_encoder =
-      flags_.adapter.train_text_encoder ? pipeline_->text_encoder().get() : nullptr;
-  adapters_.emplace(flags_.adapter, *pipeline_->unet(), text_encoder, flags_.seed, start_);
-  if (flags_.adapter.train_text_encoder) pipeline_->text_encoder()->train();
-  for (const auto& model : adapters_->all()) std::cout << model->report().to_string() << "\n";
-  std::cout << adapters_->unet()->adapters()[0]->description() << "\n";
-  if (flags_.adapter.init == "both_zero") {
-    std::cout << "warning: --init both_zero is a saddle: every gradient is exactly zero there, so "
-                 "nothing will be learned\n";
+  const bool both = plan_->adapter.train_text_encoder;
+  torch::nn::Module* text_encoder = both ? pipeline_->text_encoder().get() : nullptr;
+  adapters_ =
+      add_adapters(plan_->adapter, *pipeline_->unet(), text_encoder, options_.machine.seed, start_);
+  if (both) pipeline_->text_encoder()->train();
+  for (const auto& model : adapters_.all()) fmt::print("{}\n", model->report().to_string());
+  fmt::print("{}\n", adapters_.unet->adapters()[0]->description());
+  if (plan_->adapter.lora.init() == lightlora::Init::both_zero) {
+    fmt::print(
+        "warning: --init both_zero is a saddle: every gradient is exactly zero there, so nothing "
+        "will be learned\n");
   }
-}
-
-SampleSource DreamBooth::make_source(std::vector<PictureFile> files, const SampleOptions& options) {
-  ImageDataset dataset(std::move(files), flags_.data.dataset_options(*flags_.data.resolution));
-  return {LatentSource(std::move(dataset), pipeline_->vae(), flags_.data.cache_latents, flags_.seed),
-          options};
 }
 
 // A text encoder that nothing needs any more is dropped.
 PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions) {
   for (const auto& caption : captions) {
     const auto warning = pipeline_->tokenizer().truncation_warning(caption);
-    if (!warning.empty()) std::cout << "notice: " << warning << "\n";
+    if (!warning.empty()) fmt::print("notice: {}\n", warning);
   }
   PromptStates prompts(
       [this](const std::vector<std::string>& texts) {
-        return pipeline_->encode_prompt(texts, flags_.clip_skip);
+        return pipeline_->encode_prompt(texts, options_.clip_skip);
       },
-      flags_.adapter.train_text_encoder);
+      options_.adapter.train_text_encoder);
   prompts.prepare(captions);
   if (prompts.trains()) return prompts;
   prompts.release_encoder();
-  if (flags_.run.validation_prompt.empty()) pipeline_->release_text_encoder();
+  if (options_.run.validation_prompt.empty()) pipeline_->release_text_encoder();
   return prompts;
 }
 
-RunParts DreamBooth::run_parts(const std::string& settings) {
-  RunParts parts;
-  parts.flags = flags_.run;
-  parts.steps = *flags_.optimization.max_train_steps;
-  parts.validation_interval = validation_interval_;
-  parts.settings = settings;
-  parts.save_weights = [this](const std::string& folder) { save_weights(folder); };
-  parts.load_weights = [this](const std::string& folder) { load_weights(folder); };
-  parts.validation_loss = validation_loss_;
-  if (!flags_.run.validation_prompt.empty()) {
-    parts.validation_pictures.emplace(validation_pictures(flags_.run, flags_.seed));
-  }
-  parts.pipeline = &*pipeline_;
-  return parts;
-}
-
-void DreamBooth::save_weights(const std::string& folder) const {
-  const lightlora::Components components = adapters_->state();
+void DreamBooth::save(const std::string& folder) const {
+  const auto& options = plan_->adapter;
+  const auto own = adapters_.state();
+  const lightlora::Components components = options.relax_rank ? joined(start_, own) : own;
   lightlora::Components exported = components;
-  if (flags_.adapter.split_rank) {
-    for (auto& item : exported) {
-      item.second = lightlora::cut(item.second, lightlora::Keep::rank(*flags_.adapter.split_rank));
-    }
+  if (options.split_rank) {
+    for (auto& item : exported)
+      item.second = lightlora::cut(item.second, lightlora::Keep::rank(*options.split_rank));
   }
   lightlora::save(
-      components, in_folder(folder, kNativeFile),
-      lightlora::SaveOptions().metadata({{"instance_prompt", flags_.instance_prompt}}));
-  lightlora::save(exported, in_folder(folder, kDiffusersFile), lightlora::Format::diffusers);
+      components, (fs::path(folder) / kNativeFile).string(),
+      lightlora::SaveOptions().metadata({{"instance_prompt", options_.instance_prompt}}));
+  lightlora::save(exported, (fs::path(folder) / kDiffusersFile).string(),
+                  lightlora::Format::diffusers);
 }
 
-void DreamBooth::load_weights(const std::string& folder) {
-  adapters_->load_state(lightlora::read_adapters(in_folder(folder, kNativeFile)).components);
+void DreamBooth::load(const std::string& folder) {
+  const auto path = (fs::path(folder) / kNativeFile).string();
+  const auto state = lightlora::read_adapters(path).components;
+  try {
+    adapters_.assign(plan_->adapter.relax_rank ? without(start_, state) : state);
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
+  }
+}
+
+void DreamBooth::finish() {
+  PictureTask::finish();
+  const fs::path folder = options_.run.output_dir;
+  ModelCard card;
+  card.title = "LoRA of " + options_.instance_prompt;
+  card.base_model = options_.model.path;
+  card.prompt = options_.instance_prompt;
+  card.trains_text_encoder = options_.adapter.train_text_encoder;
+  card.picture_prompt = options_.run.validation_prompt;
+  if (fs::exists(folder / "contact_sheet.png")) card.pictures = {"contact_sheet.png"};
+  for (const auto& setting : plan_->settings)
+    card.settings.emplace_back(setting.name, setting.text());
+  write_model_card(folder.string(), card);
+}
+
+Outcome train_dreambooth(const DreamBoothOptions& options, const distributed::Group& group) {
+  options.check();
+  std::optional<OutputFolder> folder;
+  if (group.is_main()) {
+    const bool resumes = !options.run.resume_from_checkpoint.empty();
+    folder.emplace(options.run, resumes || group.restarts() > 0 || group.may_restart());
+  }
+  DreamBooth task(options, group);
+  return train(task, options.run);
 }
 
 }  // namespace training

@@ -1,58 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "pipeline/pipeline.h"
-#include "training/adapters.h"
-#include "training/flags.h"
+#include "pipeline/adapters.h"
+#include "training/options.h"
 #include "training/run.h"
+#include "training/task.h"
 
 namespace training {
 
-/// A DreamBooth run as its flags describe it: pictures, models, adapters and trainer. Prints notices
-/// about the pictures and what is adapted.
-class DreamBooth {
+/// Adapters that know a subject from a few pictures. Prints notices about the pictures and what is
+/// adapted.
+/// Paper: Ruiz et al. 2022, arXiv:2208.12242
+class DreamBooth : public PictureTask {
  public:
-  /// Loads everything and fills in the flags that depend on it. `flags` must outlive the object.
-  /// The processes of the group share the drawing of class pictures, and every batch.
-  /// Errors: as the parts; c10::Error if Ctrl-C came while class pictures were drawn
-  DreamBooth(Flags& flags, const distributed::Group& group);
-  DreamBooth(const DreamBooth&) = delete;
-  DreamBooth& operator=(const DreamBooth&) = delete;
-
-  Trainer& trainer() { return *trainer_; }
-  int64_t samples_per_epoch() const { return samples_per_epoch_; }
-  /// What a Run needs; `settings` is the resolved configuration.
-  RunParts run_parts(const std::string& settings);
-
-  /// Writes lightlora.safetensors and pytorch_lora_weights.safetensors into a folder.
-  void save_weights(const std::string& folder) const;
-  /// Puts back what lightlora.safetensors of a folder holds.
-  void load_weights(const std::string& folder);
-
   static constexpr const char* kNativeFile = "lightlora.safetensors";
   static constexpr const char* kDiffusersFile = "pytorch_lora_weights.safetensors";
 
+  /// Loads everything. The processes of the group share the drawing of class pictures, and every
+  /// batch. Errors: as the parts; c10::Error if Ctrl-C came while class pictures were drawn
+  explicit DreamBooth(const DreamBoothOptions& options, const distributed::Group& group = {});
+  DreamBooth(const DreamBooth&) = delete;
+  DreamBooth& operator=(const DreamBooth&) = delete;
+
+  const Plan& plan() const override { return *plan_; }
+  const sd::PipelineAdapters& adapters() const { return adapters_; }
+
+  /// Writes lightlora.safetensors and pytorch_lora_weights.safetensors.
+  void save(const std::string& folder) const override;
+  void load(const std::string& folder) override;
+  /// Writes the model card and the sheet of validation pictures.
+  void finish() override;
+
  private:
-  bool validates() const { return validation_interval_ > 0; }
-  void prepare_class_pictures() const;
-  void adapt();
+  void prepare_class_pictures(const distributed::Group& group) const;
   void learn_words();
-  SampleSource make_source(std::vector<PictureFile> files, const SampleOptions& options);
+  void adapt();
+  void make_trainer(std::vector<PictureFile> files, std::vector<PictureFile> held_out,
+                    const distributed::Group& group);
   PromptStates encode_prompts(const std::vector<std::string>& captions);
 
-  Flags& flags_;
-  distributed::Group group_;
-  lightlora::Components start_;  // what --init_from names
-  std::optional<sd::StableDiffusion> pipeline_;
-  std::optional<Adapters> adapters_;
-  std::optional<ValidationLoss> validation_loss_;
-  std::unique_ptr<Trainer> trainer_;
-  int64_t samples_per_epoch_ = 0, validation_interval_ = 0;
+  const DreamBoothOptions options_;
+  const lightlora::Components start_;  // what init_from names
+  std::optional<const DreamBoothPlan> plan_;
+  sd::PipelineAdapters adapters_;
 };
+
+/// Trains as the options say: everything that train_dreambooth_lora does.
+/// Errors: c10::ValueError for options that do not go together; those of DreamBooth and train
+Outcome train_dreambooth(const DreamBoothOptions& options, const distributed::Group& group = {});
 
 }  // namespace training

@@ -2,29 +2,44 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
+
+#include "support/cli/choices.h"
 
 namespace training {
 
-/// Learning rate schedules of diffusers' `get_scheduler`, as a factor of the base rate.
-/// Errors of the constructor: c10::ValueError that lists the known names
+/// How the learning rate moves, as diffusers' `get_scheduler` has it.
+enum class Schedule {
+  constant,
+  constant_with_warmup,
+  linear,
+  cosine,
+  cosine_with_restarts,
+  polynomial,
+};
+
+/// Their names.
+const cli::Choices<Schedule>& schedule_choices();
+
+/// The learning rate of each step.
 class LearningRate {
  public:
-  /// Names: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial.
-  /// `cycles` and `power` are those of the last two.
-  LearningRate(std::string schedule, double base, int64_t warmup_steps, int64_t total_steps,
-               double cycles = 1, double power = 1);
+  /// `cycles` and `power` are those of cosine_with_restarts and polynomial.
+  LearningRate(Schedule schedule, double base, int64_t warmup_steps, int64_t total_steps,
+               double cycles = 1, double power = 1)
+      : schedule_(schedule),
+        base_(base),
+        warmup_(warmup_steps),
+        total_(total_steps),
+        cycles_(cycles),
+        power_(power) {}
 
   /// The rate of a step, counted from 0.
-  double at(int64_t step) const;
-
-  static const std::vector<std::string>& schedules();
+  double at(int64_t step) const { return base_ * factor(step); }
 
  private:
   double factor(int64_t step) const;
 
-  std::string schedule_;
+  Schedule schedule_;
   double base_;
   int64_t warmup_, total_;
   double cycles_, power_;

@@ -5,7 +5,8 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <sstream>
+
+#include "support/cli/fmt.h"
 
 namespace training {
 
@@ -27,37 +28,59 @@ std::string cell(const std::string& text) {
   return result;
 }
 
+constexpr const char* kTop = R"(---
+base_model: {quoted_model}
+library_name: diffusers
+instance_prompt: {quoted_prompt}
+tags:
+- text-to-image
+- diffusers
+- lora
+- dreambooth
+- stable-diffusion
+- lightlora
+---
+
+# {title}
+
+LoRA adapters for `{model}`, trained with lightlora on the prompt `{prompt}`.{also}
+
+## Use
+In diffusers:
+```python
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.{load}({quoted_model})
+pipe.load_lora_weights(".")  # this folder
+image = pipe({quoted_prompt}).images[0]
+```
+In lightlora:
+```sh
+text_to_image --pretrained_model_name_or_path {model} --lora lightlora.safetensors --prompt {quoted_prompt} --output picture.png
+```
+`pytorch_lora_weights.safetensors` also opens in A1111 and ComfyUI after `convert_lora --to kohya`.
+)";
+
 }  // namespace
 
 void write_model_card(const std::string& folder, const ModelCard& card) {
-  std::ostringstream text;
-  text << "---\nbase_model: " << quoted(card.base_model) << "\nlibrary_name: diffusers\n"
-       << "instance_prompt: " << quoted(card.prompt) << "\ntags:\n- text-to-image\n- diffusers\n"
-       << "- lora\n- dreambooth\n- stable-diffusion\n- lightlora\n---\n\n"
-       << "# " << cell(card.title) << "\n\n"
-       << "LoRA adapters for `" << card.base_model << "`, trained with lightlora on the prompt `"
-       << cell(card.prompt) << "`."
-       << (card.trains_text_encoder ? " They adapt the text encoder too." : "") << "\n\n"
-       << "## Use\nIn diffusers:\n```python\nfrom diffusers import StableDiffusionPipeline\n\n"
-       << "pipe = StableDiffusionPipeline."
-       << (std::filesystem::is_regular_file(card.base_model) ? "from_single_file" : "from_pretrained")
-       << "(" << quoted(card.base_model) << ")\n"
-       << "pipe.load_lora_weights(\".\")  # this folder\n"
-       << "image = pipe(" << quoted(card.prompt) << ").images[0]\n```\n"
-       << "In lightlora:\n```sh\ntext_to_image --pretrained_model_name_or_path " << card.base_model
-       << " --lora lightlora.safetensors --prompt " << quoted(card.prompt)
-       << " --output picture.png\n```\n`pytorch_lora_weights.safetensors` also opens in A1111 and "
-       << "ComfyUI after `convert_lora --to kohya`.\n";
+  const bool is_file = std::filesystem::is_regular_file(card.base_model);
+  auto text = fmt::format(
+      kTop, fmt::arg("model", card.base_model), fmt::arg("quoted_model", quoted(card.base_model)),
+      fmt::arg("prompt", cell(card.prompt)), fmt::arg("quoted_prompt", quoted(card.prompt)),
+      fmt::arg("title", cell(card.title)),
+      fmt::arg("also", card.trains_text_encoder ? " They adapt the text encoder too." : ""),
+      fmt::arg("load", is_file ? "from_single_file" : "from_pretrained"));
   if (!card.pictures.empty()) {
-    text << "\n## Pictures\n`" << cell(card.picture_prompt) << "`\n\n";
-    for (const auto& picture : card.pictures) text << "![" << picture << "](" << picture << ")\n";
+    text += fmt::format("\n## Pictures\n`{}`\n\n", cell(card.picture_prompt));
+    for (const auto& picture : card.pictures) text += fmt::format("![{0}]({0})\n", picture);
   }
-  text << "\n## Settings\n| flag | value |\n|---|---|\n";
+  text += "\n## Settings\n| flag | value |\n|---|---|\n";
   for (const auto& [name, value] : card.settings) {
-    text << "| `" << name << "` | " << cell(value) << " |\n";
+    text += fmt::format("| `{}` | {} |\n", name, cell(value));
   }
   lightlora::AtomicFile file((std::filesystem::path(folder) / "README.md").string());
-  file.write(text.str());
+  file.write(text);
   file.commit();
 }
 

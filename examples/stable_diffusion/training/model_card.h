@@ -10,11 +10,11 @@ namespace training {
 /// What a model card says.
 struct ModelCard {
   std::string title;
-  std::string base_model;  ///< folder or name
-  std::string prompt;      ///< the words that call the subject
+  std::string base_model;                                     ///< folder or name
+  std::string prompt;                                         ///< the words that call the subject
   std::vector<std::pair<std::string, std::string>> settings;  ///< for its table
-  std::vector<std::string> pictures;  ///< files relative to the card
-  std::string picture_prompt;         ///< what they show
+  std::vector<std::string> pictures;                          ///< files relative to the card
+  std::string picture_prompt;                                 ///< what they show
   bool trains_text_encoder = false;
 };
 

@@ -3,11 +3,39 @@
 
 #include <ATen/ATen.h>
 
-#include <functional>
-
 namespace training {
 
 using torch::Tensor;
+
+namespace {
+
+std::vector<torch::Tensor> parameters_of(const std::vector<ParameterGroup>& groups) {
+  std::vector<torch::Tensor> all;
+  for (const auto& group : groups) {
+    all.insert(all.end(), group.parameters.begin(), group.parameters.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+ParameterBank::ParameterBank(const std::vector<ParameterGroup>& groups)
+    : lightlora::ParameterBank(parameters_of(groups)) {
+  int64_t start = 0;
+  for (const auto& group : groups) {
+    if (group.parameters.empty()) continue;
+    Slice slice{group.name, group.rate_factor, {}, {}, {}};
+    int64_t count = 0;
+    for (const auto& parameter : group.parameters) {
+      slice.shapes.push_back(parameter.sizes().vec());
+      count += parameter.numel();
+    }
+    slice.values = values().narrow(0, start, count);
+    slice.gradients = gradients().narrow(0, start, count);
+    slices_.push_back(std::move(slice));
+    start += count;
+  }
+}
 
 lightlora::TensorMap Optimizer::state(const std::string& prefix) const {
   lightlora::TensorMap result;
@@ -21,9 +49,9 @@ void Optimizer::load_state(const lightlora::TensorMap& state, const std::string&
   const torch::NoGradGuard no_grad;
   for (auto& [name, value] : state_) {
     const auto found = state.find(prefix + name);
-    TORCH_CHECK(found != state.end(), "training: expected optimiser state '", prefix + name,
+    TORCH_CHECK(found != state.end(), "expected optimizer state '", prefix + name,
                 "', got none; hint: the checkpoint was made with another --optimizer");
-    TORCH_CHECK(found->second.sizes() == value.sizes(), "training: optimiser state '", prefix + name,
+    TORCH_CHECK(found->second.sizes() == value.sizes(), "optimizer state '", prefix + name,
                 "': expected shape ", value.sizes(), ", got ", found->second.sizes(),
                 "; hint: the checkpoint was made with other adapters");
     value.copy_(found->second);
@@ -35,49 +63,30 @@ Tensor Optimizer::track(const std::string& name, Tensor value) {
   return value;
 }
 
-namespace {
-
-using MakeOptimizer = std::function<std::unique_ptr<Optimizer>(const OptimizerOptions&,
-                                                               const ParameterBank::Slice&)>;
-
-template <typename Kind>
-std::unique_ptr<Optimizer> over_values(const OptimizerOptions& options,
-                                       const ParameterBank::Slice& slice) {
-  return std::make_unique<Kind>(slice.values, options);
+const cli::Choices<OptimizerKind>& optimizer_choices() {
+  static const cli::Choices<OptimizerKind> choices{{"adamw", OptimizerKind::adamw},
+                                                   {"adafactor", OptimizerKind::adafactor},
+                                                   {"lion", OptimizerKind::lion},
+                                                   {"prodigy", OptimizerKind::prodigy},
+                                                   {"sgd", OptimizerKind::sgd}};
+  return choices;
 }
-
-const std::vector<std::pair<std::string, MakeOptimizer>>& optimizer_kinds() {
-  static const std::vector<std::pair<std::string, MakeOptimizer>> kinds{
-      {"adamw", over_values<AdamW>},
-      {"adafactor",
-       [](const OptimizerOptions& options, const ParameterBank::Slice& slice) {
-         return std::make_unique<Adafactor>(slice, options);
-       }},
-      {"lion", over_values<Lion>},
-      {"prodigy", over_values<Prodigy>},
-      {"sgd", over_values<SGD>}};
-  return kinds;
-}
-
-}  // namespace
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           const ParameterBank::Slice& slice) {
-  std::string known;
-  for (const auto& [name, make] : optimizer_kinds()) {
-    if (name == options.name) return make(options, slice);
-    known += (known.empty() ? "" : ", ") + name;
+  switch (options.kind) {
+    case OptimizerKind::adafactor:
+      return std::make_unique<Adafactor>(slice, options);
+    case OptimizerKind::lion:
+      return std::make_unique<Lion>(slice.values, options);
+    case OptimizerKind::prodigy:
+      return std::make_unique<Prodigy>(slice.values, options);
+    case OptimizerKind::sgd:
+      return std::make_unique<SGD>(slice.values, options);
+    case OptimizerKind::adamw:
+      break;
   }
-  TORCH_CHECK_VALUE(false, "--optimizer: expected one of ", known, ", got '", options.name, "'");
-}
-
-const std::vector<std::string>& optimizer_names() {
-  static const std::vector<std::string> names = [] {
-    std::vector<std::string> result;
-    for (const auto& kind : optimizer_kinds()) result.push_back(kind.first);
-    return result;
-  }();
-  return names;
+  return std::make_unique<AdamW>(slice.values, options);
 }
 
 AdamW::AdamW(const Tensor& values, const OptimizerOptions& options)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lightlora/file_io.h>
+#include <lightlora/train.h>
 #include <torch/types.h>
 
 #include <cstdint>
@@ -11,25 +12,60 @@
 #include <utility>
 #include <vector>
 
-#include "training/parameter_bank.h"
+#include "support/cli/choices.h"
 
 namespace training {
 
-/// What the optimisers can be told; each takes what it knows.
-struct OptimizerOptions {
-  std::string name = "adamw";      ///< one of `optimizer_names()`
-  double beta1 = 0.9;              ///< adamw, lion, prodigy
-  std::optional<double> beta2;     ///< the same; default: 0.999, lion 0.99
-  std::optional<double> beta3;     ///< prodigy; default: the root of beta2
-  std::optional<double> decay;     ///< weight decay; default: 0.01, adafactor and sgd none
-  double epsilon = 1e-8;           ///< adamw, prodigy
-  double momentum = 0.0;           ///< sgd
-  double d_coef = 1.0;             ///< prodigy: factor of the rate that it finds
-  bool bias_correction = true;     ///< prodigy
-  bool safeguard_warmup = true;    ///< prodigy
+/// Parameters that share a learning rate.
+struct ParameterGroup {
+  std::string name;
+  double rate_factor = 1;  ///< the group's learning rate over the run's
+  std::vector<torch::Tensor> parameters;
 };
 
-/// One optimiser over one slice of a ParameterBank. Its state is tensors with names, which is all
+/// The library's bank over the parameters of all groups, one after the other.
+class ParameterBank : public lightlora::ParameterBank {
+ public:
+  /// The part of the buffers that belongs to one group.
+  struct Slice {
+    std::string name;
+    double rate_factor;
+    torch::Tensor values, gradients;           // flat
+    std::vector<std::vector<int64_t>> shapes;  // of the parameters, in order
+  };
+
+  /// Errors: c10::ValueError if there are none; c10::Error unless all have one dtype and device
+  explicit ParameterBank(const std::vector<ParameterGroup>& groups);
+  /// One group at the run's own rate.
+  explicit ParameterBank(const std::vector<torch::Tensor>& parameters)
+      : ParameterBank(std::vector<ParameterGroup>{{"all", 1, parameters}}) {}
+
+  const std::vector<Slice>& slices() const { return slices_; }
+
+ private:
+  std::vector<Slice> slices_;
+};
+
+enum class OptimizerKind { adamw, adafactor, lion, prodigy, sgd };
+
+/// Their names.
+const cli::Choices<OptimizerKind>& optimizer_choices();
+
+/// What the optimizers can be told; each takes what it knows.
+struct OptimizerOptions {
+  OptimizerKind kind = OptimizerKind::adamw;
+  double beta1 = 0.9;            ///< adamw, lion, prodigy
+  std::optional<double> beta2;   ///< the same; default: 0.999, lion 0.99
+  std::optional<double> beta3;   ///< prodigy; default: the root of beta2
+  std::optional<double> decay;   ///< weight decay; default: 0.01, adafactor and sgd none
+  double epsilon = 1e-8;         ///< adamw, prodigy
+  double momentum = 0.0;         ///< sgd
+  double d_coef = 1.0;           ///< prodigy: factor of the rate that it finds
+  bool bias_correction = true;   ///< prodigy
+  bool safeguard_warmup = true;  ///< prodigy
+};
+
+/// One optimizer over one slice of a ParameterBank. Its state is tensors with names, which is all
 /// that a checkpoint has to know.
 class Optimizer {
  public:
@@ -52,12 +88,8 @@ class Optimizer {
   std::vector<std::pair<std::string, torch::Tensor>> state_;
 };
 
-/// Errors: c10::ValueError that lists the names if there is none of this name
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           const ParameterBank::Slice& slice);
-
-/// adamw, adafactor, lion, prodigy, sgd
-const std::vector<std::string>& optimizer_names();
 
 /// Paper: Loshchilov and Hutter 2017, arXiv:1711.05101. One fused kernel.
 class AdamW : public Optimizer {

@@ -4,7 +4,6 @@
 #include <c10/util/Exception.h>
 
 #include <cstdlib>
-#include <utility>
 
 #include "support/cli/format.h"
 
@@ -75,17 +74,10 @@ std::string OwnFlags::Value::current() const {
   return text;
 }
 
-void OwnFlags::set_all(lightlora::OwnOptions own) {
-  changed_ = std::move(own);
-  from_file_ = true;
-}
-
 lightlora::OwnOptions OwnFlags::of(const std::string& variant) const {
-  lightlora::OwnOptions own = changed_;
-  if (!from_file_) {
-    for (const auto& [name, value] : values_) {
-      if (value.current() != value.usual) own[name] = value.current();
-    }
+  lightlora::OwnOptions own;
+  for (const auto& [name, value] : values_) {
+    if (value.current() != value.usual) own[name] = value.current();
   }
   const auto& entry = lightlora::find_variant(variant);
   for (const auto& item : own) {

@@ -12,16 +12,12 @@
 
 namespace training {
 
-/// The options that single variants have, as flags: which there are, their help and their defaults
-/// come from each variant's own table.
+/// The options that single variants have, as flags: which there are, their help and their defaults come
+/// from each variant's own table.
 class OwnFlags {
  public:
   /// Adds a flag for every option of these variants. The object must outlive the app's reading.
   void add_to(cli::App& app, const std::vector<std::string>& variants);
-  /// Errors: c10::ValueError for text that is no such value
-  void set(const std::string& name, const std::string& text) { changed_[name] = text; }
-  /// Takes these in place of what the flags say.
-  void set_all(lightlora::OwnOptions own);
   /// What differs from the defaults.
   /// Errors: c10::ValueError naming the flag for an option that this variant does not take
   lightlora::OwnOptions of(const std::string& variant) const;
@@ -44,8 +40,6 @@ class OwnFlags {
                    Value& value);
 
   std::map<std::string, Value> values_;
-  lightlora::OwnOptions changed_;
-  bool from_file_ = false;
 };
 
 }  // namespace training

@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <iostream>
+#include <map>
 #include <set>
 #include <sstream>
 
+#include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
+#include "support/distributed/fingerprint.h"
 #include "training/checkpoint.h"
 
 namespace training {
@@ -20,97 +22,111 @@ namespace {
 constexpr const char* kStateFile = "training_state.safetensors";
 constexpr const char* kStateFormat = "lightlora training state 1";
 
-std::string state_path(const std::string& folder) {
-  return (std::filesystem::path(folder) / kStateFile).string();
+std::string file_in(const std::string& folder, const char* name) {
+  return (std::filesystem::path(folder) / name).string();
 }
 
-// Settings that say where a run goes and what it shows, but not what it learns on the way.
-bool may_differ(const std::string& name) {
-  static const std::set<std::string> names{
-      "output_dir", "max_train_steps", "num_train_epochs", "checkpointing_steps",
-      "checkpoints_total_limit", "resume_from_checkpoint", "report_to", "logging_dir",
-      "validation_prompt", "num_validation_images", "validation_epochs", "validation_steps",
-      "device", "pre_compute_text_embeddings", "split_rank",
-      "sample_batch_size", "rendezvous_timeout", "heartbeat_timeout",
-      "pretrained_model_name_or_path", "model_config", "allow_trailing_bytes", "instance_data_dir",
-      "class_data_dir", "train_data_dir", "save_steps", "save_as_full_pipeline",
-      "dataloader_num_workers", "enable_xformers_memory_efficient_attention"};
-  return names.count(name) > 0;
-}
-
-std::set<std::string> lines_that_matter(const std::string& settings) {
-  std::set<std::string> lines;
-  std::istringstream text(settings);
-  for (std::string line; std::getline(text, line);) {
-    if (!may_differ(line.substr(0, line.find(' ')))) lines.insert(line);
+// "name = value" lines as a map.
+std::map<std::string, std::string> settings_in(const std::string& text) {
+  std::map<std::string, std::string> settings;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    const auto equals = line.find(" = ");
+    if (equals != std::string::npos) settings[line.substr(0, equals)] = line.substr(equals + 3);
   }
-  return lines;
+  return settings;
 }
 
-void print_differences(const std::string& before, const std::string& now) {
-  const auto old_lines = lines_that_matter(before), new_lines = lines_that_matter(now);
-  for (const auto& line : new_lines) {
-    if (old_lines.count(line) > 0) continue;
-    std::cout << "notice: the checkpoint was made with other settings than " << line
-              << ": the run will not end as one that never stopped\n";
-  }
+/// One training run from its first step, or a checkpoint, to its end.
+class Run {
+ public:
+  Run(Task& task, const RunOptions& options);
+
+  void resume();
+  void print_start() const;
+  Outcome train();
+
+ private:
+  bool is_main() const { return trainer_.group().is_main(); }
+  void find_and_load();
+  void load_checkpoint(const std::string& folder);
+  void print_differences(const std::string& settings_before) const;
+  void print_other_inputs(const lightlora::Metadata& metadata) const;
+  void require_finite() const;
+  lightlora::Metadata metadata() const;
+  bool is_own(const Checkpoint& checkpoint) const;
+  void save_checkpoint();
+  void report(RunLog& log, const StepReport& step);
+  void after_step(RunLog& log);
+  bool due(int64_t interval) const { return interval > 0 && trainer_.steps_done() % interval == 0; }
+
+  Task& task_;
+  Trainer& trainer_;
+  const Plan& plan_;
+  const RunOptions& options_;
+  std::string settings_;  // as checkpoints keep them
+  std::string run_;       // the run's identity, which it keeps when it goes on
+  double smoothed_loss_ = 0;
+  int64_t last_checkpoint_ = -1;
+};
+
+Run::Run(Task& task, const RunOptions& options)
+    : task_(task),
+      trainer_(task.trainer()),
+      plan_(task.plan()),
+      options_(options),
+      settings_(cli::config_text(plan_.settings) +
+                fmt::format("processes = {}\n", plan_.processes)) {
+  distributed::Fingerprint print;
+  print.add(settings_);
+  for (const auto& item : task.fingerprints()) print.add(item.second);
+  run_ = print.hexadecimal();
+  if (is_main()) remove_unfinished_checkpoints(options_.output_dir);
 }
 
-}  // namespace
-
-Run::Run(Trainer& trainer, RunParts parts) : trainer_(trainer), parts_(std::move(parts)) {
-  parts_.settings += "processes = " + std::to_string(trainer_.group().size()) + "\n";
-  if (trainer_.group().is_main()) remove_unfinished_checkpoints(parts_.flags.output_dir);
-}
-
+// Rank 0 reads the checkpoint for all.
 void Run::resume() {
-  if (trainer_.group().is_main()) find_and_load();
+  if (is_main()) find_and_load();
   trainer_.share_state();
 }
 
-// A run that torchrun starts anew goes on from its last checkpoint by itself. So that it is its own,
-// such a run has to begin in a folder without any.
+// A run that torchrun starts anew goes on from its last checkpoint by itself. So that it is its
+// own, such a run has to begin in a folder without any.
 void Run::find_and_load() {
-  const auto& folder = parts_.flags.output_dir;
+  const auto& folder = options_.output_dir;
   const auto existing = list_checkpoints(folder);
   const auto& group = trainer_.group();
-  const std::string wanted =
-      group.restarts() > 0 ? "latest" : parts_.flags.resume_from_checkpoint;
-  TORCH_CHECK(!wanted.empty() || existing.empty() || !group.may_restart(), "'", folder,
-              "': expected no checkpoints of an earlier run where torchrun may restart this one, got ",
-              "checkpoint-", existing.empty() ? 0 : existing.back().step, "; hint: ",
-              "--resume_from_checkpoint latest goes on from there, or take another --output_dir");
-  if (wanted.empty()) {
-    if (!existing.empty()) {
-      std::cout << "notice: " << folder << " has checkpoints of an earlier run, the last of step "
-                << existing.back().step
-                << "; hint: --resume_from_checkpoint latest goes on from there\n";
-    }
-    return;
-  }
+  const std::string wanted = group.restarts() > 0 ? "latest" : options_.resume_from_checkpoint;
+  TORCH_CHECK(
+      !wanted.empty() || existing.empty() || !group.may_restart(), "'", folder,
+      "': expected no checkpoints of an earlier run where torchrun may restart this one, got ",
+      "checkpoint-", existing.empty() ? 0 : existing.back().step, "; hint: ",
+      "--resume_from_checkpoint latest goes on from there, or take another --output_dir");
+  if (wanted.empty()) return;
   const auto checkpoint = find_checkpoint(folder, wanted);
   if (checkpoint.path.empty()) {
-    std::cout << "notice: " << folder << " has no checkpoint yet: starting at the beginning\n";
+    fmt::print("notice: {} has no checkpoint yet: starting at the beginning\n", folder);
     return;
   }
   load_checkpoint(checkpoint.path);
-  std::cout << "resuming from " << checkpoint.path << " at step " << trainer_.steps_done() << " of "
-            << parts_.steps << "\n";
+  fmt::print("resuming from {} at step {} of {}\n", checkpoint.path, trainer_.steps_done(),
+             plan_.steps);
 }
 
 void Run::load_checkpoint(const std::string& folder) {
-  const std::string path = state_path(folder);
+  const std::string path = file_in(folder, kStateFile);
   TORCH_CHECK(std::filesystem::exists(path), "'", folder, "': expected a checkpoint with ",
               kStateFile, ", got a folder without it");
   const lightlora::SafetensorsFile file(path);
   const auto text = [&](const std::string& key) {
     const auto found = file.metadata().find(key);
-    TORCH_CHECK(found != file.metadata().end(), "'", path, "': expected metadata '", key, "', got none");
+    TORCH_CHECK(found != file.metadata().end(), "'", path, "': expected metadata '", key,
+                "', got none");
     return found->second;
   };
   TORCH_CHECK(text("format") == kStateFormat, "'", path, "': expected format '", kStateFormat,
               "', got '", text("format"), "'");
-  parts_.load_weights(folder);
+  task_.load(folder);
   try {
     trainer_.load_state(file.load_all());
   } catch (const c10::Error& error) {
@@ -122,37 +138,83 @@ void Run::load_checkpoint(const std::string& folder) {
   TORCH_CHECK(!loss.empty() && *end == '\0', "'", path, "': expected a number as metadata ",
               "'smoothed_loss', got '", loss, "'");
   last_checkpoint_ = trainer_.steps_done();
-  print_differences(text("settings"), parts_.settings);
+  if (const auto id = file.metadata().find("run"); id != file.metadata().end()) run_ = id->second;
+  print_differences(text("settings"));
+  print_other_inputs(file.metadata());
+}
+
+// Names the settings that are not as they were, apart from those whose flags say that they may
+// change.
+void Run::print_differences(const std::string& settings_before) const {
+  const auto before = settings_in(settings_before), now = settings_in(settings_);
+  std::set<std::string> free;
+  for (const auto& setting : plan_.settings) {
+    if (setting.free_on_resume) free.insert(setting.name);
+  }
+  const auto notice = [](const std::string& was, const std::string& is) {
+    fmt::print(
+        "notice: the checkpoint was made with other settings than {}, namely {}: the run will "
+        "not end as one that never stopped\n",
+        is, was);
+  };
+  for (const auto& [name, value] : now) {
+    const auto found = before.find(name);
+    if (free.count(name) > 0 || (found != before.end() && found->second == value)) continue;
+    notice(found == before.end() ? "none" : found->second, fmt::format("{} = {}", name, value));
+  }
+}
+
+// Names what the run learns from that is not what it was.
+void Run::print_other_inputs(const lightlora::Metadata& metadata) const {
+  for (const auto& [name, value] : task_.fingerprints()) {
+    const auto found = metadata.find("fingerprint of " + name);
+    if (found == metadata.end() || found->second == value) continue;
+    fmt::print("notice: the checkpoint was made with another {} (fingerprint {}, now {}): the run will not "
+               "end as one that never stopped\n",
+               name == "base model" ? name : fmt::format("set of {}", name), found->second, value);
+  }
 }
 
 void Run::require_finite() const {
-  TORCH_CHECK(trainer_.is_finite(), "training: step ", trainer_.steps_done(),
-              ": expected finite values to save, got some that are not; hint: lower --learning_rate");
+  TORCH_CHECK(
+      trainer_.is_finite(), "training: step ", trainer_.steps_done(),
+      ": expected finite values to save, got some that are not; hint: lower --learning_rate");
 }
 
 void Run::save_checkpoint() {
-  if (!trainer_.group().is_main()) return;
+  if (!is_main()) return;
   const int64_t step = trainer_.steps_done();
   require_finite();
-  training::save_checkpoint(parts_.flags.output_dir, step, [&](const std::string& folder) {
-    parts_.save_weights(folder);
-    lightlora::save_safetensors(state_path(folder), trainer_.state(),
-                                {{"format", kStateFormat},
-                                 {"smoothed_loss", cli::format_exact(smoothed_loss_)},
-                                 {"settings", parts_.settings}});
+  training::save_checkpoint(options_.output_dir, step, [&](const std::string& folder) {
+    task_.save(folder);
+    lightlora::save_safetensors(file_in(folder, kStateFile), trainer_.state(),
+                                metadata());
   });
   last_checkpoint_ = step;
-  if (const auto limit = parts_.flags.checkpoints_total_limit) {
-    prune_checkpoints(parts_.flags.output_dir, *limit);
+  if (const auto limit = options_.checkpoints_total_limit) {
+    prune_checkpoints(options_.output_dir, *limit,
+                      [&](const Checkpoint& other) { return other.step <= step && is_own(other); });
   }
 }
 
-void Run::validate(RunLog& log) {
-  if (!trainer_.group().is_main()) return;
-  if (parts_.validation_loss) {
-    log.add(trainer_.steps_done(), {{"validation_loss", parts_.validation_loss->measure(trainer_)}});
+lightlora::Metadata Run::metadata() const {
+  lightlora::Metadata metadata{{"format", kStateFormat},
+                               {"run", run_},
+                               {"smoothed_loss", cli::format_exact(smoothed_loss_)},
+                               {"settings", settings_}};
+  for (const auto& [name, value] : task_.fingerprints()) metadata["fingerprint of " + name] = value;
+  return metadata;
+}
+
+// Whether a checkpoint is of this run, from before it stopped or after.
+bool Run::is_own(const Checkpoint& checkpoint) const {
+  try {
+    const lightlora::SafetensorsFile file(file_in(checkpoint.path, kStateFile));
+    const auto id = file.metadata().find("run");
+    return id != file.metadata().end() && id->second == run_;
+  } catch (const c10::Error&) {
+    return false;  // damaged: whosever it is
   }
-  if (parts_.validation_pictures) parts_.validation_pictures->draw(*parts_.pipeline, trainer_, log);
 }
 
 void Run::report(RunLog& log, const StepReport& step) {
@@ -167,42 +229,82 @@ void Run::report(RunLog& log, const StepReport& step) {
   log.add(trainer_.steps_done(), numbers);
 }
 
-bool Run::train() {
+void Run::print_start() const {
+  const auto& p = plan_;
+  fmt::print(
+      "***** Running training *****\n"
+      "  Num examples = {} at {}x{}\n"
+      "  Num batches each epoch = {}\n"
+      "  Trained values = {}\n"
+      "  Num processes = {}\n"
+      "  Instantaneous batch size per device = {}\n"
+      "  Total train batch size = {}\n"
+      "  Gradient Accumulation steps = {}\n"
+      "  Total optimization steps = {}\n"
+      "  Learning rate = {:.6g}\n",
+      p.samples_per_epoch, p.resolution, p.resolution,
+      (p.samples_per_epoch + p.batch_size - 1) / p.batch_size, trainer_.trained_values(),
+      p.processes, p.batch_size, p.total_batch_size, p.accumulated_batches, p.steps,
+      p.learning_rate);
+}
+
+void Run::after_step(RunLog& log) {
+  if (due(options_.checkpointing_steps)) save_checkpoint();
+  if (!is_main()) return;
+  task_.after_step(trainer_.steps_done());
+  const bool last = trainer_.steps_done() == plan_.steps;
+  if (plan_.validation_interval > 0 && (last || due(plan_.validation_interval)))
+    task_.validate(log);
+}
+
+Outcome Run::train() {
   const int64_t first = trainer_.steps_done();
   RunLog log;
-  if (trainer_.group().is_main()) {
-    log = RunLog(parts_.flags.output_dir, parts_.flags.tensorboard_folder(), first);
-  }
-  if (first == 0 && parts_.validation_interval > 0) validate(log);
-  cli::Progress progress("Steps", parts_.steps, {}, first);
+  if (is_main()) log = RunLog(options_.output_dir, options_.tensorboard_folder(), first);
+  if (is_main() && first == 0 && plan_.validation_interval > 0) task_.validate(log);
+  cli::Progress progress("Steps", plan_.steps, {}, first);
   bool stop = trainer_.group().any(cli::interrupted());
-  while (trainer_.steps_done() < parts_.steps && !stop) {
+  while (trainer_.steps_done() < plan_.steps && !stop) {
     const auto step = trainer_.step(cli::interrupted);
     stop = step.stop;
     report(log, step);
     if (step.skipped) {
-      progress.print("notice: step " + std::to_string(trainer_.steps_done()) +
-                     " overflowed fp16 and was skipped; the loss scale is now " +
-                     std::to_string(static_cast<int64_t>(trainer_.loss_scale())));
+      progress.print(
+          fmt::format("notice: step {} overflowed fp16 and was skipped; the loss scale is "
+                      "now {:.0f}",
+                      trainer_.steps_done(), trainer_.loss_scale()));
     }
-    progress.update(trainer_.steps_done(),
-                    {{"loss", smoothed_loss_}, {"lr", step.learning_rate}});
-    if (due(parts_.flags.checkpointing_steps)) save_checkpoint();
-    if (parts_.after_step && trainer_.group().is_main()) parts_.after_step(trainer_.steps_done());
-    const bool last = trainer_.steps_done() == parts_.steps;
-    if (parts_.validation_interval > 0 && (last || due(parts_.validation_interval))) validate(log);
+    progress.update(trainer_.steps_done(), {{"loss", smoothed_loss_}, {"lr", step.learning_rate}});
+    after_step(log);
   }
   progress.finish();
-  if (parts_.validation_pictures && trainer_.group().is_main()) {
-    parts_.validation_pictures->write_sheet();
-  }
   require_finite();
-  if (trainer_.steps_done() >= parts_.steps) return true;
-  if (last_checkpoint_ != trainer_.steps_done() && trainer_.steps_done() > 0) save_checkpoint();
-  std::cout << "stopped by request after " << trainer_.steps_done() << " of " << parts_.steps
-            << " steps; saving what was learned. To go on: the same command with "
-            << "--resume_from_checkpoint latest\n";
-  return false;
+  const Outcome outcome{trainer_.steps_done(), trainer_.steps_done() >= plan_.steps};
+  if (outcome.finished) return outcome;
+  if (last_checkpoint_ != outcome.steps && outcome.steps > 0) save_checkpoint();
+  fmt::print(
+      "stopped by request after {} of {} steps; saving what was learned. To go on: the same "
+      "command with --resume_from_checkpoint latest\n",
+      outcome.steps, plan_.steps);
+  return outcome;
+}
+
+}  // namespace
+
+Outcome train(Task& task, const RunOptions& options) {
+  Run run(task, options);
+  run.resume();
+  run.print_start();
+  const bool writes = task.trainer().group().is_main();
+  const auto& plan = task.plan();
+  if (writes) {
+    cli::write_config(file_in(options.output_dir, "config.toml"), plan.program, plan.settings);
+  }
+  const Outcome outcome = run.train();
+  if (!writes) return outcome;
+  task.save(options.output_dir);
+  task.finish();
+  return outcome;
 }
 
 }  // namespace training

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "support/cli/fmt.h"
+
 namespace training {
 
 namespace {
@@ -55,8 +57,8 @@ double wall_time() {
 std::string event_file_name() {
   std::array<char, 256> host{};
   if (::gethostname(host.data(), host.size() - 1) != 0) host = {'h', 'o', 's', 't'};
-  return "events.out.tfevents." + std::to_string(static_cast<int64_t>(wall_time())) + "." +
-         host.data() + "." + std::to_string(::getpid());
+  return fmt::format("events.out.tfevents.{}.{}.{}", static_cast<int64_t>(wall_time()), host.data(),
+                     ::getpid());
 }
 
 }  // namespace
@@ -91,7 +93,8 @@ TensorBoardWriter::TensorBoardWriter(const std::string& folder, int64_t first_st
 void TensorBoardWriter::write_record(const std::string& payload) {
   const std::string length = little_endian(static_cast<uint64_t>(payload.size()));
   file_ << length << masked_crc(length) << payload << masked_crc(payload) << std::flush;
-  TORCH_CHECK(file_, "'", path_, "': expected to add to the file, got '", std::strerror(errno), "'");
+  TORCH_CHECK(file_, "'", path_, "': expected to add to the file, got '", std::strerror(errno),
+              "'");
 }
 
 void TensorBoardWriter::write_event(int64_t step, const std::string& payload) {

@@ -13,13 +13,12 @@
 #include <vector>
 
 #include "support/distributed/group.h"
+#include "training/batches.h"
+#include "training/captions.h"
 #include "training/cuda_graph.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"
 #include "training/optimizer.h"
-#include "training/parameter_bank.h"
-#include "training/prompts.h"
-#include "training/samples.h"
 
 namespace training {
 
@@ -77,6 +76,8 @@ class Trainer {
   StepReport step(const std::function<bool()>& asked_to_stop = {});
   /// Steps done so far.
   int64_t steps_done() const { return done_; }
+  /// How many values train.
+  int64_t trained_values() const { return bank_.values().numel(); }
   /// Batches' captions go through here, for a validation loss too.
   PromptStates& prompts() { return parts_.prompts; }
   const DiffusionLoss& loss() const { return parts_.loss; }

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 
+#include "support/cli/fmt.h"
 #include "support/images/load.h"
 #include "support/images/png.h"
 #include "support/images/sheet.h"
@@ -61,38 +62,41 @@ double ValidationLoss::measure(Trainer& trainer) const {
   return sum / static_cast<double>(batch_.samples.size());
 }
 
-ValidationPictureOptions validation_pictures(const RunFlags& flags, uint64_t seed) {
-  const std::filesystem::path folder = flags.output_dir;
+ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t seed,
+                                             int64_t clip_skip) {
+  const std::filesystem::path folder = run.output_dir;
   ValidationPictureOptions options;
-  options.prompt = flags.validation_prompt;
-  options.count = flags.num_validation_images;
+  options.prompt = run.validation_prompt;
+  options.count = run.num_validation_images;
   options.seed = seed;
+  options.clip_skip = clip_skip;
   options.folder = (folder / "validation").string();
   options.sheet = (folder / "contact_sheet.png").string();
   return options;
 }
 
 std::string ValidationPictures::path(int64_t step, int64_t index) const {
-  char name[64];
-  std::snprintf(name, sizeof(name), "step-%06lld-%lld.png", static_cast<long long>(step),
-                static_cast<long long>(index));
-  return (std::filesystem::path(options_.folder) / name).string();
+  return (std::filesystem::path(options_.folder) / fmt::format("step-{:06}-{}.png", step, index))
+      .string();
 }
 
 void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, RunLog& log) const {
   std::filesystem::create_directories(options_.folder);
   const Evaluation evaluation(trainer);
   for (int64_t i = 0; i < options_.count; ++i) {
+    const uint64_t seed = options_.seed + static_cast<uint64_t>(i);
     const auto result = pipeline.sample(sd::SampleOptions()
                                             .prompt(options_.prompt)
+                                            .prompt_syntax(sd::PromptSyntax::plain)  // as captions
+                                            .clip_skip(options_.clip_skip)
                                             .num_inference_steps(kDrawingSteps)
                                             .scheduler("dpmpp_2m")
-                                            .seed(options_.seed + static_cast<uint64_t>(i)));
+                                            .seed(seed));
     const std::string file = path(trainer.steps_done(), i);
     images::save_png(file, images::to_image(result.pictures[0] * 2 - 1),
-                     {{"parameters", options_.prompt + "\nSteps: 25, Seed: " +
-                                         std::to_string(options_.seed + static_cast<uint64_t>(i))}});
-    log.add_picture("validation/" + std::to_string(i), file, trainer.steps_done());
+                     {{"parameters", fmt::format("{}\nSteps: {}, Seed: {}", options_.prompt,
+                                                 kDrawingSteps, seed)}});
+    log.add_picture(fmt::format("validation/{}", i), file, trainer.steps_done());
   }
 }
 
@@ -109,14 +113,14 @@ void ValidationPictures::write_sheet() const {
   images::Sheet sheet;
   sheet.title = options_.prompt;
   for (int64_t i = 0; i < options_.count; ++i) {
-    sheet.column_labels.push_back("seed " + std::to_string(options_.seed + static_cast<uint64_t>(i)));
+    sheet.column_labels.push_back(fmt::format("seed {}", options_.seed + static_cast<uint64_t>(i)));
   }
   const size_t stride = (rows.size() + kMostSheetRows - 1) / kMostSheetRows;
   size_t number = 0;
   for (auto& [step, pictures] : rows) {
     const bool last = ++number == rows.size();
     if (!last && (number - 1) % stride != 0) continue;
-    sheet.row_labels.push_back("step " + std::to_string(step));
+    sheet.row_labels.push_back(fmt::format("step {}", step));
     sheet.rows.push_back(std::move(pictures));
   }
   images::save_png(options_.sheet, images::draw_sheet(sheet));

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "pipeline/pipeline.h"
-#include "training/run_flags.h"
+#include "training/options.h"
 #include "training/run_log.h"
 #include "training/trainer.h"
 
@@ -33,12 +33,14 @@ struct ValidationPictureOptions {
   std::string prompt;  ///< none are drawn if empty
   int64_t count = 4;
   uint64_t seed = 0;
-  std::string folder;  ///< where they go, as step-000100-0.png
-  std::string sheet;   ///< path of the contact sheet
+  int64_t clip_skip = 0;  ///< as in training
+  std::string folder;     ///< where they go, as step-000100-0.png
+  std::string sheet;      ///< path of the contact sheet
 };
 
-/// What a run's flags ask for, in its output folder.
-ValidationPictureOptions validation_pictures(const RunFlags& flags, uint64_t seed);
+/// What a run's options ask for, in its output folder.
+ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t seed,
+                                             int64_t clip_skip = 0);
 
 /// Draws one prompt from the same noise again and again while a run learns.
 class ValidationPictures {

@@ -24,24 +24,15 @@ class InferenceCache {
   template <typename Make>
   std::vector<at::Tensor> get(const std::vector<at::Tensor>& sources,
                               const std::vector<double>& numbers, const Make& make) {
-    std::vector<Stamp> now;
-    now.reserve(sources.size());
-    for (const auto& source : sources) now.push_back(Stamp(source));
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const bool fresh = numbers == numbers_ && now == stamps_;
-    if (!fresh || values_.empty()) {
-      const c10::NoGradGuard no_grad;
-      values_ = make();
-      sources_ = sources;  // held, so that no other tensor can come to lie at their addresses
-      stamps_ = std::move(now);
-      numbers_ = numbers;
-      // Tensors of the inference mode count no versions: nothing would tell of a change.
-      if (std::any_of(sources.begin(), sources.end(),
-                      [](const at::Tensor& source) { return source.is_inference(); })) {
-        return std::exchange(values_, {});
-      }
-    }
-    return values_;
+    return get(sources, numbers, /*at_once=*/true, make);
+  }
+
+  /// The same, but only from the second call with equal sources and numbers on; nothing in the
+  /// first, so that what changes in every call costs no `make`.
+  template <typename Make>
+  std::vector<at::Tensor> get_if_repeated(const std::vector<at::Tensor>& sources,
+                                          const std::vector<double>& numbers, const Make& make) {
+    return get(sources, numbers, /*at_once=*/false, make);
   }
 
   /// Gives the memory back.
@@ -53,6 +44,30 @@ class InferenceCache {
   }
 
  private:
+  template <typename Make>
+  std::vector<at::Tensor> get(const std::vector<at::Tensor>& sources,
+                              const std::vector<double>& numbers, bool at_once, const Make& make) {
+    std::vector<Stamp> now;
+    now.reserve(sources.size());
+    for (const auto& source : sources) now.push_back(Stamp(source));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool fresh = !sources_.empty() && numbers == numbers_ && now == stamps_;
+    if (fresh && !values_.empty()) return values_;
+    values_.clear();
+    sources_ = sources;  // held, so that no other tensor can come to lie at their addresses
+    stamps_ = std::move(now);
+    numbers_ = numbers;
+    // Tensors of the inference mode count no versions: nothing would tell of a change.
+    const bool counted = std::none_of(sources.begin(), sources.end(), [](const at::Tensor& source) {
+      return source.is_inference();
+    });
+    if (!at_once && (!fresh || !counted)) return {};
+    const c10::NoGradGuard no_grad;
+    std::vector<at::Tensor> made = make();
+    if (counted) values_ = made;
+    return made;
+  }
+
   struct Stamp {
     explicit Stamp(const at::Tensor& tensor)
         : impl(tensor.unsafeGetTensorImpl()),

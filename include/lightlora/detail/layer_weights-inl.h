@@ -9,6 +9,7 @@
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/rnn.h>
 
 #include <algorithm>
 #include <unordered_set>
@@ -56,78 +57,18 @@ LIGHTLORA_INLINE torch::Tensor adapter_input(const ActiveAdapter& item, const to
   return at::dropout(x, item.adapter->options().dropout(), training);
 }
 
-LIGHTLORA_INLINE torch::Tensor linear_by_parts(const torch::Tensor& x, const torch::Tensor& weight,
-                                               const std::optional<torch::Tensor>& bias,
-                                               const std::vector<ActiveAdapter>& active,
-                                               bool dropping) {
-  // One product with the sum, unless rounding the sum would swallow the delta.
-  if (!dropping && !detail::autocast_dtype(x) && !at::isReducedFloatingType(x.scalar_type())) {
-    return at::linear(x, weight + total_delta(active, weight), bias);
-  }
-  torch::Tensor y = at::linear(x, weight, bias);
-  for (const auto& item : active) {
-    const torch::Tensor seen = dropping ? adapter_input(item, x) : x;
-    const auto cast = [&](const torch::Tensor& t) { return t.to(x.scalar_type()); };
-    if (item.adapter->has_factors()) {
-      const Factors f = item.adapter->factors();
-      y = at::add(y, at::linear(at::linear(seen, cast(f.down)), cast(f.up)),
-                  item.adapter->scale() * item.weight);
-    } else {
-      y = at::add(y, at::linear(seen, cast(item.adapter->delta(weight))), item.weight);
-    }
-  }
-  return y;
-}
-
-LIGHTLORA_INLINE void AdapterSlot::set_packed(bool on) {
-  if (on != is_packed()) packed_ = on ? std::make_shared<PackedWeight>() : nullptr;
-}
-
-LIGHTLORA_INLINE const PackedWeight* AdapterSlot::packed_for(
+LIGHTLORA_INLINE const PackedWeight* Packable::packed_for(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) const {
   const bool usable =
       packed_ && !detail::autocast_dtype(x) && PackedWeight::usable(x, weight, bias);
   return usable ? packed_.get() : nullptr;
 }
 
-LIGHTLORA_INLINE bool AdapterSlot::takes_merged_once(const torch::nn::Module& self,
-                                                     const at::Tensor& weight,
-                                                     const at::Tensor& x) const {
-  if (self.is_training() || at::GradMode::is_enabled() || route_ == Route::bypass) return false;
-  if (route_ == Route::merged) return true;
-  return !at::isReducedFloatingType(weight.scalar_type()) && !detail::autocast_dtype(x);
-}
-
-LIGHTLORA_INLINE std::pair<Factors, double> AdapterSlot::composed_factors() const {
-  if (at::GradMode::is_enabled()) {
-    cache_->clear();
-    return total_factors(active_);
-  }
-  const auto [sources, numbers] = made_from();
-  double scale = active_.size() == 1 ? numbers[0] * numbers[1] : 1.0;
-  const auto made = cache_->get(sources, numbers, [&] {
-    const Factors factors = total_factors(active_).first;
-    return std::vector<at::Tensor>{factors.down, factors.up};
-  });
-  return {{made[0], made[1]}, scale};
-}
-
-LIGHTLORA_INLINE std::pair<std::vector<at::Tensor>, std::vector<double>> AdapterSlot::made_from()
-    const {
-  std::pair<std::vector<at::Tensor>, std::vector<double>> result;
-  for (const auto& [adapter, weight] : active_) {
-    for (const auto& item : adapter->trained()) result.first.push_back(item.value());
-    for (const auto& item : adapter->frozen()) result.first.push_back(item.value());
-    result.second.insert(result.second.end(), {adapter->scale(), weight});
-  }
-  return result;
-}
-
 LIGHTLORA_INLINE int64_t pack_weights(torch::nn::Module& model, bool on) {
   int64_t layers = 0;
   for (const auto& module : model.modules()) {
-    if (auto* slot = dynamic_cast<AdapterSlot*>(module.get())) {
-      slot->set_packed(on);
+    if (auto* packable = dynamic_cast<Packable*>(module.get())) {
+      packable->set_packed(on);
       ++layers;
     }
   }
@@ -135,27 +76,55 @@ LIGHTLORA_INLINE int64_t pack_weights(torch::nn::Module& model, bool on) {
 }
 
 LIGHTLORA_INLINE LayerWeight::LayerWeight(std::shared_ptr<torch::nn::Module> layer,
-                                          torch::Tensor& weight, const char* type, bool transposed,
+                                          torch::Tensor& weight, std::string type, LayerKind kind,
                                           std::string part)
-    : layer_(std::move(layer)),
-      weight_(&weight),
-      type_(type),
+    : layer_(layer),
+      weight_(layer, &weight),
+      type_(std::move(type)),
+      kind_(kind),
       part_(std::move(part)),
-      transposed_(transposed) {}
+      is_member_(true) {
+  const auto* embedding = dynamic_cast<torch::nn::EmbeddingImpl*>(layer_.get());
+  if (!embedding || !embedding->options.padding_idx()) return;
+  const int64_t row = *embedding->options.padding_idx();
+  padding_idx_ = row < 0 ? row + weight.size(0) : row;
+}
+
+LIGHTLORA_INLINE LayerWeight::LayerWeight(std::shared_ptr<torch::nn::Module> layer,
+                                          const torch::Tensor& weight, bool /*owned*/,
+                                          std::string type, LayerKind kind, std::string part)
+    : layer_(std::move(layer)),
+      weight_(std::make_shared<torch::Tensor>(weight)),
+      type_(std::move(type)),
+      kind_(kind),
+      part_(std::move(part)),
+      is_member_(false) {}
+
+LIGHTLORA_INLINE bool LayerWeight::transposed() const {
+  return kind_ == LayerKind::transposed_convolution || kind_ == LayerKind::lookup ||
+         kind_ == LayerKind::bag;
+}
 
 LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
   const int64_t rows = weight_->size(0);
   const int64_t columns = rows > 0 ? weight_->numel() / rows : 0;
-  if (transposed_) return {std::move(name), rows, columns};
-  return {std::move(name), columns, rows, weight_->sizes().slice(2).vec()};
+  LayerInfo info{std::move(name), columns, rows};
+  if (transposed()) std::swap(info.in, info.out);
+  (transposed() ? info.out_kernel : info.kernel) = weight_->sizes().slice(2).vec();
+  info.lookup = kind_ == LayerKind::lookup || kind_ == LayerKind::bag;
+  return info;
 }
 
 LIGHTLORA_INLINE torch::Tensor LayerWeight::as_matrix(const torch::Tensor& weight) const {
-  return transposed_ ? weight.t() : weight.flatten(1);
+  const torch::Tensor rows = weight.flatten(1);
+  return transposed() ? rows.t() : rows;
 }
 
 LIGHTLORA_INLINE torch::Tensor LayerWeight::shaped(const torch::Tensor& matrix) const {
-  return (transposed_ ? matrix.t() : matrix).reshape(weight_->sizes());
+  const torch::Tensor shape = (transposed() ? matrix.t() : matrix).reshape(weight_->sizes());
+  if (padding_idx_ < 0) return shape;
+  const auto row = at::tensor({padding_idx_}, at::TensorOptions(at::kLong)).to(shape.device());
+  return shape.index_fill(0, row, 0);
 }
 
 LIGHTLORA_INLINE torch::Tensor LayerWeight::plus(const torch::Tensor& delta) const {
@@ -168,11 +137,9 @@ using LayerWeights = std::vector<LayerWeight>;
 
 template <typename Impl>
 bool add_weight(LayerWeights& found, const std::shared_ptr<torch::nn::Module>& module,
-                const char* type, bool transposed = false) {
+                const char* type, LayerKind kind) {
   auto* layer = dynamic_cast<Impl*>(module.get());
-  if (layer && layer->weight.defined()) {
-    found.emplace_back(module, layer->weight, type, transposed);
-  }
+  if (layer && layer->weight.defined()) found.emplace_back(module, layer->weight, type, kind);
   return layer != nullptr;
 }
 
@@ -182,7 +149,7 @@ inline bool add_attention(LayerWeights& found, const std::shared_ptr<torch::nn::
   if (!layer) return false;
   const auto add = [&](torch::Tensor& weight, const char* part) {
     if (weight.defined()) {
-      found.emplace_back(module, weight, "MultiheadAttention", /*transposed=*/false, part);
+      found.emplace_back(module, weight, "MultiheadAttention", LayerKind::linear, part);
     }
   };
   add(layer->in_proj_weight, "in_proj");
@@ -192,39 +159,54 @@ inline bool add_attention(LayerWeights& found, const std::shared_ptr<torch::nn::
   return true;
 }
 
+// The matrices of a recurrent layer, which it keeps in a list of its own.
+template <typename Impl>
+bool add_recurrent(LayerWeights& found, const std::shared_ptr<torch::nn::Module>& module,
+                   const char* type) {
+  if (!dynamic_cast<Impl*>(module.get())) return false;
+  for (const auto& item : module->named_parameters(/*recurse=*/false)) {
+    if (item.value().dim() != 2) continue;
+    found.emplace_back(module, item.value(), /*owned=*/true, type, LayerKind::recurrent,
+                       item.key());
+  }
+  return true;
+}
+
 }  // namespace detail
 
 LIGHTLORA_INLINE std::vector<LayerWeight> find_weights(
     const std::shared_ptr<torch::nn::Module>& module) {
+  using detail::add_recurrent;
   using detail::add_weight;
+  namespace nn = torch::nn;
+  constexpr auto conv = LayerKind::convolution, transposed = LayerKind::transposed_convolution;
   std::vector<LayerWeight> found;
-  add_weight<torch::nn::LinearImpl>(found, module, "Linear") ||
-      add_weight<torch::nn::Conv1dImpl>(found, module, "Conv1d") ||
-      add_weight<torch::nn::Conv2dImpl>(found, module, "Conv2d") ||
-      add_weight<torch::nn::Conv3dImpl>(found, module, "Conv3d") ||
-      add_weight<torch::nn::EmbeddingImpl>(found, module, "Embedding", /*transposed=*/true) ||
-      detail::add_attention(found, module);
+  add_weight<nn::LinearImpl>(found, module, "Linear", LayerKind::linear) ||
+      add_weight<nn::Conv1dImpl>(found, module, "Conv1d", conv) ||
+      add_weight<nn::Conv2dImpl>(found, module, "Conv2d", conv) ||
+      add_weight<nn::Conv3dImpl>(found, module, "Conv3d", conv) ||
+      add_weight<nn::ConvTranspose1dImpl>(found, module, "ConvTranspose1d", transposed) ||
+      add_weight<nn::ConvTranspose2dImpl>(found, module, "ConvTranspose2d", transposed) ||
+      add_weight<nn::ConvTranspose3dImpl>(found, module, "ConvTranspose3d", transposed) ||
+      add_weight<nn::EmbeddingImpl>(found, module, "Embedding", LayerKind::lookup) ||
+      add_weight<nn::EmbeddingBagImpl>(found, module, "EmbeddingBag", LayerKind::bag) ||
+      add_weight<nn::BilinearImpl>(found, module, "Bilinear", LayerKind::bilinear) ||
+      detail::add_attention(found, module) ||
+      add_recurrent<nn::RNNImpl>(found, module, "RNN") ||
+      add_recurrent<nn::LSTMImpl>(found, module, "LSTM") ||
+      add_recurrent<nn::GRUImpl>(found, module, "GRU") ||
+      add_recurrent<nn::RNNCellImpl>(found, module, "RNNCell") ||
+      add_recurrent<nn::LSTMCellImpl>(found, module, "LSTMCell") ||
+      add_recurrent<nn::GRUCellImpl>(found, module, "GRUCell");
   return found;
 }
 
 LIGHTLORA_INLINE const char* adaptable_types() {
-  return "Linear, Conv1d, Conv2d, Conv3d, Embedding, MultiheadAttention";
+  return "Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, "
+         "Embedding, EmbeddingBag, Bilinear, MultiheadAttention, RNN, LSTM, GRU";
 }
 
 LIGHTLORA_INLINE std::string refusal_reason(const torch::nn::Module& module) {
-  static const std::pair<const char*, const char*> reasons[] = {
-      {"Bilinear", "its weight has three dimensions and is no matrix to add low-rank factors to"},
-      {"RNN", "a recurrent layer passes its weights on as a list of their own"},
-      {"LSTM", "a recurrent layer passes its weights on as a list of their own"},
-      {"GRU", "a recurrent layer passes its weights on as a list of their own"},
-      {"ConvTranspose",
-       "the weight of a transposed convolution has inputs and outputs exchanged "
-       "within its groups"},
-      {"EmbeddingBag", "its rows are summed in one kernel with the stored weight"}};
-  const std::string& name = module.name();
-  for (const auto& [type, reason] : reasons) {
-    if (name.find(std::string("torch::nn::") + type) == 0) return reason;
-  }
   // Such as a LayerNorm. A module that holds layers as well is better answered with their names.
   const bool plain = module.children().empty() && !module.parameters(/*recurse=*/false).empty();
   if (plain) return std::string("none of ") + adaptable_types();
@@ -262,11 +244,10 @@ LIGHTLORA_INLINE void place(Adapter& adapter, const LayerWeight& layer) {
 }
 
 LIGHTLORA_INLINE void require_no_dropout(const Adapter& adapter) {
-  TORCH_CHECK_VALUE(
-      adapter.options().dropout() == 0, "lightlora: '", adapter.layer().name,
-      "': expected dropout 0 for a plain layer, whose adapter is a part of the weight, ", "got ",
-      adapter.options().dropout(),
-      "; hint: build the model with lightlora::Linear or lightlora::Conv2d");
+  TORCH_CHECK_VALUE(adapter.options().dropout() == 0, "'", adapter.layer().name,
+                    "': expected dropout 0 for an adapter that is a part of the weight, got ",
+                    adapter.options().dropout(),
+                    "; hint: a recurrent layer and a bound weight have no input of the adapter's own");
 }
 
 LIGHTLORA_INLINE void fit(Adapter& adapter, const LayerWeight& layer) {
@@ -280,7 +261,7 @@ LIGHTLORA_INLINE WeightBinding::WeightBinding(const LayerWeight& weight, const t
   TORCH_CHECK(!delta.requires_grad() || !at::isReducedFloatingType(base_.scalar_type()),
               "lightlora: '", name, "': expected an fp32 weight for training through a plain ",
               "layer, got ", base_.scalar_type(),
-              "; hint: build the model with lightlora::Linear, or keep this layer in fp32");
+              "; hint: bind no half-precision weights, or keep this layer in fp32");
   weight_.tensor() = weight_.plus(delta);
 }
 

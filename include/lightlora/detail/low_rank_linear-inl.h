@@ -12,15 +12,6 @@
 
 namespace lightlora {
 
-LIGHTLORA_INLINE Route choose_route(int64_t rows, const at::Tensor& weight, bool thin_kernels) {
-  if (at::isReducedFloatingType(weight.scalar_type())) return Route::bypass;
-  const auto out = static_cast<double>(weight.size(0));
-  const auto in = static_cast<double>(weight.size(1));
-  const double kappa = thin_kernels ? 6.0 : 2.0;
-  const bool merge = static_cast<double>(rows) * (in + out) > kappa * in * out;
-  return merge ? Route::merged : Route::bypass;
-}
-
 namespace detail {
 
 // Rows of all leading dimensions as one matrix; a view wherever the strides allow one.
@@ -43,6 +34,45 @@ inline at::Tensor merged_weight(const at::Tensor& weight, const at::Tensor& down
       .to(weight.scalar_type());
 }
 
+// One call, as forward and backward both see it.
+struct LowRankCall {
+  double scale = 1;
+  bool merge = false;  // one product with weight + delta
+  bool thin = false;   // the CPU kernels for small ranks
+};
+
+inline LowRankCall plan_call(const at::Tensor& rows, const at::Tensor& weight,
+                             const at::Tensor& down, const at::Tensor& up, double scale,
+                             Route wanted, const PackedWeight* packed) {
+  Situation situation;
+  situation.half = at::isReducedFloatingType(weight.scalar_type());
+  situation.packed = packed != nullptr;
+  situation.thin = thin::usable(rows, down, up);
+  situation.rows = rows.size(0);
+  situation.in = weight.size(1);
+  situation.out = weight.size(0);
+  return {scale, choose_path(situation, wanted) == Path::merged, situation.thin};
+}
+
+// y (N, out) of rows (N, in). `h` gets x down^T if that product is made.
+inline at::Tensor low_rank_forward(const at::Tensor& rows, const at::Tensor& weight,
+                                   const at::Tensor& down, const at::Tensor& up,
+                                   const std::optional<at::Tensor>& bias, const LowRankCall& call,
+                                   const PackedWeight* packed, bool wants_h, at::Tensor& h) {
+  const at::Tensor y =
+      call.merge ? at::linear(rows, merged_weight(weight, down, up, call.scale), bias)
+      : packed   ? PackedWeight::linear(rows, packed->linear_weight(weight), bias)
+                 : at::linear(rows, weight, bias);
+  if (call.thin) {
+    if (!call.merge) thin::add_low_rank_(y, thin::dense_rows(rows), down, up, call.scale);
+    return y;
+  }
+  // The small matrices follow the dtype of the rows: casting the rows up would cost a pass.
+  if (!call.merge || wants_h) h = rows.mm(down.to(rows.scalar_type()).t());
+  if (!call.merge) y.addmm_(h, up.to(rows.scalar_type()).t(), /*beta=*/1, /*alpha=*/call.scale);
+  return y;
+}
+
 // y = x W^T + b + s (x D^T) U^T as one function of autograd. The composed form keeps and moves
 // more matrices of rows x features, and autograd over W + s U D would form the gradient of the
 // frozen weight, half of the bare layer's work once more. On a CPU with small ranks nothing is kept
@@ -53,91 +83,86 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
                             const at::Tensor& weight, const at::Tensor& down, const at::Tensor& up,
                             double scale, int64_t wanted_route,
                             const std::optional<at::Tensor>& bias, const PackedWeight* packed) {
-    at::Tensor rows = as_rows(x);
-    const bool thin = thin::usable(rows, down, up);
-    auto route = static_cast<Route>(wanted_route);
-    if (route == Route::automatic) {
-      // A weight that is merged anew in each step cannot be packed once.
-      route = packed ? Route::bypass : choose_route(rows.size(0), weight, thin);
-    }
-    const bool merge = route == Route::merged;
-    at::Tensor y = base_product(rows, weight, down, up, scale, merge, bias, packed);
+    const at::Tensor rows = as_rows(x);
+    const auto call =
+        plan_call(rows, weight, down, up, scale, static_cast<Route>(wanted_route), packed);
     at::Tensor h;
-    if (thin) {
-      rows = thin::dense_rows(rows);
-      if (!merge) thin::add_low_rank_(y, rows, down, up, scale);
-    } else {
-      // The small matrices follow the dtype of the rows: casting the rows up would cost a pass.
-      if (!merge || up.requires_grad()) h = rows.mm(down.to(rows.scalar_type()).t());
-      if (!merge) y.addmm_(h, up.to(rows.scalar_type()).t(), /*beta=*/1, /*alpha=*/scale);
-    }
-    ctx->save_for_backward({rows, weight, down, up, h});
+    const at::Tensor y = low_rank_forward(rows, weight, down, up, bias, call, packed,
+                                          /*wants_h=*/up.requires_grad(), h);
+    ctx->save_for_backward({x, weight, down, up, h});
     ctx->saved_data["scale"] = scale;
-    ctx->saved_data["merge"] = merge;
-    ctx->saved_data["thin"] = thin;
+    ctx->saved_data["merge"] = call.merge;
+    ctx->saved_data["thin"] = call.thin;
     ctx->saved_data["has_bias"] = bias.has_value();
-    if (packed && !merge && x.requires_grad()) {
+    if (packed && !call.merge && x.requires_grad()) {
       ctx->saved_data["packed_t"] = packed->linear_weight_t(weight);
     }
     auto sizes = x.sizes().vec();
-    ctx->saved_data["x_sizes"] = sizes;
     sizes.back() = weight.size(0);
-    return y.reshape(sizes);
+    // No view for autograd, which would forbid in-place operations on the result.
+    return at::_unsafe_view(y, sizes);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor &rows = saved[0], &weight = saved[1], &down = saved[2], &up = saved[3];
-    const bool merge = ctx->saved_data["merge"].toBool();
-    at::Tensor dy = as_rows(grads[0]);
+    if (at::GradMode::is_enabled()) return recorded_backward(*ctx, saved, grads[0]);
+    const at::Tensor &weight = saved[1], &down = saved[2], &up = saved[3];
+    at::Tensor rows = as_rows(saved[0]);
+    const LowRankCall call{ctx->saved_data["scale"].toDouble(), ctx->saved_data["merge"].toBool(),
+                           ctx->saved_data["thin"].toBool()};
+    const at::Tensor dy = as_rows(grads[0]);
     at::Tensor dx, dw, db;
-    if (ctx->needs_input_grad(0)) dx = base_gradient(*ctx, dy, weight, down, up, merge);
-    const at::Tensor bypassed_dx = merge ? at::Tensor() : dx;
-    const auto factors = ctx->saved_data["thin"].toBool()
-                             ? thin_backward(*ctx, rows, dy, bypassed_dx, down, up)
-                             : backward(*ctx, rows, dy, bypassed_dx, saved[4], down, up);
+    if (ctx->needs_input_grad(0)) dx = base_gradient(*ctx, dy, weight, down, up, call);
+    const at::Tensor bypassed_dx = call.merge ? at::Tensor() : dx;
+    const auto factors =
+        call.thin
+            ? thin::low_rank_gradients(thin::dense_rows(rows), thin::dense_rows(dy), bypassed_dx,
+                                       down, up, call.scale, ctx->needs_input_grad(2),
+                                       ctx->needs_input_grad(3))
+            : gradients(*ctx, rows, dy, bypassed_dx, saved[4], down, up, call.scale);
     if (ctx->needs_input_grad(1)) dw = dy.t().mm(rows);
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(4)) db = dy.sum(0);
-    if (dx.defined()) dx = dx.reshape(ctx->saved_data["x_sizes"].toIntVector());
+    if (dx.defined()) dx = dx.reshape(saved[0].sizes());
     return {dx, dw, factors.first, factors.second, at::Tensor(), at::Tensor(), db, at::Tensor()};
   }
 
  private:
-  static at::Tensor base_product(const at::Tensor& rows, const at::Tensor& weight,
-                                 const at::Tensor& down, const at::Tensor& up, double scale,
-                                 bool merge, const std::optional<at::Tensor>& bias,
-                                 const PackedWeight* packed) {
-    if (merge) return at::linear(rows, merged_weight(weight, down, up, scale), bias);
-    if (packed) return PackedWeight::linear(rows, packed->linear_weight(weight), bias);
-    return at::linear(rows, weight, bias);
+  // The same of operators that autograd knows, of the arguments alone: what is computed here may be
+  // differentiated again.
+  static torch::autograd::variable_list recorded_backward(
+      torch::autograd::AutogradContext& ctx, const torch::autograd::variable_list& saved,
+      const at::Tensor& grad) {
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const double scale = ctx.saved_data["scale"].toDouble();
+    const at::Tensor rows = as_rows(x), dy = as_rows(grad);
+    const at::Tensor down = saved[2].to(rows.scalar_type()), up = saved[3].to(rows.scalar_type());
+    const at::Tensor g = dy.mm(up) * scale;
+    at::Tensor dx, dw, grad_down, grad_up, db;
+    if (ctx.needs_input_grad(0)) dx = (dy.mm(weight) + g.mm(down)).reshape(x.sizes());
+    if (ctx.needs_input_grad(1)) dw = dy.t().mm(rows);
+    if (ctx.needs_input_grad(2)) grad_down = g.t().mm(rows).to(saved[2].scalar_type());
+    if (ctx.needs_input_grad(3)) {
+      grad_up = (dy.t().mm(rows.mm(down.t())) * scale).to(saved[3].scalar_type());
+    }
+    if (ctx.saved_data["has_bias"].toBool() && ctx.needs_input_grad(4)) db = dy.sum(0);
+    return {dx, dw, grad_down, grad_up, at::Tensor(), at::Tensor(), db, at::Tensor()};
   }
 
   static at::Tensor base_gradient(torch::autograd::AutogradContext& ctx, const at::Tensor& dy,
                                   const at::Tensor& weight, const at::Tensor& down,
-                                  const at::Tensor& up, bool merge) {
+                                  const at::Tensor& up, const LowRankCall& call) {
     const auto found = ctx.saved_data.find("packed_t");
     if (found != ctx.saved_data.end()) return PackedWeight::linear(dy, found->second.toTensor());
-    if (!merge) return dy.mm(weight);
-    return dy.mm(merged_weight(weight, down, up, ctx.saved_data["scale"].toDouble()));
+    return dy.mm(call.merge ? merged_weight(weight, down, up, call.scale) : weight);
   }
 
   // The gradients of both factors; adds the low-rank part to dx, if that is defined.
-  static std::pair<at::Tensor, at::Tensor> thin_backward(torch::autograd::AutogradContext& ctx,
-                                                         const at::Tensor& rows,
-                                                         const at::Tensor& dy, const at::Tensor& dx,
-                                                         const at::Tensor& down,
-                                                         const at::Tensor& up) {
-    return thin::low_rank_gradients(rows, thin::dense_rows(dy), dx, down, up,
-                                    ctx.saved_data["scale"].toDouble(), ctx.needs_input_grad(2),
-                                    ctx.needs_input_grad(3));
-  }
-
-  static std::pair<at::Tensor, at::Tensor> backward(torch::autograd::AutogradContext& ctx,
-                                                    const at::Tensor& rows, const at::Tensor& dy,
-                                                    const at::Tensor& dx, const at::Tensor& h,
-                                                    const at::Tensor& down, const at::Tensor& up) {
-    const double scale = ctx.saved_data["scale"].toDouble();
+  static std::pair<at::Tensor, at::Tensor> gradients(torch::autograd::AutogradContext& ctx,
+                                                     const at::Tensor& rows, const at::Tensor& dy,
+                                                     const at::Tensor& dx, const at::Tensor& h,
+                                                     const at::Tensor& down, const at::Tensor& up,
+                                                     double scale) {
     const auto dtype = rows.scalar_type();
     at::Tensor g, grad_down, grad_up;
     if (dx.defined() || ctx.needs_input_grad(2)) g = dy.mm(up.to(dtype));
@@ -157,6 +182,27 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
   }
 };
 
+// Without autograd nothing need be kept.
+inline at::Tensor low_rank_product(const at::Tensor& x, const at::Tensor& weight,
+                                   const std::optional<at::Tensor>& bias, const Factors& factors,
+                                   double scale, Route route, const PackedWeight* packed) {
+  const auto differentiates = [](const at::Tensor& t) { return t.requires_grad(); };
+  if (at::GradMode::is_enabled() &&
+      (differentiates(x) || differentiates(weight) || differentiates(factors.down) ||
+       differentiates(factors.up) || (bias && differentiates(*bias)))) {
+    return LowRankLinear::apply(x, weight, factors.down, factors.up, scale,
+                                static_cast<int64_t>(route), bias, packed);
+  }
+  const at::Tensor rows = as_rows(x);
+  const auto call = plan_call(rows, weight, factors.down, factors.up, scale, route, packed);
+  at::Tensor h;
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  return at::_unsafe_view(low_rank_forward(rows, weight, factors.down, factors.up, bias, call,
+                                           packed, /*wants_h=*/false, h),
+                          sizes);
+}
+
 }  // namespace detail
 
 LIGHTLORA_INLINE at::Tensor low_rank_linear(const at::Tensor& x, const at::Tensor& weight,
@@ -166,16 +212,13 @@ LIGHTLORA_INLINE at::Tensor low_rank_linear(const at::Tensor& x, const at::Tenso
                                             const PackedWeight* packed) {
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "lightlora: '", name,
               "': expected x (..., ", weight.size(1), "), got ", x.sizes());
-  const auto wanted = static_cast<int64_t>(route);
   if (const auto dtype = detail::autocast_dtype(x)) {
     const auto cast_bias = bias ? std::optional<at::Tensor>(bias->to(*dtype)) : std::nullopt;
-    const PackedWeight* none = nullptr;
-    return detail::LowRankLinear::apply(x.to(*dtype), weight.to(*dtype), factors.down, factors.up,
-                                        scale, wanted, cast_bias, none);
+    return detail::low_rank_product(x.to(*dtype), weight.to(*dtype), cast_bias, factors, scale,
+                                    route, nullptr);
   }
   if (packed && !PackedWeight::usable(x, weight, bias)) packed = nullptr;
-  return detail::LowRankLinear::apply(x, weight, factors.down, factors.up, scale, wanted, bias,
-                                      packed);
+  return detail::low_rank_product(x, weight, bias, factors, scale, route, packed);
 }
 
 }  // namespace lightlora

@@ -114,30 +114,30 @@ LIGHTLORA_INLINE at::Tensor PackedWeight::pack_kernels(const at::Tensor& weight)
 
 namespace detail {
 
-// A linear layer with a packed weight: of the gradients only that of x is wanted.
+// A linear layer with a packed weight: of the gradients only that of x is wanted, which is such a
+// layer again, of the transpose.
 struct PackedLinear : torch::autograd::Function<PackedLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             const at::Tensor& packed, const at::Tensor& packed_t,
                             const std::optional<at::Tensor>& bias) {
+    ctx->saved_data["packed"] = packed;
     ctx->saved_data["packed_t"] = packed_t;
     auto sizes = x.sizes().vec();
     const at::Tensor y = PackedWeight::linear(x.reshape({-1, sizes.back()}), packed, bias);
     sizes.back() = y.size(1);
-    return y.view(sizes);
+    return at::_unsafe_view(y, sizes);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
-    auto sizes = grads[0].sizes().vec();
-    const at::Tensor dx = PackedWeight::linear(grads[0].reshape({-1, sizes.back()}),
-                                               ctx->saved_data["packed_t"].toTensor());
-    sizes.back() = dx.size(1);
-    return {dx.view(sizes), at::Tensor(), at::Tensor(), at::Tensor()};
+    const at::Tensor dx = apply(grads[0], ctx->saved_data["packed_t"].toTensor(),
+                                ctx->saved_data["packed"].toTensor(), std::optional<at::Tensor>());
+    return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 // A convolution with packed kernels. Its gradient is one more convolution where the stride is 1,
-// and LibTorch's own otherwise.
+// and LibTorch's own otherwise and where it is differentiated again.
 struct PackedConvolution : torch::autograd::Function<PackedConvolution> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             const at::Tensor& weight, const PackedWeight& packed,
@@ -150,16 +150,16 @@ struct PackedConvolution : torch::autograd::Function<PackedConvolution> {
     const auto ones = [](at::IntArrayRef values) {
       return std::all_of(values.begin(), values.end(), [](int64_t value) { return value == 1; });
     };
-    const bool packs = ones(stride) && padding_t[0] >= 0 && padding_t[1] >= 0;
     if (x.requires_grad()) {
-      ctx->saved_data["packs"] = packs;
       ctx->saved_data["stride"] = stride;
-      ctx->saved_data["padding"] = packs ? at::IntArrayRef(padding_t) : padding;
+      ctx->saved_data["padding"] = padding;
       ctx->saved_data["dilation"] = dilation;
+      const bool packs = ones(stride) && padding_t[0] >= 0 && padding_t[1] >= 0;
+      ctx->save_for_backward({packs ? at::Tensor() : x, weight});
       if (packs) {
+        ctx->saved_data["x_sizes"] = x.sizes();
+        ctx->saved_data["padding_t"] = padding_t;
         ctx->saved_data["kernels_t"] = packed.kernels_t(weight);
-      } else {
-        ctx->save_for_backward({x, weight});
       }
     }
     return PackedWeight::convolution(x, packed.kernels(weight), bias, stride, padding, dilation);
@@ -168,15 +168,18 @@ struct PackedConvolution : torch::autograd::Function<PackedConvolution> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     const auto sizes = [&](const char* name) { return ctx->saved_data[name].toIntVector(); };
+    const auto packed = ctx->saved_data.find("kernels_t");
     at::Tensor dx;
-    if (ctx->saved_data["packs"].toBool()) {
-      dx =
-          PackedWeight::convolution(grads[0], ctx->saved_data["kernels_t"].toTensor(), std::nullopt,
-                                    sizes("stride"), sizes("padding"), sizes("dilation"));
+    if (packed != ctx->saved_data.end() && !at::GradMode::is_enabled()) {
+      dx = PackedWeight::convolution(grads[0], packed->second.toTensor(), std::nullopt,
+                                     sizes("stride"), sizes("padding_t"), sizes("dilation"));
     } else {
       const auto saved = ctx->get_saved_variables();
+      // Of x only the sizes count here.
+      const at::Tensor x =
+          saved[0].defined() ? saved[0] : grads[0].detach().new_zeros(sizes("x_sizes"));
       dx = std::get<0>(at::convolution_backward(
-          grads[0], saved[0], saved[1], at::OptionalIntArrayRef(), sizes("stride"),
+          grads[0], x, saved[1], at::OptionalIntArrayRef(), sizes("stride"),
           sizes("padding"), sizes("dilation"), /*transposed=*/false, /*output_padding=*/{0, 0},
           /*groups=*/1, {true, false, false}));
     }

@@ -15,6 +15,11 @@
 #include <lightlora/detail/formats/kohya-inl.h>
 #include <lightlora/detail/formats/native-inl.h>
 #include <lightlora/detail/formats/peft-inl.h>
+#include <lightlora/detail/adapted_layers-inl.h>
+#include <lightlora/detail/adapted_linear-inl.h>
+#include <lightlora/detail/adapted_rows-inl.h>
+#include <lightlora/detail/interception-inl.h>
+#include <lightlora/detail/interception_kernels-inl.h>
 #include <lightlora/detail/layer_weights-inl.h>
 #include <lightlora/detail/low_rank_linear-inl.h>
 #include <lightlora/detail/packed_weight-inl.h>
@@ -24,9 +29,11 @@
 #include <lightlora/linear-inl.h>
 #include <lightlora/options-inl.h>
 #include <lightlora/patch-inl.h>
+#include <lightlora/patch_active-inl.h>
 #include <lightlora/patch_sets-inl.h>
 #include <lightlora/regex-inl.h>
 #include <lightlora/state-inl.h>
 #include <lightlora/targets-inl.h>
+#include <lightlora/torchscript-inl.h>
 #include <lightlora/train-inl.h>
 #include <lightlora/variants/variants-inl.h>

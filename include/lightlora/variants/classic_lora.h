@@ -27,8 +27,12 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
   void reset_parameters() override {
     torch::NoGradGuard no_grad;
     const double std = 1.0 / static_cast<double>(options_.rank());
-    options_.init() == Init::up_zero ? down.normal_(0, std) : down.zero_();
-    options_.init() == Init::down_zero ? up.normal_(0, std) : up.zero_();
+    // Of an embedding the side of the vocabulary starts at zero, as PEFT's does: only rows that are
+    // looked up ever move.
+    const bool lookup = layer_.lookup && options_.init() == Init::up_zero;
+    const Init init = lookup ? Init::down_zero : options_.init();
+    init == Init::up_zero ? down.normal_(0, std) : down.zero_();
+    init == Init::down_zero ? up.normal_(0, std) : up.zero_();
   }
 
   Factors factors() const override { return {down, up}; }

@@ -3,6 +3,7 @@
 
 #include <lightlora/adapter.h>
 #include <lightlora/layers.h>
+#include <c10/util/accumulate.h>
 #include <torch/nn/init.h>
 
 #include <tuple>
@@ -27,7 +28,8 @@ struct IA3Options : VariantOptions<IA3Options> {
 /// Adapter that rescales a layer's outputs, or its inputs, by one trained number each.
 /// Equation: delta = scale * (l - 1) (.) weight, so that y = (l (.) weight) x + bias at scale 1
 /// Paper:    Liu et al. 2022, "(IA)^3", arXiv:2205.05638, section 3.3
-/// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one
+/// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one. A convolution has one
+///           number for each channel, whatever its kernel
 /// Dtypes:   fp32, whatever the base is cast to
 /// Errors:   c10::ValueError if `init` is not the default, or DoRA is asked for
 /// Differs from PEFT: a bias is not rescaled (the paper's layers have none), and the vectors of
@@ -49,7 +51,7 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
   void reset_parameters() override { torch::nn::init::ones_(l); }
 
   torch::Tensor added(const torch::Tensor& weight) const override {
-    return (l - 1) * weight.to(l.scalar_type()) * scale();
+    return over_kernel(l - 1) * weight.to(l.scalar_type()) * scale();
   }
 
   void rescale(double factor) override {
@@ -57,17 +59,26 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
     l.sub_(1).mul_(factor).add_(1);
   }
 
-  torch::Tensor l;  ///< (out, 1) or (1, in), trained
+  torch::Tensor l;  ///< (out, 1) or (1, in), by channel, trained
 
  protected:
   void register_tensors() override {
-    l = register_parameter(
-        "l", own().scale_input() ? torch::empty({1, layer_.in}) : torch::empty({layer_.out, 1}));
+    const auto& kernel = own().scale_input() ? layer_.kernel : layer_.out_kernel;
+    taps_ = c10::multiply_integers(kernel);
+    l = register_parameter("l", own().scale_input() ? torch::empty({1, layer_.in / taps_})
+                                                       : torch::empty({layer_.out / taps_, 1}));
   }
 
  private:
   bool factorises() const override { return false; }
   bool reads_weight() const override { return true; }
+
+  // One value for each channel and place of the kernel.
+  torch::Tensor over_kernel(const torch::Tensor& values) const {
+    return taps_ == 1 ? values : values.repeat_interleave(taps_, own().scale_input() ? 1 : 0);
+  }
+
+  int64_t taps_ = 1;  // places of the kernel on the scaled side
 };
 
 /// A layer of type `Layer` with an (IA)3 adapter.

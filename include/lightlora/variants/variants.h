@@ -4,6 +4,7 @@
 #include <lightlora/adapter.h>
 #include <lightlora/config.h>
 #include <lightlora/variants/classic_lora.h>
+#include <lightlora/variants/dora.h>
 #include <lightlora/variants/fused_down_up_lora.h>
 #include <lightlora/variants/ia3.h>
 #include <lightlora/variants/light_lora.h>

@@ -4,7 +4,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
+
+#include "research/pretraining/muon.h"
 
 namespace pretraining {
 namespace {
@@ -37,6 +40,19 @@ void update(const at::Tensor& parameter, const at::Tensor& gradient, const at::T
   });
 }
 
+// The same as tensor operations, for other devices.
+void update_by_operations(const at::Tensor& parameter, const at::Tensor& gradient,
+                          const at::Tensor& value, const at::Tensor& first,
+                          const at::Tensor& second, const at::Tensor& average, const Rates& r) {
+  const at::Tensor scaled = gradient.to(at::kFloat) * r.gradient_scale;
+  first.lerp_(scaled, 1 - r.beta1);
+  second.lerp_(scaled.square(), 1 - r.beta2);
+  const at::Tensor size = (second * r.correction2).sqrt_().add_(r.epsilon);
+  value.mul_(1 - r.rate * r.decay).addcdiv_(first, size, -r.rate * r.correction1);
+  average.lerp_(value, 1 - r.ema);
+  parameter.copy_(value);
+}
+
 // The raw loops need one order of elements for a parameter and all that belongs to it.
 at::Tensor ordered_as(const at::Tensor& tensor, const at::Tensor& like) {
   if (tensor.strides() == like.strides()) return tensor;
@@ -61,6 +77,29 @@ void AdamW::add(torch::nn::Module& module, const std::string& prefix, at::Scalar
     slot.parameter = parameter;
     slots_.push_back(std::move(slot));
   }
+}
+
+void AdamW::orthogonalize(const std::vector<std::string>& names) {
+  for (Slot& slot : slots_) {
+    const bool chosen = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+      return slot.name.find(name) != std::string::npos;
+    });
+    if (!chosen || slot.value.dim() < 2) continue;
+    slot.orthogonal = true;
+    slot.second = at::zeros({0}, slot.value.options());
+  }
+}
+
+void AdamW::step_orthogonal(Slot& slot, double rate, double gradient_scale, double ema_decay) {
+  const at::Tensor gradient = slot.parameter.grad().to(at::kFloat) * gradient_scale;
+  slot.first.mul_(options.momentum).add_(gradient);
+  const at::Tensor ahead = gradient.add(slot.first, options.momentum).flatten(1);
+  const at::Tensor direction = orthogonalized(ahead, slot.parameter.scalar_type());
+  const double size = 0.2 * std::sqrt(static_cast<double>(std::max(ahead.size(0), ahead.size(1))));
+  slot.value.mul_(1 - rate * options.weight_decay)
+      .add_(direction.reshape(slot.value.sizes()), -rate * size);
+  slot.average.lerp_(slot.value, 1 - ema_decay);
+  slot.parameter.copy_(slot.value);
 }
 
 void AdamW::share(const distributed::Group& group) {
@@ -106,13 +145,20 @@ double AdamW::step(int64_t step, double learning_rate, double ema_decay) {
   r.ema = ema_decay;
   for (Slot& slot : slots_) {
     if (!slot.parameter.grad().defined()) continue;
+    if (slot.orthogonal) {
+      step_orthogonal(slot, learning_rate * slot.rate_scale, r.gradient_scale, ema_decay);
+      slot.parameter.mutable_grad().reset();
+      continue;
+    }
     r.rate = learning_rate * slot.rate_scale;
     // Biases and the scales of norms are not weights: decay would only pull them to zero.
     r.decay = slot.value.dim() > 1 ? options.weight_decay : 0;
     const at::Tensor gradient = ordered_as(slot.parameter.grad(), slot.parameter);
     const bool half = slot.parameter.scalar_type() == at::kBFloat16;
-    (half ? update<at::BFloat16> : update<float>)(slot.parameter, gradient, slot.value, slot.first,
-                                                  slot.second, slot.average, r);
+    const auto apply = options.by_operations || !slot.parameter.is_cpu() ? update_by_operations
+                       : half                                            ? update<at::BFloat16>
+                                                                         : update<float>;
+    apply(slot.parameter, gradient, slot.value, slot.first, slot.second, slot.average, r);
     slot.parameter.mutable_grad().reset();
   }
   return norm;
@@ -132,7 +178,7 @@ lightlora::TensorMap AdamW::averages(const std::string& prefix) const {
   lightlora::TensorMap map;
   for (const Slot& slot : slots_) {
     if (slot.name.compare(0, prefix.size(), prefix) == 0) {
-      map[slot.name.substr(prefix.size())] = slot.average.contiguous();
+      map[slot.name.substr(prefix.size())] = slot.average.cpu().contiguous();
     }
   }
   return map;
@@ -141,10 +187,10 @@ lightlora::TensorMap AdamW::averages(const std::string& prefix) const {
 lightlora::TensorMap AdamW::state() const {
   lightlora::TensorMap map;
   for (const Slot& slot : slots_) {
-    map["value." + slot.name] = slot.value.contiguous();
-    map["first." + slot.name] = slot.first.contiguous();
-    map["second." + slot.name] = slot.second.contiguous();
-    map["average." + slot.name] = slot.average.contiguous();
+    map["value." + slot.name] = slot.value.cpu().contiguous();
+    map["first." + slot.name] = slot.first.cpu().contiguous();
+    map["second." + slot.name] = slot.second.cpu().contiguous();
+    map["average." + slot.name] = slot.average.cpu().contiguous();
   }
   return map;
 }

@@ -26,12 +26,23 @@ class AdamW {
     double weight_decay = 0.01;
     double epsilon = 1e-8;
     double max_norm = 1.0;
+    double momentum = 0.95;  ///< of Muon
+    /// Tensor operations in place of one pass over the memory; other devices than CPUs have only
+    /// them.
+    bool by_operations = false;
   };
 
-  /// Takes over the parameters, in `compute_dtype` from now on. `rate_scale` multiplies the
-  /// learning rate of this module.
+  /// Takes over the parameters where they are, in `compute_dtype` from now on. `rate_scale`
+  /// multiplies the learning rate of this module.
   void add(torch::nn::Module& module, const std::string& prefix, at::ScalarType compute_dtype,
            double rate_scale);
+
+  /// Steps the weights whose names contain one of these by Muon in place of AdamW: the momentum
+  /// orthogonalised, so that a step moves every direction of a matrix alike. Convolutions count as
+  /// matrices of their outputs.
+  /// Equation: value -= rate (0.2 sqrt(max(rows, columns)) orthogonalized(momentum) + decay value);
+  ///           the factor gives the step AdamW's size (Liu et al. 2025, arXiv:2502.16982)
+  void orthogonalize(const std::vector<std::string>& names);
 
   /// Gives all processes the values and the state of rank 0.
   void share(const distributed::Group& group);
@@ -63,8 +74,10 @@ class AdamW {
     std::string name;
     at::Tensor parameter, value, first, second, average;
     double rate_scale;
+    bool orthogonal = false;
   };
   double gradient_norm() const;
+  void step_orthogonal(Slot& slot, double rate, double gradient_scale, double ema_decay);
 
   std::vector<Slot> slots_;
 };

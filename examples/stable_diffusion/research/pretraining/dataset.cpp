@@ -17,12 +17,10 @@ namespace {
 
 namespace F = torch::nn::functional;
 
-// std::uniform_int_distribution differs between standard libraries; data sets must not.
-int64_t below(std::mt19937_64& random, int64_t count) {
-  return static_cast<int64_t>(random() % static_cast<uint64_t>(count));
+std::string article(const std::string& words, bool proper) {
+  const bool vowel = std::string("aeiou").find(words.front()) != std::string::npos;
+  return vowel && proper ? "an " : "a ";
 }
-
-double uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1p-53; }
 
 std::mt19937_64 generator_at(uint64_t seed, int64_t index) {
   return std::mt19937_64((seed + 1) * 0x9e3779b97f4a7c15ull + static_cast<uint64_t>(index));
@@ -102,14 +100,17 @@ Composer::Composer(EmojiSet emoji, std::vector<int64_t> choice, const nlohmann::
     : emoji_(std::move(emoji)),
       choice_(std::move(choice)),
       size_(options.at("size")),
-      least_(options.at("scale").at(0)),
-      most_(options.at("scale").at(1)),
+      layouts_(read_layouts(options)),
       seed_(options.at("seed")),
       without_color_(options.value("captions_without_color", 0.0)),
-      with_made_up_word_(options.value("captions_with_made_up_word", 0.0)) {
+      with_made_up_word_(options.value("captions_with_made_up_word", 0.0)),
+      with_an_(options.value("captions_with_an", 0.0)) {
   TORCH_CHECK_VALUE(!choice_.empty(), "dataset: expected emoji to draw, got none");
-  TORCH_CHECK_VALUE(0 < least_ && least_ <= most_ && most_ <= 1,
-                    "dataset: expected scale to rise within (0, 1], got ", least_, " to ", most_);
+}
+
+void Composer::mix_in(std::vector<int64_t> others, double share) {
+  others_ = std::move(others);
+  share_of_others_ = others_.empty() ? 0 : share;
 }
 
 const at::Tensor& Composer::resized(int64_t emoji, int64_t side) {
@@ -130,9 +131,15 @@ const at::Tensor& Composer::resized(int64_t emoji, int64_t side) {
 }
 
 at::Tensor Composer::draw(int64_t emoji, int64_t color, std::mt19937_64& random, int64_t size) {
-  const auto smallest = std::llround(least_ * size), largest = std::llround(most_ * size);
-  const int64_t side = smallest + below(random, largest - smallest + 1);
-  const int64_t left = below(random, size - side + 1), top = below(random, size - side + 1);
+  return draw(emoji, color, place_by(layouts_.front(), size, random), random, size);
+}
+
+at::Tensor Composer::draw(int64_t emoji, int64_t color, const Placement& placement,
+                          std::mt19937_64& random, int64_t size) {
+  const int64_t side = placement.side;
+  const bool anywhere = placement.place < 0;
+  const int64_t left = edge_of(anywhere ? -1 : placement.place % 3, side, size, random);
+  const int64_t top = edge_of(anywhere ? -1 : placement.place / 3, side, size, random);
   const at::Tensor& bitmap = resized(emoji, side);
   const uint8_t* source = bitmap.const_data_ptr<uint8_t>();
   const uint8_t* alpha = source + 3 * side * side;
@@ -153,25 +160,36 @@ at::Tensor Composer::draw(int64_t emoji, int64_t color, std::mt19937_64& random,
   return picture;
 }
 
-std::string Composer::caption(int64_t emoji, int64_t color, std::mt19937_64& random) const {
-  std::string text = "a ";
+std::string Composer::caption(int64_t emoji, int64_t color, const Placement& placement,
+                              std::mt19937_64& random) const {
+  std::string text;
+  if (!placement.size_word.empty()) text += placement.size_word + ' ';
   // A word without meaning, as personalisation puts it before the noun: the rest stays readable.
   if (uniform(random) < with_made_up_word_) {
     for (int i = 0; i < 3; ++i) text += static_cast<char>('a' + below(random, 26));
     text += ' ';
   }
   text += emoji_.names[emoji];
-  if (uniform(random) < without_color_) return text;
-  return text + " on a " + named_colors()[color].name + " background";
+  if (placement.place_said) text += ' ' + place_phrases()[placement.place];
+  // People write "a owl" too; both articles should mean the same.
+  const bool proper = with_an_ > 0 && uniform(random) < with_an_;
+  if (uniform(random) >= without_color_) {
+    const std::string name = named_colors()[color].name;
+    text += " on " + article(name, proper) + name + " background";
+  }
+  return article(text, proper) + text;
 }
 
 Sample Composer::sample(int64_t index) {
   auto random = generator_at(seed_, index);
   Sample sample;
-  sample.emoji = choice_[below(random, choice_.size())];
+  const bool other = share_of_others_ > 0 && uniform(random) < share_of_others_;
+  const auto& choice = other ? others_ : choice_;
+  sample.emoji = choice[below(random, choice.size())];
   sample.color = below(random, named_colors().size());
-  sample.picture = draw(sample.emoji, sample.color, random, size_);
-  sample.caption = caption(sample.emoji, sample.color, random);
+  const Placement placement = place_by(pick_layout(layouts_, random), size_, random);
+  sample.picture = draw(sample.emoji, sample.color, placement, random, size_);
+  sample.caption = caption(sample.emoji, sample.color, placement, random);
   return sample;
 }
 
@@ -185,12 +203,31 @@ at::Tensor Composer::batch(int64_t first, int64_t count, std::vector<std::string
   return at::stack(pictures).to(at::kFloat).mul_(2.0 / 255).sub_(1);
 }
 
-std::vector<std::string> all_captions(const EmojiSet& emoji) {
+std::vector<int64_t> nameable(const EmojiSet& emoji, Role role) {
+  const auto plain = [](char c) { return (c >= 'a' && c <= 'z') || c == ' ' || c == '-'; };
+  std::vector<int64_t> found;
+  for (const int64_t i : emoji.with_roles({role})) {
+    const std::string& name = emoji.names[i];
+    if (std::all_of(name.begin(), name.end(), plain)) found.push_back(i);
+  }
+  return found;
+}
+
+std::vector<std::string> all_captions(const EmojiSet& emoji, const nlohmann::json& options) {
   std::vector<std::string> captions;
   for (const int64_t i : emoji.with_roles({Role::kNamed})) {
     for (const NamedColor& color : named_colors()) {
       captions.push_back("a " + emoji.names[i] + " on a " + color.name + " background");
     }
+  }
+  if (options.value("share_of_others", 0.0) > 0) {
+    for (const int64_t i : nameable(emoji, Role::kExtra)) captions.push_back(emoji.names[i]);
+  }
+  if (options.value("captions_with_an", 0.0) > 0) captions.push_back("an");
+  for (const Layout& layout : read_layouts(options)) {
+    if (layout.placed)
+      captions.insert(captions.end(), place_phrases().begin(), place_phrases().end());
+    captions.push_back(layout.size_word);
   }
   return captions;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 
 #include <filesystem>
 
@@ -33,6 +34,9 @@ class DiffusionStage {
         schedule_(sd::SchedulerConfig(options.config.at("scheduler"), "config")),
         composer_(load_composer()) {
     torch::manual_seed(stage_.value("seed", 0));
+    // For heads of 32 values and a few hundred tokens, as here, the fused attention's many small
+    // products cost CPUs a third more than a few large ones.
+    at::globalContext().setSDPUseFlash(false);
     model_.scheduler = options.config.at("scheduler");
     model_.vae = load_vae(options.output_dir);
     model_.vae->to(dtype_);
@@ -40,6 +44,9 @@ class DiffusionStage {
     model_.text_encoder = sd::CLIPTextModel(sd::CLIPTextModelOptions::from_json(text_config));
     model_.unet = sd::UNet2DConditionModel(
         sd::UNet2DConditionModelOptions::from_json(unet_config(options.config)));
+    model_.vae->to(options.device);
+    model_.text_encoder->to(options.device);
+    model_.unet->to(options.device);
     if (options.channels_last) {
       use_channels_last(*model_.vae);
       use_channels_last(*model_.unet);
@@ -47,14 +54,15 @@ class DiffusionStage {
     optimizer_.add(*model_.text_encoder, "text_encoder.", dtype_,
                    stage_.value("text_rate_scale", 1.0));
     optimizer_.add(*model_.unet, "unet.", dtype_, /*rate_scale=*/1.0);
-    empty_ids_ = token_ids(tokenizer_, {""});
+    if (stage_.value("muon", false))
+      optimizer_.orthogonalize({"blocks.", "mid_block.", "encoder.layers."});
+    empty_ids_ = token_ids(tokenizer_, {""}).to(options.device);
   }
 
   int64_t run() {
-    pool_ = read_or_encode_pool();
     validation_ = encode(validation_start, stage_.value("validation_pictures", 128));
     StageWork work;
-    work.step = [this](int64_t) { return train_step(); };
+    work.step = [this](int64_t step) { return train_step(step); };
     work.validate = [this](int64_t step) { return validate(step); };
     work.save = [this] { save(); };
     return run_stage("diffusion", options_, stage_, optimizer_, work);
@@ -64,11 +72,18 @@ class DiffusionStage {
   Composer load_composer() const {
     auto emoji = EmojiSet::load(options_.dataset_dir + "/emoji.safetensors");
     auto choice = emoji.with_roles({Role::kNamed});
-    return Composer(std::move(emoji), std::move(choice), options_.config.at("dataset"));
+    auto others = nameable(emoji, Role::kExtra);
+    Composer composer(std::move(emoji), std::move(choice), options_.config.at("dataset"));
+    composer.mix_in(std::move(others), options_.config.at("dataset").value("share_of_others", 0.0));
+    return composer;
   }
 
   at::MemoryFormat layout() const {
     return options_.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  }
+
+  at::TensorOptions noise_options() const {
+    return at::TensorOptions().device(options_.device).dtype(at::kFloat);
   }
 
   LatentPool encode(int64_t first, int64_t count) {
@@ -80,29 +95,40 @@ class DiffusionStage {
     for (int64_t done = 0; done < count; done += piece) {
       const int64_t now = std::min(piece, count - done);
       const auto pictures = composer_.batch(first + done, now, &captions);
-      const auto mean = model_.vae->encode(pictures.to(dtype_).contiguous(layout())).mean();
-      latents.push_back((mean.to(at::kFloat) * model_.vae->options.scaling_factor()).to(dtype_));
+      const auto input = pictures.to(options_.device, dtype_).contiguous(layout());
+      const auto mean = model_.vae->encode(input).mean().to(at::kFloat);
+      latents.push_back((mean * model_.vae->options.scaling_factor()).to(dtype_));
       progress.update(done + now);
     }
-    return {at::cat(latents).contiguous(), token_ids(tokenizer_, captions)};
+    return {at::cat(latents).contiguous(), token_ids(tokenizer_, captions).to(options_.device)};
   }
 
-  // Encoding costs minutes; a run that goes on takes the latents of the one before.
-  LatentPool read_or_encode_pool() {
-    const std::string path = options_.output_dir + "/checkpoints/latents.safetensors";
+  std::string pool_path(int64_t number) const {
+    return options_.output_dir + "/checkpoints/latents-" + std::to_string(number) + ".safetensors";
+  }
+
+  // Other pictures after every `pool_steps` steps, so that places and sizes do not repeat. Encoding
+  // costs minutes; a run that goes on takes the latents of the one before.
+  void use_pool(int64_t number) {
+    if (number == pool_number_) return;
     const int64_t count = stage_.at("latent_pool");
+    const std::string path = pool_path(number);
     if (std::filesystem::exists(path)) {
       const lightlora::SafetensorsFile file(path);
-      LatentPool pool{file.load("latents"), file.load("ids")};
-      TORCH_CHECK(pool.latents.size(0) == count, "'", path, "': expected ", count, " latents, got ",
-                  pool.latents.size(0), "; hint: remove the file");
-      return {pool.latents.to(dtype_), pool.ids};
+      pool_ = {file.load("latents").to(options_.device, dtype_),
+               file.load("ids").to(options_.device)};
+      TORCH_CHECK(pool_.latents.size(0) == count, "'", path, "': expected ", count,
+                  " latents, got ", pool_.latents.size(0), "; hint: remove the file");
+    } else {
+      pool_ = encode(/*first=*/number * count, count);
+      if (options_.group.is_main()) {
+        make_folder(options_.output_dir + "/checkpoints");
+        lightlora::save_safetensors(path,
+                                    {{"latents", pool_.latents.cpu()}, {"ids", pool_.ids.cpu()}});
+      }
     }
-    LatentPool pool = encode(/*first=*/0, count);
-    if (!options_.group.is_main()) return pool;
-    make_folder(options_.output_dir + "/checkpoints");
-    lightlora::save_safetensors(path, {{"latents", pool.latents}, {"ids", pool.ids}});
-    return pool;
+    if (number > 0 && options_.group.is_main()) std::filesystem::remove(pool_path(number - 1));
+    pool_number_ = number;
   }
 
   at::Tensor loss_of(const at::Tensor& latents, const at::Tensor& ids, const at::Tensor& noise,
@@ -116,19 +142,23 @@ class DiffusionStage {
 
   // One timestep in each of equally long intervals: the loss of a batch varies less.
   at::Tensor spread_timesteps(int64_t batch) const {
-    const auto share = (at::arange(batch, at::kFloat) + at::rand({batch})) / batch;
+    const auto share =
+        (at::arange(batch, noise_options()) + at::rand({batch}, noise_options())) / batch;
     return (share * schedule_.num_train_timesteps())
         .to(at::kLong)
         .clamp_max(schedule_.num_train_timesteps() - 1);
   }
 
-  double train_step() {
+  double train_step(int64_t step) {
+    const int64_t pool_steps = stage_.value("pool_steps", 0);
+    use_pool(pool_steps > 0 ? step / pool_steps : 0);
     const int64_t batch = stage_.at("batch");
-    const auto rows = at::randint(pool_.latents.size(0), {batch}, at::kLong);
+    const auto rows = at::randint(pool_.latents.size(0), {batch}, pool_.ids.options());
     const auto latents = pool_.latents.index_select(0, rows);
-    const auto without = at::rand({batch, 1}) < stage_.at("empty_captions").get<double>();
+    const auto without =
+        at::rand({batch, 1}, noise_options()) < stage_.at("empty_captions").get<double>();
     const auto ids = at::where(without, empty_ids_, pool_.ids.index_select(0, rows));
-    const auto noise = at::randn(latents.sizes(), at::kFloat);
+    const auto noise = at::randn(latents.sizes(), noise_options());
     const auto timesteps = spread_timesteps(batch);
     const auto own = [&](const at::Tensor& all) { return share_of_batch(options_.group, all); };
     const auto loss = loss_of(own(latents), own(ids), own(noise), own(timesteps));
@@ -140,8 +170,8 @@ class DiffusionStage {
     torch::NoGradGuard no_grad;
     torch::manual_seed(validation_start);
     const int64_t count = validation_.latents.size(0);
-    const auto noise = at::randn(validation_.latents.sizes(), at::kFloat);
-    const auto order = at::randperm(count, at::kLong);
+    const auto noise = at::randn(validation_.latents.sizes(), noise_options());
+    const auto order = at::randperm(count, validation_.ids.options());
     return loss_of(validation_.latents, validation_.ids, noise,
                    spread_timesteps(count).index_select(0, order))
         .item<double>();
@@ -184,6 +214,7 @@ class DiffusionStage {
   SamplingModel model_{nullptr, nullptr, nullptr, {}};
   at::Tensor empty_ids_;
   LatentPool pool_, validation_;
+  int64_t pool_number_ = -1;
   AdamW optimizer_;
 };
 

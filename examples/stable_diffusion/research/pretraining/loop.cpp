@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 
@@ -18,6 +19,9 @@ namespace {
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+// Of all threads; unlike the time of day it means the same on a busy machine.
+double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 // Only rank 0 writes.
 class Log {
@@ -34,6 +38,34 @@ class Log {
  private:
   bool writes_;
   std::ofstream file_;
+};
+
+// Loss and speed of the steps since the last line of the log. Pauses for figures and files do not
+// count.
+class Window {
+ public:
+  void add(double loss) { loss_ += loss, ++steps_; }
+  int64_t steps() const { return steps_; }
+
+  void pause(const std::function<void()>& work) {
+    const double wall = now(), processor = processor_seconds();
+    work();
+    wall_ += now() - wall, processor_ += processor_seconds() - processor;
+  }
+
+  nlohmann::json close(int64_t batch) {
+    const auto samples = static_cast<double>(steps_ * batch);
+    const nlohmann::json line = {
+        {"loss", loss_ / static_cast<double>(steps_)},
+        {"samples_per_second", samples / (now() - wall_)},
+        {"samples_per_processor_second", samples / (processor_seconds() - processor_)}};
+    *this = Window();
+    return line;
+  }
+
+ private:
+  double loss_ = 0, wall_ = now(), processor_ = processor_seconds();
+  int64_t steps_ = 0;
 };
 
 int64_t resume(AdamW& optimizer, const std::string& checkpoint) {
@@ -96,8 +128,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
   int64_t step = group.from_main(group.is_main() ? resume(optimizer, checkpoint) : 0);
   optimizer.share(group);
   cli::Progress progress(name, end, {}, step);
-  double loss_sum = 0, window_start = now();
-  int64_t window = 0;
+  Window window;
   const auto save = [&] {
     if (!group.is_main()) return;
     lightlora::save_safetensors(checkpoint, optimizer.state(), {{"step", std::to_string(step)}});
@@ -105,7 +136,10 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
     work.save();
     optimizer.use_values();
   };
+  // On a busy machine many steps may take hours.
+  const double save_seconds = 60 * stage.value("save_minutes", 5.0);
   int64_t saved = step;
+  double saved_at = now();
   bool stop = group.any(cli::interrupted());
   while (step < end && !stop) {
     torch::manual_seed(seed * 1000003 + step);
@@ -116,31 +150,27 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
     // Early values are forgotten fast, so that the average is no mixture with the random start.
     const double decay = std::min(full_decay, (1.0 + step) / (10.0 + step));
     const double norm = optimizer.step(step, rate, decay);
-    ++step, ++window;
-    loss_sum += loss;
+    ++step;
+    window.add(loss);
     progress.update(step, {{"loss", loss}, {"lr", rate}});
-    if (window == log_every || step == end) {
-      const double seconds = now() - window_start;
-      log.write({{"step", step},
-                 {"loss", loss_sum / window},
-                 {"learning_rate", rate},
-                 {"gradient_norm", norm},
-                 {"samples_per_second", window * batch / seconds}});
-      loss_sum = 0, window = 0, window_start = now();
+    if (window.steps() == log_every || step == end) {
+      nlohmann::json line = window.close(batch);
+      line.update({{"step", step}, {"learning_rate", rate}, {"gradient_norm", norm}});
+      log.write(line);
     }
     if (group.is_main() && (step % validate_every == 0 || step == end)) {
-      optimizer.use_averages();
-      nlohmann::json figures = work.validate(step);
-      optimizer.use_values();
-      figures["step"] = step;
-      log.write(figures);
-      progress.print(figures.dump());
-      window_start = now();
+      window.pause([&] {
+        optimizer.use_averages();
+        nlohmann::json figures = work.validate(step);
+        optimizer.use_values();
+        figures["step"] = step;
+        log.write(figures);
+        progress.print(figures.dump());
+      });
     }
-    if (step % save_every == 0 || step == end) {
-      save();
-      saved = step;
-      window_start = now();
+    if (step % save_every == 0 || step == end || now() - saved_at > save_seconds) {
+      window.pause(save);
+      saved = step, saved_at = now();
     }
   }
   if (saved != step) save();

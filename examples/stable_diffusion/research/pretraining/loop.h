@@ -21,14 +21,16 @@ struct StageOptions {
   /// Compute in bf16 over fp32 values; false: fp32 throughout.
   bool bf16 = true;
   bool channels_last = true;
+  c10::Device device = at::kCPU;
   /// The processes that share every batch of the configuration.
   distributed::Group group;
 };
 
 /// What a stage does beyond stepping the optimiser.
 struct StageWork {
-  /// Forward and backward of this process's share of one step; returns the loss. All randomness comes from torch's default
-  /// generator, which is seeded from the step, so a resumed run equals one without a pause.
+  /// Forward and backward of this process's share of one step; returns the loss. All randomness
+  /// comes from torch's default generator, which is seeded from the step, so a resumed run equals
+  /// one without a pause.
   std::function<double(int64_t step)> step;
   /// Figures and pictures of the averaged model, for the log.
   std::function<nlohmann::json(int64_t step)> validate;
@@ -46,8 +48,8 @@ double learning_rate_at(const nlohmann::json& stage, int64_t step);
 int64_t run_stage(const std::string& name, const StageOptions& options, const nlohmann::json& stage,
                   AdamW& optimizer, const StageWork& work);
 
-/// This process's rows of something that was drawn for a whole batch, so that any number of processes
-/// trains on the same numbers.
+/// This process's rows of something that was drawn for a whole batch, so that any number of
+/// processes trains on the same numbers.
 at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch);
 
 /// Makes `<path>` and all folders above it.

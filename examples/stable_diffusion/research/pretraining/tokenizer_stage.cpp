@@ -96,7 +96,8 @@ std::vector<Merge> learn_merges(const std::map<std::string, int64_t>& words,
 int64_t train_tokenizer(const StageOptions& options) {
   const auto emoji = EmojiSet::load(options.dataset_dir + "/emoji.safetensors");
   const ByteAlphabet alphabet;
-  const auto merges = learn_merges(count_words(all_captions(emoji)), alphabet);
+  const auto merges =
+      learn_merges(count_words(all_captions(emoji, options.config.at("dataset"))), alphabet);
   Symbols tokens = alphabet.in_order;
   for (const std::string& symbol : alphabet.in_order) tokens.push_back(symbol + "</w>");
   std::string merge_lines = "#version: 0.2\n";

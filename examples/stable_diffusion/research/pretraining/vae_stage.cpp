@@ -38,8 +38,10 @@ class VaeStage {
       vae_ = sd::AutoencoderKL(
           sd::AutoencoderKLOptions::from_json(vae_config(options.config, 1.0), "config"));
     }
+    vae_->to(options.device);
     if (options.channels_last) use_channels_last(*vae_);
     optimizer_.add(*vae_, "", dtype_, /*rate_scale=*/1.0);
+    if (stage_.value("muon", false)) optimizer_.orthogonalize({"blocks.", "mid_block."});
   }
 
   int64_t run() {
@@ -60,8 +62,9 @@ class VaeStage {
   }
 
   at::Tensor as_input(const at::Tensor& pictures) const {
-    return pictures.to(dtype_).contiguous(options_.channels_last ? at::MemoryFormat::ChannelsLast
-                                                                 : at::MemoryFormat::Contiguous);
+    return pictures.to(options_.device, dtype_)
+        .contiguous(options_.channels_last ? at::MemoryFormat::ChannelsLast
+                                           : at::MemoryFormat::Contiguous);
   }
 
   sd::DiagonalGaussianDistribution encode(const at::Tensor& pictures) {
@@ -72,7 +75,8 @@ class VaeStage {
   double train_step(int64_t step) {
     const int64_t batch = stage_.at("batch");
     const int64_t own = batch / options_.group.size();
-    const at::Tensor pictures = composer_.batch(step * batch + options_.group.rank() * own, own);
+    const at::Tensor pictures =
+        composer_.batch(step * batch + options_.group.rank() * own, own).to(options_.device);
     const auto posterior = encode(pictures);
     auto sizes = posterior.mean().sizes().vec();
     sizes[0] = batch;
@@ -94,7 +98,7 @@ class VaeStage {
     for (int64_t first = 0; first < count; first += piece) {
       pictures.push_back(unseen_.batch(first, std::min(piece, count - first)));
       outputs.push_back(
-          vae_->decode(vae_->encode(as_input(pictures.back())).mode()).to(at::kFloat));
+          vae_->decode(vae_->encode(as_input(pictures.back())).mode()).to(at::kFloat).cpu());
     }
     const auto all = at::cat(pictures), output = at::cat(outputs);
     const int64_t shown = std::min<int64_t>(16, count);

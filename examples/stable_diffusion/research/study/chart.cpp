@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "support/cli/fmt.h"
 #include "support/images/text.h"
 
 namespace study {
@@ -24,11 +25,7 @@ constexpr Colour kPaper = {255, 255, 255}, kGrid = {225, 225, 225}, kInk = {40, 
 constexpr Colour kColours[] = {{0, 114, 178},   {213, 94, 0},  {0, 158, 115}, {0, 0, 0},
                                {204, 121, 167}, {230, 159, 0}, {86, 180, 233}};
 
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.3g", value);
-  return text;
-}
+std::string number(double value) { return fmt::format("{:.3g}", value); }
 
 void draw_segment(Image& image, double x0, double y0, double x1, double y1, Colour colour) {
   const auto count = static_cast<int64_t>(std::max(std::abs(x1 - x0), std::abs(y1 - y0))) + 1;

@@ -8,16 +8,15 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <iostream>
 #include <utility>
 
+#include "pipeline/embeddings.h"
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 #include "support/distributed/fingerprint.h"
 #include "support/images/load.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
-#include "pipeline/embeddings.h"
-#include "research/study/words.h"
 #include "training/adapters.h"
 
 namespace study {
@@ -43,11 +42,10 @@ std::vector<training::PictureFile> subject_pictures(const Settings& settings) {
   return files;
 }
 
-training::AdapterFlags adapter_flags(const Variant& variant, uint64_t seed) {
-  training::AdapterFlags flags;
-  flags.variant = variant.variant;
-  flags.init = variant.init;
-  flags.rank = variant.rank;
+training::AdapterOptions adapter_options(const Variant& variant, uint64_t seed) {
+  training::AdapterOptions options;
+  options.variant = variant.variant;
+  options.lora.rank(variant.rank).init(lightlora::parse_init(variant.init));
   // Seeds differ in their bases too.
   lightlora::OwnOptions own{{"aux_in", std::to_string(variant.aux_in)},
                             {"aux_out", std::to_string(variant.aux_out)},
@@ -56,10 +54,29 @@ training::AdapterFlags adapter_flags(const Variant& variant, uint64_t seed) {
   own.insert(variant.own.begin(), variant.own.end());
   const auto& entry = lightlora::find_variant(variant.variant);
   for (const auto& [name, value] : own) {
-    if (entry.takes(name)) flags.own.set(name, value);
+    if (entry.takes(name)) options.lora.own()[name] = value;
   }
-  flags.check();
-  return flags;
+  options.check();
+  return options;
+}
+
+// A word for the subject, learned by textual inversion.
+training::InversionOptions inversion_options(const Settings& settings, bool layerwise, double rate,
+                                             uint64_t seed) {
+  training::InversionOptions options;
+  options.model.path = settings.model;
+  options.train_data_dir = settings.subject;
+  options.placeholder_token = kWord;
+  options.initializer_token = settings.initializer;
+  options.layerwise = layerwise;
+  options.machine.device = "cpu";
+  options.machine.seed = seed;
+  options.data.cache_latents = true;
+  options.data.random_flip = false;
+  options.optimization.train_batch_size = settings.batch_size;
+  options.optimization.max_train_steps = settings.inversion_steps;
+  options.optimization.learning_rate = rate;
+  return options;
 }
 
 double largest_change(const lightlora::AdapterState& before, const lightlora::AdapterState& after) {
@@ -108,23 +125,21 @@ double energy_kept(const lightlora::AdapterState& fused, int64_t rank) {
 }  // namespace
 
 std::string Settings::word_settings() const {
-  return model + ", " + subject + ", from '" + initializer + "' in " +
-         std::to_string(inversion_steps) + " steps of " + std::to_string(batch_size) + " pictures";
+  return fmt::format("{}, {}, from '{}' in {} steps of {} pictures", model, subject, initializer,
+                     inversion_steps, batch_size);
 }
 
 std::string Settings::to_string() const {
-  std::string text = word_settings() + ", in place of '" + subject_words + "', " +
-                     std::to_string(steps) + " steps, " + std::to_string(picture_steps) +
-                     " DDIM steps, guidance " + cli::format_exact(guidance_scale) + ", '" + emoji +
-                     "' of " + emoji_vectors;
-  for (const auto& colour : backgrounds) text += ", " + colour;
-  return text;
+  return fmt::format("{}, in place of '{}', {} steps, {} DDIM steps, guidance {}, '{}' of {}, {}",
+                     word_settings(), subject_words, steps, picture_steps,
+                     cli::format_exact(guidance_scale), emoji, emoji_vectors,
+                     fmt::join(backgrounds, ", "));
 }
 
 std::vector<std::string> Settings::prompts() const {
   std::vector<std::string> prompts;
   for (const auto& colour : backgrounds) {
-    prompts.push_back(std::string("a ") + kWord + " on a " + colour + " background");
+    prompts.push_back(fmt::format("a {} on a {} background", kWord, colour));
   }
   return prompts;
 }
@@ -132,7 +147,7 @@ std::vector<std::string> Settings::prompts() const {
 std::string Settings::word_file() const {
   distributed::Fingerprint print;
   print.add(word_settings());
-  return (fs::path(work_dir) / ("word-" + print.hexadecimal() + ".safetensors")).string();
+  return (fs::path(work_dir) / fmt::format("word-{}.safetensors", print.hexadecimal())).string();
 }
 
 Experiment::Experiment(const Settings& settings)
@@ -157,12 +172,12 @@ Experiment::Experiment(const Settings& settings)
 void Experiment::learn_word() {
   const auto file = settings_.word_file();
   if (!fs::exists(file)) {
-    Word word(settings_, /*layerwise=*/false, kInversionRate, kFixedSeed);
-    auto& inversion = word.inversion();
+    training::Inversion inversion(
+        inversion_options(settings_, /*layerwise=*/false, kInversionRate, kFixedSeed));
     for (int64_t i = 0; i < settings_.inversion_steps; ++i) inversion.trainer().step();
-    inversion.save(file);
-    std::cout << "learned the word " << kWord << ": " << inversion.trained_values() << " values, "
-              << cli::format_bytes(bytes_of(file)) << std::endl;
+    lightlora::save_embedding(file, inversion.embedding());
+    fmt::print("learned the word {}: {} values, {}\n", kWord, inversion.trainer().trained_values(),
+               cli::format_bytes(bytes_of(file)));
   }
   for (const auto& word : lightlora::load_embeddings(file)) sd::add_embedding(pipeline_, word);
 }
@@ -170,11 +185,11 @@ void Experiment::learn_word() {
 std::string Experiment::path(const Variant& variant, double rate, uint64_t seed) const {
   std::string name = variant.variant;
   if (!variant.is_word()) {
-    name += "-" + variant.init + "-" + variant.aux_init + "-rank" + std::to_string(variant.rank) +
-            "-a" + std::to_string(variant.aux_in) + "-b" + std::to_string(variant.aux_out);
-    for (const auto& [option, value] : variant.own) name += "-" + option + value;
+    name += fmt::format("-{}-{}-rank{}-a{}-b{}", variant.init, variant.aux_init, variant.rank,
+                        variant.aux_in, variant.aux_out);
+    for (const auto& [option, value] : variant.own) name += fmt::format("-{}{}", option, value);
   }
-  name += "-rate" + cli::format_exact(rate) + "-seed" + std::to_string(seed);
+  name += fmt::format("-rate{}-seed{}", cli::format_exact(rate), seed);
   return (fs::path(settings_.work_dir) / name).string();
 }
 
@@ -182,18 +197,18 @@ bool Experiment::is_done(const Variant& variant, double rate, uint64_t seed) con
   return load_result(result_file(variant, rate, seed), settings_.to_string()).has_value();
 }
 
-Facts Experiment::facts() {
-  Facts facts;
-  facts.size = pipeline_.default_size()[0];
-  facts.layers = attention_layers(*pipeline_.unet());
-  facts.new_backgrounds = true;
+ModelInfo Experiment::model_info() {
+  ModelInfo info;
+  info.size = pipeline_.default_size()[0];
+  info.layers = attention_layers(*pipeline_.unet());
+  info.new_backgrounds = true;
   for (const auto& file : subject_pictures(settings_)) {
     for (const auto& colour : settings_.backgrounds) {
       const bool named = file.caption->find(" " + colour + " ") != std::string::npos;
-      facts.new_backgrounds = facts.new_backgrounds && !named;
+      info.new_backgrounds = info.new_backgrounds && !named;
     }
   }
-  return facts;
+  return info;
 }
 
 training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, double rate,
@@ -210,7 +225,7 @@ training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, d
            std::nullopt,
            {adapters},
            {{"all", 1, adapters->parameters()}}},
-          training::LearningRate("constant", rate, 0, settings_.steps),
+          training::LearningRate(training::Schedule::constant, rate, 0, settings_.steps),
           options};
 }
 
@@ -232,7 +247,7 @@ Result Experiment::train(const Variant& variant, double rate, uint64_t seed) {
     result.diverged = !std::isfinite(result.quality.loss);
   } catch (const c10::Error& error) {
     result.diverged = true;
-    std::cout << "notice: " << error.what_without_backtrace() << "\n";
+    fmt::print("notice: {}\n", error.what_without_backtrace());
   }
   if (result.diverged) result.quality = Quality();
   save_result(stem + ".json", result);
@@ -259,13 +274,13 @@ void Experiment::follow(training::Trainer& trainer, int64_t steps, const std::st
 
 void Experiment::train_word(const Variant& variant, double rate, uint64_t seed,
                             const std::string& stem, Result& result) {
-  Word word(settings_, variant.variant == kLayerwise, rate, seed);
-  auto& inversion = word.inversion();
+  training::Inversion inversion(
+      inversion_options(settings_, variant.variant == kLayerwise, rate, seed));
   const auto start = inversion.embedding().vectors;
   follow(inversion.trainer(), settings_.inversion_steps, variant.name, result);
-  result.trainable = inversion.trained_values();
+  result.trainable = inversion.trainer().trained_values();
   result.moved = (inversion.embedding().vectors - start).abs().max().item<double>();
-  inversion.save(stem + ".safetensors");
+  lightlora::save_embedding(stem + ".safetensors", inversion.embedding());
   result.native_bytes = result.exported_bytes = bytes_of(stem + ".safetensors");
   result.quality.loss = result.curve.back().second;
   draw(inversion.pipeline(), stem, result.quality);
@@ -282,12 +297,13 @@ void Experiment::train_adapters(const Variant& variant, double rate, uint64_t se
 
 void Experiment::train_steps(const Variant& variant, double rate, uint64_t seed,
                              const std::string& stem, Result& result) {
-  const training::Adapters adapters(adapter_flags(variant, seed), *pipeline_.unet(), nullptr, seed);
-  result.trainable = adapters.unet()->report().trainable;
-  const auto start = adapters.unet()->state();
-  auto trainer = make_trainer(adapters.unet(), rate, seed);
+  const auto adapters =
+      training::add_adapters(adapter_options(variant, seed), *pipeline_.unet(), nullptr, seed);
+  result.trainable = adapters.unet->report().trainable;
+  const auto start = adapters.unet->state();
+  auto trainer = make_trainer(adapters.unet, rate, seed);
   follow(trainer, settings_.steps, variant.name, result);
-  result.moved = largest_change(start, adapters.unet()->state());
+  result.moved = largest_change(start, adapters.unet->state());
   lightlora::save(adapters.state(), stem + ".safetensors");
 }
 
@@ -312,7 +328,7 @@ void Experiment::draw(sd::StableDiffusion& pipeline, const std::string& stem, Qu
                                             .num_inference_steps(settings_.picture_steps)
                                             .guidance_scale(settings_.guidance_scale)
                                             .seed(kFixedSeed + number));
-    quality.pictures.push_back(stem + "-" + std::to_string(number) + ".png");
+    quality.pictures.push_back(fmt::format("{}-{}.png", stem, number));
     images::save_png(quality.pictures.back(), images::to_image(result.pictures[0] * 2 - 1));
     pictures.push_back(images::load_image(quality.pictures.back()));
   }
@@ -327,7 +343,7 @@ std::vector<Split> Experiment::split(const Variant& variant, double rate, uint64
                                      const std::vector<int64_t>& ranks) {
   const auto stem = path(variant, rate, seed);
   auto settings = settings_.to_string();
-  for (const auto rank : ranks) settings += ", rank " + std::to_string(rank);
+  for (const auto rank : ranks) settings += fmt::format(", rank {}", rank);
   if (auto done = load_splits(stem + ".splits.json", settings)) return *done;
   train(variant, rate, seed);
   const auto trained = lightlora::read_state(stem + ".safetensors");
@@ -336,7 +352,7 @@ std::vector<Split> Experiment::split(const Variant& variant, double rate, uint64
     Split split;
     split.rank = rank;
     split.energy = energy_kept(trained, rank);
-    const auto name = stem + ".split" + std::to_string(rank);
+    const auto name = fmt::format("{}.split{}", stem, rank);
     const auto state = lightlora::cut(trained, lightlora::Keep::rank(rank));
     split.exported_bytes = save_exported(name + ".safetensors", state);
     split.quality = measure(state, name);

@@ -11,6 +11,7 @@
 #include "research/study/file_sizes.h"
 #include "research/study/result.h"
 #include "research/study/variants.h"
+#include "training/inversion.h"
 #include "training/trainer.h"
 #include "training/validation.h"
 
@@ -37,7 +38,7 @@ struct Settings {
 };
 
 /// What the page says about the model and the pictures.
-struct Facts {
+struct ModelInfo {
   int64_t size = 0;              ///< of pictures, in pixels
   Shapes layers;                 ///< that get adapters
   bool new_backgrounds = false;  ///< no caption names one that the prompts ask for
@@ -63,7 +64,7 @@ class Experiment {
   std::string result_file(const Variant& variant, double rate, uint64_t seed) const {
     return path(variant, rate, seed) + ".json";
   }
-  Facts facts();
+  ModelInfo model_info();
 
  private:
   /// The stem of a run's files.

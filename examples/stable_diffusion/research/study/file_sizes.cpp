@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "support/cli/fmt.h"
 #include "models/clip.h"
 #include "models/unet.h"
 #include "models/weights.h"
@@ -155,7 +156,7 @@ std::vector<FileSize> described_sizes() {
 
 std::vector<FileSize> all_sizes(int64_t rank) {
   const Scale scale;
-  const std::string of_rank = " rank " + std::to_string(rank);
+  const std::string of_rank = " rank " + fmt::to_string(rank);
   const auto unet = unet_layers();
   std::vector<FileSize> sizes{scale.embedding("embedding, 1 token", 1, 1),
                               scale.embedding("embedding, 8 tokens", 1, 8),

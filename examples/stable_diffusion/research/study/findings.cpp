@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The described experiment judged its pictures by eye; here numbers decide. A difference counts only
-// if it is larger than what the seeds make, and without several seeds nothing is larger than that.
+// The described experiment judged its pictures by eye; here numbers decide. A difference counts
+// only if it is larger than what the seeds make, and without several seeds nothing is larger than
+// that.
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <sstream>
 
 #include "research/study/page.h"
+#include "support/cli/fmt.h"
 
 namespace study {
 
@@ -32,7 +33,7 @@ std::string undecided(int64_t runs) {
 
 std::string line(const std::string& described, const std::string& here,
                  const std::string& verdict) {
-  return "| " + described + " | " + here + " | **" + verdict + "** |\n";
+  return fmt::format("| {} | {} | **{}** |\n", described, here, verdict);
 }
 
 // A loss against the one at the start: does it fall?
@@ -47,9 +48,9 @@ std::string learns(const Row* row, const std::string& described) {
   const double start = row->described().start_loss;
   if (row->diverged()) return line(described, "no finite loss at any rate", kNo);
   return line(described,
-              "loss from " + rounded(start, 4) + " to " + with_spread(row->loss(), 4) +
-                  " at rate " + rounded(row->own_rate(), -1) + ", likeness " +
-                  with_spread(row->cosine(), 3),
+              fmt::format("loss from {} to {} at rate {}, likeness {}", rounded(start, 4),
+                          with_spread(row->loss(), 4), rounded(row->own_rate(), -1),
+                          with_spread(row->cosine(), 3)),
               falls(row->loss(), start));
 }
 
@@ -61,11 +62,12 @@ std::string fused_learns(const Row* row) {
   for (const auto& run : row->own) whole.push_back(run.curve.back().second);
   const double start = row->described().start_loss;
   const std::string of_whole = falls(spread(whole), start), of_cut = falls(row->loss(), start);
-  return line(described,
-              "loss from " + rounded(start, 4) + " to " + with_spread(spread(whole), 4) +
-                  ", after cutting " + with_spread(row->loss(), 4) + ", at rate " +
-                  rounded(row->own_rate(), -1) + "; likeness " + with_spread(row->cosine(), 3),
-              of_whole == kYes ? of_cut : of_whole);
+  return line(
+      described,
+      fmt::format("loss from {} to {}, after cutting {}, at rate {}; likeness {}",
+                  rounded(start, 4), with_spread(spread(whole), 4), with_spread(row->loss(), 4),
+                  rounded(row->own_rate(), -1), with_spread(row->cosine(), 3)),
+      of_whole == kYes ? of_cut : of_whole);
 }
 
 std::string never_moves(const Row* row) {
@@ -73,11 +75,13 @@ std::string never_moves(const Row* row) {
   double moved = 0;
   for (const auto& run : row->own) moved = std::max(moved, run.moved);
   const bool still = moved == 0 && !row->diverged();
-  return line("3 (both zero) does not learn; the author did not know why",
-              "the largest change of any value in " + std::to_string(row->own.size()) +
-                  (row->own.size() == 1 ? " run is " : " runs is ") + rounded(moved, -1) +
-                  (still ? ": each factor's gradient is a product with the other, which is zero" : ""),
-              still ? "reproduces, and is explained" : kNo);
+  return line(
+      "3 (both zero) does not learn; the author did not know why",
+      fmt::format(
+          "the largest change of any value in {} {} is {}{}", row->own.size(),
+          row->own.size() == 1 ? "run" : "runs", rounded(moved, -1),
+          still ? ": each factor's gradient is a product with the other, which is zero" : ""),
+      still ? "reproduces, and is explained" : kNo);
 }
 
 // Those with pictures, best likeness first.
@@ -106,21 +110,20 @@ std::string place(const Study& study, const Row* row, size_t expected,
     if (found > 0) others.push_back(order[found - 1]);
     if (found + 1 < order.size()) others.push_back(order[found + 1]);
   }
-  std::string here = "number " + std::to_string(found + 1) + " of " +
-                     std::to_string(order.size()) + " by mean likeness (" +
-                     with_spread(row->cosine(), 3);
+  std::string here = fmt::format("number {} of {} by mean likeness ({}", found + 1, order.size(),
+                                 with_spread(row->cosine(), 3));
   bool apart = true;
   for (const Row* other : others) {
-    here += "; " + other->variant.name + ": " + with_spread(other->cosine(), 3);
+    here += fmt::format("; {}: {}", other->variant.name, with_spread(other->cosine(), 3));
     apart = apart && compare(row->cosine(), other->cosine()) != 0;
   }
   return line(described, here + ")",
-              !apart ? undecided(row->cosine().count) : found == expected ? kYes : kNo);
+              !apart              ? undecided(row->cosine().count)
+              : found == expected ? kYes
+                                  : kNo);
 }
 
-Spread loss_at(const Row& row, double rate) {
-  return loss_of(row.at(rate));
-}
+Spread loss_at(const Row& row, double rate) { return loss_of(row.at(rate)); }
 
 bool diverged_at(const Row& row, double rate) { return any_diverged(row.at(rate)); }
 
@@ -132,26 +135,30 @@ std::string gaussian(const Row* row, const Row* orthonormal) {
   // One run settles what happened in it, so this one line says how many there were.
   const bool stuck = lost || stuck_loss.mean - stuck_loss.deviation >= run.start_loss;
   const std::string runs =
-      stuck_loss.count == 1 ? "one run" : std::to_string(stuck_loss.count) + " runs";
+      stuck_loss.count == 1 ? "one run" : fmt::format("{} runs", stuck_loss.count);
   const bool fell = !stuck && falls(stuck_loss, run.start_loss) == kYes;
-  std::string text = line("5 (N(0,1) bases): the loss does not fall",
-                          "at the described rate from " + rounded(run.start_loss, 4) + " to " +
-                              (lost ? "no finite value" : with_spread(stuck_loss, 4)) + " in " + runs,
-                          stuck ? kYes : fell ? kNo : undecided(stuck_loss.count));
+  std::string text =
+      line("5 (N(0,1) bases): the loss does not fall",
+           fmt::format("at the described rate from {} to {} in {}", rounded(run.start_loss, 4),
+                       lost ? "no finite value" : with_spread(stuck_loss, 4), runs),
+           stuck  ? kYes
+           : fell ? kNo
+                  : undecided(stuck_loss.count));
   if (!stuck || row->diverged() || !orthonormal || orthonormal->diverged()) return text;
   const std::string learned = falls(row->loss(), run.start_loss);
   const bool worse = compare(row->loss(), orthonormal->loss()) > 0 ||
                      compare(row->cosine(), orthonormal->cosine()) < 0;
-  return text + line("so orthogonal initialisation matters (the author's conclusion)",
-                     "at rate " + rounded(row->own_rate(), -1) + " the same bases reach " +
-                         with_spread(row->loss(), 4) + " (orthonormal ones " +
-                         with_spread(orthonormal->loss(), 4) + "), likeness " +
-                         with_spread(row->cosine(), 3) + " (" +
-                         with_spread(orthonormal->cosine(), 3) + ")",
-                     learned == kNo    ? kYes
-                     : learned != kYes ? learned
-                     : worse           ? "in part: at another rate it learns, but less"
-                                       : "does not reproduce: at another rate it learns");
+  return text +
+         line("so orthogonal initialisation matters (the author's conclusion)",
+              fmt::format(
+                  "at rate {} the same bases reach {} (orthonormal ones {}), likeness {} ({})",
+                  rounded(row->own_rate(), -1), with_spread(row->loss(), 4),
+                  with_spread(orthonormal->loss(), 4), with_spread(row->cosine(), 3),
+                  with_spread(orthonormal->cosine(), 3)),
+              learned == kNo    ? kYes
+              : learned != kYes ? learned
+              : worse           ? "in part: at another rate it learns, but less"
+                                : "does not reproduce: at another rate it learns");
 }
 
 // Of two rows by loss and likeness, with words for "the first is better" and "the second is".
@@ -167,9 +174,9 @@ std::string better_of(const Row& first, const Row& second, const std::string& fi
 }
 
 std::string against(const Row& first, const Row& second) {
-  return "loss " + with_spread(first.loss(), 4) + " against " + with_spread(second.loss(), 4) +
-         ", likeness " + with_spread(first.cosine(), 3) + " against " +
-         with_spread(second.cosine(), 3);
+  return fmt::format("loss {} against {}, likeness {} against {}", with_spread(first.loss(), 4),
+                     with_spread(second.loss(), 4), with_spread(first.cosine(), 3),
+                     with_spread(second.cosine(), 3));
 }
 
 std::string open_question(const Row* orthonormal, const Row* scaled) {
@@ -185,34 +192,38 @@ std::string open_question(const Row* orthonormal, const Row* scaled) {
 std::string first_step_ratio(const Shapes& layers, const Row& classic, const Row& light) {
   double least = 0, most = 0;
   for (const auto& [in, out] : layers) {
-    const double product = static_cast<double>(in * out) / static_cast<double>(classic.variant.rank);
+    const double product =
+        static_cast<double>(in * out) / static_cast<double>(classic.variant.rank);
     const double ratio =
         std::sqrt(product / static_cast<double>(light.variant.aux_out * light.variant.rank));
     least = least == 0 ? ratio : std::min(least, ratio);
     most = std::max(most, ratio);
   }
-  return rounded(least, least < 10 ? 1 : 0) + " to " + rounded(most, most < 10 ? 1 : 0);
+  return fmt::format("{} to {}", rounded(least, least < 10 ? 1 : 0),
+                     rounded(most, most < 10 ? 1 : 0));
 }
 
 std::string rates(const Study& study, const Row* classic, const Row* light) {
   if (!classic || !light || classic->diverged() || light->diverged()) return "";
   const double ratio = light->own_rate() / classic->own_rate();
-  std::string here = rounded(light->own_rate(), -1) + " against " +
-                     rounded(classic->own_rate(), -1) + ", of those that were tried";
+  std::string here = fmt::format("{} against {}, of those that were tried",
+                                 rounded(light->own_rate(), -1), rounded(classic->own_rate(), -1));
   std::string verdict = undecided(light->loss().count);
   const auto same = light->at(classic->own_rate());
   if (ratio > 1 && !same.empty() && !diverged_at(*light, classic->own_rate())) {
     const Spread there = loss_at(*light, classic->own_rate());
-    here += "; at " + rounded(classic->own_rate(), -1) + " Light's loss is " +
-            with_spread(there, 4) + " instead of " + with_spread(light->loss(), 4);
+    here +=
+        fmt::format("; at {} Light's loss is {} instead of {}", rounded(classic->own_rate(), -1),
+                    with_spread(there, 4), with_spread(light->loss(), 4));
     if (compare(there, light->loss()) > 0) verdict = kYes;
     if (there.count < 2) verdict = undecided(there.count);
   }
-  return line("Light wants a higher rate than Classic: for a first step of equal size " +
-                  first_step_ratio(study.sd15_layers, *classic, *light) +
-                  " times the rate on Stable Diffusion 1.5, " +
-                  first_step_ratio(study.facts.layers, *classic, *light) + " times on this model",
-              here, verdict);
+  return line(
+      fmt::format("Light wants a higher rate than Classic: for a first step of equal size {} times "
+                  "the rate on Stable Diffusion 1.5, {} times on this model",
+                  first_step_ratio(study.sd15_layers, *classic, *light),
+                  first_step_ratio(study.model.layers, *classic, *light)),
+      here, verdict);
 }
 
 const FileSize* size_of(const Study& study, const std::string& name) {
@@ -230,13 +241,14 @@ std::string values(const Study& study, const Row* classic, const Row* light) {
     return rounded(100 * static_cast<double>(part) / static_cast<double>(whole), 1) + "%";
   };
   int64_t widest = 0;
-  for (const auto& [in, out] : study.facts.layers) widest = std::max({widest, in, out});
-  return line("Light trains under a tenth of Classic's values",
-              percent(small->values, large->values) + " for Stable Diffusion 1.5's shapes (" +
-                  std::to_string(small->values) + " of " + std::to_string(large->values) + "); " +
-                  percent(light->described().trainable, classic->described().trainable) +
-                  " on this model, whose layers are at most " + std::to_string(widest) + " wide",
-              small->values * 10 < large->values ? kYes : kNo);
+  for (const auto& [in, out] : study.model.layers) widest = std::max({widest, in, out});
+  return line(
+      "Light trains under a tenth of Classic's values",
+      fmt::format("{} for Stable Diffusion 1.5's shapes ({} of {}); {} on this model, whose layers "
+                  "are at most {} wide",
+                  percent(small->values, large->values), small->values, large->values,
+                  percent(light->described().trainable, classic->described().trainable), widest),
+      small->values * 10 < large->values ? kYes : kNo);
 }
 
 std::string files(const Study& study) {
@@ -247,20 +259,23 @@ std::string files(const Study& study) {
     if (size.fp32 < *size.described * 1024) ++smaller;
   }
   if (all == 0) return "";
-  const auto count = std::to_string(smaller) + " of " + std::to_string(all);
-  return line("the sizes of the files (Stable Diffusion 1.5)",
-              count + " are smaller here, in fp32 and with all that is needed to read them; see below",
-              smaller == all ? "reproduced, and smaller" : count + " are smaller");
+  const auto count = fmt::format("{} of {}", smaller, all);
+  return line(
+      "the sizes of the files (Stable Diffusion 1.5)",
+      count + " are smaller here, in fp32 and with all that is needed to read them; see below",
+      smaller == all ? "reproduced, and smaller" : count + " are smaller");
 }
 
 std::string words(const Study& study) {
   const Row *plain = nullptr, *layerwise = nullptr;
-  for (const auto& row : study.words) (row.variant.variant == kLayerwise ? layerwise : plain) = &row;
+  for (const auto& row : study.words)
+    (row.variant.variant == kLayerwise ? layerwise : plain) = &row;
   if (!plain || !layerwise || plain->diverged() || layerwise->diverged()) return "";
-  return line("not described: does a layer-wise word say more than a plain one, without any adapter?",
-              against(*layerwise, *plain),
-              better_of(*layerwise, *plain, "the layer-wise word is better here",
-                        "the plain word is better here"));
+  return line(
+      "not described: does a layer-wise word say more than a plain one, without any adapter?",
+      against(*layerwise, *plain),
+      better_of(*layerwise, *plain, "the layer-wise word is better here",
+                "the plain word is better here"));
 }
 
 // The two ends of a sweep.
@@ -270,22 +285,26 @@ std::string more_of(const std::vector<Runs>& points, const std::string& question
   const Spread least = loss_of(points.front()), most = loss_of(points.back());
   const int difference = compare(most, least);
   return line("not described: " + question,
-              "loss " + with_spread(least, 4) + " with " + setting(points.front().front()) + ", " +
-                  with_spread(most, 4) + " with " + setting(points.back().front()),
-              difference < 0   ? "yes, here"
-              : difference > 0 ? "no, here it hurts"
+              fmt::format("loss {} with {}, {} with {}", with_spread(least, 4),
+                          setting(points.front().front()), with_spread(most, 4),
+                          setting(points.back().front())),
+              difference < 0    ? "yes, here"
+              : difference > 0  ? "no, here it hurts"
               : least.count < 2 ? undecided(1)
                                 : "no difference beyond the spread");
 }
 
 std::string sweeps(const Study& study) {
-  const auto rank = [](const Result& run) { return "rank " + std::to_string(run.rank); };
+  const auto rank = [](const Result& run) { return fmt::format("rank {}", run.rank); };
   const auto bases = [](const Result& run) {
-    return "a, b = " + std::to_string(run.aux_in) + ", " + std::to_string(run.aux_out);
+    return fmt::format("a, b = {}, {}", run.aux_in, run.aux_out);
   };
-  return more_of(study.classic_ranks, "does Classic learn better with more rank, at an unchanged rate?", rank) +
-         more_of(study.light_ranks, "does Light learn better with more rank, at an unchanged rate?", rank) +
-         more_of(study.basis_sizes, "does Light learn better with larger bases, at an unchanged rate?", bases);
+  return more_of(study.classic_ranks,
+                 "does Classic learn better with more rank, at an unchanged rate?", rank) +
+         more_of(study.light_ranks, "does Light learn better with more rank, at an unchanged rate?",
+                 rank) +
+         more_of(study.basis_sizes,
+                 "does Light learn better with larger bases, at an unchanged rate?", bases);
 }
 
 }  // namespace
@@ -294,18 +313,22 @@ std::string findings(const Study& study) {
   const Row* classic = study.find("classic");
   const Row* light = study.find("light");
   const Row* fused = study.find("fused");
-  std::ostringstream text;
-  text << "| described | here | verdict |\n|---|---|---|\n"
-       << place(study, classic, 0, "0 (Classic) has the best likeness")
-       << learns(light, "1 (Light, up zero) learns")
-       << learns(study.find("light", "down_zero"), "2 (Light, down zero) learns")
-       << never_moves(study.find("light", "both_zero")) << fused_learns(fused)
-       << place(study, fused, 1, "4, cut to rank 4, is second best")
-       << gaussian(study.find("light", "up_zero", "normal"), light)
-       << open_question(light, study.find("light", "up_zero", "normal_scaled"))
-       << rates(study, classic, light) << values(study, classic, light) << files(study)
-       << sweeps(study) << words(study);
-  return text.str();
+  const std::vector<std::string> lines{
+      "| described | here | verdict |\n|---|---|---|\n",
+      place(study, classic, 0, "0 (Classic) has the best likeness"),
+      learns(light, "1 (Light, up zero) learns"),
+      learns(study.find("light", "down_zero"), "2 (Light, down zero) learns"),
+      never_moves(study.find("light", "both_zero")),
+      fused_learns(fused),
+      place(study, fused, 1, "4, cut to rank 4, is second best"),
+      gaussian(study.find("light", "up_zero", "normal"), light),
+      open_question(light, study.find("light", "up_zero", "normal_scaled")),
+      rates(study, classic, light),
+      values(study, classic, light),
+      files(study),
+      sweeps(study),
+      words(study)};
+  return fmt::format("{}", fmt::join(lines, ""));
 }
 
 }  // namespace study

@@ -28,7 +28,7 @@ struct Row {
 /// Everything that was found out.
 struct Study {
   Settings settings;
-  Facts facts;
+  ModelInfo model;
   std::vector<Row> rows;
   std::vector<Row> words;  ///< of no adapter
   std::vector<Runs> light_ranks, classic_ranks, basis_sizes;  ///< sweeps: the runs of one setting each

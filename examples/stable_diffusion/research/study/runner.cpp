@@ -5,11 +5,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
-#include <iostream>
 #include <thread>
 
 #include "research/study/page.h"
+#include "support/cli/fmt.h"
 
 namespace study {
 
@@ -31,7 +32,8 @@ bool appears(const Ready& ready) {
 
 }  // namespace
 
-std::unique_ptr<Experiment> make_experiment(const Settings& settings, const distributed::Group& group) {
+std::unique_ptr<Experiment> make_experiment(const Settings& settings,
+                                            const distributed::Group& group) {
   // A result is known by these; pictures are by their path.
   group.require_same("the study's settings", settings.to_string());
   group.require_same("--work_dir", settings.work_dir);
@@ -40,9 +42,10 @@ std::unique_ptr<Experiment> make_experiment(const Settings& settings, const dist
   group.barrier();
   if (group.is_main()) return experiment;
   const auto word = settings.word_file();
-  TORCH_CHECK(appears([&] { return std::filesystem::exists(word); }), "'", word,
-              "': expected the word that rank 0 learned, got no such file; hint: --work_dir must be one ",
-              "folder that all processes share");
+  TORCH_CHECK(
+      appears([&] { return std::filesystem::exists(word); }), "'", word,
+      "': expected the word that rank 0 learned, got no such file; hint: --work_dir must be one ",
+      "folder that all processes share");
   return std::make_unique<Experiment>(settings);
 }
 
@@ -89,34 +92,35 @@ std::vector<Result> Runner::train(const std::vector<Job>& jobs) {
 
 Result Runner::result_of_other(const Job& job, int64_t rank) const {
   TORCH_CHECK(appears([&] { return experiment_.is_done(job.variant, job.rate, job.seed); }), "'",
-              experiment_.result_file(job.variant, job.rate, job.seed), "': expected the result of rank ",
-              rank, ", got none; hint: --work_dir must be one folder that all processes share");
+              experiment_.result_file(job.variant, job.rate, job.seed),
+              "': expected the result of rank ", rank,
+              ", got none; hint: --work_dir must be one folder that all processes share");
   return experiment_.train(job.variant, job.rate, job.seed);
 }
 
 void Runner::report(const Job& job, const Result& result, size_t index, int64_t rank) const {
   const auto& variant = job.variant;
   const int64_t number = finished_ + static_cast<int64_t>(index) + 1;
-  std::cout << "[" << number << "/" << total_ << "] " << variant.name;
+  std::string line = fmt::format("[{}/{}] {}", number, total_, variant.name);
   if (!variant.is_word()) {
-    std::cout << ", rank " << variant.rank << ", a " << variant.aux_in << ", b " << variant.aux_out;
+    line += fmt::format(", rank {}, a {}, b {}", variant.rank, variant.aux_in, variant.aux_out);
   }
-  std::cout << ", rate " << rounded(result.rate, -1) << ", seed " << job.seed << ": ";
-  if (result.diverged) {
-    std::cout << "diverged";
-  } else {
-    std::cout << "loss " << rounded(result.start_loss, 4) << " -> " << rounded(result.quality.loss, 4)
-              << ", likeness " << rounded(result.quality.cosine, 3) << ", background "
-              << result.quality.followed << "/" << result.quality.asked;
-  }
-  std::cout << ", " << rounded(result.seconds_per_step, 2) << " s a step";
-  if (group_.size() > 1) std::cout << ", by process " << rank;
+  line += fmt::format(", rate {}, seed {}: ", rounded(result.rate, -1), job.seed);
+  line += result.diverged
+              ? "diverged"
+              : fmt::format("loss {} -> {}, likeness {}, background {}/{}",
+                            rounded(result.start_loss, 4), rounded(result.quality.loss, 4),
+                            rounded(result.quality.cosine, 3), result.quality.followed,
+                            result.quality.asked);
+  line += fmt::format(", {} s a step", rounded(result.seconds_per_step, 2));
+  if (group_.size() > 1) line += fmt::format(", by process {}", rank);
   if (trained_ > 0) {
     const double left = seconds_ / static_cast<double>(trained_ * group_.size()) *
                         static_cast<double>(std::max<int64_t>(0, total_ - number)) / 60;
-    std::cout << "; about " << rounded(left, 0) << " min left";
+    line += fmt::format("; about {} min left", rounded(left, 0));
   }
-  std::cout << std::endl;
+  fmt::print("{}\n", line);
+  std::fflush(stdout);  // a run takes minutes
 }
 
 }  // namespace study

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/app.h"
 
-#include <lightlora/file_io.h>
-#include <lightlora/version.h>
+#include <lightlora/config.h>
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -12,6 +11,8 @@
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
+
+#include "support/cli/fmt.h"
 
 namespace cli {
 
@@ -44,14 +45,6 @@ int64_t edit_distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
-/// The number without the zeros that streams and std::to_string add.
-std::string plain(double value) {
-  std::ostringstream text;
-  text.precision(12);
-  text << value;
-  return text.str();
-}
-
 bool is_integer(const std::string& text) {
   char* end = nullptr;
   errno = 0;
@@ -75,7 +68,7 @@ CLI::Validator numeric(const std::string& expected, Accepts accepts) {
       [expected, accepts](std::string& value) {
         return accepts(std::strtod(value.c_str(), nullptr))
                    ? std::string()
-                   : "expected " + expected + ", got '" + value + "'";
+                   : fmt::format("expected {}, got '{}'", expected, value);
       },
       /*validator_desc=*/"");
 }
@@ -110,21 +103,15 @@ CLI::Validator App::is_no_flag() const {
   return CLI::Validator(
       [this](std::string& value) -> std::string {
         const bool flag = value.rfind("--", 0) == 0 && get_option_no_throw(value) != nullptr;
-        return flag ? "expected a value, got the flag '" + value + "'" : "";
+        return flag ? fmt::format("expected a value, got the flag '{}'", value) : "";
       },
       /*validator_desc=*/"");
 }
 
 void App::add_config_flag() {
-  config_flag_ = add_option("--config", config_path_,
-                            "TOML file with flags, as max_train_steps = 500; flags on the command "
-                            "line win");
-}
-
-void App::write_config(const std::string& path) const {
-  lightlora::AtomicFile file(path);
-  file.write("# Repeats the run: " + get_name() + " --config config.toml\n" + config_text(settings()));
-  file.commit();
+  add_option("--config", config_path_,
+             "TOML file with flags, as max_train_steps = 500; flags on the command line win");
+  config_flag_ = get_option("--config");
 }
 
 std::vector<Setting> App::settings() const {
@@ -132,6 +119,7 @@ std::vector<Setting> App::settings() const {
   for (const auto& [option, current] : current_) {
     Setting setting = current();
     setting.name = option->get_lnames().front();
+    setting.free_on_resume = free_on_resume_.count(option) > 0;
     const bool given = setting.kind == ValueKind::list || !setting.values.empty();
     if (given && option != config_flag_) result.push_back(std::move(setting));
   }
@@ -156,7 +144,8 @@ std::vector<std::string> App::with_config(const std::vector<std::string>& argume
   for (const auto& setting : read_config(path)) {
     const CLI::Option* option = get_option_no_throw("--" + setting.name);
     if (option == nullptr) {
-      throw std::invalid_argument("'" + path + "': " + unknown_argument("--" + setting.name));
+      throw std::invalid_argument(
+          fmt::format("'{}': {}", path, unknown_argument("--" + setting.name)));
     }
     if (std::find(given.begin(), given.end(), option) != given.end()) continue;
     for (const auto& value : setting.values) all.push_back("--" + setting.name + "=" + value);
@@ -199,14 +188,17 @@ std::string App::usage_error(const CLI::ParseError& error) const {
   const auto colon = message.find(':');
   const std::string flag = message.substr(0, colon);
   if (error.get_name() == "RequiredError") {
-    return "missing required flag '" + message.substr(0, message.find(' ')) + "'; hint: see --help";
+    return fmt::format("missing required flag '{}'; hint: see --help",
+                       message.substr(0, message.find(' ')));
   }
-  if (error.get_name() == "ArgumentMismatch") return "'" + flag + "': expected a value, got none";
+  if (error.get_name() == "ArgumentMismatch") {
+    return fmt::format("'{}': expected a value, got none", flag);
+  }
   if (error.get_name() == "ConversionError") {  // "Could not convert: --flag = value"
     std::istringstream words(message.substr(colon + 1));
     std::string name, equals, value;
     words >> name >> equals >> value;
-    return "'" + name + "': expected no value or true or false, got '" + value + "'";
+    return fmt::format("'{}': expected no value or true or false, got '{}'", name, value);
   }
   if (error.get_name() != "ValidationError") {
     return unknown.empty() ? message : unknown_argument(unknown.front());
@@ -216,48 +208,67 @@ std::string App::usage_error(const CLI::ParseError& error) const {
 
 std::string App::unknown_argument(const std::string& argument) const {
   if (argument[0] != '-') {
-    return "unexpected argument '" + argument +
-           "'; hint: put quotes around a value that contains spaces";
+    return fmt::format(
+        "unexpected argument '{}'; hint: put quotes around a value that contains spaces", argument);
   }
   const std::string flag = argument.substr(0, argument.find('='));
   const auto known = absent_.find("--" + with('_', without_dashes(flag)));
-  if (known != absent_.end()) return "'" + flag + "' is not offered: " + known->second;
+  if (known != absent_.end()) return fmt::format("'{}' is not offered: {}", flag, known->second);
   std::vector<std::string> names;
   for (const CLI::Option* option : get_options()) {
     if (!option->get_lnames().empty()) names.push_back(option->get_lnames().front());
   }
   const std::string near = closest(without_dashes(flag), names);
-  return "unknown flag '" + flag +
-         "'; hint: " + (near.empty() ? "see --help" : "did you mean '--" + near + "'?");
+  return fmt::format("unknown flag '{}'; hint: {}", flag,
+                     near.empty() ? "see --help" : fmt::format("did you mean '--{}'?", near));
 }
 
 CLI::Validator at_least(double minimum) {
-  return numeric("at least " + plain(minimum), [=](double value) { return value >= minimum; });
+  return numeric(fmt::format("at least {}", minimum),
+                 [=](double value) { return value >= minimum; });
 }
 
 CLI::Validator above(double minimum) {
-  return numeric("more than " + plain(minimum), [=](double value) { return value > minimum; });
+  return numeric(fmt::format("more than {}", minimum),
+                 [=](double value) { return value > minimum; });
 }
 
 CLI::Validator between(double minimum, double maximum) {
-  return numeric("a number from " + plain(minimum) + " to " + plain(maximum),
+  return numeric(fmt::format("a number from {} to {}", minimum, maximum),
                  [=](double value) { return value >= minimum && value <= maximum; });
 }
 
 CLI::Validator one_of(const std::vector<std::string>& words) {
-  std::string listed, choices;
-  for (const auto& word : words) {
-    listed += (listed.empty() ? "" : ", ") + word;
-    choices += (choices.empty() ? "" : "|") + word;
-  }
   return CLI::Validator(
-      [words, listed](std::string& value) -> std::string {
+      [words](std::string& value) -> std::string {
         if (std::find(words.begin(), words.end(), value) != words.end()) return "";
         const std::string near = closest(value, words);
-        return "expected one of " + listed + ", got '" + value + "'" +
-               (near.empty() ? "" : "; hint: did you mean '" + near + "'?");
+        return fmt::format("expected one of {}, got '{}'{}", fmt::join(words, ", "), value,
+                           near.empty() ? "" : fmt::format("; hint: did you mean '{}'?", near));
       },
-      choices);
+      fmt::format("{}", fmt::join(words, "|")));
+}
+
+CLI::Validator App::one_of_words(const std::vector<std::string>& words) { return one_of(words); }
+
+Flag Flag::check(const CLI::Validator& validator) {
+  option_->check(validator);
+  return *this;
+}
+
+Flag Flag::required() {
+  option_->required();
+  return *this;
+}
+
+Flag Flag::needs(const Flag& other) {
+  option_->needs(other.option_);
+  return *this;
+}
+
+Flag Flag::free_on_resume() {
+  app_->free_on_resume_.insert(option_);
+  return *this;
 }
 
 std::string closest(const std::string& typed, const std::vector<std::string>& candidates) {

@@ -6,14 +6,41 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "support/cli/choices.h"
 #include "support/cli/config.h"
 #include "support/cli/format.h"
 
 namespace cli {
+
+class App;
+
+/// A flag that an App has just got, for what else there is to say about it:
+/// `app.add_option(...)->check(cli::at_least(1))->free_on_resume()`.
+class Flag {
+ public:
+  Flag(App& app, CLI::Option* option) : app_(&app), option_(option) {}
+  Flag* operator->() { return this; }
+
+  /// A value must pass this check.
+  Flag check(const CLI::Validator& validator);
+  /// The program does not run without the flag.
+  Flag required();
+  /// The flag is given beside another one only.
+  Flag needs(const Flag& other);
+  /// A training run that goes on from a checkpoint may have another value than before: the flag
+  /// says where the run goes and what it shows, but not what it learns on the way.
+  Flag free_on_resume();
+
+ private:
+  App* app_;
+  CLI::Option* option_;
+};
 
 /// The flags of one program: CLI11's App with the conventions that all programs share.
 ///
@@ -21,9 +48,11 @@ namespace cli {
 /// Python's argparse, except a list, which collects one value per use. `--help` shows groups,
 /// defaults and one example; `--version` shows the library's version.
 ///
-///     cli::App app("text_to_image", "Draws pictures.", "text_to_image --prompt 'a cat' --output
-///     cat.png"); app.group("Picture"); app.add_option("--seed", seed, "Seed of the
-///     noise")->check(cli::at_least(0)); return cli::run(argc, argv, app, [&] { ... });
+/// @code
+/// cli::App app("text_to_image", "Draws pictures.", "text_to_image --prompt 'a cat' --output
+/// cat.png"); app.group("Picture"); app.add_option("--seed", seed, "Seed of the
+/// noise")->check(cli::at_least(0)); return cli::run(argc, argv, app, [&] { draw(seed); });
+/// @endcode
 class App : public CLI::App {
  public:
   App(const std::string& name, const std::string& purpose, const std::string& example);
@@ -36,7 +65,7 @@ class App : public CLI::App {
   /// std::vector of std::string (one value per use of the flag). A value that does not parse is a
   /// usage error.
   template <typename Value>
-  CLI::Option* add_option(const std::string& flag, Value& value, const std::string& description) {
+  Flag add_option(const std::string& flag, Value& value, const std::string& description) {
     CLI::Option* option = CLI::App::add_option(both_spellings(flag), value, description);
     option->capture_default_str();
     remember(option, value);
@@ -49,17 +78,43 @@ class App : public CLI::App {
       option->check(is_no_flag());
     }
     if constexpr (std::is_same_v<Value, std::vector<std::string>>) {
-      return option->allow_extra_args(false);
+      option->allow_extra_args(false);
     } else {
-      return option->take_last();
+      option->take_last();
     }
+    return {*this, option};
+  }
+
+  /// A flag whose value is one of a few words, which `--help` lists, and which stand for values of
+  /// any type that can be compared: an enumeration, say, or an optional one.
+  template <typename Value>
+  Flag add_choice(const std::string& flag, Value& value, const Choices<Value>& choices,
+                  const std::string& description) {
+    const auto read = [&value, choices](const CLI::results_t& words) {
+      for (const auto& [word, meaning] : choices) {
+        if (word != words.back()) continue;
+        value = meaning;
+        return true;
+      }
+      return false;
+    };
+    CLI::Option* option = CLI::App::add_option(
+        both_spellings(flag), CLI::callback_t(read), description,
+        /*defaulted=*/true, [&value, choices] { return word_of(choices, value); });
+    current_.emplace_back(option, [&value, choices] {
+      const std::string word = word_of(choices, value);
+      return word.empty() ? Setting{} : setting_of(word);
+    });
+    option->take_last()->check(is_no_flag());
+    return Flag(*this, option).check(one_of_words(words_of(choices)));
   }
 
   /// A switch: false unless given.
-  CLI::Option* add_flag(const std::string& flag, bool& value, const std::string& description) {
+  Flag add_flag(const std::string& flag, bool& value, const std::string& description) {
     CLI::Option* option = CLI::App::add_flag(both_spellings(flag), value, description);
     remember(option, value);
-    return option->take_last();
+    option->take_last();
+    return {*this, option};
   }
 
   /// A flag that others have and this program has not; who uses it is told why.
@@ -72,9 +127,6 @@ class App : public CLI::App {
   /// (`config_text`) is a configuration file that repeats the run.
   std::vector<Setting> settings() const;
 
-  /// Writes the settings as a file for `--config`, with the command that repeats the run on top.
-  void write_config(const std::string& path) const;
-
   /// The text of `--help`.
   std::string help_text() const;
 
@@ -84,6 +136,8 @@ class App : public CLI::App {
   void read(std::vector<std::string> arguments);
 
  private:
+  friend class Flag;
+
   enum class Number { kInteger, kReal };
 
   template <typename Value>
@@ -121,6 +175,7 @@ class App : public CLI::App {
   std::vector<std::string> with_config(const std::vector<std::string>& arguments) const;
   static std::string both_spellings(const std::string& flag);
   static CLI::Validator parses_as(Number kind);
+  static CLI::Validator one_of_words(const std::vector<std::string>& words);
   CLI::Validator is_no_flag() const;
   std::string usage_error(const CLI::ParseError& error) const;
   std::string unknown_argument(const std::string& argument) const;
@@ -130,6 +185,7 @@ class App : public CLI::App {
   std::string config_path_;
   const CLI::Option* config_flag_ = nullptr;  // a program's own --config is none of ours
   std::vector<std::pair<const CLI::Option*, std::function<Setting()>>> current_;
+  std::set<const CLI::Option*> free_on_resume_;
 };
 
 /// Checks for `add_option(...)->check(...)`; the message reads "expected <what>, got <value>".

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/config.h"
 
-#include <stdexcept>
-#include <toml++/toml.h>
+#include <lightlora/file_io.h>
 
+#include <toml++/toml.h>
+#include <stdexcept>
+
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 
 namespace cli {
@@ -12,21 +15,22 @@ namespace {
 
 [[noreturn]] void fail(const std::string& path, const toml::source_region& where,
                        const std::string& message) {
-  throw std::invalid_argument("'" + path + "' line " + std::to_string(where.begin.line) + ": " +
-                              message);
+  throw std::invalid_argument(fmt::format("'{}' line {}: {}", path, where.begin.line, message));
 }
 
 // A value as the command line would spell it.
 std::string value_text(const std::string& path, const toml::node& node) {
   if (const auto text = node.value<std::string>(); text && node.is_string()) return *text;
-  if (const auto flag = node.value<bool>(); flag && node.is_boolean()) return *flag ? "true" : "false";
+  if (const auto flag = node.value<bool>(); flag && node.is_boolean())
+    return *flag ? "true" : "false";
   if (const auto number = node.value<int64_t>(); number && node.is_integer()) {
-    return std::to_string(*number);
+    return fmt::to_string(*number);
   }
   if (const auto number = node.value<double>(); number && node.is_floating_point()) {
     return format_exact(*number);
   }
-  fail(path, node.source(), "expected text, a number, true, false or a list of these, got another value");
+  fail(path, node.source(),
+       "expected text, a number, true, false or a list of these, got another value");
 }
 
 void collect(const std::string& path, const toml::table& table, std::vector<Setting>& settings) {
@@ -48,12 +52,11 @@ void collect(const std::string& path, const toml::table& table, std::vector<Sett
 
 // A basic string: everything but quotes, backslashes and control characters stands for itself.
 std::string quoted(const std::string& text) {
-  static const char* const digits = "0123456789ABCDEF";
   std::string result = "\"";
   for (const char c : text) {
     const auto code = static_cast<unsigned char>(c);
     if (code < 0x20 || code == 0x7F) {
-      result += std::string("\\u00") + digits[code >> 4] + digits[code & 15];
+      result += fmt::format("\\u{:04X}", code);
     } else {
       if (c == '"' || c == '\\') result += '\\';
       result += c;
@@ -65,12 +68,14 @@ std::string quoted(const std::string& text) {
 std::string toml_value(const Setting& setting) {
   if (setting.kind == ValueKind::text) return quoted(setting.values.at(0));
   if (setting.kind != ValueKind::list) return setting.values.at(0);
-  std::string list = "[";
-  for (const auto& value : setting.values) list += (list.size() > 1 ? ", " : "") + quoted(value);
-  return list + "]";
+  std::vector<std::string> values;
+  for (const auto& value : setting.values) values.push_back(quoted(value));
+  return fmt::format("[{}]", fmt::join(values, ", "));
 }
 
 }  // namespace
+
+std::string Setting::text() const { return fmt::format("{}", fmt::join(values, ", ")); }
 
 std::vector<Setting> read_config(const std::string& path) {
   std::vector<Setting> settings;
@@ -78,18 +83,29 @@ std::vector<Setting> read_config(const std::string& path) {
     collect(path, toml::parse_file(path), settings);
   } catch (const toml::parse_error& error) {
     if (error.source().begin.line == 0) {
-      throw std::invalid_argument("'" + path + "': expected a TOML file, got none that can be read");
+      throw std::invalid_argument("'" + path +
+                                  "': expected a TOML file, got none that can be read");
     }
-    fail(path, error.source(), "expected TOML, such as max_train_steps = 500, got: " +
-                                   std::string(error.description()));
+    fail(path, error.source(),
+         "expected TOML, such as max_train_steps = 500, got: " + std::string(error.description()));
   }
   return settings;
 }
 
 std::string config_text(const std::vector<Setting>& settings) {
   std::string text;
-  for (const auto& setting : settings) text += setting.name + " = " + toml_value(setting) + "\n";
+  for (const auto& setting : settings) {
+    text += fmt::format("{} = {}\n", setting.name, toml_value(setting));
+  }
   return text;
+}
+
+void write_config(const std::string& path, const std::string& program,
+                  const std::vector<Setting>& settings) {
+  lightlora::AtomicFile file(path);
+  file.write(fmt::format("# Repeats the run: {} --config config.toml\n{}", program,
+                         config_text(settings)));
+  file.commit();
 }
 
 }  // namespace cli

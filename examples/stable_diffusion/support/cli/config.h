@@ -14,13 +14,21 @@ struct Setting {
   std::string name;  ///< without dashes
   ValueKind kind = ValueKind::text;
   std::vector<std::string> values;
+  bool free_on_resume = false;  ///< as its flag says it, see cli::Flag
+
+  /// The values with commas between them.
+  std::string text() const;
 };
 
-/// Reads a TOML file of flags: `max_train_steps = 500`. Tables only group; their names do not count.
-/// Errors: std::invalid_argument with the file and the line
+/// Reads a TOML file of flags: `max_train_steps = 500`. Tables only group; their names do not
+/// count. Errors: std::invalid_argument with the file and the line
 std::vector<Setting> read_config(const std::string& path);
 
 /// The settings as TOML, one line each, in their order.
 std::string config_text(const std::vector<Setting>& settings);
+
+/// Writes them as a file for `--config`, with the command that repeats the run on top.
+void write_config(const std::string& path, const std::string& program,
+                  const std::vector<Setting>& settings);
 
 }  // namespace cli

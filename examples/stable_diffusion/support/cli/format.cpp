@@ -1,61 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/format.h"
 
-#include <array>
-#include <charconv>
 #include <cmath>
-#include <cstdio>
+#include <iterator>
+
+#include "support/cli/fmt.h"
 
 namespace cli {
 
 namespace {
-
-template <typename... Values>
-std::string print(const char* format, Values... values) {
-  std::array<char, 64> buffer{};
-  std::snprintf(buffer.data(), buffer.size(), format, values...);
-  return buffer.data();
-}
 
 bool is_known(double seconds) { return std::isfinite(seconds) && seconds >= 0 && seconds < 1e15; }
 
 }  // namespace
 
 std::string format_bytes(int64_t bytes) {
-  if (bytes < 1000)
-    return print("%lld byte%s", static_cast<long long>(bytes), bytes == 1 ? "" : "s");
+  if (bytes < 1000) return fmt::format("{} byte{}", bytes, bytes == 1 ? "" : "s");
   auto value = static_cast<double>(bytes) / 1000;
   const char* const units[] = {"KB", "MB", "GB", "TB", "PB", "EB"};
   std::size_t unit = 0;
   // 999.95 would be shown as "1000.0".
   for (; value >= 999.95 && unit + 1 < std::size(units); ++unit) value /= 1000;
-  return print("%.1f %s", value, units[unit]);
+  return fmt::format("{:.1f} {}", value, units[unit]);
 }
 
 std::string format_duration(double seconds) {
   if (!is_known(seconds)) return "?";
-  if (seconds < 9.995) return print("%.2f s", seconds);
+  if (seconds < 9.995) return fmt::format("{:.2f} s", seconds);
   const auto whole = static_cast<long long>(std::llround(seconds));
-  if (whole < 60) return print("%lld s", whole);
-  if (whole < 3600) return print("%lld min %02lld s", whole / 60, whole % 60);
+  if (whole < 60) return fmt::format("{} s", whole);
+  if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
   const long long minutes = (whole + 30) / 60;
-  return print("%lld h %02lld min", minutes / 60, minutes % 60);
+  return fmt::format("{} h {:02} min", minutes / 60, minutes % 60);
 }
 
 std::string format_clock(double seconds) {
   if (!is_known(seconds)) return "?";
   const auto whole = static_cast<long long>(seconds);
-  if (whole < 3600) return print("%02lld:%02lld", whole / 60, whole % 60);
-  return print("%lld:%02lld:%02lld", whole / 3600, whole / 60 % 60, whole % 60);
+  if (whole < 3600) return fmt::format("{:02}:{:02}", whole / 60, whole % 60);
+  return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
 }
 
-std::string format_exact(double value) {
-  char text[32];
-  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
-}
+std::string format_exact(double value) { return fmt::format("{}", value); }
 
 std::string format_count(int64_t count) {
-  std::string digits = std::to_string(count);
+  std::string digits = fmt::to_string(count);
   const std::size_t first = digits[0] == '-' ? 1 : 0;
   for (auto at = static_cast<int64_t>(digits.size()) - 3; at > static_cast<int64_t>(first);
        at -= 3) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The text of --help: one column of flags, one of descriptions, in the groups that the program
 // made.
-#include <lightlora/version.h>
+#include <lightlora/config.h>
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "support/cli/app.h"
+#include "support/cli/fmt.h"
 
 namespace cli {
 
@@ -24,7 +25,7 @@ std::string left_column(const CLI::Option& option) {
   text += "--" + option.get_lnames().front();
   if (option.get_type_size() == 0) return text;
   const std::string type = option.get_type_name();
-  return text + " " + type.substr(type.find(':') + 1);
+  return fmt::format("{} {}", text, type.substr(type.find(':') + 1));
 }
 
 std::string right_column(const CLI::Option& option) {
@@ -33,7 +34,7 @@ std::string right_column(const CLI::Option& option) {
   const std::string value = option.get_default_str();
   // An empty list prints as [] or {}.
   if (option.get_type_size() != 0 && !value.empty() && value != "[]" && value != "{}") {
-    text += " (default " + value + ")";
+    text += fmt::format(" (default {})", value);
   }
   return text;
 }
@@ -70,8 +71,8 @@ void append_option(std::string& out, const CLI::Option& option) {
 }  // namespace
 
 std::string App::help_text() const {
-  std::string text = get_name() + " (lightlora) " LIGHTLORA_VERSION ": " + get_description() +
-                     "\n\nUsage: " + get_name();
+  std::string text = fmt::format("{0} (lightlora) {1}: {2}\n\nUsage: {0}", get_name(),
+                                 LIGHTLORA_VERSION, get_description());
   const auto options = get_options();
   for (const CLI::Option* option : options) {
     if (option->get_required()) text += left_column(*option).substr(1);
@@ -86,13 +87,15 @@ std::string App::help_text() const {
   }
   groups.push_back("Options");
   for (const auto& group : groups) {
-    text += "\n" + (group == "Options" ? std::string("Other") : group) + ":\n";
+    text += fmt::format("\n{}:\n", group == "Options" ? "Other" : group);
     for (const CLI::Option* option : options) {
       if (option->get_group() == group) append_option(text, *option);
     }
   }
-  return text + "\nEvery flag may also be written with dashes: --a_b is --a-b.\n\nExample:\n  " +
-         example_ + "\n";
+  return text +
+         fmt::format(
+             "\nEvery flag may also be written with dashes: --a_b is --a-b.\n\nExample:\n  {}\n",
+             example_);
 }
 
 }  // namespace cli

@@ -5,13 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 
 namespace cli {
@@ -33,21 +32,10 @@ bool standard_output_is_terminal() {
   return isatty(STDOUT_FILENO) == 1 && term != nullptr && std::string(term) != "dumb";
 }
 
-std::string short_number(double value) {
-  std::array<char, 32> buffer{};
-  std::snprintf(buffer.data(), buffer.size(), "%.4g", value);
-  return buffer.data();
-}
-
 std::string rate(double seconds_per_step) {
   if (!(seconds_per_step > 0)) return "? it/s";
-  std::array<char, 32> buffer{};
-  if (seconds_per_step <= 1) {
-    std::snprintf(buffer.data(), buffer.size(), "%.2f it/s", 1 / seconds_per_step);
-  } else {
-    std::snprintf(buffer.data(), buffer.size(), "%.2f s/it", seconds_per_step);
-  }
-  return buffer.data();
+  return seconds_per_step <= 1 ? fmt::format("{:.2f} it/s", 1 / seconds_per_step)
+                               : fmt::format("{:.2f} s/it", seconds_per_step);
 }
 
 }  // namespace
@@ -85,7 +73,7 @@ void Progress::update(int64_t step, const Postfix& postfix) {
   }
   step_ = step;
   postfix_.clear();
-  for (const auto& [name, value] : postfix) postfix_ += " " + name + "=" + short_number(value);
+  for (const auto& [name, value] : postfix) postfix_ += fmt::format(" {}={:.4g}", name, value);
   if (bar_) {
     if (now - last_shown_ >= kRedrawSeconds || step_ >= total_) draw_bar();
   } else if (text_line_is_due(now)) {
@@ -118,22 +106,17 @@ bool Progress::text_line_is_due(double now) const {
   return step_ * 10 / total_ > last_shown_step_ * 10 / total_;
 }
 
-std::string Progress::counts() const {
-  return std::to_string(step_) + "/" + std::to_string(total_);
-}
-
 std::string Progress::bar_line() const {
   const double share = total_ > 0 ? static_cast<double>(step_) / static_cast<double>(total_) : 1;
   const auto percent = static_cast<int>(std::min(share, 1.0) * 100);
-  std::array<char, 8> percent_text{};
-  std::snprintf(percent_text.data(), percent_text.size(), "%3d%%", percent);
   const double left =
       seconds_per_step_ > 0
           ? seconds_per_step_ * static_cast<double>(std::max<int64_t>(total_ - step_, 0))
           : -1;
-  const std::string before = title_ + " " + percent_text.data();
-  const std::string after = " " + counts() + " [" + format_clock(options_.clock() - start_) + "<" +
-                            format_clock(left) + ", " + rate(seconds_per_step_) + "]" + postfix_;
+  const std::string before = fmt::format("{} {:3}%", title_, percent);
+  const std::string after =
+      fmt::format(" {}/{} [{}<{}, {}]{}", step_, total_, format_clock(options_.clock() - start_),
+                  format_clock(left), rate(seconds_per_step_), postfix_);
   // The last column stays free: a full line would wrap on some terminals.
   const int64_t room = columns() - 1;
   const auto used = static_cast<int64_t>(before.size() + after.size());
@@ -141,7 +124,7 @@ std::string Progress::bar_line() const {
   std::string line = before;
   if (width >= kNarrowestBar) {
     const auto filled = static_cast<int64_t>(std::min(share, 1.0) * static_cast<double>(width));
-    line += "|" + std::string(filled, '#') + std::string(width - filled, ' ') + "|";
+    line += fmt::format("|{:{}}|", std::string(filled, '#'), width);
   }
   line += after;
   return line.substr(0, static_cast<std::size_t>(std::max<int64_t>(room, 0)));
@@ -149,11 +132,12 @@ std::string Progress::bar_line() const {
 
 std::string Progress::text_line() const {
   const int64_t percent = total_ > 0 ? std::min<int64_t>(step_ * 100 / total_, 100) : 100;
-  std::string line = title_ + " " + counts() + " (" + std::to_string(percent) + "%), " +
-                     format_duration(options_.clock() - start_) + ", " + rate(seconds_per_step_);
+  std::string line =
+      fmt::format("{} {}/{} ({}%), {}, {}", title_, step_, total_, percent,
+                  format_duration(options_.clock() - start_), rate(seconds_per_step_));
   if (step_ < total_ && seconds_per_step_ > 0) {
-    line +=
-        ", " + format_duration(seconds_per_step_ * static_cast<double>(total_ - step_)) + " left";
+    const auto steps = static_cast<double>(total_ - step_);
+    line += fmt::format(", {} left", format_duration(seconds_per_step_ * steps));
   }
   return postfix_.empty() ? line : line + "," + postfix_;
 }

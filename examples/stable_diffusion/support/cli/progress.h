@@ -56,7 +56,6 @@ class Progress {
   double elapsed() const;
 
  private:
-  std::string counts() const;
   std::string bar_line() const;
   std::string text_line() const;
   void draw_bar();

@@ -11,6 +11,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "support/cli/fmt.h"
+
 namespace cli {
 
 namespace {
@@ -44,12 +46,12 @@ std::string message_of(const c10::Error& error, const App& app) {
   const auto start = line.find("ried to allocate");
   const std::string size =
       start == std::string::npos ? "" : ", t" + line.substr(start, line.find(". ", start) - start);
-  return "out of memory" + size + "; hint: a smaller batch, size or data type";
+  return fmt::format("out of memory{}; hint: a smaller batch, size or data type", size);
 }
 
 int fail(const std::string& program, const std::string& message, int status) {
   std::cout.flush();
-  std::cerr << program << ": error: " << first_line(message) << std::endl;
+  std::cerr << fmt::format("{}: error: {}\n", program, first_line(message)) << std::flush;
   return status;
 }
 
@@ -57,7 +59,7 @@ class NoticeHandler : public c10::WarningHandler {
  public:
   explicit NoticeHandler(std::string program) : program_(std::move(program)) {}
   void process(const c10::Warning& warning) override {
-    std::cout << program_ << ": notice: " << first_line(warning.msg()) << std::endl;
+    std::cout << fmt::format("{}: notice: {}\n", program_, first_line(warning.msg())) << std::flush;
   }
 
  private:

@@ -3,8 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <sstream>
 #include <string>
+
+#include "support/cli/fmt.h"
 
 namespace distributed {
 
@@ -19,11 +20,7 @@ class Fingerprint {
   void add(const std::string& text) { add(text.c_str(), text.size() + 1); }
 
   uint64_t value() const { return value_; }
-  std::string hexadecimal() const {
-    std::ostringstream text;
-    text << std::hex << value_;
-    return text.str();
-  }
+  std::string hexadecimal() const { return fmt::format("{:x}", value_); }
 
  private:
   uint64_t value_ = 14695981039346656037ULL;

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "support/distributed/engine.h"
+#include "support/distributed/backend.h"
 
 #ifdef USE_C10D_GLOO
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -14,7 +14,7 @@ namespace distributed {
 
 namespace {
 
-// How long one call may take says nothing: rank 0 may be drawing pictures. A Watch finds the dead.
+// How long one call may take says nothing: rank 0 may be drawing pictures. A Heartbeat finds the dead.
 constexpr auto kPatience = std::chrono::hours(24 * 365);
 
 template <typename Options>
@@ -24,17 +24,17 @@ Options patient() {
   return options;
 }
 
-class GlooEngine : public Engine {
+class GlooBackend : public Backend {
  public:
-  GlooEngine(const Store& store, const Place& place, const std::string& address, double seconds) {
+  GlooBackend(const Store& store, const WorldInfo& world, const std::string& address, double seconds) {
     using Gloo = c10d::ProcessGroupGloo;
     auto options = Gloo::Options::create(std::chrono::milliseconds(std::llround(seconds * 1000)));
     const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
     options->devices.push_back(interface != nullptr && *interface != '\0'
                                    ? Gloo::createDeviceForInterface(interface)
                                    : Gloo::createDeviceForHostname(address));
-    group_ = c10::make_intrusive<Gloo>(store, static_cast<int>(place.rank),
-                                       static_cast<int>(place.size), options);
+    group_ = c10::make_intrusive<Gloo>(store, static_cast<int>(world.rank),
+                                       static_cast<int>(world.size), options);
   }
 
   void sum(torch::Tensor& tensor) override {
@@ -53,13 +53,13 @@ class GlooEngine : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_gloo_engine(const Store& store, const Place& place,
+std::unique_ptr<Backend> make_gloo_backend(const Store& store, const WorldInfo& world,
                                          const std::string& address, double seconds) {
   try {
-    return std::make_unique<GlooEngine>(store, place, address, seconds);
+    return std::make_unique<GlooBackend>(store, world, address, seconds);
   } catch (const std::exception& error) {
     const std::string text = error.what();
-    TORCH_CHECK(false, "rank ", place.rank, " at ", address, ": expected connections to all other ranks ",
+    TORCH_CHECK(false, "rank ", world.rank, " at ", address, ": expected connections to all other ranks ",
                 "within ", std::llround(seconds), " s, got '", text.substr(0, text.find('\n')),
                 "'; hint: do firewalls let the machines reach each other? GLOO_SOCKET_IFNAME names the ",
                 "network interface to use");
@@ -68,8 +68,8 @@ std::unique_ptr<Engine> make_gloo_engine(const Store& store, const Place& place,
 
 #else
 
-std::unique_ptr<Engine> make_gloo_engine(const Store&, const Place& place, const std::string&, double) {
-  TORCH_CHECK(false, "expected a LibTorch built with gloo to run ", place.size, " processes, got one ",
+std::unique_ptr<Backend> make_gloo_backend(const Store&, const WorldInfo& world, const std::string&, double) {
+  TORCH_CHECK(false, "expected a LibTorch built with gloo to run ", world.size, " processes, got one ",
               "without; hint: the packages of pytorch.org and PyPI have it");
 }
 

@@ -4,41 +4,42 @@
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fcntl.h>
-#include <lightlora/version.h>
+#include <lightlora/config.h>
 #include <torch/cuda.h>
 #include <unistd.h>
 
 #include <array>
 #include <optional>
 
-#include "support/distributed/engine.h"
-#include "support/distributed/faults.h"
-#include "support/distributed/meeting.h"
+#include "support/cli/fmt.h"
+#include "support/distributed/backend.h"
+#include "support/distributed/failures.h"
+#include "support/distributed/rendezvous.h"
 
 namespace distributed {
 
 using torch::Tensor;
 
 struct Group::State {
-  Place place;
+  WorldInfo world;
   std::string program;
   Store root;  // keeps the server, if this rank serves
-  Meeting meeting;
-  std::shared_ptr<Faults> faults;
-  std::unique_ptr<Watch> watch;
-  std::unique_ptr<Engine> gloo, nccl;
+  Rendezvous rendezvous;
+  std::shared_ptr<FailureReporter> failures;
+  std::unique_ptr<Heartbeat> heartbeat;
+  std::unique_ptr<Backend> gloo, nccl;
   bool asked_for_nccl = false;
   int64_t comparisons = 0;
 
-  // The engine of a tensor's device; null for CUDA tensors that have to go through the CPU.
-  Engine* engine_for(const Tensor& tensor) {
+  // The backend of a tensor's device; null for CUDA tensors that have to go through the CPU.
+  Backend* backend_for(const Tensor& tensor) {
     if (!tensor.is_cuda()) return gloo.get();
-    if (!asked_for_nccl) nccl = make_nccl_engine(part_of(meeting.store, "nccl"), place);
+    if (!asked_for_nccl) nccl = make_nccl_backend(part_of(rendezvous.store, "nccl"), world);
     asked_for_nccl = true;
     return nccl.get();
   }
 
-  void close_engines() {
+  void close_backends() {
     nccl.reset();
     gloo.reset();
   }
@@ -62,27 +63,25 @@ bool may_differ(const std::string& name) {
          name == "output";
 }
 
-Member describe(const cli::App& app, const Place& place) {
+Member describe(const cli::App& app, const WorldInfo& world) {
   Member self;
   self.machine = machine_name();
-  self.address = address_towards(place.host, place.port);
+  self.address = address_towards(world.host, world.port);
   self.program = app.get_name() + " " + LIGHTLORA_VERSION;
   for (const auto& setting : app.settings()) {
     if (may_differ(setting.name)) continue;
-    std::string text;
-    for (const auto& value : setting.values) text += (text.empty() ? "" : ", ") + value;
-    self.settings.emplace_back(setting.name, text);
+    self.settings.emplace_back(setting.name, setting.text());
   }
   return self;
 }
 
 // A machine often knows its own name as 127.0.0.1. If others see more than that, what counts is the
 // way to them.
-std::string own_address(const Place& place, const std::vector<Member>& members) {
-  const std::string own = members.at(static_cast<std::size_t>(place.rank)).address;
+std::string own_address(const WorldInfo& world, const std::vector<Member>& members) {
+  const std::string own = members.at(static_cast<std::size_t>(world.rank)).address;
   if (!is_loopback(own)) return own;
   for (const auto& member : members) {
-    if (!is_loopback(member.address)) return address_towards(member.address, place.port);
+    if (!is_loopback(member.address)) return address_towards(member.address, world.port);
   }
   return own;
 }
@@ -95,49 +94,51 @@ void silence_standard_output() {
 }
 
 // From here on "the GPU" is the one of this process.
-void choose_gpu(const Place& place) {
+void choose_gpu(const WorldInfo& world) {
   if (!torch::cuda::is_available()) return;
   const auto count = static_cast<int64_t>(torch::cuda::device_count());
-  TORCH_CHECK_VALUE(place.local_rank < count, "local rank ", place.local_rank, ": expected a GPU for each ",
+  TORCH_CHECK_VALUE(world.local_rank < count, "local rank ", world.local_rank, ": expected a GPU for each ",
                     "process of a machine, got ", count, " GPUs; hint: --nproc-per-node ", count,
                     ", or CUDA_VISIBLE_DEVICES= to train on the CPU");
-  const auto index = static_cast<c10::DeviceIndex>(place.local_rank);
+  const auto index = static_cast<c10::DeviceIndex>(world.local_rank);
   c10::impl::VirtualGuardImpl(c10::kCUDA).setDevice({c10::kCUDA, index});
 }
 
 }  // namespace
 
-void add_group_flags(cli::App& app, GroupOptions& options) {
+void bind(cli::App& app, GroupOptions& options) {
   app.group("Several processes");
   app.add_option("--rendezvous_timeout", options.rendezvous_timeout,
                  "Seconds to wait at the start for the other processes of torchrun or mpirun")
-      ->check(cli::above(0));
+      ->check(cli::above(0))
+      ->free_on_resume();
   app.add_option("--heartbeat_timeout", options.heartbeat_timeout,
                  "Seconds of silence after which one of them counts as lost, and the others stop")
-      ->check(cli::at_least(1));
+      ->check(cli::at_least(1))
+      ->free_on_resume();
 }
 
-int64_t Group::rank() const { return state_ ? state_->place.rank : 0; }
-int64_t Group::size() const { return state_ ? state_->place.size : 1; }
+int64_t Group::rank() const { return state_ ? state_->world.rank : 0; }
+int64_t Group::size() const { return state_ ? state_->world.size : 1; }
 
 int64_t Group::restarts() const {
-  return state_ ? std::max(state_->place.restarts, state_->meeting.number - 1) : 0;
+  return state_ ? std::max(state_->world.restarts, state_->rendezvous.number - 1) : 0;
 }
 
-bool Group::may_restart() const { return state_ && state_->place.may_restart; }
+bool Group::may_restart() const { return state_ && state_->world.may_restart; }
 
 void Group::call(Tensor& tensor, bool adds) const {
-  const auto on = [&](Engine& engine, Tensor& value) {
-    adds ? engine.sum(value) : engine.broadcast(value);
+  const auto on = [&](Backend& backend, Tensor& value) {
+    adds ? backend.sum(value) : backend.broadcast(value);
   };
   try {
-    if (Engine* engine = state_->engine_for(tensor)) return on(*engine, tensor);
+    if (Backend* backend = state_->backend_for(tensor)) return on(*backend, tensor);
     Tensor copy = tensor.cpu();
     on(*state_->gloo, copy);
     tensor.copy_(copy);
   } catch (const std::exception& error) {
-    while (!state_->faults->claim()) ::pause();  // the watch is ending this process
-    TORCH_CHECK(false, state_->faults->explain(error.what()));
+    while (!state_->failures->claim()) ::pause();  // the heartbeat is ending this process
+    TORCH_CHECK(false, state_->failures->explain(error.what()));
   }
 }
 
@@ -201,14 +202,14 @@ bool Group::any(bool value) const {
 
 void Group::require_same(const std::string& what, const std::string& value) const {
   if (!state_) return;
-  const std::string name = "same/" + std::to_string(state_->comparisons++) + "/";
-  state_->meeting.store->set(name + std::to_string(rank()), value);
+  const std::string name = fmt::format("same/{}/", state_->comparisons++);
+  state_->rendezvous.store->set(name + fmt::to_string(rank()), value);
   barrier();
-  const std::string first = state_->meeting.store->get_to_str(name + "0");
+  const std::string first = state_->rendezvous.store->get_to_str(name + "0");
   for (int64_t other = 1; other < size(); ++other) {
-    const std::string got = state_->meeting.store->get_to_str(name + std::to_string(other));
+    const std::string got = state_->rendezvous.store->get_to_str(name + fmt::to_string(other));
     TORCH_CHECK_VALUE(got == first, what, ": expected the same on all ranks, got '", first,
-                      "' on rank 0 and '", got, "' on ", state_->faults->name_of(other));
+                      "' on rank 0 and '", got, "' on ", state_->failures->name_of(other));
   }
 }
 
@@ -224,36 +225,36 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 
 void run(const cli::App& app, const GroupOptions& options,
          const std::function<void(const Group&)>& body) {
-  const Place place = read_place();
-  if (place.alone()) return body(Group());
-  if (place.rank > 0) silence_standard_output();
+  const WorldInfo world = read_world();
+  if (world.alone()) return body(Group());
+  if (world.rank > 0) silence_standard_output();
   const auto state = std::make_shared<Group::State>();
-  state->place = place;
-  const std::string in_front = "rank " + std::to_string(place.rank) + ": ";
+  state->world = world;
+  const std::string in_front = fmt::format("rank {}: ", world.rank);
   const auto stop = [&](const std::string& why) {
-    if (!state->faults) return;  // nobody knows of this process yet
-    state->faults->claim();
+    if (!state->failures) return;  // nobody knows of this process yet
+    state->failures->claim();
     try {
-      state->faults->tell(why);
+      state->failures->tell(why);
     } catch (const std::exception&) {  // the store is gone: so they know
     }
-    state->close_engines();
-    state->faults->linger(kLingerSeconds);
+    state->close_backends();
+    state->failures->linger(kLingerSeconds);
   };
   try {
-    choose_gpu(place);
-    state->root = connect_store(place, options.rendezvous_timeout);
-    state->meeting =
-        meet(part_of(state->root, "lightlora"), place, describe(app, place), options.rendezvous_timeout);
-    auto& meeting = state->meeting;
-    state->faults = std::make_shared<Faults>(meeting.store, place, meeting.members);
-    require_same_settings(meeting.members);
+    choose_gpu(world);
+    state->root = connect_store(world, options.rendezvous_timeout);
+    state->rendezvous =
+        meet(part_of(state->root, "lightlora"), world, describe(app, world), options.rendezvous_timeout);
+    auto& rendezvous = state->rendezvous;
+    state->failures = std::make_shared<FailureReporter>(rendezvous.store, world, rendezvous.members);
+    require_same_settings(rendezvous.members);
     const Store own_connection =
-        part_of(part_of(state->root->clone(), "lightlora"), std::to_string(meeting.number));
-    state->watch = std::make_unique<Watch>(own_connection, place, state->faults, app.get_name(),
+        part_of(part_of(state->root->clone(), "lightlora"), fmt::to_string(rendezvous.number));
+    state->heartbeat = std::make_unique<Heartbeat>(own_connection, world, state->failures, app.get_name(),
                                            options.heartbeat_timeout);
-    state->gloo = make_gloo_engine(part_of(meeting.store, "gloo"), place,
-                                   own_address(place, meeting.members), options.rendezvous_timeout);
+    state->gloo = make_gloo_backend(part_of(rendezvous.store, "gloo"), world,
+                                   own_address(world, rendezvous.members), options.rendezvous_timeout);
     const Group group(state);
     body(group);
     group.barrier();
@@ -266,9 +267,9 @@ void run(const cli::App& app, const GroupOptions& options,
     stop(first_line(error.what()));
     throw;
   }
-  state->watch.reset();
-  state->faults->leave();
-  state->faults->linger(kLingerSeconds);
+  state->heartbeat.reset();
+  state->failures->leave();
+  state->failures->linger(kLingerSeconds);
 }
 
 }  // namespace distributed

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "support/cli/app.h"
-#include "support/distributed/place.h"
+#include "support/distributed/world.h"
 
 // Several processes of one program, on one machine or many, that train or draw together.
 //
 //   return cli::run(argc, argv, app, [&] {
-//     distributed::run(app, flags.group, [&](const distributed::Group& group) { ... });
+//     distributed::run(app, options.group, [&](const distributed::Group& group) { ... });
 //   });
 //
 // Work that needs no exchange is split in one line; with one process it is the plain loop:
@@ -32,7 +32,7 @@ struct GroupOptions {
 };
 
 /// Puts the options into a program's `--help`, under "Several processes", and reads them.
-void add_group_flags(cli::App& app, GroupOptions& options);
+void bind(cli::App& app, GroupOptions& options);
 
 /// The processes that were started together; by default this one alone, for which every call is free.
 /// Copies are the same group. All ranks must make the same calls in the same order.
@@ -80,7 +80,7 @@ class Group {
                   const std::function<void(const Group&)>& body);
 };
 
-/// Runs a program's work in the group that the environment describes (see read_place). Only rank 0
+/// Runs a program's work in the group that the environment describes (see read_world). Only rank 0
 /// keeps its standard output. The flags must be the same on all ranks, apart from folders, which are
 /// each machine's own. Each process uses the GPU of its local rank. When one rank fails, all stop.
 /// Errors: those of the body, with the rank in front; c10::Error and c10::ValueError naming what is

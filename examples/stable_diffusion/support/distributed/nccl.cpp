@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/distributed/engine.h"
+#include "support/distributed/backend.h"
 
 #if LIGHTLORA_HAS_CUDA
 #include <algorithm>
@@ -16,12 +16,12 @@ namespace {
 
 namespace nccl = torch::cuda::nccl;
 
-class NcclEngine : public Engine {
+class NcclBackend : public Backend {
  public:
-  NcclEngine(const Store& store, const Place& place)
+  NcclBackend(const Store& store, const WorldInfo& world)
       : device_(torch::kCUDA, c10::cuda::current_device()) {
     nccl::ncclUniqueId id;
-    if (place.rank == 0) {
+    if (world.rank == 0) {
       nccl::get_unique_id(id);
       store->set("id", std::vector<uint8_t>(id.internal, id.internal + NCCL_UNIQUE_ID_BYTES));
     } else {
@@ -30,10 +30,10 @@ class NcclEngine : public Engine {
                   " bytes from rank 0, got ", bytes.size());
       std::copy(bytes.begin(), bytes.end(), id.internal);
     }
-    communicator_ = nccl::comm_init_rank(static_cast<int>(place.size), id, static_cast<int>(place.rank));
+    communicator_ = nccl::comm_init_rank(static_cast<int>(world.size), id, static_cast<int>(world.rank));
   }
-  NcclEngine(const NcclEngine&) = delete;
-  NcclEngine& operator=(const NcclEngine&) = delete;
+  NcclBackend(const NcclBackend&) = delete;
+  NcclBackend& operator=(const NcclBackend&) = delete;
   // The communicator is left to the end of the process: destroying it would wait for ranks that may
   // be gone.
 
@@ -55,13 +55,13 @@ class NcclEngine : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_nccl_engine(const Store& store, const Place& place) {
-  return std::make_unique<NcclEngine>(store, place);
+std::unique_ptr<Backend> make_nccl_backend(const Store& store, const WorldInfo& world) {
+  return std::make_unique<NcclBackend>(store, world);
 }
 
 #else
 
-std::unique_ptr<Engine> make_nccl_engine(const Store&, const Place&) { return nullptr; }
+std::unique_ptr<Backend> make_nccl_backend(const Store&, const WorldInfo&) { return nullptr; }
 
 #endif
 

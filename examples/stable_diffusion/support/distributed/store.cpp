@@ -14,6 +14,8 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "support/cli/fmt.h"
+
 namespace distributed {
 
 namespace {
@@ -34,28 +36,30 @@ Addresses resolve(const std::string& host, uint16_t port, std::string* problem) 
   wanted.ai_family = AF_UNSPEC;
   wanted.ai_socktype = SOCK_DGRAM;
   addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &wanted, &found);
+  const int error = getaddrinfo(host.c_str(), fmt::to_string(port).c_str(), &wanted, &found);
   if (error != 0 && problem != nullptr) *problem = gai_strerror(error);
   return {error == 0 ? found : nullptr, freeaddrinfo};
 }
 
-std::string no_answer(const Place& place, double seconds, const std::string& last) {
-  const std::string where = place.host + ":" + std::to_string(place.port);
+std::string no_answer(const WorldInfo& world, double seconds, const std::string& last) {
   std::string problem;
-  if (!resolve(place.host, place.port, &problem)) {
-    return "MASTER_ADDR '" + place.host + "': expected the machine of rank 0, got '" + problem +
-           "'; hint: check the address with: getent hosts " + place.host;
+  if (!resolve(world.host, world.port, &problem)) {
+    return fmt::format("MASTER_ADDR '{0}': expected the machine of rank 0, got '{1}'; hint: check the "
+                       "address with: getent hosts {0}",
+                       world.host, problem);
   }
-  if (place.rank == 0 && !place.store_is_served) {
+  if (world.rank == 0 && !world.store_is_served) {
     const bool taken = last.find("EADDRINUSE") != std::string::npos ||
                        last.find("already in use") != std::string::npos;
-    return "MASTER_PORT " + std::to_string(place.port) + ": expected a free port on rank 0, got '" +
-           (taken ? "already in use" : last) + "'; hint: another MASTER_PORT for all ranks";
+    return fmt::format("MASTER_PORT {}: expected a free port on rank 0, got '{}'; hint: another "
+                       "MASTER_PORT for all ranks",
+                       world.port, taken ? "already in use" : last);
   }
-  return "'" + where + "': expected " +
-         (place.store_is_served ? "torchrun's store" : "rank 0's store") + " within " +
-         std::to_string(std::llround(seconds)) + " s, got no answer; hint: does rank 0 run there, do " +
-         "all ranks have the same MASTER_ADDR and MASTER_PORT, does a firewall block the port?";
+  return fmt::format("'{}:{}': expected {}'s store within {} s, got no answer; hint: does rank 0 run "
+                     "there, do all ranks have the same MASTER_ADDR and MASTER_PORT, does a firewall "
+                     "block the port?",
+                     world.host, world.port, world.store_is_served ? "torchrun" : "rank 0",
+                     std::llround(seconds));
 }
 
 }  // namespace
@@ -65,11 +69,11 @@ double seconds_now() {
   return std::chrono::duration<double>(now).count();
 }
 
-Store connect_store(const Place& place, double seconds) {
+Store connect_store(const WorldInfo& world, double seconds) {
   quiet_c10d();
   c10d::TCPStoreOptions options;
-  options.port = place.port;
-  options.isServer = place.rank == 0 && !place.store_is_served;
+  options.port = world.port;
+  options.isServer = world.rank == 0 && !world.store_is_served;
   options.waitWorkers = false;
   const double start = seconds_now();
   std::string last;
@@ -77,7 +81,7 @@ Store connect_store(const Place& place, double seconds) {
     const double left = std::max(0.1, seconds - (seconds_now() - start));
     options.timeout = std::chrono::milliseconds(std::llround(1000 * std::min(left, kAttemptSeconds)));
     try {
-      Store store = c10::make_intrusive<c10d::TCPStore>(place.host, options);
+      Store store = c10::make_intrusive<c10d::TCPStore>(world.host, options);
       store->setTimeout(c10d::Store::kDefaultTimeout);
       return store;
     } catch (const std::exception& error) {
@@ -85,7 +89,7 @@ Store connect_store(const Place& place, double seconds) {
     }
     if (options.isServer) break;  // a port that is taken stays so
   } while (seconds_now() - start < seconds);
-  TORCH_CHECK(false, no_answer(place, seconds, last.substr(0, last.find('\n'))));
+  TORCH_CHECK(false, no_answer(world, seconds, last.substr(0, last.find('\n'))));
 }
 
 Store part_of(const Store& store, const std::string& prefix) {

@@ -6,16 +6,16 @@
 
 #include <string>
 
-#include "support/distributed/place.h"
+#include "support/distributed/world.h"
 
 namespace distributed {
 
 /// Names and texts that all processes see: c10d's TCPStore, as torchrun or rank 0 serves it.
 using Store = c10::intrusive_ptr<c10d::Store>;
 
-/// Connects to the store of a place; rank 0 serves it if no launcher does.
+/// Connects to the store where the processes meet; rank 0 serves it if no launcher does.
 /// Errors: c10::Error saying what is wrong with the address if there is no answer within `seconds`
-Store connect_store(const Place& place, double seconds);
+Store connect_store(const WorldInfo& world, double seconds);
 
 /// A part of a store, in which all names begin with `prefix`.
 Store part_of(const Store& store, const std::string& prefix);

@@ -21,6 +21,8 @@ namespace lightlora {
 
 namespace detail {
 
+using Tensors = std::map<std::string, at::Tensor>;
+
 struct DtypeName {
   at::ScalarType type;
   const char* name;
@@ -109,7 +111,7 @@ inline at::Tensor dense_on_cpu(const at::Tensor& tensor) {
 
 /// c10::ValueError if two tensors have bytes in common: a file would hold these twice, and after
 /// loading they would no longer be one.
-inline void check_no_sharing(const std::string& path, const std::map<std::string, at::Tensor>& tensors) {
+inline void check_no_sharing(const std::string& path, const Tensors& tensors) {
   using Range = std::tuple<std::string, uintptr_t, uintptr_t, std::string>;  // device, bytes, name
   std::vector<Range> ranges;
   for (const auto& [name, tensor] : tensors) {
@@ -131,7 +133,7 @@ inline void check_no_sharing(const std::string& path, const std::map<std::string
 }
 
 /// c10::ValueError unless the format can hold these tensors and metadata.
-inline void check_writable(const std::string& path, const std::map<std::string, at::Tensor>& tensors,
+inline void check_writable(const std::string& path, const Tensors& tensors,
                            const Metadata& metadata) {
   for (const auto& [key, value] : metadata) {
     TORCH_CHECK_VALUE(is_utf8(key) && is_utf8(value), "'", path,
@@ -160,7 +162,7 @@ inline void check_writable(const std::string& path, const std::map<std::string, 
 
 /// Where each tensor goes, in the reference's order: larger types first, then by name, so that with
 /// the padded header every tensor is aligned.
-inline std::vector<SafetensorsEntry> plan_safetensors(const std::map<std::string, at::Tensor>& tensors) {
+inline std::vector<SafetensorsEntry> plan_safetensors(const Tensors& tensors) {
   std::vector<SafetensorsEntry> entries;
   for (const auto& [name, tensor] : tensors) {
     entries.push_back({name, dtype_index(tensor.scalar_type()), tensor.sizes().vec(), 0,

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "generation/options.h"
+
+#include <lightlora/file_io.h>
+
+#include <charconv>
+
+#include "pipeline/device.h"
+
+namespace generation {
+
+namespace {
+
+void bind_picture(cli::App& app, GenerationOptions& f) {
+  app.group("Picture");
+  app.add_option(
+      "--prompt", f.sample.prompt(),
+      "What to draw. (word), (word:1.3) and [word] weigh words, BREAK begins a new chunk, "
+      "<lora:name:0.8> uses a file of --lora_dir; \\( is a bracket");
+  app.add_option("--negative_prompt", f.sample.negative_prompt(), "What to keep away from");
+  app.add_choice(
+      "--prompt_syntax", f.prompt_syntax,
+      {{"a1111", sd::PromptSyntax::a1111}, {"plain", sd::PromptSyntax::plain}},
+      "a1111: as above; plain: every character counts as it is (default a1111, and plain for "
+      "--print_tokens)");
+  app.add_option(
+         "--clip_skip", f.sample.clip_skip(),
+         "Layers of the text encoder to leave out at its end, as in diffusers; A1111 counts "
+         "one more")
+      ->check(cli::at_least(0));
+  app.add_option("--output", f.output,
+                 "PNG file to write; several pictures become FILE-0.png, FILE-1.png, ...");
+  app.add_option("--num_images_per_prompt", f.sample.num_images_per_prompt(), "How many pictures")
+      ->check(cli::at_least(1));
+  app.add_option("--batch_size", f.sample.batch_size(),
+                 "Pictures computed at once, for memory; 0 means all. Changes no picture")
+      ->check(cli::at_least(0));
+  app.add_option("--height", f.sample.height(), "Height in pixels (default: the model's)")
+      ->check(cli::at_least(1));
+  app.add_option("--width", f.sample.width(), "Width in pixels (default: the model's)")
+      ->check(cli::at_least(1));
+  app.add_option("--seed", f.seed,
+                 "Seed of the noise of all pictures together (default: a new one, printed)");
+  app.add_option("--seeds", f.seeds,
+                 "One seed for each picture, such as 1,2,3: each equals --seed by itself");
+  app.add_option("--from_png", f.from_png,
+                 "Draw with the settings stored in a PNG picture, of this program or A1111; flags "
+                 "given beside it count more");
+  app.group("Image to image");
+  app.add_option("--image", f.image,
+                 "Picture to start from; its size, rounded down to what the model can do, is the "
+                 "result's, unless --height and --width say otherwise");
+  app.add_option("--strength", f.sample.strength(),
+                 "How far to leave it: the share of the steps that run")
+      ->check(cli::between(0, 1));
+  app.group("Grids");
+  app.add_flag("--grid", f.grid, "Write all pictures on one sheet too, FILE-grid.png");
+  app.add_option("--xy", f.xy,
+                 "One sheet instead: an axis as NAME=V1,V2,... with the name lora_weight, seed, "
+                 "steps, guidance, strength, clip_skip or scheduler; the first is across, a second "
+                 "down");
+}
+
+void bind_sampling(cli::App& app, GenerationOptions& f) {
+  app.group("Sampling");
+  app.add_option("--num_inference_steps", f.sample.num_inference_steps(), "Denoising steps")
+      ->check(cli::at_least(1));
+  app.add_option("--guidance_scale", f.sample.guidance_scale(),
+                 "How strictly to follow the prompt; 1 or less switches guidance off");
+  app.add_option("--scheduler", f.sample.scheduler(), "Sampling method")
+      ->check(cli::one_of(sd::scheduler_names()));
+  app.add_flag("--use_karras_sigmas", f.sample.use_karras_sigmas(),
+               "Karras' noise levels, for euler, dpmpp_2m and unipc");
+  app.add_option("--timestep_spacing", f.sample.timestep_spacing(),
+                 "Which timesteps to take (default: the model's own)")
+      ->check(cli::one_of({"leading", "linspace", "trailing"}));
+  app.add_option("--eta", f.sample.eta(), "Share of fresh noise of ddim, 0 to 1")
+      ->check(cli::between(0, 1));
+  app.add_option("--initial_latents", f.initial_latents,
+                 "safetensors file with a tensor 'latents' (n, 4, h, w) to start from");
+  app.add_option("--save_latents", f.save_latents, "Write the final latents to this file");
+}
+
+}  // namespace
+
+void bind(cli::App& app, GenerationOptions& f) {
+  app.group("Model");
+  sd::bind_model(app, f.model);
+  sd::bind_single_file(app, f.model);
+  app.add_option(
+      "--lora", f.loras,
+      "LoRA of any common dialect, or a PEFT folder, as FILE or FILE:WEIGHT; repeatable");
+  app.add_option("--learned_embeds", f.learned_embeds,
+                 "Learned embedding of diffusers or A1111, as FILE or FILE:TOKEN; the prompt may "
+                 "then use the token; repeatable");
+  app.add_option(
+      "--merge_to", f.merge_to,
+      "Write the model with the LoRA files merged into it as one .safetensors file in the "
+      "original layout, in --dtype; without --prompt that is all");
+  app.add_option("--lora_dir", f.lora_dir, "Folder of the files that <lora:name:0.8> names");
+  app.add_option("--split_rank", f.split_rank,
+                 "Cut the adapters of LoRA files to this rank (default: as they are)")
+      ->check(cli::at_least(1));
+  bind_picture(app, f);
+  bind_sampling(app, f);
+  app.group("Running");
+  app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
+  app.add_choice("--dtype", f.dtype, sd::dtype_choices(), "Precision of the weights");
+  sd::bind_pack_weights(app, f.model);
+  app.add_flag("--vae_tiling", f.vae_tiling,
+               "Decode and encode large pictures in tiles, to save memory");
+  app.add_flag("--print_tokens", f.print_tokens,
+               "Print the prompt's token ids, a JSON array for each chunk, and stop");
+  distributed::bind(app, f.group);
+}
+
+std::vector<std::string> split_list(const std::string& text) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ',') {
+      parts.emplace_back();
+    } else if (c != ' ' || !parts.back().empty()) {
+      parts.back() += c;
+    }
+  }
+  for (auto& part : parts) part.erase(part.find_last_not_of(' ') + 1);
+  return parts;
+}
+
+std::vector<uint64_t> GenerationOptions::seed_list() const {
+  std::vector<uint64_t> result;
+  if (seeds.empty()) return result;
+  for (const auto& part : split_list(seeds)) {
+    uint64_t value = 0;
+    const auto* end = part.data() + part.size();
+    const auto read = std::from_chars(part.data(), end, value);
+    TORCH_CHECK_VALUE(read.ec == std::errc() && read.ptr == end,
+                      "--seeds: expected whole numbers with commas between them, got '", part, "'");
+    result.push_back(value);
+  }
+  return result;
+}
+
+sd::SampleOptions sample_options(const GenerationOptions& options, uint64_t seed) {
+  auto sample = options.sample;
+  sample.seed(seed).seeds(options.seed_list()).prompt_syntax(options.syntax());
+  if (!options.initial_latents.empty()) {
+    const lightlora::SafetensorsFile file(options.initial_latents);
+    TORCH_CHECK(file.contains("latents"), "'", options.initial_latents,
+                "': expected a tensor 'latents' (n, 4, h, w), got none");
+    sample.initial_latents(file.load("latents").to(torch::kFloat));
+  }
+  return sample;
+}
+
+}  // namespace generation

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pipeline/model_options.h"
+#include "support/cli/app.h"
+#include "support/distributed/group.h"
+
+namespace generation {
+
+/// What text_to_image can be told. `bind` makes flags of the values, which write straight into
+/// them.
+struct GenerationOptions {
+  sd::ModelOptions model;
+  std::vector<std::string> loras, learned_embeds;  ///< FILE or FILE:WEIGHT; FILE or FILE:TOKEN
+  std::string merge_to;
+  std::string lora_dir;
+  std::optional<int64_t> split_rank;
+
+  /// Prompts, size, number and sampler. The seed, the syntax of the prompts and the tensors to
+  /// start from come from the options below.
+  sd::SampleOptions sample;
+  std::optional<sd::PromptSyntax> prompt_syntax;  ///< default: a1111
+  std::optional<uint64_t> seed;                   ///< default: a new one
+  std::string seeds;  ///< one for each picture, with commas between them
+  std::string image;  ///< to start from; none if empty
+  std::string initial_latents, save_latents;
+
+  std::string output, from_png;
+  bool grid = false;
+  std::vector<std::string> xy;
+
+  std::string device = "auto";  ///< see sd::pick_device
+  c10::ScalarType dtype = c10::kFloat;
+  bool vae_tiling = false, print_tokens = false;
+
+  distributed::GroupOptions group;
+
+  /// The numbers in `seeds`. Errors: c10::ValueError for anything else between the commas
+  std::vector<uint64_t> seed_list() const;
+  sd::PromptSyntax syntax() const { return prompt_syntax.value_or(sd::PromptSyntax::a1111); }
+};
+
+void bind(cli::App& app, GenerationOptions& options);
+
+/// One call of the sampler: everything but the picture to start from, with a seed instead of none.
+/// Errors: c10::Error for a file of latents without them
+sd::SampleOptions sample_options(const GenerationOptions& options, uint64_t seed);
+
+/// The parts of a list between commas, without the spaces around them.
+std::vector<std::string> split_list(const std::string& text);
+
+}  // namespace generation

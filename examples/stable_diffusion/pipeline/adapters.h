@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <lightlora/patch.h>
+
+#include <vector>
+
+namespace sd {
+
+/// The adapters in the models of one pipeline, while they train and while pictures are drawn.
+struct PipelineAdapters {
+  lightlora::Patched unet;          ///< empty: none
+  lightlora::Patched text_encoder;  ///< empty: none
+
+  /// Those that there are, for a trainer to activate.
+  std::vector<lightlora::Patched> all() const;
+  /// Copies of the values, by component.
+  lightlora::Components state() const;
+  /// Puts the values of a state into the adapters.
+  /// Errors: c10::Error if the state is of other adapters
+  void assign(const lightlora::Components& state) const;
+};
+
+}  // namespace sd

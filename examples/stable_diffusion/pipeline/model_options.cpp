@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/model_options.h"
+
+#include "support/cli/fmt.h"
+
+namespace sd {
+
+void bind_model(cli::App& app, ModelOptions& options) {
+  app.add_option("--pretrained_model_name_or_path", options.path,
+                 "Stable Diffusion model: a folder in diffusers layout, or one of 1.x as a single "
+                 ".safetensors or .ckpt file")
+      ->required()
+      ->free_on_resume();
+}
+
+void bind_single_file(cli::App& app, ModelOptions& options) {
+  app.add_option("--model_config", options.load.model_config(),
+                 "For a single file: folder in diffusers layout with its configurations and "
+                 "tokenizer (default: the file's own folder, or those of Stable Diffusion 1.x)")
+      ->free_on_resume();
+  app.add_flag("--allow_trailing_bytes", options.load.allow_trailing_bytes(),
+               "Accept models and LoRA files with bytes behind their last tensor, which some "
+               "published ones have")
+      ->free_on_resume();
+}
+
+void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& exception) {
+  app.add_choice(
+      "--pack_weights", options.load.pack_weights(),
+      {{"auto", PackWeights::if_small}, {"on", PackWeights::on}, {"off", PackWeights::off}},
+      "On a CPU, keep the UNet's weights in its kernels' layout too: faster, for more "
+      "memory; auto: if they are at most a sixth of the machine's memory" +
+          exception);
+}
+
+std::string model_arguments(const ModelOptions& options) {
+  const auto& config = options.load.model_config();
+  return fmt::format("--pretrained_model_name_or_path {}{}", options.path,
+                     config.empty() ? "" : fmt::format(" --model_config {}", config));
+}
+
+}  // namespace sd

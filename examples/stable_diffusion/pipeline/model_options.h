@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "pipeline/pipeline.h"
+#include "support/cli/app.h"
+
+namespace sd {
+
+/// Which model a program uses, and how to load it.
+struct ModelOptions {
+  std::string path;  ///< a folder in diffusers layout or a single file
+  StableDiffusionOptions load = StableDiffusionOptions().pack_weights(PackWeights::if_small);
+};
+
+/// Puts --pretrained_model_name_or_path, which is required, into the current group.
+void bind_model(cli::App& app, ModelOptions& options);
+
+/// Puts --model_config and --allow_trailing_bytes into the current group.
+void bind_single_file(cli::App& app, ModelOptions& options);
+
+/// Puts --pack_weights into the current group; `exception` ends the sentence on what "auto" means.
+void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& exception = "");
+
+/// "--pretrained_model_name_or_path DIR", with --model_config if there is one, for a command to
+/// copy.
+std::string model_arguments(const ModelOptions& options);
+
+}  // namespace sd

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/types.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace training {
+
+/// What the pictures of a learned word have in common.
+enum class Property { object, style };
+
+/// What the UNet is told about each sample: the text encoder's states of its caption.
+///
+/// A frozen encoder's states are computed once per text and kept, so that the encoder is needed no
+/// more once all captions were `prepare`d. One that trains runs again for every batch.
+class PromptStates {
+ public:
+  /// States (texts, tokens, width) of texts on the UNet's device and in its dtype.
+  using Encoder = std::function<torch::Tensor(const std::vector<std::string>& texts)>;
+
+  PromptStates(Encoder encode, bool trains) : encode_(std::move(encode)), trains_(trains) {}
+
+  /// Computes what `states` will be asked for; nothing if the encoder trains.
+  void prepare(const std::vector<std::string>& texts);
+  /// Lets go of the encoder. Errors of later calls: c10::Error for a text that was not prepared
+  void release_encoder() { encode_ = nullptr; }
+
+  bool trains() const { return trains_; }
+  /// Shapes: (texts, tokens, width)
+  torch::Tensor states(const std::vector<std::string>& texts);
+
+ private:
+  Encoder encode_;
+  bool trains_;
+  std::map<std::string, torch::Tensor> kept_;  // (tokens, width) each
+};
+
+/// Captions around a learned word, so that it means the thing alone and not its surroundings:
+/// "a photo of <cat>", "a close-up of a <cat>", or for a style "a painting in the style of <cat>".
+/// Paper: Gal et al. 2022, arXiv:2208.01618, appendix C
+std::vector<std::string> caption_templates(Property property, const std::string& word);
+
+}  // namespace training

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <c10/util/Exception.h>
+#include <lightlora/variants/variants.h>
+
+#include <filesystem>
+
+#include "training/adapters.h"
+#include "training/options.h"
+
+namespace training {
+
+namespace {
+
+// The variants that a file for other programs can hold as low-rank factors.
+std::vector<std::string> variant_names() {
+  std::vector<std::string> names;
+  for (const auto& variant : lightlora::variants()) {
+    const auto probe = variant.make(lightlora::LoRAOptions(4), {"probe", 64, 64, {}});
+    if (probe->has_factors()) names.push_back(variant.name);
+  }
+  return names;
+}
+
+// Enumerations of the library under the names that it gives them.
+template <typename Value>
+cli::Choices<Value> named(std::initializer_list<Value> values) {
+  cli::Choices<Value> choices;
+  for (const auto value : values) choices.emplace_back(lightlora::to_string(value), value);
+  return choices;
+}
+
+void bind_kind(cli::App& app, AdapterOptions& o) {
+  app.add_option(
+      "--init_from", o.init_from,
+      "Native file to go on from, in place of --init; variant, rank and bases are the file's");
+  app.add_option(
+         "--relax_rank", o.relax_rank,
+         "With --init_from: add the file to the weights and train new adapters of this rank; "
+         "the result holds both")
+      ->check(cli::at_least(1));
+  app.add_option("--variant", o.variant, "Kind of adapter")->check(cli::one_of(variant_names()));
+  app.add_option("--rank", o.lora.rank(), "Rank of the trained factors")->check(cli::at_least(1));
+  app.add_option("--network_alpha", o.lora.network_alpha(),
+                 "Scale times rank (default: the rank, so that the scale is 1)");
+  app.add_option("--lora_dropout", o.lora.dropout(), "Dropout probability on the adapters' inputs")
+      ->check(cli::between(0, 0.99));
+  using lightlora::Init;
+  app.add_choice("--init", o.lora.init(), named({Init::up_zero, Init::down_zero, Init::both_zero}),
+                 "Which factor starts at zero");
+  o.own.add_to(app, variant_names());
+  app.add_option("--split_rank", o.split_rank,
+                 "Rank of the exported file of a fused adapter (default: exact, its full rank)")
+      ->check(cli::at_least(1))
+      ->free_on_resume();
+}
+
+void bind(cli::App& app, PriorOptions& o) {
+  app.group("Prior preservation");
+  app.add_flag("--with_prior_preservation", o.with_prior_preservation,
+               "Train on pictures of the subject's class too, so that the class stays as it was");
+  app.add_option("--class_data_dir", o.class_data_dir,
+                 "Folder of class pictures; those it lacks are drawn first")
+      ->free_on_resume();
+  app.add_option("--class_prompt", o.class_prompt, "What they show, such as 'a photo of a dog'");
+  app.add_option("--num_class_images", o.num_class_images, "How many there should be")
+      ->check(cli::at_least(1));
+  app.add_option("--prior_loss_weight", o.prior_loss_weight, "Weight of their loss")
+      ->check(cli::at_least(0));
+  app.add_option("--sample_batch_size", o.sample_batch_size, "How many to draw at a time")
+      ->check(cli::at_least(1))
+      ->free_on_resume();
+  app.add_choice("--prior_generation_precision", o.prior_generation_precision,
+                 {{"auto", std::nullopt},
+                  {"no", c10::kFloat},
+                  {"fp32", c10::kFloat},
+                  {"fp16", c10::kHalf},
+                  {"bf16", c10::kBFloat16}},
+                 "Precision to draw them in; auto: that of training");
+}
+
+void bind_required(cli::App& app, DreamBoothOptions& o) {
+  app.group("Required");
+  sd::bind_model(app, o.model);
+  app.add_option("--instance_data_dir", o.instance_data_dir,
+                 "Folder with the subject's pictures, or with sub-folders N_name of them; captions "
+                 "from photo.txt beside photo.jpg, or from metadata.jsonl")
+      ->required()
+      ->free_on_resume();
+  app.add_option("--instance_prompt", o.instance_prompt,
+                 "What they show, with a rare word for the subject, such as 'a photo of sks dog': "
+                 "the caption of pictures without one of their own")
+      ->required();
+  app.group("Files");
+  app.add_config_flag();
+  sd::bind_single_file(app, o.model);
+  app.add_option("--learned_embeds", o.learned_embeds,
+                 "Learned embedding to start from (textual_inversion writes one), as FILE or "
+                 "FILE:TOKEN; the prompts may then use its token; repeatable");
+}
+
+}  // namespace
+
+void bind(cli::App& app, AdapterOptions& o) {
+  app.group("Adapter");
+  bind_kind(app, o);
+  app.add_option("--target_modules", o.target_modules,
+                 "Layers of the UNet by name or end of name; may be repeated");
+  app.add_flag("--train_text_encoder", o.train_text_encoder, "Adapters in the text encoder too");
+  app.add_option("--text_encoder_target_modules", o.text_encoder_target_modules,
+                 "Layers of the text encoder by name or end of name; may be repeated");
+  app.add_option("--text_encoder_lr", o.text_encoder_lr,
+                 "Peak learning rate of the text encoder's adapters (default: --learning_rate)")
+      ->check(cli::above(0));
+  app.add_option("--rank_pattern", o.rank_pattern,
+                 "Another rank for the layers of a pattern, as to_k=8 or mid_block.*=8: a regular "
+                 "expression for the path of a layer or its end; may be repeated");
+  app.add_option("--alpha_pattern", o.alpha_pattern,
+                 "Another network_alpha for the layers of a pattern, as to_k=4; may be repeated");
+  app.add_option(
+      "--rate_pattern", o.rate_pattern,
+      "Factor of the learning rate for the layers of a pattern, as up_blocks.3.*=0.5; may "
+      "be repeated");
+  app.add_option("--loraplus_lr_ratio", o.loraplus_lr_ratio,
+                 "LoRA+: factor of the learning rate of the up factors, usually 4 to 16")
+      ->check(cli::above(0));
+}
+
+void bind(cli::App& app, DreamBoothOptions& o) {
+  bind_required(app, o);
+  bind(app, o.run);
+  bind(app, o.data);
+  bind(app, o.adapter);
+  bind(app, o.optimization);
+  bind(app, o.prior);
+  app.group("Running");
+  bind(app, o.machine);
+  sd::bind_pack_weights(app, o.model, ", and not with --gradient_checkpointing");
+  app.add_flag("--pre_compute_text_embeddings", o.pre_compute_text_embeddings,
+               "Encode captions once and drop the text encoder (done anyway unless it trains)")
+      ->free_on_resume();
+  app.add_option("--clip_skip", o.clip_skip, "Layers of the text encoder to leave out at its end")
+      ->check(cli::at_least(0));
+  app.add_choice("--cuda_graph", o.cuda_graph,
+                 {{"auto", std::nullopt}, {"on", true}, {"off", false}},
+                 "Record forward and backward once and replay them: saves a GPU's waiting for "
+                 "launches (auto: with a GPU and no training text encoder)");
+  distributed::bind(app, o.group);
+}
+
+void AdapterOptions::check() const {
+  TORCH_CHECK_VALUE(!relax_rank || !init_from.empty(),
+                    "--relax_rank: expected --init_from beside it, got none");
+  TORCH_CHECK_VALUE(!split_rank || variant == "fused",
+                    "--split_rank: expected --variant fused, got ", variant,
+                    "; hint: other variants are exported at their own rank");
+  TORCH_CHECK_VALUE(variant != "fused" || lora.init() == lightlora::Init::up_zero,
+                    "--init: expected none with --variant fused, whose core always starts at ",
+                    "zero, got ", lightlora::to_string(lora.init()));
+  TORCH_CHECK_VALUE(variant != "fused" || !loraplus_lr_ratio,
+                    "--loraplus_lr_ratio: expected --variant classic or light, got fused, whose ",
+                    "core has no up factor");
+  TORCH_CHECK_VALUE(train_text_encoder || !text_encoder_lr,
+                    "--text_encoder_lr: expected --train_text_encoder beside it, got none");
+  for (const auto& [pattern, value] : parse_patterns("--rank_pattern", rank_pattern)) {
+    TORCH_CHECK_VALUE(value == static_cast<double>(static_cast<int64_t>(value)), "--rank_pattern ",
+                      pattern.text(), ": expected a whole number, got ", value);
+  }
+  parse_patterns("--alpha_pattern", alpha_pattern);
+  parse_patterns("--rate_pattern", rate_pattern);
+  if (init_from.empty()) all();
+}
+
+lightlora::LoRAOptions AdapterOptions::all() const {
+  lightlora::LoRAOptions options = lora;
+  for (const auto& [name, value] : own.of(variant)) options.own()[name] = value;
+  return options;
+}
+
+void PriorOptions::check() const {
+  if (!with_prior_preservation) {
+    TORCH_CHECK_VALUE(class_data_dir.empty() && class_prompt.empty(),
+                      "--class_data_dir and --class_prompt: expected --with_prior_preservation ",
+                      "beside them, got none");
+    return;
+  }
+  TORCH_CHECK_VALUE(!class_data_dir.empty(), "--with_prior_preservation: expected ",
+                    "--class_data_dir beside it, got none; hint: an empty folder will do");
+  TORCH_CHECK_VALUE(!class_prompt.empty(), "--with_prior_preservation: expected --class_prompt ",
+                    "beside it, got none; hint: such as 'a photo of a dog'");
+}
+
+void DreamBoothOptions::check() const {
+  data.check();
+  adapter.check();
+  TORCH_CHECK_VALUE(
+      !pre_compute_text_embeddings || !adapter.train_text_encoder,
+      "--pre_compute_text_embeddings: expected none with --train_text_encoder, whose ",
+      "states change at every step, got both");
+  TORCH_CHECK_VALUE(!adapter.text_encoder_lr || optimization.optimizer.kind != OptimizerKind::prodigy,
+                    "'--text_encoder_lr': cannot be combined with --optimizer prodigy, which finds the ",
+                    "rate itself; hint: --rate_pattern and --prodigy_d_coef are factors of it");
+  prior.check();
+  TORCH_CHECK(std::filesystem::is_directory(instance_data_dir), "'", instance_data_dir,
+              "': expected a folder with the subject's pictures, got ",
+              std::filesystem::exists(instance_data_dir) ? "a file" : "nothing of that name",
+              "; hint: check --instance_data_dir");
+}
+
+}  // namespace training

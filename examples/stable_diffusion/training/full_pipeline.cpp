@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <lightlora/file_io.h>
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "support/cli/fmt.h"
+#include "support/files/json_file.h"
+#include "training/inversion.h"
+
+namespace training {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+using Ids = std::map<std::string, int64_t>;  // of the tokens that the word stands for
+
+void write_json(const fs::path& path, const json& value) {
+  lightlora::AtomicFile file(path.string());
+  file.write(value.dump(2) + "\n");
+  file.commit();
+}
+
+// Beside and renamed, so that no file is there in part.
+void copy_whole(const fs::path& from, const fs::path& to) {
+  fs::create_directories(to.parent_path());
+  const fs::path beside = to.string() + ".part";
+  fs::copy_file(from, beside, fs::copy_options::overwrite_existing);
+  fs::rename(beside, to);
+}
+
+void copy_part(const fs::path& from, const fs::path& to) {
+  for (const auto& entry : fs::recursive_directory_iterator(from)) {
+    if (entry.is_regular_file()) copy_whole(entry.path(), to / fs::relative(entry.path(), from));
+  }
+}
+
+json listed(const std::string& token) {
+  return {{"content", token}, {"single_word", false}, {"lstrip", false},
+          {"rstrip", false},  {"normalized", true},   {"special", false}};
+}
+
+// Each of the files that may list added tokens.
+void save_tokenizer(const fs::path& from, const fs::path& to, const Ids& ids) {
+  copy_part(from, to);
+  json names = json::object();
+  if (fs::exists(to / "added_tokens.json")) {
+    names = sd::read_json_file((to / "added_tokens.json").string());
+  }
+  for (const auto& [token, id] : ids) names[token] = id;
+  write_json(to / "added_tokens.json", names);
+  if (const auto path = to / "tokenizer.json"; fs::exists(path)) {
+    json file = sd::read_json_file(path.string());
+    for (const auto& [token, id] : ids) {
+      file["added_tokens"].push_back(listed(token));
+      file["added_tokens"].back()["id"] = id;
+    }
+    write_json(path, file);
+  }
+  if (const auto path = to / "tokenizer_config.json"; fs::exists(path)) {
+    json config = sd::read_json_file(path.string());
+    if (!config.contains("added_tokens_decoder")) return;  // the list would have to be complete
+    for (const auto& [token, id] : ids) {
+      config["added_tokens_decoder"][fmt::to_string(id)] = listed(token);
+    }
+    write_json(path, config);
+  }
+}
+
+void save_text_encoder(const sd::StableDiffusion& pipeline, const at::Tensor& vectors,
+                       const std::vector<int64_t>& ids, const fs::path& to) {
+  lightlora::TensorMap tensors;
+  for (const auto& item : pipeline.text_encoder()->named_parameters()) {
+    tensors[item.key()] = item.value().detach().cpu();
+  }
+  auto& table = tensors.at("text_model.embeddings.token_embedding.weight");
+  table = table.index_copy(0, at::tensor(ids, at::kLong), vectors.to(table.scalar_type()));
+  json config =
+      sd::read_json_file((fs::path(pipeline.folder()) / "text_encoder" / "config.json").string());
+  config["vocab_size"] = table.size(0);
+  fs::create_directories(to);
+  lightlora::save_safetensors((to / "model.safetensors").string(), tensors, {{"format", "pt"}});
+  write_json(to / "config.json", config);
+}
+
+}  // namespace
+
+void check_full_pipeline(const std::string& model, bool layerwise, const std::string& folder) {
+  TORCH_CHECK_VALUE(fs::is_directory(model),
+                    "--save_as_full_pipeline: expected a model in diffusers "
+                    "layout, got the file '",
+                    model,
+                    "'; hint: leave it out and draw with "
+                    "--learned_embeds");
+  TORCH_CHECK_VALUE(!layerwise,
+                    "--save_as_full_pipeline: expected a plain word, since a text encoder "
+                    "has one vector for each token, got --layerwise");
+  TORCH_CHECK_VALUE(!fs::exists(folder) || !fs::equivalent(model, folder),
+                    "--output_dir: expected ", "another folder than the model's own, got '", folder,
+                    "'");
+}
+
+void save_full_pipeline(const sd::StableDiffusion& pipeline,
+                        const lightlora::LearnedEmbedding& word, const std::string& folder) {
+  check_full_pipeline(pipeline.folder(), !word.layers.empty(), folder);
+  const fs::path from = pipeline.folder(), to = folder;
+  Ids ids;
+  std::vector<int64_t> rows;
+  for (int64_t i = 0; i < word.vectors.size(0); ++i) {
+    const std::string token = i == 0 ? word.token : fmt::format("{}_{}", word.token, i);
+    rows.push_back(pipeline.tokenizer().token_id(token).value());
+    ids[token] = rows.back();
+  }
+  const json index = sd::read_json_file((from / "model_index.json").string());
+  for (const auto& [part, classes] : index.items()) {
+    const bool changes = part == "text_encoder" || part == "tokenizer";
+    if (!changes && fs::is_directory(from / part)) copy_part(from / part, to / part);
+  }
+  save_tokenizer(from / "tokenizer", to / "tokenizer", ids);
+  save_text_encoder(pipeline, word.vectors, rows, to / "text_encoder");
+  copy_whole(from / "model_index.json", to / "model_index.json");  // last: now it is a model
+}
+
+}  // namespace training

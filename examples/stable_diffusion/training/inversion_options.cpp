@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/inversion.h"
+#include "training/options.h"
+
+namespace training {
+
+InversionOptions::InversionOptions() {
+  run.output_dir = "text-inversion-model";
+  data.random_flip = true;
+  data.image_interpolation_mode = images::Filter::kBicubic;
+  optimization.train_batch_size = 16;
+  optimization.num_train_epochs = 100;
+  optimization.max_train_steps = 5000;
+  optimization.learning_rate = 1e-4;
+}
+
+void InversionOptions::check() const {
+  data.check();
+  if (save_as_full_pipeline) check_full_pipeline(model.path, layerwise, run.output_dir);
+}
+
+void bind(cli::App& app, InversionOptions& o) {
+  app.group("Required");
+  sd::bind_model(app, o.model);
+  app.add_option("--train_data_dir", o.train_data_dir, "Folder with pictures of the thing or style")
+      ->required()
+      ->free_on_resume();
+  app.add_option("--placeholder_token", o.placeholder_token,
+                 "The new word, such as <my-cat>; prompts use it afterwards")
+      ->required();
+  app.add_option("--initializer_token", o.initializer_token,
+                 "A word of one token to start from, such as cat")
+      ->required();
+  app.group("Word");
+  app.add_choice("--learnable_property", o.learnable_property,
+                 {{"object", Property::object}, {"style", Property::style}},
+                 "What the pictures have in common");
+  app.add_option("--num_vectors", o.num_vectors, "How many tokens the word stands for")
+      ->check(cli::at_least(1));
+  app.add_flag("--layerwise", o.layerwise,
+               "Vectors of their own for each cross attention of the UNet (XTI, P+): 16 times as "
+               "many for Stable Diffusion 1.x");
+  app.add_option("--repeats", o.repeats, "How often each picture comes in one epoch")
+      ->check(cli::at_least(1));
+  app.add_option("--save_steps", o.save_steps,
+                 "Also write learned_embeds-steps-N.safetensors after so many steps")
+      ->check(cli::at_least(1))
+      ->free_on_resume();
+  app.group("Files");
+  app.add_config_flag();
+  app.add_flag(
+         "--save_as_full_pipeline", o.save_as_full_pipeline,
+         "Also write the whole model, in diffusers layout, with the word in its tokenizer and "
+         "text encoder")
+      ->free_on_resume();
+  sd::bind_single_file(app, o.model);
+  bind(app, o.run);
+  bind(app, o.data);
+  bind(app, o.optimization);
+  app.group("Running");
+  bind(app, o.machine);
+  sd::bind_pack_weights(app, o.model, ", and not with --gradient_checkpointing");
+  distributed::bind(app, o.group);
+  app.absent("--no_safe_serialization",
+             "files are safetensors, which diffusers, A1111 and ComfyUI read, and never pickles");
+  app.absent("--variant", "the half-precision files of a folder are used if it has no others");
+}
+
+}  // namespace training

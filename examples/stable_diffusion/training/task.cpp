@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/task.h"
+
+#include <utility>
+
+#include "support/distributed/fingerprint.h"
+
+namespace training {
+
+namespace {
+
+DatasetOptions dataset_options(const DataOptions& data, int64_t resolution) {
+  DatasetOptions options;
+  options.resolution = resolution;
+  options.center_crop = data.center_crop;
+  options.random_flip = data.random_flip;
+  options.filter = data.image_interpolation_mode;
+  if (!data.enable_bucket) return options;
+  BucketOptions buckets = BucketOptions::of(resolution);
+  buckets.min_size = data.min_bucket_reso.value_or(buckets.min_size);
+  buckets.max_size = data.max_bucket_reso.value_or(buckets.max_size);
+  buckets.step = data.bucket_reso_steps.value_or(buckets.step);
+  options.buckets = buckets;
+  return options;
+}
+
+// Follows from the first values of every weight of the UNet and the text encoder: fine-tuning moves all.
+std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
+  distributed::Fingerprint print;
+  const auto add = [&](const torch::nn::Module& module) {
+    for (const auto& item : module.named_parameters()) {
+      print.add(item.key());
+      const auto values = item.value().detach().flatten().slice(0, 0, 8).to(torch::kCPU, torch::kFloat);
+      const auto bytes = values.contiguous();
+      print.add(bytes.const_data_ptr<float>(), static_cast<size_t>(bytes.numel()) * sizeof(float));
+    }
+  };
+  add(*pipeline.unet());
+  add(*pipeline.text_encoder());
+  return print.hexadecimal();
+}
+
+}  // namespace
+
+TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Group& group) {
+  TrainerOptions options;
+  options.gradient_accumulation_steps = o.optimization.gradient_accumulation_steps;
+  options.seed = o.machine.seed;
+  options.max_grad_norm = o.optimization.max_grad_norm;
+  options.scale_loss = o.machine.mixed_precision == c10::kHalf;
+  options.gradient_checkpointing = o.optimization.gradient_checkpointing;
+  options.batch_invariant = o.optimization.batch_invariant;
+  options.optimizer = o.optimization.optimizer;
+  options.group = group;
+  return options;
+}
+
+RunFacts PictureTask::facts(const std::vector<PictureFile>& files,
+                            const std::vector<PictureFile>& held_out,
+                            const distributed::Group& group) const {
+  RunFacts facts;
+  facts.resolution = pipeline_->default_size()[0];
+  for (const auto& file : files) facts.samples_per_epoch += file.repeats;
+  facts.held_out = !held_out.empty();
+  facts.processes = group.size();
+  return facts;
+}
+
+void PictureTask::load_pipeline(const TrainingOptions& options) {
+  pipeline_.emplace(options.model.path, options.pipeline_options(options.machine.mixed_precision));
+  fingerprints_["base model"] = model_fingerprint(*pipeline_);
+}
+
+SampleSource PictureTask::make_source(const std::string& name, std::vector<PictureFile> files,
+                                      const TrainingOptions& options, const SampleOptions& samples) {
+  ImageDataset dataset(std::move(files), dataset_options(options.data, plan().resolution));
+  fingerprints_[name] = dataset.fingerprint();
+  return {LatentSource(std::move(dataset), pipeline_->vae(), options.data.cache_latents,
+                       options.machine.seed),
+          samples};
+}
+
+void PictureTask::validate(RunLog& log) {
+  if (validation_loss_) {
+    log.add(trainer_->steps_done(), {{"validation_loss", validation_loss_->measure(*trainer_)}});
+  }
+  if (validation_pictures_) validation_pictures_->draw(*pipeline_, *trainer_, log);
+}
+
+void PictureTask::finish() {
+  if (validation_pictures_) validation_pictures_->write_sheet();
+}
+
+}  // namespace training

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Layers that are no plain product: convolutions, embeddings, bilinear and recurrent layers. Their
+// operators are called with the arguments that the layer gave, of which some are exchanged, so that
+// padding, stride, dilation and groups need not be known here.
+#include <lightlora/detail/adapted_linear-inl.h>
+#include <lightlora/detail/interception.h>
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+
+namespace lightlora {
+
+namespace detail {
+
+using Arguments = std::vector<c10::IValue>;
+
+// An argument that may be left out: by none, or by an undefined tensor.
+inline std::optional<at::Tensor> optional_tensor(const c10::IValue& argument) {
+  if (!argument.isTensor() || !argument.toTensor().defined()) return {};
+  return argument.toTensor();
+}
+
+// An operator's only or first result.
+inline at::Tensor call_operator(const c10::OperatorHandle& op, Arguments arguments) {
+  torch::jit::Stack stack(std::move(arguments));
+  op.callBoxed(&stack);
+  return stack[0].toTensor();
+}
+
+// Calls of one convolution, of whichever operator, with the input, kernels and groups exchanged.
+struct ConvolutionCall {
+  const c10::OperatorHandle& op;
+  const Arguments& arguments;
+  std::size_t groups_at;
+
+  const at::Tensor& x() const { return arguments[0].toTensor(); }
+  int64_t groups() const { return arguments[groups_at].toInt(); }
+  at::Tensor with(const at::Tensor& x, const at::Tensor& kernels, bool biased = false) const {
+    Arguments own = arguments;
+    own[0] = x;
+    own[1] = kernels;
+    if (!biased) own[2] = c10::IValue();
+    return call_operator(op, std::move(own));
+  }
+};
+
+inline at::Tensor call_conv1d(const at::Tensor& x, const at::Tensor& kernels, at::IntArrayRef one,
+                              at::IntArrayRef none, int64_t groups) {
+  return at::conv1d(x, kernels, {}, one, none, one, groups);
+}
+inline at::Tensor call_conv2d(const at::Tensor& x, const at::Tensor& kernels, at::IntArrayRef one,
+                              at::IntArrayRef none, int64_t groups) {
+  return at::conv2d(x, kernels, {}, one, none, one, groups);
+}
+inline at::Tensor call_conv3d(const at::Tensor& x, const at::Tensor& kernels, at::IntArrayRef one,
+                              at::IntArrayRef none, int64_t groups) {
+  return at::conv3d(x, kernels, {}, one, none, one, groups);
+}
+
+// A convolution with kernels of one pixel.
+inline at::Tensor pointwise(const at::Tensor& x, const at::Tensor& matrix, int64_t dimensions,
+                            int64_t groups) {
+  auto sizes = matrix.sizes().vec();
+  sizes.resize(static_cast<std::size_t>(2 + dimensions), 1);
+  const at::Tensor kernels = matrix.reshape(sizes);
+  const std::vector<int64_t> one(static_cast<std::size_t>(dimensions), 1);
+  const std::vector<int64_t> none(static_cast<std::size_t>(dimensions), 0);
+  const auto convolve = dimensions == 1 ? call_conv1d : dimensions == 2 ? call_conv2d : call_conv3d;
+  return convolve(x, kernels, one, none, groups);
+}
+
+// What factors add to a convolution. Group g has inputs of its own, down in common and rows of up of
+// its own: so down is repeated for each group and up is a pointwise convolution of as many groups. A
+// transposed convolution is the same from the other end.
+// Shapes: down (r, in / groups * kernel) and up (out, r); transposed: down (r, in) and up
+//         (out / groups * kernel, r)
+inline at::Tensor low_rank_convolution(const ConvolutionCall& call, const AdaptedSite& site,
+                                       const at::Tensor& x, const Factors& factors) {
+  const at::Tensor& weight = site.tensor;
+  const int64_t rank = factors.down.size(0), groups = call.groups();
+  const int64_t dimensions = weight.dim() - 2;
+  const at::Tensor down = factors.down.to(x.scalar_type()), up = factors.up.to(x.scalar_type());
+  auto kernel = weight.sizes().vec();
+  kernel[0] = rank;
+  std::vector<int64_t> repeats(kernel.size(), 1);
+  repeats[0] = groups;
+  const auto for_each_group = [&](const at::Tensor& kernels) {
+    return groups == 1 ? kernels : kernels.repeat(repeats);
+  };
+  if (site.weight.kind() == LayerKind::convolution) {
+    const at::Tensor hidden = call.with(x, for_each_group(down.reshape(kernel)));
+    return pointwise(hidden, up, dimensions, groups);
+  }
+  const at::Tensor by_group = down.reshape({rank, groups, -1}).transpose(0, 1).flatten(0, 1);
+  const at::Tensor hidden = pointwise(x, by_group, dimensions, groups);
+  return call.with(hidden, for_each_group(up.t().reshape(kernel)));
+}
+
+// What one adapter adds, times its share.
+inline at::Tensor convolution_of_adapter(const ConvolutionCall& call, const AdaptedSite& site,
+                                         const at::Tensor& x, const ActiveAdapter& item) {
+  if (item.adapter->has_factors()) {
+    return low_rank_convolution(call, site, x, item.adapter->factors()) *
+           (item.adapter->scale() * item.weight);
+  }
+  const at::Tensor kernels = site.weight.shaped(item.adapter->delta(site.weight.matrix()));
+  return call.with(x, kernels.to(x.scalar_type())) * item.weight;
+}
+
+// Kernels of one pixel are a plain product, which packing slows.
+inline at::Tensor base_convolution(const ConvolutionCall& call, const AdaptedSite& site) {
+  const at::Tensor &x = call.x(), &weight = call.arguments[1].toTensor();
+  const auto bias = optional_tensor(call.arguments[2]);
+  const bool packs = site.packed && weight.dim() == 4 && x.dim() == 4 && call.groups() == 1 &&
+                     site.weight.kind() == LayerKind::convolution && call.groups_at == 6 &&
+                     weight.size(2) * weight.size(3) > 1 && call.arguments[4].isIntList() &&
+                     !autocast_dtype(x) && PackedWeight::usable(x, weight, bias);
+  if (!packs) return call.with(x, weight, /*biased=*/true);
+  const auto sizes = [&](std::size_t i) { return call.arguments[i].toIntVector(); };
+  return packed_conv2d(x, weight, bias, *site.packed, sizes(3), sizes(4), sizes(5));
+}
+
+inline at::Tensor adapted_convolution(const ConvolutionCall& call, const AdaptedSite& site) {
+  const at::Tensor& x = call.x();
+  if (site.rows) {
+    return add_by_sets(site, base_convolution(call, site), x,
+                       [&](const ActiveAdapter& item, const at::Tensor& rows) {
+                         return convolution_of_adapter(call, site, rows, item);
+                       });
+  }
+  const Situation situation = situation_of(site, x);
+  const Path path = choose_path(situation, site.state->route);
+  if (const at::Tensor kept = weight_of_path(site, path); kept.defined()) {
+    return call.with(x, kept, /*biased=*/true);
+  }
+  if (!situation.dropping && situation.factors) {
+    const auto [factors, scale] = composed_factors(site);
+    return at::add(base_convolution(call, site), low_rank_convolution(call, site, x, factors),
+                   scale);
+  }
+  if (!situation.dropping && !situation.half) {
+    return call.with(x, summed_weight(site), /*biased=*/true);
+  }
+  at::Tensor y = base_convolution(call, site);
+  for (const auto& item : site.active) {
+    const at::Tensor seen = situation.dropping ? adapter_input(item, x) : x;
+    y = at::add(y, convolution_of_adapter(call, site, seen, item));
+  }
+  return y;
+}
+
+// A factor for each number that is looked up: 0 for the padding row, which stays as it is, and for what
+// the adapter's dropout leaves out.
+inline std::optional<at::Tensor> lookup_mask(const ActiveAdapter& item, const AdaptedSite& site,
+                                             const at::Tensor& numbers, int64_t padding_idx,
+                                             bool dropping) {
+  std::optional<at::Tensor> mask;
+  const auto options = site.tensor.options().dtype(at::kFloat).requires_grad(false);
+  if (padding_idx >= 0) mask = numbers.ne(padding_idx).to(at::kFloat);
+  if (dropping) mask = adapter_input(item, mask ? *mask : at::ones(numbers.sizes(), options));
+  return mask;
+}
+
+// What one adapter adds to the rows of an embedding. The gradient of down is dense, whatever that of
+// the table would be: optimisers of adapters expect it so.
+inline at::Tensor lookup_of_adapter(const AdaptedSite& site, const at::Tensor& numbers,
+                                    const ActiveAdapter& item, int64_t padding_idx, bool by_freq,
+                                    bool dropping) {
+  const auto rows_of = [&](const at::Tensor& table) {
+    return at::embedding(table, numbers, padding_idx, by_freq, /*sparse=*/false);
+  };
+  at::Tensor rows;
+  double share = item.weight;
+  if (item.adapter->has_factors()) {
+    const Factors f = item.adapter->factors();
+    rows = at::matmul(rows_of(f.down.t()), f.up.t());
+    share *= item.adapter->scale();
+  } else {
+    rows = rows_of(item.adapter->delta(site.weight.matrix()).t());
+  }
+  const auto mask = lookup_mask(item, site, numbers, padding_idx, dropping);
+  if (mask) rows = rows * mask->unsqueeze(-1).to(rows.scalar_type());
+  return rows * share;
+}
+
+inline at::Tensor adapted_lookup(const AdaptedSite& site, const at::Tensor& rows,
+                                 const at::Tensor& numbers, int64_t padding_idx, bool by_freq) {
+  // A negative index means none to the operator; the layer's own is what merging leaves alone too.
+  const int64_t padding = padding_idx >= 0 ? padding_idx : site.weight.padding_idx();
+  if (site.rows) {
+    return add_by_sets(site, rows, numbers,
+                       [&](const ActiveAdapter& item, const at::Tensor& some) {
+                         return lookup_of_adapter(site, some, item, padding, by_freq, false);
+                       });
+  }
+  at::Tensor result = rows;
+  for (const auto& item : site.active) {
+    const at::Tensor added =
+        lookup_of_adapter(site, numbers, item, padding, by_freq, is_dropping(site));
+    result = at::add(result, added.to(result.scalar_type()));
+  }
+  return result;
+}
+
+// The rows of one bag's table that are summed, each as an entry of a table of its own: what a dropout
+// leaves out is zero there.
+inline at::Tensor dropped_bags(const c10::OperatorHandle& op, Arguments arguments,
+                               const at::Tensor& table, const AdaptedSite& site,
+                               const ActiveAdapter& item) {
+  const at::Tensor numbers = arguments[1].toTensor();
+  const int64_t count = numbers.numel();
+  const auto mask = lookup_mask(item, site, numbers.flatten(), -1, /*dropping=*/true);
+  const at::Tensor rows = table.index_select(0, numbers.flatten().to(at::kLong)) *
+                          mask->unsqueeze(-1).to(table.scalar_type());
+  at::Tensor own = at::arange(count, numbers.options()).view_as(numbers);
+  const bool pads = arguments.size() > 8 && !arguments[8].isNone();
+  if (pads) {
+    own = at::where(numbers.eq(arguments[8].toInt()), at::scalar_tensor(count, own.options()), own);
+    arguments[8] = count;
+  }
+  arguments[0] = at::cat({rows, rows.new_zeros({1, rows.size(1)})});
+  arguments[1] = own;
+  return call_operator(op, std::move(arguments));
+}
+
+// Sums and means of rows are linear in the table, maxima are not.
+inline at::Tensor adapted_bags(const c10::OperatorHandle& op, const Arguments& arguments,
+                               const AdaptedSite& site, const at::Tensor& base) {
+  constexpr int64_t kMaximum = 2;
+  at::Tensor result = base;
+  for (const auto& item : site.active) {
+    Arguments own = arguments;
+    own[5] = false;  // a dense gradient
+    at::Tensor table, up;
+    double share = item.weight;
+    if (item.adapter->has_factors()) {
+      const Factors f = item.adapter->factors();
+      table = f.down.t().contiguous();
+      up = f.up;
+      share *= item.adapter->scale();
+    } else {
+      table = item.adapter->delta(site.weight.matrix()).t().contiguous();
+    }
+    if (const auto shares = optional_tensor(own[6])) own[6] = shares->to(table.scalar_type());
+    own[0] = table;
+    const bool dropping = arguments[4].toInt() != kMaximum && is_dropping(site);
+    at::Tensor bags = dropping ? dropped_bags(op, own, table, site, item)
+                               : call_operator(op, std::move(own));
+    if (up.defined()) bags = bags.matmul(up.t());
+    result = at::add(result, (bags * share).to(result.scalar_type()));
+  }
+  return result;
+}
+
+inline at::Tensor adapted_bilinear(const at::Tensor& x1, const at::Tensor& x2,
+                                   const AdaptedSite& site, at::Tensor y) {
+  const auto cast = [&](const at::Tensor& t) { return t.to(x1.scalar_type()); };
+  for (const auto& item : site.active) {
+    const at::Tensor seen = is_dropping(site) ? adapter_input(item, x1) : x1;
+    double share = item.weight;
+    at::Tensor added;
+    if (item.adapter->has_factors()) {
+      const Factors f = item.adapter->factors();
+      const auto kernels = f.down.reshape({-1, site.tensor.size(1), site.tensor.size(2)});
+      added = at::linear(at::bilinear(seen, x2, cast(kernels), {}), cast(f.up));
+      share *= item.adapter->scale();
+    } else {
+      const at::Tensor delta = item.adapter->delta(site.weight.matrix());
+      added = at::bilinear(seen, x2, cast(site.weight.shaped(delta)), {});
+    }
+    y = at::add(y, added, share);
+  }
+  return y;
+}
+
+// For operators that take weights as a list or do several layers at once: weight + delta in place of
+// the weight. Errors: c10::Error when a half-precision weight would be trained through
+inline at::Tensor exchanged_weight(const at::Tensor& weight) {
+  const AdaptedSite* site = match_whole(weight, LayerKind::recurrent);
+  if (!site) site = match_whole(weight, LayerKind::linear);
+  if (!site) return weight;
+  TORCH_CHECK(!site->rows, "'", site->path, "': adapters chosen for each row cannot be combined with ",
+              site->weight.type(), " in this call: it takes one weight for all rows; hint: activate ",
+              "one set at a time");
+  const bool gradients = at::GradMode::is_enabled();
+  TORCH_CHECK(!gradients || !at::isReducedFloatingType(weight.scalar_type()), "'", site->path,
+              "': expected an fp32 weight for training through ", site->weight.type(), ", got ",
+              weight.scalar_type(), "; hint: keep this layer in fp32");
+  if (gradients) return summed_weight(*site);
+  const at::Tensor kept = kept_weight(*site, /*at_once=*/true);
+  return kept;
+}
+
+inline c10::IValue exchanged(const c10::IValue& argument) {
+  if (argument.isTensor() && argument.toTensor().defined()) {
+    return exchanged_weight(argument.toTensor());
+  }
+  if (!argument.isTensorList()) return argument;
+  c10::List<at::Tensor> list;
+  for (const at::Tensor& item : argument.toTensorVector()) list.push_back(exchanged_weight(item));
+  return list;
+}
+
+}  // namespace detail
+
+}  // namespace lightlora

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A batch whose rows have different adapters: grouped products, without a loop over rows.
+#include <lightlora/detail/interception.h>
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+namespace lightlora {
+
+namespace detail {
+
+// Factors of every set, and of none: equal ranks, filled up with zeros, scales in `up`.
+// Shapes: down (sets + 1, r, in), up (sets + 1, rows, r)
+inline Factors factors_by_set(const MatchedRows& part, int64_t in, at::ScalarType dtype) {
+  const AdaptedSite& site = *part.site;
+  int64_t rank = 1;
+  std::vector<Factors> found;
+  for (const auto& [adapter, weight] : site.active) {
+    if (!adapter) {
+      found.push_back({});
+      continue;
+    }
+    Factors f = adapter->factors();
+    f.up = f.up.narrow(0, part.first, part.count) * (adapter->scale() * weight);
+    rank = std::max(rank, f.down.size(0));
+    found.push_back(std::move(f));
+  }
+  found.push_back({});
+  const auto options = site.tensor.options().dtype(dtype).requires_grad(false);
+  std::vector<at::Tensor> downs, ups;
+  for (const auto& f : found) {
+    if (!f.down.defined()) {
+      downs.push_back(at::zeros({rank, in}, options));
+      ups.push_back(at::zeros({part.count, rank}, options));
+      continue;
+    }
+    const int64_t missing = rank - f.down.size(0);
+    downs.push_back(at::constant_pad_nd(f.down.to(dtype), {0, 0, 0, missing}));
+    ups.push_back(at::constant_pad_nd(f.up.to(dtype), {0, missing}));
+  }
+  return {at::stack(downs), at::stack(ups)};
+}
+
+// Which set each row has; the last one for none.
+inline at::Tensor set_of_rows(const AdaptedSite& site, const at::Tensor& x) {
+  const at::Tensor& index = site.rows->index;
+  const auto sets = static_cast<int64_t>(site.active.size());
+  TORCH_CHECK(x.dim() >= 1 && x.size(0) == index.size(0), "'", site.path, "': expected ",
+              index.size(0), " rows first, one for each entry of the index, got x ", x.sizes(),
+              "; hint: activate_rows takes the first dimension of every adapted layer's input as ",
+              "the batch");
+  const at::Tensor here = index.to(x.device());
+  return at::where(here < 0, at::scalar_tensor(sets, here.options()), here);
+}
+
+// y plus, for each set, what `add(item, inputs)` gives for the rows of the batch that have it: one
+// product for each set.
+template <typename Add>
+at::Tensor add_by_sets(const AdaptedSite& site, at::Tensor y, const at::Tensor& x, const Add& add) {
+  const at::Tensor set = set_of_rows(site, x);
+  for (std::size_t i = 0; i < site.active.size(); ++i) {
+    if (!site.active[i].adapter) continue;
+    const at::Tensor rows = (set == static_cast<int64_t>(i)).nonzero().flatten();
+    if (rows.numel() == 0) continue;
+    const at::Tensor added = add(site.active[i], x.index_select(0, rows));
+    y = at::index_add(y, 0, rows, added.to(y.scalar_type()));
+  }
+  return y;
+}
+
+// y = layer(x) + (x down^T) up^T with the factors of each row's own set. One row of the batch has many
+// rows of the matrix, so that gathering its factors is little beside reading it.
+// Shapes: x (batch, ..., in), weight (out, in)
+inline at::Tensor linear_by_rows(const at::Tensor& x, const at::Tensor& weight,
+                                 const std::optional<at::Tensor>& bias, const MatchedRows& part) {
+  const AdaptedSite& site = *part.site;
+  const at::Tensor y = at::linear(x, weight, bias);
+  const bool with_factors = std::all_of(
+      site.active.begin(), site.active.end(),
+      [](const ActiveAdapter& item) { return !item.adapter || item.adapter->has_factors(); });
+  if (!with_factors) {
+    const at::Tensor matrix = site.weight.matrix();
+    return add_by_sets(site, y, x, [&](const ActiveAdapter& item, const at::Tensor& rows) {
+      const at::Tensor delta = item.adapter->delta(matrix) * item.weight;
+      return at::linear(rows, delta.narrow(0, part.first, part.count).to(rows.scalar_type()));
+    });
+  }
+  const at::Tensor set = set_of_rows(site, x);
+  const at::Tensor tokens = x.reshape({x.size(0), -1, x.size(-1)}).to(y.scalar_type());
+  const Factors all = factors_by_set(part, weight.size(1), y.scalar_type());
+  const at::Tensor hidden = tokens.bmm(all.down.index_select(0, set).transpose(1, 2));
+  const at::Tensor up = all.up.index_select(0, set).transpose(1, 2);
+  return at::add(y, hidden.bmm(up).reshape(y.sizes()));
+}
+
+}  // namespace detail
+
+}  // namespace lightlora

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the source: no include cycles, small files and functions, a small public face.
+
+    shape_test.py           every rule; exit status 1 with the offenders if one is broken
+"""
+
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+
+SOURCE = Path(os.environ["LIGHTLORA_SOURCE_DIR"])
+INCLUDE = SOURCE / "include"
+LONGEST_FILE, LONGEST_FUNCTION, MOST_PUBLIC_HEADERS = 400, 50, 16
+CODE = ["include", "examples", "tests", "benchmarks", "scripts"]
+
+
+def files(*suffixes):
+    """Paths of our own files with these suffixes, relative to the source folder."""
+    for folder in CODE:
+        for path in sorted((SOURCE / folder).rglob("*")):
+            if path.suffix in suffixes and "parity/data" not in path.as_posix():
+                yield path.relative_to(SOURCE)
+
+
+def includes(path):
+    """What a file includes of this library, as `lightlora/...`."""
+    return re.findall(r"^\s*#\s*include\s+<(lightlora/[^>]+)>", (SOURCE / path).read_text(), re.M)
+
+
+def components(graph):
+    """The strongly connected components of {node: nodes it points to} (Tarjan)."""
+    order, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        order[node] = low[node] = len(order)
+        stack.append(node)
+        for other in graph.get(node, ()):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == order[node]:
+            start = stack.index(node)
+            found.append(set(stack[start:]))
+            del stack[start:]
+
+    for node in graph:
+        if node not in order:
+            visit(node)
+    return found
+
+
+def include_cycles():
+    """A header and its own body include each other; nothing else goes in a circle."""
+    graph = {path.relative_to(INCLUDE).as_posix(): includes(path.relative_to(SOURCE))
+             for path in sorted(INCLUDE.rglob("*.h"))}
+    assert len(graph) > 20, f"'{INCLUDE}': expected the library's headers, got {len(graph)}"
+    for component in components(graph):
+        folded = {name.replace("-inl.h", ".h") for name in component}
+        if len(folded) > 1:
+            yield f"{', '.join(sorted(component))}: include each other"
+
+
+def long_files():
+    for path in files(".h", ".cpp", ".py", ".sh"):
+        lines = (SOURCE / path).read_text().count("\n")
+        if lines > LONGEST_FILE:
+            yield f"{path}: {lines} lines, of at most {LONGEST_FILE}"
+
+
+def without_text(code):
+    """C++ with its comments, strings and preprocessor lines blanked; every line keeps its number."""
+    token = re.compile(r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|^[ \t]*#(?:\\\n|[^\n])*',
+                       re.S | re.M)
+    return token.sub(lambda found: re.sub(r"[^\n]", " ", found.group()), code)
+
+
+SCOPE = re.compile(r"\b(namespace|extern|enum)\b|\b(class|struct|union)\s+\w[^()]*$")
+
+
+def kind_of_brace(code, head, at):
+    """What the brace at `at` opens, by the text since the last statement: a scope, a function or something else."""
+    text = code[head:at]
+    if SCOPE.search(text):
+        return "scope"
+    name = re.sub(r"operator\W+|[!<>=]=", "", text.split("(")[0])
+    is_function = ")" in text and "=" not in name and code[at - 1].isspace()
+    return "function" if is_function else "other"
+
+
+def cpp_functions(code):
+    """(first line of the body, number of its lines) of each function; what lies in a function belongs to it."""
+    code = without_text(code)
+    braces, head = [], 0
+    for at, char in enumerate(code):
+        inside = any(kind == "function" for kind, _ in braces)
+        if char == "{":
+            kind = "other" if inside else kind_of_brace(code, head, at)
+            braces.append((kind, at))
+            if kind == "scope":
+                head = at + 1
+        elif char == "}" and braces:
+            kind, start = braces.pop()
+            if kind == "function":
+                yield code.count("\n", 0, start) + 1, code.count("\n", start, at) + 1
+            if kind != "other":
+                head = at + 1
+        elif char == ";" and not inside:
+            head = at + 1
+
+
+def long_functions():
+    for path in files(".h", ".cpp"):
+        for line, count in cpp_functions((SOURCE / path).read_text()):
+            if count > LONGEST_FUNCTION:
+                yield f"{path}:{line}: a function of {count} lines, of at most {LONGEST_FUNCTION}"
+    for path in files(".py"):
+        for node in ast.walk(ast.parse((SOURCE / path).read_text())):
+            if isinstance(node, ast.FunctionDef):
+                count = node.end_lineno - node.lineno + 1
+                if count > LONGEST_FUNCTION:
+                    yield f"{path}:{node.lineno}: a function of {count} lines, of at most {LONGEST_FUNCTION}"
+
+
+def public_headers():
+    names = {path.name for path in (INCLUDE / "lightlora").glob("*.h") if not path.name.endswith("-inl.h")}
+    if len(names) > MOST_PUBLIC_HEADERS:
+        yield f"include/lightlora: {len(names)} public headers, of at most {MOST_PUBLIC_HEADERS}: {', '.join(sorted(names))}"
+    variants = {f"variants/{path.name}" for path in (INCLUDE / "lightlora/variants").glob("*.h")
+                if not path.name.endswith("-inl.h")}
+    umbrella = set(includes("include/lightlora/lightlora.h"))
+    umbrella |= set(includes("include/lightlora/variants/variants.h"))
+    for name in sorted((names | variants) - {"lightlora.h"}):
+        if f"lightlora/{name}" not in umbrella:
+            yield f"include/lightlora/{name}: missing in lightlora.h; what is private belongs in detail/"
+
+
+def private_includes():
+    """detail/ is for the library itself and for its own tests."""
+    for path in files(".h", ".cpp"):
+        if path.parts[0] == "include" or path.parts[:2] in [("tests", "library"), ("tests", "fuzz")]:
+            continue
+        for name in includes(path):
+            if name.startswith("lightlora/detail/"):
+                yield f"{path}: includes the private {name}"
+
+
+RULES = [include_cycles, long_files, long_functions, public_headers, private_includes]
+
+
+def main(names):
+    broken = 0
+    for rule in RULES:
+        if names and rule.__name__ not in names:
+            continue
+        offenders = list(rule())
+        broken += len(offenders)
+        print(f"{rule.__name__}: {'ok' if not offenders else len(offenders)}", *offenders, sep="\n  ")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
