@@ -9,6 +9,7 @@ import sys
 from support import MODEL, SOURCE, SUBJECT, main, run_ok, scratch
 
 CONFIG = SOURCE / "examples/stable_diffusion/research/pretraining/base.json"
+NEXT = CONFIG.with_name("next.json")
 FONT = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 if not FONT.exists():
     print(f"skipped: '{FONT}' is missing; apt-get install fonts-noto-color-emoji")
@@ -34,6 +35,16 @@ def configuration(path):
     return values
 
 
+def write_small(config, path):
+    """The same sizes with less to encode and to draw, for one step of each stage."""
+    small = json.loads(config.read_text())
+    small["vae"].update(batch=2, validation_pictures=2)
+    small["diffusion"].update(batch=2, latent_pool=4, validation_pictures=2, validation_samples=2)
+    small["measure"] = {"prompts": 2, "prompts_with_words": 2, "steps": 2, "unseen_pictures": 2,
+                        "classifier": {"steps": 2}}
+    path.write_text(json.dumps(small))
+
+
 def test_the_bundled_model_is_what_the_configuration_makes():
     with scratch() as folder:
         folder = pathlib.Path(folder)
@@ -43,12 +54,7 @@ def test_the_bundled_model_is_what_the_configuration_makes():
         stage("tokenizer", CONFIG, folder)
         same_files(folder / "model/tokenizer", MODEL / "tokenizer")
 
-        # One step of each stage at the bundled size, with less to encode and to draw.
-        small = json.loads(CONFIG.read_text())
-        small["vae"].update(batch=2, validation_pictures=2)
-        small["diffusion"].update(batch=2, latent_pool=4, validation_pictures=2, validation_samples=2)
-        small["measure"] = {"prompts": 2, "steps": 2, "unseen_pictures": 2}
-        (folder / "small.json").write_text(json.dumps(small))
+        write_small(CONFIG, folder / "small.json")
         for name in ["vae", "diffusion"]:
             assert f"{name}: 1 steps done" in stage(name, folder / "small.json", folder, "--stop_at", 1)
         for part in ["vae/config.json", "unet/config.json", "text_encoder/config.json", "model_index.json",
@@ -58,6 +64,27 @@ def test_the_bundled_model_is_what_the_configuration_makes():
         figures = json.loads(output[output.index("{"):])
         assert figures["vocabulary"] == 64 and figures["model"]["pictures"] == 2, figures
         assert figures["training_pictures"]["background_as_asked"] == 1, figures
+
+
+def test_the_next_configuration_makes_a_model_that_draws():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        run_ok("make_dataset", "--config", NEXT, "--output_dir", folder / "data")
+        write_small(NEXT, folder / "small.json")
+        stage("tokenizer", NEXT, folder)
+        for name in ["vae", "diffusion"]:
+            stage(name, folder / "small.json", folder, "--stop_at", 1)
+        output = stage("measure", folder / "small.json", folder)
+        words = json.loads(output[output.index("{"):])["words"]
+        assert words["pictures"] == 2 and 0 <= words["place_as_asked"] <= 1, words
+        size = sum(path.stat().st_size for part in ["unet", "vae", "text_encoder"]
+                   for path in (folder / "model" / part).glob("*.safetensors"))
+        assert size < 30e6, size
+        picture = folder / "apple.png"
+        run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "model", "--prompt",
+               "a small red apple in the top left on a blue background", "--num_inference_steps", 2,
+               "--output", picture)
+        assert picture.exists()
 
 
 main(globals())

@@ -218,7 +218,10 @@ TEST_CASE("pretrain: AdamW takes the same steps on devices without its own loop"
 
 TEST_CASE("pretrain: Muon's step is nearly orthogonal", "[pretrain]") {
   torch::manual_seed(1);
-  for (const auto& matrix : {at::randn({6, 20}), at::randn({20, 6}) * 1e-3}) {
+  // Singular values from 1 to 0.03, which fewer than five steps would leave apart.
+  const auto uneven =
+      at::logspace(0, -1.5, 6).unsqueeze(1) * std::get<0>(at::linalg_qr(at::randn({20, 6}))).t();
+  for (const auto& matrix : {uneven, uneven.t() * 1e-3}) {
     const auto values = at::linalg_svdvals(pretraining::orthogonalized(matrix, at::kFloat));
     CHECK(values.min().item<double>() > 0.6);
     CHECK(values.max().item<double>() < 1.25);

@@ -68,6 +68,30 @@ class Window {
   int64_t steps_ = 0;
 };
 
+// The numbers of a stage's configuration that the loop itself goes by.
+struct Plan {
+  int64_t end, validate_every, save_every, log_every, batch;
+  double ema_decay, save_seconds;
+  uint64_t seed;
+};
+
+Plan read_plan(const std::string& name, const StageOptions& options, const nlohmann::json& stage) {
+  const int64_t steps = stage.at("steps");
+  Plan plan;
+  plan.end = options.stop_at < 0 ? steps : std::min(steps, options.stop_at);
+  plan.validate_every = stage.value("validate_every", steps);
+  plan.save_every = stage.value("save_every", steps);
+  plan.log_every = stage.value("log_every", 20);
+  plan.batch = stage.at("batch");
+  plan.ema_decay = stage.at("ema_decay");
+  // On a busy machine the steps between two saves may take hours.
+  plan.save_seconds = 60 * stage.value("save_minutes", 5.0);
+  plan.seed = stage.value("seed", 0);
+  TORCH_CHECK_VALUE(plan.batch % options.group.size() == 0, name, ": expected a batch that ",
+                    options.group.size(), " processes can share, got ", plan.batch);
+  return plan;
+}
+
 int64_t resume(AdamW& optimizer, const std::string& checkpoint) {
   if (!std::filesystem::exists(checkpoint)) return 0;
   const lightlora::SafetensorsFile file(checkpoint);
@@ -115,19 +139,10 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
   }
   const std::string checkpoint = options.output_dir + "/checkpoints/" + name + ".safetensors";
   Log log(options.output_dir + "/logs/" + name + ".jsonl", group.is_main());
-  const int64_t steps = stage.at("steps");
-  const int64_t end = options.stop_at < 0 ? steps : std::min(steps, options.stop_at);
-  const int64_t validate_every = stage.value("validate_every", steps);
-  const int64_t save_every = stage.value("save_every", steps);
-  const int64_t log_every = stage.value("log_every", 20);
-  const int64_t batch = stage.at("batch");
-  TORCH_CHECK_VALUE(batch % group.size() == 0, name, ": expected a batch that ", group.size(),
-                    " processes can share, got ", batch);
-  const double full_decay = stage.at("ema_decay");
-  const uint64_t seed = stage.value("seed", 0);
+  const Plan plan = read_plan(name, options, stage);
   int64_t step = group.from_main(group.is_main() ? resume(optimizer, checkpoint) : 0);
   optimizer.share(group);
-  cli::Progress progress(name, end, {}, step);
+  cli::Progress progress(name, plan.end, {}, step);
   Window window;
   const auto save = [&] {
     if (!group.is_main()) return;
@@ -136,29 +151,27 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
     work.save();
     optimizer.use_values();
   };
-  // On a busy machine many steps may take hours.
-  const double save_seconds = 60 * stage.value("save_minutes", 5.0);
   int64_t saved = step;
   double saved_at = now();
   bool stop = group.any(cli::interrupted());
-  while (step < end && !stop) {
-    torch::manual_seed(seed * 1000003 + step);
+  while (step < plan.end && !stop) {
+    torch::manual_seed(plan.seed * 1000003 + step);
     const double rate = learning_rate_at(stage, step);
     double loss = work.step(step);
     stop = cli::interrupted();
     optimizer.average_gradients(group, loss, stop);
     // Early values are forgotten fast, so that the average is no mixture with the random start.
-    const double decay = std::min(full_decay, (1.0 + step) / (10.0 + step));
+    const double decay = std::min(plan.ema_decay, (1.0 + step) / (10.0 + step));
     const double norm = optimizer.step(step, rate, decay);
     ++step;
     window.add(loss);
     progress.update(step, {{"loss", loss}, {"lr", rate}});
-    if (window.steps() == log_every || step == end) {
-      nlohmann::json line = window.close(batch);
+    if (window.steps() == plan.log_every || step == plan.end) {
+      nlohmann::json line = window.close(plan.batch);
       line.update({{"step", step}, {"learning_rate", rate}, {"gradient_norm", norm}});
       log.write(line);
     }
-    if (group.is_main() && (step % validate_every == 0 || step == end)) {
+    if (group.is_main() && (step % plan.validate_every == 0 || step == plan.end)) {
       window.pause([&] {
         optimizer.use_averages();
         nlohmann::json figures = work.validate(step);
@@ -168,7 +181,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
         progress.print(figures.dump());
       });
     }
-    if (step % save_every == 0 || step == end || now() - saved_at > save_seconds) {
+    if (step % plan.save_every == 0 || step == plan.end || now() - saved_at > plan.save_seconds) {
       window.pause(save);
       saved = step, saved_at = now();
     }
