@@ -13,7 +13,7 @@ output=demo
 echo
 echo "Teaching $model the teddy bear in $subject"
 "$bin/train_dreambooth_lora" --pretrained_model_name_or_path "$model" --instance_data_dir "$subject" \
-  --instance_prompt "a sks bear" --output_dir "$output" --variant light --rank 4 \
+  --instance_prompt "a sks bear" --output_dir "$output" --overwrite_output_dir --variant light --rank 4 \
   --learning_rate 5e-3 --train_batch_size 6 --max_train_steps 400 --seed 1
 
 prompts=()

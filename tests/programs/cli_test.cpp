@@ -147,6 +147,59 @@ TEST_CASE("cli: a flag that others have is answered with the reason why it is no
   }
 }
 
+namespace {
+
+enum class Colour { red, green };
+
+// A program with one colour that is always there and one that may be left open.
+struct Painter {
+  Colour wall = Colour::green;
+  std::optional<Colour> door;
+
+  int run(std::vector<const char*> arguments) {
+    cli::App app("paint", "Paints a wall.", "paint --wall red");
+    app.add_choice("--wall", wall, {{"red", Colour::red}, {"green", Colour::green}}, "Colour");
+    app.add_choice("--door", door,
+                   {{"as_wall", std::nullopt}, {"red", Colour::red}, {"rouge", Colour::red}}, "Colour")
+        ->free_on_resume();
+    arguments.insert(arguments.begin(), "paint");
+    const int status =
+        cli::run(static_cast<int>(arguments.size()), arguments.data(), app, [] {});
+    settings = app.settings();
+    help = app.help_text();
+    return status;
+  }
+
+  std::vector<cli::Setting> settings;
+  std::string help;
+};
+
+}  // namespace
+
+TEST_CASE("cli: a choice is a value of its own type, and is written as its first word", "[cli]") {
+  Painter painter;
+  CHECK(painter.run({"--wall", "red", "--door=rouge"}) == 0);
+  CHECK(painter.wall == Colour::red);
+  CHECK(painter.door == Colour::red);
+  CHECK(cli::config_text(painter.settings) == "wall = \"red\"\ndoor = \"red\"\n");
+  CHECK(painter.run({"--door", "as_wall"}) == 0);
+  CHECK_FALSE(painter.door.has_value());
+  CHECK_THAT(painter.help, ContainsSubstring("--door as_wall|red|rouge"));
+  CHECK_THAT(painter.help, ContainsSubstring("(default red)"));
+  Captured err(std::cerr);
+  CHECK(painter.run({"--wall", "gren"}) == 2);
+  CHECK(err.text() == "paint: error: '--wall': expected one of red, green, got 'gren'; hint: did you mean "
+                      "'green'?\n");
+}
+
+TEST_CASE("cli: a flag says itself whether a resumed run may change it", "[cli]") {
+  Painter painter;
+  painter.run({});
+  REQUIRE(painter.settings.size() == 2);
+  CHECK_FALSE(painter.settings[0].free_on_resume);
+  CHECK(painter.settings[1].free_on_resume);
+}
+
 TEST_CASE("cli: missing and stray arguments are bad usage", "[cli]") {
   CHECK(error_of({}) == "paint: error: missing required flag '--prompt'; hint: see --help\n");
   CHECK(error_of({"--prompt", "a", "cat"}) ==

@@ -125,6 +125,14 @@ def test_scale_lr_multiplies_by_the_samples_of_an_update():
         assert "Learning rate = 0.0006" in output, output
 
 
+def test_a_warm_up_that_never_ends_is_said():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        text = train(folder / "a", "--lr_scheduler", "linear", "--lr_warmup_steps", 2, steps=2)
+        assert "notice: --lr_warmup_steps 2 is no less than the run's 2 steps" in text, text
+        assert "lr_warmup_steps" not in train(folder / "b", "--lr_scheduler", "linear", "--lr_warmup_steps", 1, steps=2)
+
+
 def test_fp16_survives_a_high_learning_rate():
     with scratch() as folder:
         output = pathlib.Path(folder) / "out"
@@ -198,6 +206,8 @@ def test_flags_that_do_not_go_together():
     for expected, flags in [("--class_data_dir", ["--with_prior_preservation"]),
                             ("--with_prior_preservation", ["--class_prompt", "a bear"]),
                             ("--train_text_encoder", ["--text_encoder_lr", "1e-4"]),
+                            ("'--text_encoder_lr': cannot be combined with --optimizer prodigy",
+                             ["--train_text_encoder", "--text_encoder_lr", "1e-4", "--optimizer", "prodigy"]),
                             ("--pre_compute_text_embeddings", ["--pre_compute_text_embeddings", "--train_text_encoder"]),
                             ("--enable_bucket", ["--min_bucket_reso", "32"]),
                             ("--loraplus_lr_ratio", ["--loraplus_lr_ratio", "4", "--variant", "fused"])]:

@@ -148,14 +148,24 @@ bool has_results(const fs::path& folder) {
   return (!error && lines > 0) || !list_checkpoints(folder.string()).empty();
 }
 
+void remove_files(const fs::path& folder, const std::string& prefix) {
+  std::vector<fs::path> files;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().filename().string().rfind(prefix, 0) == 0) files.push_back(entry->path());
+  }
+  for (const auto& file : files) fs::remove(file, error);
+}
+
 // What a new run would not write over.
 void remove_results(const fs::path& folder, const RunOptions& options) {
-  for (const auto& checkpoint : list_checkpoints(folder.string())) remove_checkpoint(folder, checkpoint);
-  std::error_code ignored;
-  for (const auto& part : {fs::path("validation"), fs::path("contact_sheet.png"),
-                           fs::path(options.logging_dir)}) {
-    if (part.is_relative()) fs::remove_all(folder / part, ignored);
-  }
+  for (const auto& checkpoint : list_checkpoints(folder.string()))
+    remove_checkpoint(folder, checkpoint);
+  remove_files(folder, "learned_embeds-steps-");
+  remove_files(folder, "contact_sheet.png");
+  remove_files(folder / "validation", "step-");
+  remove_files(folder / options.logging_dir, "events.out.tfevents.");
 }
 
 }  // namespace
@@ -172,13 +182,15 @@ OutputFolder::OutputFolder(const RunOptions& options, bool goes_on) {
   // A file system without locks is taken as it is.
   const bool locked = lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
   if (!locked) ::close(lock_);
-  TORCH_CHECK(locked, "'", folder.string(), "': expected a folder of this run alone, got one in which ",
+  TORCH_CHECK(locked, "'", folder.string(),
+              "': expected a folder of this run alone, got one in which ",
               "another run is at work; hint: another --output_dir");
   if (goes_on || !has_results(folder)) return;
   if (!options.overwrite_output_dir) ::close(lock_);
-  TORCH_CHECK(options.overwrite_output_dir, "'", folder.string(), "': expected a folder without results, ",
-              "got those of an earlier run; hint: --resume_from_checkpoint latest goes on from its ",
-              "checkpoints, --overwrite_output_dir removes them, or take another --output_dir");
+  TORCH_CHECK(
+      options.overwrite_output_dir, "'", folder.string(), "': expected a folder without results, ",
+      "got those of an earlier run; hint: --resume_from_checkpoint latest goes on from its ",
+      "checkpoints, --overwrite_output_dir removes them, or take another --output_dir");
   remove_results(folder, options);
 }
 

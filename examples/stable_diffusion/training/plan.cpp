@@ -31,14 +31,17 @@ void decide(TrainingOptions& options, const RunFacts& facts, double usual_rate, 
       run.validation_steps.value_or(validates ? run.validation_epochs * steps_per_epoch : 0);
   const bool warms_up = o.lr_scheduler != Schedule::constant;
   if (warms_up && o.lr_warmup_steps >= plan.steps) {
-    plan.notices.push_back(fmt::format("--lr_warmup_steps {} is no less than the run's {} steps: the rate "
-                                       "never reaches --learning_rate",
-                                       o.lr_warmup_steps, plan.steps));
+    plan.notices.push_back(
+        fmt::format("--lr_warmup_steps {} is no less than the run's {} steps: the rate "
+                    "never reaches --learning_rate",
+                    o.lr_warmup_steps, plan.steps));
   }
   options.data.resolution = plan.resolution;
   o.max_train_steps = plan.steps;
   o.learning_rate = plan.learning_rate;
-  o.scale_lr = false;  // done
+  o.scale_lr = false;                          // done
+  options.run.resume_from_checkpoint.clear();  // which says where a run begins, not what it is
+  options.run.overwrite_output_dir = false;
 }
 
 }  // namespace

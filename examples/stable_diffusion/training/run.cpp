@@ -169,9 +169,11 @@ void Run::print_other_inputs(const lightlora::Metadata& metadata) const {
   for (const auto& [name, value] : task_.fingerprints()) {
     const auto found = metadata.find("fingerprint of " + name);
     if (found == metadata.end() || found->second == value) continue;
-    fmt::print("notice: the checkpoint was made with another {} (fingerprint {}, now {}): the run will not "
-               "end as one that never stopped\n",
-               name == "base model" ? name : fmt::format("set of {}", name), found->second, value);
+    fmt::print(
+        "notice: the checkpoint was made with another {} (fingerprint {}, now {}): the run will "
+        "not "
+        "end as one that never stopped\n",
+        name == "base model" ? name : fmt::format("set of {}", name), found->second, value);
   }
 }
 
@@ -187,8 +189,7 @@ void Run::save_checkpoint() {
   require_finite();
   training::save_checkpoint(options_.output_dir, step, [&](const std::string& folder) {
     task_.save(folder);
-    lightlora::save_safetensors(file_in(folder, kStateFile), trainer_.state(),
-                                metadata());
+    lightlora::save_safetensors(file_in(folder, kStateFile), trainer_.state(), metadata());
   });
   last_checkpoint_ = step;
   if (const auto limit = options_.checkpoints_total_limit) {
@@ -246,6 +247,7 @@ void Run::print_start() const {
       (p.samples_per_epoch + p.batch_size - 1) / p.batch_size, trainer_.trained_values(),
       p.processes, p.batch_size, p.total_batch_size, p.accumulated_batches, p.steps,
       p.learning_rate);
+  for (const auto& line : p.notices) fmt::print("notice: {}\n", line);
 }
 
 void Run::after_step(RunLog& log) {

@@ -24,13 +24,15 @@ DatasetOptions dataset_options(const DataOptions& data, int64_t resolution) {
   return options;
 }
 
-// Follows from the first values of every weight of the UNet and the text encoder: fine-tuning moves all.
+// Follows from the first values of every weight of the UNet and the text encoder: fine-tuning moves
+// all.
 std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
   distributed::Fingerprint print;
   const auto add = [&](const torch::nn::Module& module) {
     for (const auto& item : module.named_parameters()) {
       print.add(item.key());
-      const auto values = item.value().detach().flatten().slice(0, 0, 8).to(torch::kCPU, torch::kFloat);
+      const auto values =
+          item.value().detach().flatten().slice(0, 0, 8).to(torch::kCPU, torch::kFloat);
       const auto bytes = values.contiguous();
       print.add(bytes.const_data_ptr<float>(), static_cast<size_t>(bytes.numel()) * sizeof(float));
     }
@@ -72,7 +74,8 @@ void PictureTask::load_pipeline(const TrainingOptions& options) {
 }
 
 SampleSource PictureTask::make_source(const std::string& name, std::vector<PictureFile> files,
-                                      const TrainingOptions& options, const SampleOptions& samples) {
+                                      const TrainingOptions& options,
+                                      const SampleOptions& samples) {
   ImageDataset dataset(std::move(files), dataset_options(options.data, plan().resolution));
   fingerprints_[name] = dataset.fingerprint();
   return {LatentSource(std::move(dataset), pipeline_->vae(), options.data.cache_latents,

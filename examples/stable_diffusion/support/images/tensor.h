@@ -12,8 +12,9 @@ namespace images {
 at::Tensor to_tensor(const Image& image);
 
 /// The picture of a model's output: clamp(x / 2 + 0.5, 0, 1) * 255, halves rounded to even, as
-/// diffusers does it. Shapes: (3, height, width) of any floating dtype on any device Errors:
-/// c10::ValueError for another shape, c10::Error if a value is not finite
+/// diffusers does it.
+/// Shapes: (3, height, width) of any floating dtype on any device
+/// Errors: c10::ValueError for another shape, c10::Error if a value is not finite
 Image to_image(const at::Tensor& tensor);
 
 }  // namespace images
