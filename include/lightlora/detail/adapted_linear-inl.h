@@ -94,7 +94,8 @@ inline at::Tensor linear_by_parts(const at::Tensor& x, const at::Tensor& weight,
   const bool dropping = is_dropping(site);
   // One product with the sum, unless rounding the sum would swallow the delta.
   if (!dropping && !rounds_away(x, weight)) {
-    return at::linear(x, weight + some_rows(total_delta(site.active, matrix), part), bias);
+    const at::Tensor delta = some_rows(total_delta(site.active, matrix), part);
+    return at::linear(x, (weight + delta).to(weight.scalar_type()), bias);
   }
   at::Tensor y = at::linear(x, weight, bias);
   for (const auto& item : site.active) {

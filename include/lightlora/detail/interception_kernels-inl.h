@@ -153,19 +153,18 @@ inline void index_select_kernel(const c10::OperatorHandle& op, torch::jit::Stack
 
 inline void embedding_bag_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const Below below(kModeKey);
-  constexpr int64_t kMaximum = 2;
+  constexpr std::size_t kResults = 4;
   Arguments arguments = take_arguments(op, stack);
+  const at::ScalarType dtype = arguments[0].toTensor().scalar_type();
   const AdaptedSite* site = match_whole(arguments[0].toTensor(), LayerKind::bag);
-  if (site && arguments[4].toInt() == kMaximum) {
-    arguments[0] = summed_weight(*site);
-    arguments[5] = false;
-    site = nullptr;
-  }
+  const bool exchanges = site && sums_tables(*site, arguments[4].toInt());
+  if (exchanges) exchange_table(arguments, *site);
   give_back(stack, arguments);
   op.callBoxed(stack);
   if (!site) return;
-  auto& result = (*stack)[stack->size() - 4];
-  result = adapted_bags(op, arguments, *site, result.toTensor());
+  auto& result = (*stack)[stack->size() - kResults];
+  result = exchanges ? result.toTensor().to(dtype)
+                     : adapted_bags(op, arguments, *site, result.toTensor());
 }
 
 inline void bilinear_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
