@@ -4,7 +4,10 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <string>
 
 #include "fake_cuda.h"
 #include "generator.h"
@@ -16,13 +19,25 @@ namespace {
 
 thread_local int64_t current_stream[kDeviceCount] = {};
 
+// As the driver does it: the variable lists those that a process may see.
+c10::DeviceIndex visible_devices() {
+  static const auto count = [] {
+    const char* list = std::getenv("CUDA_VISIBLE_DEVICES");
+    if (!list) return static_cast<c10::DeviceIndex>(kDeviceCount);
+    const std::string text(list);
+    const std::ptrdiff_t listed = text.empty() ? 0 : 1 + std::count(text.begin(), text.end(), ',');
+    return static_cast<c10::DeviceIndex>(std::min<std::ptrdiff_t>(listed, kDeviceCount));
+  }();
+  return count;
+}
+
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
   static constexpr c10::DeviceType static_type = c10::kCUDA;
   Guard() = default;
 
   c10::DeviceType type() const override { return c10::kCUDA; }
-  c10::DeviceIndex deviceCount() const noexcept override { return kDeviceCount; }
+  c10::DeviceIndex deviceCount() const noexcept override { return visible_devices(); }
   c10::Device getDevice() const override { return {c10::kCUDA, current_device()}; }
   void setDevice(c10::Device device) const override { set_current_device(device.index()); }
   void uncheckedSetDevice(c10::Device device) const noexcept override {
@@ -89,9 +104,9 @@ struct CUDAHooks final : CUDAHooksInterface {
   void init() const override {}
   bool hasCUDA() const override { return true; }
   bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
-  c10::DeviceIndex deviceCount() const override { return fake_cuda::kDeviceCount; }
-  int getNumGPUs() const override { return fake_cuda::kDeviceCount; }
+  bool isAvailable() const override { return deviceCount() > 0; }
+  c10::DeviceIndex deviceCount() const override { return fake_cuda::visible_devices(); }
+  int getNumGPUs() const override { return fake_cuda::visible_devices(); }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   long versionCUDART() const override { return 13000; }
   std::string showConfig() const override { return "simulated CUDA\n"; }
