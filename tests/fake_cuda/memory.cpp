@@ -41,7 +41,8 @@ struct Block {
   size_t bytes;  // asked for
   size_t rounded;
   bool live;
-  bool poisoned;  // its pages are resident and hold the poison
+  bool poisoned;       // its pages are resident and hold the poison
+  uint64_t recording;  // that it was handed out in; 0: none
 };
 
 // One piece of memory that is mapped twice: tensors hold addresses of the mapping that nothing may
@@ -74,17 +75,17 @@ class Arena {
     if (!address) address = take_fresh(device, rounded);
     auto& block = blocks_[address];
     if (!block.poisoned) std::memset(opened(address), kPoison, rounded);
-    block = {bytes, rounded, true, false};
+    block = {bytes, rounded, true, false, note_allocation(address)};
     live_[device] += static_cast<int64_t>(rounded);
     peak_[device] = std::max(peak_[device], live_[device]);
-    note_allocation(address);
     return address;
   }
 
-  void poison_if_live(char* address) {
+  void poison_block_of(uint64_t recording, char* address) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto& block = blocks_.at(address);
-    if (block.live) std::memset(opened(address), kPoison, block.bytes);
+    if (block.live && block.recording == recording)
+      std::memset(opened(address), kPoison, block.bytes);
   }
 
   void release(char* address) {
@@ -294,7 +295,9 @@ c10::DeviceIndex device_of(const void* address) { return arena().device_of(addre
 
 void* touchable(const void* address, size_t bytes) { return arena().touchable(address, bytes); }
 
-void poison_if_live(void* address) { arena().poison_if_live(static_cast<char*>(address)); }
+void poison_block_of(uint64_t recording, void* address) {
+  arena().poison_block_of(recording, static_cast<char*>(address));
+}
 
 c10::DeviceIndex current_device() { return current; }
 

@@ -17,8 +17,8 @@ c10::DeviceIndex device_of(const void* address);
 /// released.
 void* touchable(const void* address, size_t bytes);
 
-/// Fills a block with NaN, unless it was released.
-void poison_if_live(void* address);
+/// Fills a block with NaN if it still is the one that this recording was given.
+void poison_block_of(uint64_t recording, void* address);
 
 /// The calling thread's current device.
 c10::DeviceIndex current_device();

@@ -21,6 +21,7 @@ namespace {
 // What one recording holds. Tensors that its kernels see stay alive, so that nothing else comes to
 // lie in their memory.
 struct Graph {
+  uint64_t number = 0;
   std::vector<std::function<void()>> kernels;
   std::unordered_set<void*> own_memory;  // handed out while it was recorded
   std::unordered_map<void*, std::pair<c10::Storage, std::vector<char>>>
@@ -55,7 +56,9 @@ class Recorder final : public training::GraphRecorder {
   void warm_up(const std::function<void()>& work) override { work(); }
 
   void record(const std::function<void()>& work) override {
+    static std::atomic<uint64_t> recordings{0};
     Graph graph;
+    graph.number = ++recordings;
     const auto offsets = generator_states();
     TORCH_CHECK(!recorded_graph.exchange(&graph), "fake CUDA: a capture is under way already");
     std::exception_ptr error;
@@ -85,7 +88,7 @@ class Recorder final : public training::GraphRecorder {
  private:
   // What was not copied out is gone, as it is when the next recording uses the same pool.
   void poison() {
-    for (void* address : graph_.own_memory) poison_if_live(address);
+    for (void* address : graph_.own_memory) poison_block_of(graph_.number, address);
   }
 
   Graph graph_;
@@ -111,10 +114,11 @@ void note_write(const at::Tensor& tensor) {
   graph.before[address] = {storage, std::vector<char>(bytes, bytes + storage.nbytes())};
 }
 
-void note_allocation(void* address) {
-  if (!is_recording() || !address) return;
+uint64_t note_allocation(void* address) {
+  if (!is_recording()) return 0;
   const std::lock_guard<std::mutex> lock(graph_mutex);
   recorded_graph.load()->own_memory.insert(address);
+  return recorded_graph.load()->number;
 }
 
 void note_kernel(std::function<void()> again) {

@@ -18,8 +18,8 @@ void refuse_while_recording(const std::string& what);
 /// The following do nothing unless kernels are being recorded. A kernel is about to write to
 /// `tensor`:
 void note_write(const at::Tensor& tensor);
-/// Device memory was handed out:
-void note_allocation(void* address);
+/// Device memory is being handed out. The number of the recording, or 0.
+uint64_t note_allocation(void* address);
 /// A kernel ran; `again` does what it did:
 void note_kernel(std::function<void()> again);
 
