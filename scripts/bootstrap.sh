@@ -146,7 +146,7 @@ install_test_packages() {
     echo "bootstrap: PyPI did not deliver the Python packages of the tests; the tests that need them will be skipped" >&2
     return
   fi
-  has_nvidia_driver || python3 scripts/stand_in_cuda.py "$(echo "$environment"/lib/python3*/site-packages/torch/lib)"
+  wants_cuda || python3 scripts/stand_in_cuda.py "$(echo "$environment"/lib/python3*/site-packages/torch/lib)"
 }
 
 if ! libtorch_is_given || { $with_programs && $with_tests; }; then
