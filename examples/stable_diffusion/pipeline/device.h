@@ -22,6 +22,14 @@ const std::vector<std::string>& dtype_names();
 /// Errors: c10::ValueError for another word; c10::Error for a GPU that is not there
 c10::Device pick_device(const std::string& name);
 
+/// What `auto` prints once where it chose the CPU: nothing, unless a driver is there whose GPU this
+/// build cannot use.
+std::string unused_gpu_notice(bool driver_is_seen);
+
+/// Asks LibTorch for algorithms that give equal bytes for equal work on a GPU too, where it has them;
+/// others throw. Before the first use of the GPU.
+void use_deterministic_algorithms();
+
 /// A CPU tensor's copy on `device`, which nobody waits for: on the way to a GPU it is staged in
 /// memory that the GPU reads by itself. A tensor that is there already comes back as it is.
 at::Tensor upload(const at::Tensor& host, c10::Device device);
