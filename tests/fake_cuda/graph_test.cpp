@@ -44,8 +44,8 @@ TEST_CASE("the third call is recorded, and the device's default is to record", "
     CHECK(graph.recorded() == (i >= 3));
   }
   CHECK(runs == 3);
-  CHECK(training::use_cuda_graph("auto", kGpu));
-  CHECK_FALSE(training::use_cuda_graph("off", kGpu));
+  CHECK(training::use_cuda_graph(std::nullopt, kGpu));
+  CHECK_FALSE(training::use_cuda_graph(false, kGpu));
 }
 
 TEST_CASE("work that cannot be recorded runs on as it is, with one notice, or fails if it must not",

@@ -19,7 +19,7 @@ def skip(reason):
 
 
 def ok(command, **options):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, **options)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=800, **options)
     assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
     return done.stdout
 
@@ -27,12 +27,13 @@ def ok(command, **options):
 def main():
     if not (LIBRARIES / "libtorch_cuda.so").exists():
         skip("this LibTorch has no CUDA libraries")
-    if not list((TORCH.parents[3] / "nvidia").glob("*/lib/libcublas.so*")):
-        skip("LibTorch's wheel was installed without cuBLAS and the like")
+    # Without a driver the wheel is installed without cuBLAS and the like: then the program is linked, not run.
+    complete = bool(list((TORCH.parents[3] / "nvidia").glob("*/lib/libcublas.so*")))
+    flags = [] if complete else ["-DCMAKE_EXE_LINKER_FLAGS=-Wl,--unresolved-symbols=ignore-in-shared-libs"]
     with tempfile.TemporaryDirectory(prefix="lightlora-") as folder:
         configured = ok(["cmake", "-S", SOURCE / "tests/packaging/cuda_flavour", "-B", folder,
                          f"-DLIGHTLORA_SOURCE_DIR={SOURCE}", f"-DTorch_DIR={TORCH}",
-                         "-DCMAKE_BUILD_TYPE=Release"])
+                         "-DCMAKE_BUILD_TYPE=Release", *flags])
         if "CUDA graphs and NCCL: off" in configured:
             skip("no complete set of CUDA's headers here")
         ok(["cmake", "--build", folder, "--target", "cuda_flavour"])
@@ -40,9 +41,9 @@ def main():
         needed = ok(["readelf", "-d", program])
         for library in ["libtorch_cuda.so", "libc10_cuda.so", "libcudart.so"]:
             assert library in needed, (library, needed)
-        output = ok([program])
-        print(output)
-        assert "records 1, exchanges 1" in output, output
+        if complete:
+            output = ok([program])
+            assert "records 1, exchanges 1" in output, output
     print("1 passed, 0 failed")
 
 

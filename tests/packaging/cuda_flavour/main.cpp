@@ -4,7 +4,7 @@
 
 #include <iostream>
 
-#include "support/distributed/engine.h"
+#include "support/distributed/backend.h"
 #include "training/cuda_graph.h"
 
 #if !LIGHTLORA_HAS_CUDA
@@ -13,11 +13,11 @@
 
 int main() {
   // Volatile, so that the linker has to find it.
-  std::unique_ptr<distributed::Engine> (*volatile make_engine)(const distributed::Store&,
-                                                               const distributed::Place&) =
-      &distributed::make_nccl_engine;
-  const bool records = training::use_cuda_graph("auto", {c10::kCUDA, 0});
+  std::unique_ptr<distributed::Backend> (*volatile make_backend)(const distributed::Store&,
+                                                                 const distributed::WorldInfo&) =
+      &distributed::make_nccl_backend;
+  const bool records = training::use_cuda_graph(std::nullopt, {c10::kCUDA, 0});
   std::cout << "devices " << torch::cuda::device_count() << ", records " << records << ", exchanges "
-            << (make_engine != nullptr) << "\n";
+            << (make_backend != nullptr) << "\n";
   return 0;
 }
