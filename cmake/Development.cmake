@@ -44,16 +44,43 @@ function(lightlora_own_target target)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF INSTALL_RPATH_USE_LINK_PATH ON)
 endfunction()
 
-# What records CUDA graphs and times with events needs the toolkit's headers beside LibTorch's CUDA
-# libraries; without them LIGHTLORA_HAS_CUDA stays undefined and that code is left out.
-function(lightlora_use_cuda_headers target)
-  if(NOT LightloraTorch_CUDA)
-    return()
+# What records CUDA graphs and times with events needs CUDA's headers beside LibTorch's CUDA libraries;
+# without them LIGHTLORA_HAS_CUDA stays undefined and that code is left out. LibTorch's wheel comes with
+# nearly all of them (scripts/requirements-libtorch-cuda.txt has the rest), a toolkit has all.
+function(lightlora_find_cuda_headers)
+  get_filename_component(packages "${LightloraTorch_CONFIG_DIR}/../../../.." ABSOLUTE)
+  file(GLOB folders "${packages}/nvidia/cu1*/include" "/usr/local/cuda*/include")
+  list(PREPEND folders "$ENV{CUDA_HOME}/include" "$ENV{CUDA_PATH}/include")
+  foreach(folder IN LISTS folders ITEMS /opt/cuda/include)
+    # Without the second file the first does not compile.
+    if(NOT LIGHTLORA_CUDA_INCLUDE_DIR AND EXISTS "${folder}/cuda_runtime_api.h"
+       AND EXISTS "${folder}/crt/host_defines.h")
+      set(LIGHTLORA_CUDA_INCLUDE_DIR "${folder}" CACHE PATH "The folder of cuda_runtime_api.h")
+    endif()
+  endforeach()
+  find_library(LIGHTLORA_CUDART NAMES cudart libcudart.so.13 libcudart.so.12
+               HINTS "${LIGHTLORA_CUDA_INCLUDE_DIR}/../lib" "${LIGHTLORA_CUDA_INCLUDE_DIR}/../lib64"
+               PATHS "${packages}/nvidia/cu13/lib" NO_DEFAULT_PATH)
+  mark_as_advanced(LIGHTLORA_CUDA_INCLUDE_DIR LIGHTLORA_CUDART)
+  if(LIGHTLORA_CUDA_INCLUDE_DIR AND LIGHTLORA_CUDART)
+    message(STATUS "CUDA graphs and NCCL: on, ${LIGHTLORA_CUDA_INCLUDE_DIR}")
+  else()
+    message(STATUS "CUDA graphs and NCCL: off, expected CUDA's headers and libcudart, got none; hint: "
+                   "pip install -r scripts/requirements-libtorch-cuda.txt, or set CUDA_HOME to a toolkit")
   endif()
-  find_path(LIGHTLORA_CUDA_INCLUDE_DIR cuda_runtime_api.h PATHS /usr/local/cuda/include)
-  mark_as_advanced(LIGHTLORA_CUDA_INCLUDE_DIR)
-  if(LIGHTLORA_CUDA_INCLUDE_DIR)
+endfunction()
+if(LightloraTorch_CUDA)
+  lightlora_find_cuda_headers()
+endif()
+
+function(lightlora_use_cuda_headers target)
+  if(LightloraTorch_CUDA AND LIGHTLORA_CUDA_INCLUDE_DIR AND LIGHTLORA_CUDART)
     target_include_directories(${target} SYSTEM PRIVATE "${LIGHTLORA_CUDA_INCLUDE_DIR}")
+    if(EXISTS "${LIGHTLORA_CUDA_INCLUDE_DIR}/cccl")
+      target_include_directories(${target} SYSTEM PRIVATE "${LIGHTLORA_CUDA_INCLUDE_DIR}/cccl")
+    endif()
     target_compile_definitions(${target} PRIVATE LIGHTLORA_HAS_CUDA=1)
+    # LibTorch's inline classes for events and streams call the runtime from our own files.
+    target_link_libraries(${target} PRIVATE "${LIGHTLORA_CUDART}")
   endif()
 endfunction()

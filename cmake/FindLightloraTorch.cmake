@@ -26,6 +26,9 @@
 # linked), LightloraTorch_CONFIG_DIR (the folder of TorchConfig.cmake).
 
 set(LIGHTLORA_TORCH AUTO CACHE STRING "How to use LibTorch: AUTO, DIRECT or PACKAGE")
+if(DEFINED ENV{LIGHTLORA_CUDA} AND NOT DEFINED LIGHTLORA_CUDA)
+  set(LIGHTLORA_CUDA "$ENV{LIGHTLORA_CUDA}")  # as scripts/bootstrap.sh reads it
+endif()
 set(LIGHTLORA_CUDA AUTO CACHE STRING "Link LibTorch's CUDA libraries: AUTO, ON or OFF")
 set_property(CACHE LIGHTLORA_TORCH PROPERTY STRINGS AUTO DIRECT PACKAGE)
 set_property(CACHE LIGHTLORA_CUDA PROPERTY STRINGS AUTO ON OFF)
@@ -72,9 +75,8 @@ function(_lightlora_torch_direct prefix with_cuda)
   set(libraries "${prefix}/lib/libtorch_cpu.so" "${prefix}/lib/libc10.so")
   if(with_cuda)
     # Nothing refers to a symbol of libtorch_cuda: its kernels register themselves when it is loaded, so
-    # the linker must be told to keep it.
-    list(PREPEND libraries "-Wl,--push-state,--no-as-needed" "${prefix}/lib/libtorch.so"
-         "${prefix}/lib/libtorch_cuda.so" "${prefix}/lib/libc10_cuda.so" "-Wl,--pop-state")
+    # the linker must be told to keep it. One item, as CMake may reorder items and drop repeated ones.
+    list(PREPEND libraries "-Wl,--push-state,--no-as-needed,${prefix}/lib/libtorch.so,${prefix}/lib/libtorch_cuda.so,${prefix}/lib/libc10_cuda.so,--pop-state")
   endif()
   add_library(lightlora::torch INTERFACE IMPORTED GLOBAL)
   set_target_properties(
@@ -128,6 +130,9 @@ elseif(_lightlora_how STREQUAL "DIRECT" AND _lightlora_torch_dir)
   endif()
   if(NOT EXISTS "${_lightlora_torch_prefix}/lib/libtorch_cuda.so")
     set(LightloraTorch_CUDA OFF)
+  elseif(NOT LightloraTorch_CUDA AND LIGHTLORA_CUDA STREQUAL "AUTO" AND NOT LightloraTorch_FIND_QUIETLY)
+    message(NOTICE "LibTorch's CUDA libraries are left out, as no NVIDIA driver is seen here: what is built "
+                   "computes on the CPU. For a machine with a GPU: -DLIGHTLORA_CUDA=ON")
   endif()
   _lightlora_torch_direct("${_lightlora_torch_prefix}" "${LightloraTorch_CUDA}")
 else()

@@ -8,6 +8,8 @@
 #
 # Debian packages are installed when this runs as root; otherwise the command is printed and the script
 # stops. LibTorch comes from the PyPI wheel unless Torch_DIR or CMAKE_PREFIX_PATH names one already.
+# It is the wheel with CUDA where an NVIDIA driver is seen, or always with LIGHTLORA_CUDA=ON, which the
+# build needs then too.
 # A second run finds everything in place and takes a fraction of a second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -90,6 +92,16 @@ libtorch_is_given() {
   return 1
 }
 
+# A container is built and a login node is used without the driver of the machine that computes.
+wants_cuda() {
+  case "${LIGHTLORA_CUDA:-AUTO}" in
+    ON) return 0 ;;
+    OFF) return 1 ;;
+    AUTO) has_nvidia_driver ;;
+    *) fail "LIGHTLORA_CUDA: expected ON, OFF or AUTO, got '$LIGHTLORA_CUDA'" ;;
+  esac
+}
+
 has_nvidia_driver() {
   [[ -e /proc/driver/nvidia/version ]] || command -v nvidia-smi >/dev/null ||
     /sbin/ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'
@@ -114,7 +126,7 @@ pip_install() {
 }
 
 install_libtorch() {
-  if has_nvidia_driver; then
+  if wants_cuda; then
     is_installed requirements-libtorch-cuda.txt && return
     echo "bootstrap: installing LibTorch with CUDA into .deps (a download of about 2.7 GB)"
     pip_install requirements-libtorch-cuda.txt || fail "could not install LibTorch from PyPI (see above)"
@@ -134,7 +146,7 @@ install_test_packages() {
     echo "bootstrap: PyPI did not deliver the Python packages of the tests; the tests that need them will be skipped" >&2
     return
   fi
-  has_nvidia_driver || python3 scripts/stand_in_cuda.py "$(echo "$environment"/lib/python3*/site-packages/torch/lib)"
+  wants_cuda || python3 scripts/stand_in_cuda.py "$(echo "$environment"/lib/python3*/site-packages/torch/lib)"
 }
 
 if ! libtorch_is_given || { $with_programs && $with_tests; }; then

@@ -4,10 +4,12 @@
 
 #include <ATen/record_function.h>
 #include <c10/core/Allocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/version.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <ctime>
@@ -22,7 +24,6 @@
 #if LIGHTLORA_HAS_CUDA
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAEvent.h>
-#include <c10/cuda/CUDACachingAllocator.h>
 #endif
 
 namespace measure {
@@ -89,18 +90,19 @@ inline Statistics statistics(const std::vector<double>& values) {
           static_cast<int64_t>(values.size())};
 }
 
-/// Bytes of tensors allocated on this thread while the object lives.
+/// Bytes of tensors allocated while the object lives: on a CPU by this thread, on a GPU by all.
 class Memory {
  public:
   explicit Memory(at::Device device) : device_(device), log_(std::make_shared<Log>()) {
     if (device.is_cpu()) {
       guard_ = std::make_unique<c10::DebugInfoGuard>(c10::DebugInfoKind::PROFILER_STATE, log_);
     } else {
-      start_ = cuda(/*peak=*/false);
+      allocator()->resetPeakStats(device_.index());
+      start_ = allocated().current;
     }
   }
-  int64_t live() const { return device_.is_cpu() ? log_->live : cuda(false) - start_; }
-  int64_t peak() const { return device_.is_cpu() ? log_->peak : cuda(true) - start_; }
+  int64_t live() const { return device_.is_cpu() ? log_->live : allocated().current - start_; }
+  int64_t peak() const { return device_.is_cpu() ? log_->peak : allocated().peak - start_; }
 
  private:
   struct Log : c10::MemoryReportingInfoBase {
@@ -112,13 +114,9 @@ class Memory {
     int64_t live = 0, peak = 0;
   };
 
-  int64_t cuda([[maybe_unused]] bool peak) const {
-#if LIGHTLORA_HAS_CUDA
-    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device_.index());
-    return peak ? stats.allocated_bytes[0].peak : stats.allocated_bytes[0].current;
-#else
-    return 0;
-#endif
+  c10::DeviceAllocator* allocator() const { return c10::getDeviceAllocator(device_.type()); }
+  c10::CachingAllocator::Stat allocated() const {
+    return allocator()->getDeviceStats(device_.index()).allocated_bytes[0];
   }
 
   at::Device device_;
@@ -127,8 +125,8 @@ class Memory {
   int64_t start_ = 0;
 };
 
-/// How many operators that compute or move values a call runs on this thread: views, allocations
-/// and wrappers do not count. On CUDA this is the number of kernels but for a few that are fused.
+/// How many operators that compute or move values a call runs, in any thread, as a GPU's backward pass
+/// has one of its own: views, allocations and wrappers do not count. On CUDA this is the number of kernels but for a few that are fused.
 template <typename Call>
 int64_t count_kernels(const Call& call) {
   static const std::set<std::string> counted{
@@ -136,9 +134,9 @@ int64_t count_kernels(const Call& call) {
       "aten::add",  "aten::add_",  "aten::mul",    "aten::mul_",  "aten::copy_",   "aten::sum",
       "aten::sub",  "aten::div",   "aten::cat",    "aten::fill_", "aten::zero_",   "aten::stack",
       "aten::norm", "lightlora::add_low_rank_",    "lightlora::low_rank_gradients"};
-  static thread_local int64_t count;
+  static std::atomic<int64_t> count;
   count = 0;
-  const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(
+  const auto handle = at::addGlobalCallback(at::RecordFunctionCallback(
       [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
         if (counted.count(function.name())) ++count;
         return nullptr;

@@ -24,7 +24,8 @@ namespace detail {
 // The states of the random generators that a segment may draw from.
 class RandomStates {
  public:
-  explicit RandomStates(const at::Device& device) {
+  RandomStates(const at::Device& device, bool preserve) {
+    if (!preserve) return;
     for (const auto& where : {at::Device(at::kCPU), device}) {
       if (where.is_cpu() && !states_.empty()) continue;
       at::Generator generator = at::globalContext().defaultGenerator(where);
@@ -64,7 +65,8 @@ class AutocastState {
 // What a segment computes with beside its inputs; `restore` goes back to it.
 class Surroundings {
  public:
-  explicit Surroundings(const at::Device& device) : random_(device), autocast_(device.type()) {}
+  Surroundings(const at::Device& device, bool preserve_rng_state)
+      : random_(device, preserve_rng_state), autocast_(device.type()) {}
   void restore() {
     random_.restore();
     autocast_.restore();
@@ -78,7 +80,8 @@ class Surroundings {
 // Goes back to the surroundings of its construction, whatever happens in between.
 class KeepSurroundings {
  public:
-  explicit KeepSurroundings(const at::Device& device) : before_(device) {}
+  KeepSurroundings(const at::Device& device, bool preserve_rng_state)
+      : before_(device, preserve_rng_state) {}
   ~KeepSurroundings() { before_.restore(); }
   KeepSurroundings(const KeepSurroundings&) = delete;
   KeepSurroundings& operator=(const KeepSurroundings&) = delete;
@@ -88,9 +91,13 @@ class KeepSurroundings {
 };
 
 struct SegmentCall : torch::CustomClassHolder {
-  SegmentCall(Segment segment, const at::Device& device)
-      : run(std::move(segment)), surroundings(device), active(current_frame()) {}
+  SegmentCall(Segment segment, const at::Device& device, bool preserve)
+      : run(std::move(segment)),
+        preserve_rng_state(preserve),
+        surroundings(device, preserve_rng_state),
+        active(current_frame()) {}
   Segment run;
+  bool preserve_rng_state;
   Surroundings surroundings;
   std::shared_ptr<const ActiveFrame> active;  // adapters
 };
@@ -115,7 +122,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
     }
     at::Tensor output;
     {
-      const KeepSurroundings after(grads[0].device());
+      const KeepSurroundings after(grads[0].device(), call->preserve_rng_state);
       const FrameScope adapters(call->active);
       call->surroundings.restore();
       const at::AutoGradMode record(true);
@@ -133,7 +140,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
 
 }  // namespace detail
 
-LIGHTLORA_INLINE at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs) {
+LIGHTLORA_INLINE at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs,
+                                      bool preserve_rng_state) {
   std::vector<at::Tensor> defined;  // autograd takes no others
   std::vector<bool> is_given;
   for (const auto& input : inputs) {
@@ -150,7 +158,8 @@ LIGHTLORA_INLINE at::Tensor recompute(Segment segment, const std::vector<at::Ten
   const at::Device device = defined.front().device();
   const auto anchor = at::empty({0}, at::TensorOptions().device(device)).requires_grad_();
   return detail::Recompute::apply(
-      anchor, c10::make_intrusive<detail::SegmentCall>(std::move(with_all), device),
+      anchor,
+      c10::make_intrusive<detail::SegmentCall>(std::move(with_all), device, preserve_rng_state),
       at::TensorList(defined));
 }
 

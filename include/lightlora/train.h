@@ -20,11 +20,14 @@ using Segment = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
 /// Gradient checkpointing of one segment: `segment(inputs)`, of which the backward pass keeps the
 /// inputs alone and computes the rest again: about a third more time for a fraction of the memory.
 /// Gradients are those of the plain call, also of parameters that the segment uses; the random
-/// state, autocast and the active adapters are those of the first run.
+/// state, autocast and the active adapters are those of the first run. A segment that draws no random
+/// numbers can do without the random state (`preserve_rng_state`), which a CUDA graph that is being
+/// recorded does not give out.
 /// Paper:  Chen et al. 2016, arXiv:1604.06174
 /// Shapes: as `segment` has them; inputs may be undefined, but not all
 /// Errors: c10::ValueError if no input is defined
-at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs);
+at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs,
+                     bool preserve_rng_state = true);
 
 /// The same of one tensor, for weights that are bound too (`bind_weights`): they are bound again for
 /// the second run, unless the activation is still alive then.

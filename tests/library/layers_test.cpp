@@ -123,7 +123,7 @@ TEST_CASE("half precision: training through a drop-in layer keeps small steps of
   }
 }
 
-TEST_CASE("moving: a cast while active, or adapters left behind, are errors", "[layers]") {
+TEST_CASE("moving: a cast while active, or adapters left behind, are errors", "[layers][cuda]") {
   auto model = two_layers(/*drop_in=*/false);
   const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all_linear());
   {

@@ -15,6 +15,18 @@ namespace {
 // Two routes of one result in double differ by rounding alone.
 constexpr double kDouble = 1e-12;
 
+// The properties hold wherever the layers are; CTest runs them on the CPU and on the simulated GPU.
+torch::Device test_device() {
+  const char* name = std::getenv("LIGHTLORA_TEST_DEVICE");
+  return name ? torch::Device(name) : torch::Device(torch::kCPU);
+}
+
+torch::nn::Sequential model_of(const Subject& subject, torch::ScalarType dtype) {
+  auto model = subject.model(dtype);
+  model->to(test_device());
+  return model;
+}
+
 struct Case {
   torch::nn::Sequential model;
   lightlora::Patched lora;
@@ -22,9 +34,9 @@ struct Case {
 
   Case(const Recipe& recipe, const Subject& subject,
        torch::ScalarType dtype = torch::kDouble)
-      : model(subject.model(dtype)),
+      : model(model_of(subject, dtype)),
         lora(patch(*model, recipe.variant, recipe.options, {"0"})),
-        x(subject.x(dtype)) {}
+        x(subject.x(dtype).to(test_device())) {}
 
   Tensor base() { return model->forward(x); }
   Tensor adapted() { return lora(model, x); }
@@ -181,7 +193,7 @@ TEST_CASE("a saved adapter loads into a new model with the same output", "[prope
       lightlora::load(same_options.lora, file);
       CHECK(torch::equal(same_options.adapted(), adapted));
 
-      auto fresh = subject.model(torch::kFloat);
+      auto fresh = model_of(subject, torch::kFloat);
       auto from_file = patch(*fresh, lightlora::read_state(file));
       CHECK(torch::equal(from_file(fresh, c.x), adapted));
       CHECK(from_file->adapters()[0]->description() == c.adapter()->description());
@@ -197,7 +209,7 @@ TEST_CASE("classic factors made from an adapter give the same delta", "[properti
     const auto classic = lightlora::make_adapter(state);
     CHECK(classic->variant() == "classic");
     // The copy is computed in fp32.
-    CHECK(close(classic->delta(), c.delta(), 1e-6));
+    CHECK(close(classic->delta(), c.delta().cpu(), 1e-6));
   });
 }
 
@@ -268,9 +280,9 @@ TEST_CASE("2-D, 3-D and empty inputs keep their leading sizes", "[properties]") 
         const Tensor strided = c.x.transpose(0, 1);
         CHECK(close(c.lora(c.model, strided), full.transpose(0, 1), kDouble));
         CHECK(close(c.lora(c.model, c.x[0][0]), full[0][0], kDouble));
-        CHECK(c.lora(c.model, torch::empty({0, 70}, torch::kDouble)).sizes() ==
+        CHECK(c.lora(c.model, torch::empty({0, 70}, c.x.options())).sizes() ==
               torch::IntArrayRef({0, 90}));
-        CHECK(c.lora(c.model, torch::empty({0, 5, 70}, torch::kDouble)).sizes() ==
+        CHECK(c.lora(c.model, torch::empty({0, 5, 70}, c.x.options())).sizes() ==
               torch::IntArrayRef({0, 5, 90}));
       }
     }

@@ -66,8 +66,10 @@ torch::Tensor CLIPTextEmbeddingsImpl::forward(const torch::Tensor& ids) {
               "; hint: the tokenizer's model_max_length belongs to another text encoder");
   torch::Tensor x = token_embedding(ids);
   for (const auto& word : learned) {
-    const auto own = torch::tensor(word.ids, ids.options());
-    const auto matches = ids.unsqueeze(-1).eq(own);  // (B, T, n)
+    // One comparison with a number for each id: a tensor of them would have to be uploaded.
+    std::vector<torch::Tensor> each;
+    for (const int64_t id : word.ids) each.push_back(ids.eq(id));
+    const auto matches = at::stack(each, /*dim=*/-1);  // (B, T, n)
     const auto rows = word.vectors.index_select(0, matches.to(at::kByte).argmax(-1).flatten());
     x = at::where(matches.any(-1, /*keepdim=*/true), rows.view(x.sizes()).to(x.scalar_type()), x);
   }

@@ -10,13 +10,18 @@ namespace sd {
 namespace {
 
 thread_local bool checkpointing_is_on = false;
+thread_local bool rng_state_is_preserved = true;
 
 }  // namespace
 
-GradientCheckpointing::GradientCheckpointing(bool on)
-    : before_(std::exchange(checkpointing_is_on, on)) {}
+GradientCheckpointing::GradientCheckpointing(bool on, bool preserve_rng_state)
+    : before_(std::exchange(checkpointing_is_on, on)),
+      preserved_before_(std::exchange(rng_state_is_preserved, preserve_rng_state)) {}
 
-GradientCheckpointing::~GradientCheckpointing() { checkpointing_is_on = before_; }
+GradientCheckpointing::~GradientCheckpointing() {
+  checkpointing_is_on = before_;
+  rng_state_is_preserved = preserved_before_;
+}
 
 bool GradientCheckpointing::enabled() { return checkpointing_is_on && at::GradMode::is_enabled(); }
 
@@ -26,7 +31,7 @@ at::Tensor recomputed(std::function<at::Tensor(const std::vector<at::Tensor>&)> 
     const GradientCheckpointing off(false);  // what is computed within is no segment of its own
     return compute(values);
   };
-  return lightlora::recompute(without_segments, inputs);
+  return lightlora::recompute(without_segments, inputs, rng_state_is_preserved);
 }
 
 }  // namespace sd

@@ -16,7 +16,8 @@ namespace sd {
 /// Paper: Chen et al. 2016, arXiv:1604.06174
 class GradientCheckpointing {
  public:
-  explicit GradientCheckpointing(bool on);
+  /// `preserve_rng_state`: see lightlora::recompute.
+  explicit GradientCheckpointing(bool on, bool preserve_rng_state = true);
   ~GradientCheckpointing();
   GradientCheckpointing(const GradientCheckpointing&) = delete;
   GradientCheckpointing& operator=(const GradientCheckpointing&) = delete;
@@ -25,7 +26,7 @@ class GradientCheckpointing {
   static bool enabled();
 
  private:
-  bool before_;
+  bool before_, preserved_before_;
 };
 
 /// lightlora::recompute, with checkpointing off inside: a segment within a segment would be computed

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
@@ -15,9 +16,23 @@ namespace sd {
 const std::vector<std::string>& device_names();
 const std::vector<std::string>& dtype_names();
 
-/// "cpu", "cuda", or "auto": the GPU if this build of LibTorch and this machine have one.
-/// Errors: c10::ValueError for another word; c10::Error for "cuda" without one
+/// "cpu", "cuda", "cuda:1" and so on, or "auto": the GPU if this build of LibTorch and this machine
+/// have one. A GPU comes with its index, that of the current one if the name has none, and is the
+/// calling thread's current one from then on.
+/// Errors: c10::ValueError for another word; c10::Error for a GPU that is not there
 c10::Device pick_device(const std::string& name);
+
+/// What `auto` prints once where it chose the CPU: nothing, unless a driver is there whose GPU this
+/// build cannot use.
+std::string unused_gpu_notice(bool driver_is_seen);
+
+/// Asks LibTorch for algorithms that give equal bytes for equal work on a GPU too, where it has them;
+/// others throw. Before the first use of the GPU.
+void use_deterministic_algorithms();
+
+/// A CPU tensor's copy on `device`, which nobody waits for: on the way to a GPU it is staged in
+/// memory that the GPU reads by itself. A tensor that is there already comes back as it is.
+at::Tensor upload(const at::Tensor& host, c10::Device device);
 
 /// "fp32", "fp16" or "bf16". Errors: c10::ValueError for another word
 c10::ScalarType pick_dtype(const std::string& name);

@@ -11,6 +11,7 @@
 
 #include "support/files/json_file.h"
 #include "models/packing.h"
+#include "pipeline/device.h"
 #include "pipeline/single_file.h"
 #include "models/weights.h"
 
@@ -216,7 +217,7 @@ torch::Tensor StableDiffusion::hidden_states(const std::vector<int64_t>& ids, in
   TORCH_CHECK(largest < known, "'", part("tokenizer"), "': expected ids below ", known,
               " (the text encoder's vocab_size), got ", largest,
               "; hint: the tokenizer belongs to another model");
-  const auto batch = torch::tensor(ids, at::kLong).view({rows, -1}).to(options_.device());
+  const auto batch = upload(torch::tensor(ids, at::kLong).view({rows, -1}), options_.device());
   auto& learned = text_encoder()->text_model->embeddings->learned;
   learned = learned_;
   int64_t layers = 0;

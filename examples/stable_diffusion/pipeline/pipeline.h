@@ -4,6 +4,7 @@
 #include <ATen/core/Generator.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -168,7 +169,9 @@ class StableDiffusion {
   torch::Tensor noisy_image(const SampleOptions& options, const NoiseSource& noise,
                             const Scheduler& scheduler, size_t begin);
   torch::Tensor encode_context(const SampleOptions& options);
-  torch::Tensor predict(const torch::Tensor& latents, double timestep, const torch::Tensor& context,
+  // A prompt's states by the number of pictures that they are repeated for.
+  using Contexts = std::map<int64_t, torch::Tensor>;
+  torch::Tensor predict(const torch::Tensor& latents, double timestep, const Contexts& contexts,
                         const SampleOptions& options);
 
   std::vector<CLIPTextEmbeddingsImpl::Learned> learned_;

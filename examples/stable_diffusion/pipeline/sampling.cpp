@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "pipeline/pipeline.h"
 
@@ -44,6 +45,22 @@ size_t first_step(const SampleOptions& options) {
                     " for one of ", all, " steps, got ", options.strength(),
                     "; hint: a higher --strength or more --num_inference_steps");
   return static_cast<size_t>(all - std::min(taken, all));
+}
+
+int64_t rows_at_once(const torch::Tensor& latents, const SampleOptions& options) {
+  return options.batch_size() > 0 ? options.batch_size() : latents.size(0);
+}
+
+// The states for each number of pictures that a step computes at once. Made before the first step,
+// since layers keep what they compute from a context as long as they see the same tensor.
+std::map<int64_t, torch::Tensor> repeated(const torch::Tensor& context, const torch::Tensor& latents,
+                                          const SampleOptions& options) {
+  std::map<int64_t, torch::Tensor> result;
+  for (const auto& part : latents.split(rows_at_once(latents, options))) {
+    auto& states = result[part.size(0)];
+    if (!states.defined()) states = context.repeat_interleave(part.size(0), /*dim=*/0);
+  }
+  return result;
 }
 
 }  // namespace
@@ -133,14 +150,13 @@ torch::Tensor StableDiffusion::encode_context(const SampleOptions& options) {
 
 // The guided prediction in the latents' dtype; both prompts go through the UNet as one batch.
 torch::Tensor StableDiffusion::predict(const torch::Tensor& latents, double timestep,
-                                       const torch::Tensor& context, const SampleOptions& options) {
-  const bool guided = context.size(0) > 1;
+                                       const Contexts& contexts, const SampleOptions& options) {
+  const bool guided = options.guidance_scale() > 1.0;
   const auto time = at::full({}, timestep, at::TensorOptions(at::kFloat).device(options_.device()));
-  const int64_t count = latents.size(0);
   std::vector<torch::Tensor> parts;
-  for (const auto& part : latents.split(options.batch_size() > 0 ? options.batch_size() : count)) {
+  for (const auto& part : latents.split(rows_at_once(latents, options))) {
     const auto input = (guided ? at::cat({part, part}) : part).to(options_.dtype());
-    const auto states = context.repeat_interleave(part.size(0), /*dim=*/0);
+    const auto& states = contexts.at(part.size(0));
     const auto output = unet()->forward(input, time, states).to(latents.scalar_type());
     if (!guided) {
       parts.push_back(output);
@@ -164,13 +180,13 @@ SampleResult StableDiffusion::sample(const SampleOptions& options) {
                      ? noisy_image(options, step.noise, *scheduler, begin)
                      : initial_noise(options, step.noise).to(options_.device(), dtype) *
                            scheduler->init_noise_sigma();
-  const auto context = encode_context(options);
+  const auto contexts = repeated(encode_context(options), latents, options);
   const auto& timesteps = scheduler->timesteps();
   const auto total = static_cast<int64_t>(timesteps.size() - begin);
   if (options.callback()) options.callback()(0, total);
   for (size_t i = begin; i < timesteps.size(); ++i) {
     const auto input = scheduler->scale_model_input(latents, i);
-    const auto output = predict(input, timesteps[i], context, options);
+    const auto output = predict(input, timesteps[i], contexts, options);
     latents = scheduler->step(output, i, latents, step);
     if (options.callback()) options.callback()(static_cast<int64_t>(i - begin) + 1, total);
   }

@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 
+#include "training/graph_recorder.h"
+
 namespace training {
 
 /// Whether to record on this device. Nothing asked for: with a GPU, if this build has the toolkit's
@@ -20,25 +22,32 @@ bool use_cuda_graph(std::optional<bool> wanted, c10::Device device);
 ///
 /// The work must read its inputs from tensors that stay where they are (fill them with `copy_`
 /// before each call), leave its results in such tensors, and never wait for the GPU: no `item()`, no
-/// copy to the CPU, no random numbers other than of the default generator. The first calls run as
-/// they are, on a stream of their own; the one after them is recorded. Without a GPU, or with
-/// `record` false, every call runs the work as it is.
+/// copy to the CPU, no random numbers other than of the default generator, whose state it neither reads
+/// nor sets. The first calls run as they are, on a stream of their own; the one after them is recorded.
+/// Without a GPU, or with `record` false, every call runs the work as it is.
 class CudaGraph {
  public:
-  CudaGraph(std::function<void()> work, c10::Device device, bool record);
-  ~CudaGraph();
-  CudaGraph(const CudaGraph&) = delete;
-  CudaGraph& operator=(const CudaGraph&) = delete;
+  /// What happens to work that cannot be recorded.
+  enum class OnFailure {
+    run_as_it_is,  ///< from then on, with one notice
+    fail,          ///< `run` throws
+  };
+
+  CudaGraph(std::function<void()> work, c10::Device device, bool record,
+            OnFailure on_failure = OnFailure::run_as_it_is);
 
   void run();
   /// Whether the next call replays the recording.
-  bool recorded() const;
+  bool recorded() const { return recorded_; }
 
  private:
-  struct Recording;
+  void record();
 
   std::function<void()> work_;
-  std::unique_ptr<Recording> recording_;
+  std::unique_ptr<GraphRecorder> recorder_;  // null: the work always runs as it is
+  OnFailure on_failure_;
+  int calls_ = 0;
+  bool recorded_ = false;
 };
 
 }  // namespace training

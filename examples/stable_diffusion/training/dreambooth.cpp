@@ -42,6 +42,7 @@ TrainerOptions dreambooth_trainer(const DreamBoothOptions& o, const distributed:
   TrainerOptions options = trainer_options(o, group);
   options.prior_loss_weight = o.prior.prior_loss_weight;
   options.cuda_graph = use_cuda_graph(o.cuda_graph, device);
+  options.require_cuda_graph = o.cuda_graph.value_or(false);
   return options;
 }
 

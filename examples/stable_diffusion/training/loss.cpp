@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include "pipeline/device.h"
+
 namespace training {
 
 using torch::Tensor;
@@ -37,19 +39,23 @@ LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
     noises.push_back(sample.noise);
     timesteps.push_back(sample.timestep);
   }
-  const Tensor x = at::stack(latents).to(states.device());
-  const Tensor noise = at::stack(noises).to(states.device());
+  // All of this is drawn and computed on the CPU and uploaded without waiting: the tables of the
+  // schedule are there, and a GPU that has to wait for each upload is idle meanwhile.
+  const Tensor x = at::stack(latents), noise = at::stack(noises);
+  const Tensor times = torch::tensor(timesteps, torch::kLong);
+  const auto on_device = [&](const Tensor& t) { return sd::upload(t, states.device()); };
   LossInputs result;
-  result.timesteps = torch::tensor(timesteps, torch::kLong).to(states.device());
-  result.noisy = schedule_.add_noise(x, noise, result.timesteps).to(states.scalar_type());
+  result.timesteps = on_device(times);
+  result.noisy = on_device(schedule_.add_noise(x, noise, times).to(states.scalar_type()));
   result.states = states;
-  result.target = noise;
+  Tensor target = noise;
   if (prediction_type() == sd::PredictionType::v_prediction) {
-    result.target = schedule_.get_velocity(x, noise, result.timesteps);
+    target = schedule_.get_velocity(x, noise, times);
   } else if (prediction_type() == sd::PredictionType::sample) {
-    result.target = x;
+    target = x;
   }
-  if (options_.snr_gamma) result.weights = weights(result.timesteps);
+  result.target = on_device(target);
+  if (options_.snr_gamma) result.weights = on_device(weights(times));
   return result;
 }
 

@@ -17,14 +17,14 @@ Tensor LossScaler::scaled(const Tensor& loss) const {
   return enabled() ? loss * scale_.to(loss.dtype()) : loss;
 }
 
-bool LossScaler::unscale(const Tensor& gradients) {
+Tensor LossScaler::unscale(const Tensor& gradients) {
   const torch::NoGradGuard no_grad;
-  if (!enabled()) return gradients.isfinite().all().item<bool>();
+  if (!enabled()) return gradients.isfinite().all();
   Tensor found_inf = at::zeros({}, scale_.options());
   at::_amp_foreach_non_finite_check_and_unscale_({gradients}, found_inf, scale_.reciprocal());
   at::_amp_update_scale_(scale_, growth_, found_inf, /*growth_factor=*/2.0, /*backoff=*/0.5,
                          /*growth_interval=*/2000);
-  return found_inf.item<float>() == 0;
+  return found_inf.eq(0);
 }
 
 double LossScaler::scale() const { return enabled() ? scale_.item<double>() : 1.0; }

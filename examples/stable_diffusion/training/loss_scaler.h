@@ -15,10 +15,14 @@ class LossScaler {
   bool enabled() const { return scale_.defined(); }
   /// loss * scale
   torch::Tensor scaled(const torch::Tensor& loss) const;
-  /// Divides the gradients by the scale, adapts the scale, and says whether they are finite: if
-  /// not, the step is to be left out. Without scaling the gradients are only looked at.
-  bool unscale(const torch::Tensor& gradients);
+  /// Divides the gradients by the scale, adapts the scale, and says whether they are finite, as a
+  /// tensor on their device, which nobody has waited for: if not, the step is to be left out.
+  /// Without scaling the gradients are only looked at.
+  torch::Tensor unscale(const torch::Tensor& gradients);
+  /// Waits for the device.
   double scale() const;
+  /// The same where it is; undefined if switched off.
+  const torch::Tensor& scale_on_device() const { return scale_; }
 
   /// Scale and growth counter; empty if switched off.
   lightlora::TensorMap state(const std::string& prefix) const;

@@ -148,12 +148,13 @@ class Prodigy : public Optimizer {
   double d() const;
 
  private:
-  bool estimate(const torch::Tensor& values, const torch::Tensor& gradients, double rate);
+  torch::Tensor estimate(const torch::Tensor& values, const torch::Tensor& gradients,
+                         const torch::Tensor& rate);
 
   OptimizerOptions options_;
   double beta2_, beta3_, decay_;
   torch::Tensor first_moment_, second_moment_, direction_sum_, start_;
-  torch::Tensor numbers_;  // steps, d, largest d, numerator; fp64 on the CPU
+  torch::Tensor numbers_;  // steps, d, largest d, numerator; fp64
 };
 
 /// Stochastic gradient descent with momentum; weight decay is part of the gradient, as torch's.

@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <cmath>
+#include <iostream>
 #include <sstream>
 #include <utility>
 
@@ -21,6 +22,17 @@ constexpr int64_t kMostSkippedSteps = 25;
 // Each recording keeps a batch's activations; aspect-ratio buckets beyond this run as they are.
 constexpr std::size_t kMostRecordings = 8;
 
+// Whether a training pass draws random numbers.
+bool has_dropout(const TrainerParts& parts) {
+  if (parts.unet->options.dropout() > 0) return true;
+  for (const auto& adapted : parts.adapters) {
+    for (const auto& adapter : adapted->adapters()) {
+      if (adapter->options().dropout() > 0) return true;
+    }
+  }
+  return false;
+}
+
 std::string optimizer_prefix(std::size_t slice) { return "optimizer." + std::to_string(slice) + "."; }
 
 }  // namespace
@@ -30,10 +42,17 @@ Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions 
       learning_rate_(std::move(learning_rate)),
       options_(std::move(options)),
       bank_(parts_.groups),
-      scaler_(options_.scale_loss, bank_.values().device()) {
+      scaler_(options_.scale_loss, bank_.values().device()),
+      draws_(has_dropout(parts_)) {
+  if (options_.cuda_graph && options_.gradient_checkpointing && draws_) {
+    // Segments that are computed again restore the generator's state, which a recording may not.
+    options_.cuda_graph = false;
+    std::cout << "notice: no CUDA graph, as gradient checkpointing with dropout cannot be recorded\n";
+  }
   for (const auto& slice : bank_.slices()) {
     optimizers_.push_back(make_optimizer(options_.optimizer, slice));
   }
+  loss_scale_ = scaler_.scale();
   parts_.unet->train();
   if (options_.batch_invariant) exact_sum_ = at::zeros_like(bank_.gradients(), torch::kDouble);
   const auto& group = options_.group;
@@ -79,7 +98,8 @@ Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
 // The activation spans the backward pass: checkpointed segments run again in it.
 Tensor Trainer::compute(const LossInputs& inputs, double weight) {
   const auto active = activate();
-  const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing);
+  const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing,
+                                                /*preserve_rng_state=*/draws_);
   const Tensor loss = DiffusionLoss::of(parts_.unet, inputs) * weight;
   scaler_.scaled(loss).backward();
   return loss.detach();
@@ -103,7 +123,9 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
           const torch::NoGradGuard no_grad;
           own.loss.copy_(loss);
         },
-        device, device.is_cuda());
+        device, device.is_cuda(),
+        options_.require_cuda_graph ? CudaGraph::OnFailure::fail
+                                    : CudaGraph::OnFailure::run_as_it_is);
   } else {
     own.inputs.noisy.copy_(inputs.noisy);
     own.inputs.timesteps.copy_(inputs.timesteps);
@@ -115,19 +137,21 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   return own.loss.clone();
 }
 
-// One exchange for everything that the processes have to agree on.
-void Trainer::average(StepReport& report) {
-  const bool exact = options_.batch_invariant;
-  if (options_.group.size() == 1 && !exact) return;
+// One exchange for everything that the processes have to agree on. Returns the mean loss and the sum
+// of the votes to stop, where they were computed.
+Tensor Trainer::average(const Tensor& loss, bool stop) {
   const torch::NoGradGuard no_grad;
+  const Tensor vote = at::full({}, stop ? 1.0 : 0.0, loss.options());
+  const bool exact = options_.batch_invariant;
+  if (options_.group.size() == 1 && !exact) return at::stack({loss, vote});
   const Tensor& gradients = exact ? exact_sum_ : bank_.gradients();
-  const Tensor numbers = torch::tensor({report.loss, report.stop ? 1.0 : 0.0}, gradients.options());
+  const Tensor numbers = at::stack({loss, vote}).to(gradients.scalar_type());
   options_.group.sum({gradients, numbers});
   const double parts = static_cast<double>(options_.group.size()) *
                        (exact ? static_cast<double>(parts_.instance.batch_size()) : 1.0);
   bank_.gradients().copy_(gradients / parts);
-  report.loss = numbers[0].item<double>() / parts;
-  report.stop = numbers[1].item<double>() > 0;
+  numbers.select(0, 0).div_(parts);
+  return numbers.to(torch::kDouble);
 }
 
 void Trainer::seed_dropout(int64_t index) const {
@@ -135,8 +159,20 @@ void Trainer::seed_dropout(int64_t index) const {
   torch::manual_seed(seeds.current_seed());
 }
 
-void Trainer::update(StepReport& report) {
-  const bool finite = scaler_.unscale(bank_.gradients()) && std::isfinite(report.loss);
+// Everything that the host has to know is read at once, as each reading waits for the GPU: in a step
+// that overflowed the gradients are clipped for nothing.
+void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
+  const Tensor gradients_finite = scaler_.unscale(bank_.gradients());
+  const Tensor norm = bank_.clip(options_.max_grad_norm);
+  std::vector<Tensor> numbers{loss_and_stop, gradients_finite.view({1}), norm.view({1})};
+  if (scaler_.enabled()) numbers.push_back(scaler_.scale_on_device().view({1}));
+  for (auto& number : numbers) number = number.to(torch::kDouble);
+  const Tensor read = at::cat(numbers).cpu();
+  const auto* values = read.const_data_ptr<double>();
+  report.loss = values[0];
+  report.stop = values[1] > 0;
+  const bool finite = values[2] != 0 && std::isfinite(report.loss);
+  if (scaler_.enabled()) loss_scale_ = values[4];
   report.skipped = !finite;
   skipped_in_a_row_ = finite ? 0 : skipped_in_a_row_ + 1;
   TORCH_CHECK(finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps),
@@ -145,12 +181,11 @@ void Trainer::update(StepReport& report) {
               scaler_.enabled() ? " for the " + std::to_string(kMostSkippedSteps) + "th step in a row" : "",
               "; hint: lower --learning_rate, or train with --mixed_precision no or bf16");
   if (!finite) return;
-  const Tensor norm = bank_.clip(options_.max_grad_norm);
   for (std::size_t i = 0; i < optimizers_.size(); ++i) {
     const auto& slice = bank_.slices()[i];
     optimizers_[i]->step(slice.values, slice.gradients, report.learning_rate * slice.rate_factor);
   }
-  report.gradient_norm = norm.item<double>();
+  report.gradient_norm = values[3];
 }
 
 StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
@@ -168,11 +203,9 @@ StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
       losses.push_back(backward(*parts_.prior, batch, share * options_.prior_loss_weight));
     }
   }
-  for (const auto& loss : losses) report.loss += loss.item<double>();
   report.learning_rate = learning_rate_.at(done_);
-  report.stop = asked_to_stop && asked_to_stop();
-  average(report);
-  update(report);
+  const Tensor loss = at::stack(losses).to(torch::kDouble).sum();
+  update(report, average(loss, asked_to_stop && asked_to_stop()));
   ++done_;
   return report;
 }
@@ -200,6 +233,7 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
     optimizers_[i]->load_state(state, optimizer_prefix(i));
   }
   scaler_.load_state(state, "scaler.");
+  loss_scale_ = scaler_.scale();
   const auto steps = state.find("steps");
   TORCH_CHECK(steps != state.end() && steps->second.numel() == 2 &&
                   steps->second.scalar_type() == torch::kLong,

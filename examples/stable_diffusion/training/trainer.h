@@ -32,6 +32,8 @@ struct TrainerOptions {
   /// Record forward and backward of a batch once for each shape and replay it: see CudaGraph. Not
   /// with a text encoder that trains. Without a GPU the same path runs unrecorded.
   bool cuda_graph = false;
+  /// With `cuda_graph`: what cannot be recorded is an error.
+  bool require_cuda_graph = false;
   /// Compute sample by sample and add the gradients in fp64, where the order does not count: any
   /// number of processes learns the same bits from the same samples.
   bool batch_invariant = false;
@@ -84,7 +86,7 @@ class Trainer {
   const std::vector<lightlora::Patched>& adapters() const { return parts_.adapters; }
   sd::UNet2DConditionModel& unet() { return parts_.unet; }
   /// 1 unless the loss is scaled for fp16.
-  double loss_scale() const { return scaler_.scale(); }
+  double loss_scale() const { return loss_scale_; }
   /// Whether every trained value is a number.
   bool is_finite() const { return bank_.values().isfinite().all().item<bool>(); }
 
@@ -112,9 +114,9 @@ class Trainer {
   torch::Tensor backward(const TrainingBatch& batch, double weight);
   torch::Tensor compute(const LossInputs& inputs, double weight);
   torch::Tensor replay(const LossInputs& inputs, double weight);
-  void average(StepReport& report);
+  torch::Tensor average(const torch::Tensor& loss, bool stop);
   void seed_dropout(int64_t index) const;
-  void update(StepReport& report);
+  void update(StepReport& report, const torch::Tensor& loss_and_stop);
 
   TrainerParts parts_;
   LearningRate learning_rate_;
@@ -123,6 +125,8 @@ class Trainer {
   torch::Tensor exact_sum_;  // of single samples' gradients in fp64, if the options ask for it
   std::vector<std::unique_ptr<Optimizer>> optimizers_;  // one for each slice of the bank
   LossScaler scaler_;
+  double loss_scale_ = 1;  // as last read
+  bool draws_;             // whether the work on a batch draws random numbers
   std::map<std::string, Recorded> recorded_;
   int64_t done_ = 0;
   int64_t skipped_in_a_row_ = 0;

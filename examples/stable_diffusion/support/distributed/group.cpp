@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdlib>
+#include <iostream>
 #include <optional>
 
 #include "support/cli/fmt.h"
@@ -35,6 +37,10 @@ struct Group::State {
   Backend* backend_for(const Tensor& tensor) {
     if (!tensor.is_cuda()) return gloo.get();
     if (!asked_for_nccl) nccl = make_nccl_backend(part_of(rendezvous.store, "nccl"), world);
+    if (!asked_for_nccl && !nccl && world.rank == 0) {
+      std::cout << "notice: the processes' GPUs exchange gradients through the CPU, as this program "
+                << "was built without NCCL; hint: build it with the CUDA toolkit's headers\n";
+    }
     asked_for_nccl = true;
     return nccl.get();
   }
@@ -97,10 +103,13 @@ void silence_standard_output() {
 void choose_gpu(const WorldInfo& world) {
   if (!torch::cuda::is_available()) return;
   const auto count = static_cast<int64_t>(torch::cuda::device_count());
-  TORCH_CHECK_VALUE(world.local_rank < count, "local rank ", world.local_rank, ": expected a GPU for each ",
-                    "process of a machine, got ", count, " GPUs; hint: --nproc-per-node ", count,
+  // A launcher may show each process a GPU of its own and no other, as srun --gpus-per-task does.
+  const bool own = count == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr;
+  TORCH_CHECK_VALUE(own || world.local_rank < count, "local rank ", world.local_rank,
+                    ": expected a GPU for each process of a machine, got ", count,
+                    " GPUs; hint: --nproc-per-node ", count,
                     ", or CUDA_VISIBLE_DEVICES= to train on the CPU");
-  const auto index = static_cast<c10::DeviceIndex>(world.local_rank);
+  const auto index = static_cast<c10::DeviceIndex>(own ? 0 : world.local_rank);
   c10::impl::VirtualGuardImpl(c10::kCUDA).setDevice({c10::kCUDA, index});
 }
 
