@@ -34,9 +34,8 @@ class AdaptedLayerImpl : public torch::nn::Module {
     TORCH_CHECK_VALUE(weights.size() == 1, "lightlora: '", name,
                       "': expected a layer with one weight among ", adaptable_types(), ", got ",
                       base->name(), "; hint: patch() adapts models with any of them");
-    adapter = register_module("adapter",
-                              std::make_shared<AdapterImpl>(std::move(options),
-                                                            weights[0].info(std::move(name))));
+    adapter = register_module("adapter", std::make_shared<AdapterImpl>(
+                                             std::move(options), weights[0].info(std::move(name))));
     fit(*adapter, weights[0]);
   }
 
@@ -79,8 +78,9 @@ class AdaptedLayerImpl : public torch::nn::Module {
   // How a parent that is Cloneable copies its children: into modules that its `reset()` has made.
   void clone_(torch::nn::Module& other, const std::optional<torch::Device>& device) override {
     const auto copy = std::dynamic_pointer_cast<AdaptedLayerImpl>(other.clone(device));
-    TORCH_CHECK(copy, "expected a child of one type in both copies of a module, got '", other.name(),
-                "' in place of '", name(), "'; hint: reset() must make the same children");
+    TORCH_CHECK(copy, "expected a child of one type in both copies of a module, got '",
+                other.name(), "' in place of '", name(),
+                "'; hint: reset() must make the same children");
     base = Layer(std::dynamic_pointer_cast<typename Layer::ContainedType>(
         replace_module("base", copy->base.ptr())));
     adapter = replace_module("adapter", copy->adapter);

@@ -99,8 +99,7 @@ inline at::Tensor grouped_weight(const LinearLayers& layers) {
 
 }  // namespace detail
 
-LIGHTLORA_INLINE void group_weights(
-    const std::vector<torch::nn::LinearImpl*>& layers) {
+LIGHTLORA_INLINE void group_weights(const std::vector<torch::nn::LinearImpl*>& layers) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> weights;
   for (const auto* layer : layers) {
@@ -127,7 +126,8 @@ LIGHTLORA_INLINE std::vector<at::Tensor> linear_group(
     std::vector<at::Tensor> results;
     for (auto* layer : layers) {
       auto* const packable = dynamic_cast<LinearImpl*>(layer);
-      const auto bias = layer->bias.defined() ? std::optional<at::Tensor>(layer->bias) : std::nullopt;
+      const auto bias =
+          layer->bias.defined() ? std::optional<at::Tensor>(layer->bias) : std::nullopt;
       results.push_back(packable ? packable->forward(x) : at::linear(x, layer->weight, bias));
     }
     return results;

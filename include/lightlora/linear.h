@@ -54,8 +54,8 @@ void group_weights(const std::vector<torch::nn::LinearImpl*>& layers);
 /// forward instead of nine with adapters on them, one instead of three without.
 /// Equation: y_i = layers[i](x)
 /// Shapes:   x (..., in), y_i (..., out_i)
-/// Layers that `group_weights` has not laid out, with a bias or a weight that trains are called one by
-/// one, and adapters with dropout, without factors or without gradients are applied one by one.
+/// Layers that `group_weights` has not laid out, with a bias or a weight that trains are called one
+/// by one, and adapters with dropout, without factors or without gradients are applied one by one.
 std::vector<at::Tensor> linear_group(const at::Tensor& x,
                                      const std::vector<torch::nn::LinearImpl*>& layers);
 

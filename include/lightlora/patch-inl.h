@@ -147,7 +147,8 @@ LIGHTLORA_INLINE void PatchedImpl::require_own_weights(const Site& site) const {
   for (const auto& other : sites_) {
     TORCH_CHECK(&other == &site || !other.weight.tensor().is_same(site.weight.tensor()), "'",
                 site.path, "': merging cannot be combined with the weight that it shares with '",
-                other.path, "': that layer would change too; hint: give one of them a weight of its ",
+                other.path,
+                "': that layer would change too; hint: give one of them a weight of its ",
                 "own, or activate the adapters instead");
   }
 }

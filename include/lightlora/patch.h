@@ -36,9 +36,9 @@ struct PatchReport {
 
 class PatchedImpl;
 
-/// While it lives, the patched model computes with active adapters in the thread that made it, and in
-/// what LibTorch starts from there: the backward pass, at::launch, TorchScript's fork. Movable within
-/// its thread, not copyable.
+/// While it lives, the patched model computes with active adapters in the thread that made it, and
+/// in what LibTorch starts from there: the backward pass, at::launch, TorchScript's fork. Movable
+/// within its thread, not copyable.
 class [[nodiscard]] Activation {
  public:
   /// Ends with the activation.
@@ -61,16 +61,17 @@ class [[nodiscard]] Activation {
 
 /// The adapters of one patched model. Made by `patch`, used through the holder `Patched`.
 ///
-/// The model itself is not changed: an activation takes its layers' operator calls over, in one thread
-/// (see detail/interception.h). Without one it computes as before, and saving or cloning it sees the
-/// base. Any number of threads may be active at a time, each with its own sets and weights.
+/// The model itself is not changed: an activation takes its layers' operator calls over, in one
+/// thread (see detail/interception.h). Without one it computes as before, and saving or cloning it
+/// sees the base. Any number of threads may be active at a time, each with its own sets and
+/// weights.
 class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
  public:
   /// Freezes the model, which then waits for adapters; `patch` adds them at once.
   /// Errors: c10::Error if the model has no layer that can be adapted
   explicit PatchedImpl(torch::nn::Module& model);
-  /// The same for what has no modules of LibTorch's C++ frontend. `name` is the model's, for messages;
-  /// errors as above.
+  /// The same for what has no modules of LibTorch's C++ frontend. `name` is the model's, for
+  /// messages; errors as above.
   PatchedImpl(const std::string& name, AdaptableLayers layers,
               const std::vector<torch::Tensor>& parameters);
   ~PatchedImpl();
@@ -112,26 +113,30 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 
   /// The model computes with the active adapters, in this thread, while the result lives. May be
   /// nested: inside another activation of this handle it changes nothing.
-  /// Errors: c10::Error if an adapter is on another device than its layer, or the model has been moved
+  /// Errors: c10::Error if an adapter is on another device than its layer, or the model has been
+  /// moved
   ///         since the activation around this one
   Activation activate();
   /// The same with sets and weights of its own, whatever `set_active` says.
   Activation activate(const std::map<std::string, double>& weights);
-  /// The same for a batch whose rows have different adapters: row i uses set names[index[i]], or none
-  /// where index[i] is -1. The batch is the first dimension of every adapted layer's input.
+  /// The same for a batch whose rows have different adapters: row i uses set names[index[i]], or
+  /// none where index[i] is -1. The batch is the first dimension of every adapted layer's input.
   /// Shapes: index (batch), int64
-  /// Errors: c10::Error for an unknown name, an index out of range, a dropout in training, or a layer
+  /// Errors: c10::Error for an unknown name, an index out of range, a dropout in training, or a
+  /// layer
   ///         that cannot have an adapter for each row (bags, bilinear and recurrent layers)
   Activation activate_rows(const std::vector<std::string>& names, const torch::Tensor& index);
 
-  /// Binds weight + delta to the weights of these layers, named as for targets, while adapters are active, in place of taking their
-  /// operator calls over: for models that compute with a weight themselves in ways that no operator
-  /// shows. Then one thread at a time may be active, weights are fp32 where they train, gradients of
-  /// the whole weight are formed, and there is one backward pass for each activation.
-  /// Errors: c10::Error for an unknown name, a layer that has no such member, or if active;
+  /// Binds weight + delta to the weights of these layers, named as for targets, while adapters are
+  /// active, in place of taking their operator calls over: for models that compute with a weight
+  /// themselves in ways that no operator shows. Then one thread at a time may be active, weights
+  /// are fp32 where they train, gradients of the whole weight are formed, and there is one backward
+  /// pass for each activation. Errors: c10::Error for an unknown name, a layer that has no such
+  /// member, or if active;
   ///         c10::ValueError if an adapter has a dropout
   void bind_weights(const std::vector<std::string>& names);
-  /// Says that a call of the model may leave these layers out. Errors: c10::Error for an unknown name
+  /// Says that a call of the model may leave these layers out. Errors: c10::Error for an unknown
+  /// name
   void allow_unreached(const std::vector<std::string>& names);
   /// Active layers whose weight has never come to an operator that adapts it.
   std::vector<std::string> unreached() const;
@@ -139,14 +144,15 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void require_reached(const torch::nn::Module* module) const;
 
   /// Adds the active adapters' deltas into the weights, rounding once; keeps the old weights.
-  /// Errors: c10::Error if merged already or active, if an adapter is on another device than its layer,
-  ///         or if another layer has the same weight; with `safe`, if a result would not be finite. Then
-  ///         nothing has changed
+  /// Errors: c10::Error if merged already or active, if an adapter is on another device than its
+  /// layer,
+  ///         or if another layer has the same weight; with `safe`, if a result would not be finite.
+  ///         Then nothing has changed
   void merge(bool safe = false);
   /// Puts the old weights back, bit for bit. Errors: c10::Error if not merged
   void unmerge();
-  /// Merges for good and takes all adapters off, as PEFT's function of this name: the model is then a
-  /// plain one with other weights. Errors: as `merge`
+  /// Merges for good and takes all adapters off, as PEFT's function of this name: the model is then
+  /// a plain one with other weights. Errors: as `merge`
   void merge_and_unload(bool safe = false);
   /// Whether the weights hold the adapters.
   bool merged() const { return merged_; }
@@ -170,14 +176,15 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
   void assign(const AdapterState& state, const std::string& name = "default");
 
-  /// Forces how layers with adapters compute, see `choose_path`; `Route::automatic` is the start, and
-  /// what `remove()` leaves behind.
+  /// Forces how layers with adapters compute, see `choose_path`; `Route::automatic` is the start,
+  /// and what `remove()` leaves behind.
   void set_route(Route route);
 
   /// The weight of an adaptable layer as a matrix (out, in), without adapters even while merged.
   /// Errors: c10::Error for an unknown path, or while weights are bound
   torch::Tensor weight_of(const std::string& path) const;
-  /// Errors: c10::Error unless the module is the patched one, a part of it with such layers, or holds it
+  /// Errors: c10::Error unless the module is the patched one, a part of it with such layers, or
+  /// holds it
   void require_related(const torch::nn::Module& module) const;
   /// Whether adapters of this handle are active in this thread.
   bool is_active() const { return detail::current_table(this) != nullptr; }
@@ -200,9 +207,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
     LayerWeight weight;
     std::map<std::string, std::shared_ptr<Adapter>> adapters = {};
     std::shared_ptr<SiteState> state = std::make_shared<SiteState>();
-    torch::Tensor kept = {};         // the weight before merging
-    const void* patched = nullptr;   // what no other handle may patch
-    bool bound = false;              // see `bind_weights`
+    torch::Tensor kept = {};        // the weight before merging
+    const void* patched = nullptr;  // what no other handle may patch
+    bool bound = false;             // see `bind_weights`
     bool may_be_unreached = false;
   };
   using Weights = std::map<std::string, double>;
@@ -216,8 +223,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void leave();
   void bind(const Weights& weights);
   Table table_of(const Weights& weights);
-  Table rows_table(const std::vector<std::string>& names, const torch::Tensor& index) const;
-  void changed() { tables_.clear(); }
+  Table rows_table(const std::vector<std::string>& names, const torch::Tensor& index);
+  void changed();
   void require_idle(const char* action) const;
   void require_in_place() const;
   void require_own_weights(const Site& site) const;
@@ -239,6 +246,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   std::vector<torch::Tensor> frozen_;
   mutable std::mutex mutex_;  // of what activations of several threads share, which is what follows
   std::map<Weights, Table> tables_;
+  // What evaluation keeps for rows, by the names of the sets and the place among the sites.
+  std::map<std::vector<std::string>, std::map<const Site*, std::shared_ptr<AdaptedSite::Kept>>>
+      rows_;
   std::vector<std::unique_ptr<WeightBinding>> bound_;
   Weights bound_weights_;
   int depth_ = 0;  // activations in all threads
@@ -273,9 +283,10 @@ class [[nodiscard]] Patched {
 
   /// Calls the model, a part of it, or a model that holds it, with the adapters active:
   /// `lora(model, x)`.
-  /// Errors: c10::Error for a model without any of the layers of the patched one, and for one that has
-  ///         never brought the weight of an active layer to an operator: such a layer would be skipped in
-  ///         silence
+  /// Errors: c10::Error for a model without any of the layers of the patched one, and for one that
+  /// has
+  ///         never brought the weight of an active layer to an operator: such a layer would be
+  ///         skipped in silence
   template <typename Model, typename... Arguments>
   auto operator()(Model& model, Arguments&&... arguments) const {
     const auto on = get().activate();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What is active in a patched model: in which thread, with which weights, and whether it was reached.
+// What is active in a patched model: in which thread, with which weights, and whether it was
+// reached.
 #include <lightlora/patch.h>
 
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
@@ -13,9 +14,9 @@ namespace lightlora {
 
 namespace detail {
 
-// From the second call on TorchScript's executor makes derivatives of its own, which know nothing of
-// adapters (their gradients would be zero, in silence), and may copy weights together. While this lives,
-// it does neither.
+// From the second call on TorchScript's executor makes derivatives of its own, which know nothing
+// of adapters (their gradients would be zero, in silence), and may copy weights together. While
+// this lives, it does neither.
 class ExecutorGuard {
  public:
   ExecutorGuard() : before_(torch::jit::getGraphExecutorOptimize()) {
@@ -54,7 +55,8 @@ LIGHTLORA_INLINE Activation PatchedImpl::activate_rows(const std::vector<std::st
                                                        const torch::Tensor& index) {
   detail::register_kernels();
   const std::lock_guard<std::mutex> lock(mutex_);
-  TORCH_CHECK(!merged_, "expected unmerged adapters to choose among for each row, got merged ones; ",
+  TORCH_CHECK(!merged_,
+              "expected unmerged adapters to choose among for each row, got merged ones; ",
               "hint: call unmerge() first");
   Table table = rows_table(names, index);
   ++depth_;
@@ -65,12 +67,14 @@ LIGHTLORA_INLINE Activation PatchedImpl::enter(const Weights* weights) {
   detail::register_kernels();
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto outer = detail::current_table(this);
-  TORCH_CHECK(!outer || outer->holds(), "lightlora::activate: expected the model where it was when ",
+  TORCH_CHECK(!outer || outer->holds(),
+              "lightlora::activate: expected the model where it was when ",
               "the adapters were activated, got it moved or cast since; hint: move it while no ",
               "activation is alive");
   Table table;
   if (merged_) {
-    TORCH_CHECK(!weights, "lightlora::activate: expected unmerged adapters to choose among, got merged ",
+    TORCH_CHECK(!weights,
+                "lightlora::activate: expected unmerged adapters to choose among, got merged ",
                 "ones; hint: call unmerge() first");
   } else if (!outer || weights) {
     const Weights& chosen = weights ? *weights : active_;
@@ -82,18 +86,24 @@ LIGHTLORA_INLINE Activation PatchedImpl::enter(const Weights* weights) {
   return {shared_from_this(), std::move(table)};
 }
 
+LIGHTLORA_INLINE void PatchedImpl::changed() {
+  tables_.clear();
+  rows_.clear();
+}
+
 LIGHTLORA_INLINE void PatchedImpl::leave() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (--depth_ == 0) bound_.clear();
 }
 
 LIGHTLORA_INLINE void PatchedImpl::bind(const Weights& weights) {
-  const bool any = std::any_of(sites_.begin(), sites_.end(),
-                               [](const Site& site) { return site.bound; });
+  const bool any =
+      std::any_of(sites_.begin(), sites_.end(), [](const Site& site) { return site.bound; });
   if (!any) return;
-  TORCH_CHECK(depth_ == 0 || weights == bound_weights_,
-              "expected one choice of adapters at a time while weights are bound, got another from ",
-              "another activation; hint: bind_weights is for one thread");
+  TORCH_CHECK(
+      depth_ == 0 || weights == bound_weights_,
+      "expected one choice of adapters at a time while weights are bound, got another from ",
+      "another activation; hint: bind_weights is for one thread");
   if (depth_ > 0) return;
   try {
     for (auto& site : sites_) {
@@ -127,15 +137,15 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::table_of(const Weights& weights
 }
 
 LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::rows_table(const std::vector<std::string>& names,
-                                                            const torch::Tensor& index) const {
+                                                            const torch::Tensor& index) {
   for (const auto& name : names) require_set(name);
   const auto count = static_cast<int64_t>(names.size());
   TORCH_CHECK_VALUE(index.dim() == 1 && index.scalar_type() == at::kLong && index.numel() > 0,
                     "expected an index of one int64 for each row, got ", index.sizes(), " ",
                     index.scalar_type());
   TORCH_CHECK_VALUE(index.min().item<int64_t>() >= -1 && index.max().item<int64_t>() < count,
-                    "expected an index from -1 to ", count - 1, ", got ", index.min().item<int64_t>(),
-                    " to ", index.max().item<int64_t>());
+                    "expected an index from -1 to ", count - 1, ", got ",
+                    index.min().item<int64_t>(), " to ", index.max().item<int64_t>());
   require_in_place();
   const auto rows = std::make_shared<RowChoice>(RowChoice{index});
   auto table = std::make_shared<detail::ActiveTable>(this);
@@ -146,20 +156,26 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::rows_table(const std::vector<st
       const auto found = site.adapters.find(name);
       const auto adapter = found == site.adapters.end() ? nullptr : found->second;
       TORCH_CHECK(!adapter || adapter->options().dropout() == 0 || !adapter->module().is_training(),
-                  "'", site.path, "': adapters chosen for each row cannot be combined with a dropout ",
+                  "'", site.path,
+                  "': adapters chosen for each row cannot be combined with a dropout ",
                   "in training; hint: lora->eval(), or options without one");
       any = any || adapter;
       active.push_back({adapter, 1.0});
     }
     if (!any) continue;
     const LayerKind kind = site.weight.kind();
-    TORCH_CHECK(kind != LayerKind::bag && kind != LayerKind::bilinear &&
-                    kind != LayerKind::recurrent && !site.bound && site.weight.part().empty(),
-                "'", site.path, "': adapters chosen for each row cannot be combined with ",
-                site.bound ? "a bound weight" : site.weight.type(),
-                ": its input has no dimension of rows that is known; hint: leave it out of the sets");
+    TORCH_CHECK(
+        kind != LayerKind::bag && kind != LayerKind::bilinear && kind != LayerKind::recurrent &&
+            !site.bound && site.weight.part().empty(),
+        "'", site.path, "': adapters chosen for each row cannot be combined with ",
+        site.bound ? "a bound weight" : site.weight.type(),
+        ": its input has no dimension of rows that is known; hint: leave it out of the sets");
     AdaptedSite made = make_site(site.path, site.weight, std::move(active), site.state);
     made.rows = rows;
+    // The index changes with every batch, the sets do not.
+    auto& kept = rows_[names][&site];
+    if (!kept) kept = made.kept;
+    made.kept = kept;
     table->add(std::move(made));
   }
   return table;
@@ -186,8 +202,9 @@ LIGHTLORA_INLINE void PatchedImpl::bind_weights(const std::vector<std::string>& 
   require_idle("bind_weights");
   for (Site* found : sites_named(names)) {
     Site& site = *found;
-    TORCH_CHECK(site.weight.is_member(), "'", site.path, "': expected a layer that reads its weight from a ",
-                "member, got ", site.weight.type(), "; hint: leave it out of the targets");
+    TORCH_CHECK(site.weight.is_member(), "'", site.path,
+                "': expected a layer that reads its weight from a ", "member, got ",
+                site.weight.type(), "; hint: leave it out of the targets");
     for (const auto& item : site.adapters) require_no_dropout(*item.second);
     site.bound = true;
   }
@@ -214,9 +231,8 @@ LIGHTLORA_INLINE void PatchedImpl::require_reached(const torch::nn::Module* modu
   std::unordered_set<const torch::nn::Module*> held;
   for (const auto& active : table->sites()) {
     if (active.state->reached) continue;
-    const auto site = std::find_if(sites_.begin(), sites_.end(), [&](const Site& other) {
-      return other.state == active.state;
-    });
+    const auto site = std::find_if(sites_.begin(), sites_.end(),
+                                   [&](const Site& other) { return other.state == active.state; });
     if (site == sites_.end() || site->may_be_unreached) continue;
     if (module && module != model_ && held.empty()) {
       held.insert(module);
@@ -230,13 +246,13 @@ LIGHTLORA_INLINE void PatchedImpl::require_reached(const torch::nn::Module* modu
   for (std::size_t i = 0; i < std::min(missing.size(), kNamed); ++i) {
     names += (i == 0 ? "'" : ", '") + missing[i] + "'";
   }
-  TORCH_CHECK(false, names, missing.size() > kNamed ? " and " + std::to_string(missing.size() - kNamed) +
-                                                          " more"
-                                                    : "",
-              ": expected every adapted weight to come to an operator of its layer, got a call without ",
-              missing.size() == 1 ? "this one" : "these", "; hint: lora->bind_weights({\"",
-              missing.front(), "\"}) where the model computes with the weight itself, ",
-              "lora->allow_unreached(...) where a call may leave the layer out");
+  TORCH_CHECK(
+      false, names,
+      missing.size() > kNamed ? " and " + std::to_string(missing.size() - kNamed) + " more" : "",
+      ": expected every adapted weight to come to an operator of its layer, got a call without ",
+      missing.size() == 1 ? "this one" : "these", "; hint: lora->bind_weights({\"", missing.front(),
+      "\"}) where the model computes with the weight itself, ",
+      "lora->allow_unreached(...) where a call may leave the layer out");
 }
 
 }  // namespace lightlora

@@ -21,25 +21,24 @@ struct ScriptLayer {
 
 // The kind of a module by its class, of which TorchScript may have mangled the name's middle.
 inline std::optional<ScriptLayer> script_layer(const std::string& class_name) {
-  static const ScriptLayer known[] = {
-      {"Linear", LayerKind::linear},
-      {"NonDynamicallyQuantizableLinear", LayerKind::linear},
-      {"Conv1d", LayerKind::convolution},
-      {"Conv2d", LayerKind::convolution},
-      {"Conv3d", LayerKind::convolution},
-      {"ConvTranspose1d", LayerKind::transposed_convolution},
-      {"ConvTranspose2d", LayerKind::transposed_convolution},
-      {"ConvTranspose3d", LayerKind::transposed_convolution},
-      {"Embedding", LayerKind::lookup},
-      {"EmbeddingBag", LayerKind::bag},
-      {"Bilinear", LayerKind::bilinear},
-      {"MultiheadAttention", LayerKind::linear},
-      {"RNN", LayerKind::recurrent},
-      {"LSTM", LayerKind::recurrent},
-      {"GRU", LayerKind::recurrent},
-      {"RNNCell", LayerKind::recurrent},
-      {"LSTMCell", LayerKind::recurrent},
-      {"GRUCell", LayerKind::recurrent}};
+  static const ScriptLayer known[] = {{"Linear", LayerKind::linear},
+                                      {"NonDynamicallyQuantizableLinear", LayerKind::linear},
+                                      {"Conv1d", LayerKind::convolution},
+                                      {"Conv2d", LayerKind::convolution},
+                                      {"Conv3d", LayerKind::convolution},
+                                      {"ConvTranspose1d", LayerKind::transposed_convolution},
+                                      {"ConvTranspose2d", LayerKind::transposed_convolution},
+                                      {"ConvTranspose3d", LayerKind::transposed_convolution},
+                                      {"Embedding", LayerKind::lookup},
+                                      {"EmbeddingBag", LayerKind::bag},
+                                      {"Bilinear", LayerKind::bilinear},
+                                      {"MultiheadAttention", LayerKind::linear},
+                                      {"RNN", LayerKind::recurrent},
+                                      {"LSTM", LayerKind::recurrent},
+                                      {"GRU", LayerKind::recurrent},
+                                      {"RNNCell", LayerKind::recurrent},
+                                      {"LSTMCell", LayerKind::recurrent},
+                                      {"GRUCell", LayerKind::recurrent}};
   for (const auto& layer : known) {
     if (class_name == layer.type) return layer;
   }
@@ -57,9 +56,10 @@ inline Patched patched_script(const torch::jit::Module& model) {
   std::vector<torch::Tensor> parameters;
   for (const auto& parameter : model.parameters()) parameters.push_back(parameter);
   const std::string name = model.type()->name()->qualifiedName();
-  TORCH_CHECK(!parameters.empty(), "'", name, "': expected a TorchScript module with parameters, got ",
-              "none; hint: a frozen module's weights are constants of its graph, export it without ",
-              "torch.jit.freeze");
+  TORCH_CHECK(
+      !parameters.empty(), "'", name, "': expected a TorchScript module with parameters, got ",
+      "none; hint: a frozen module's weights are constants of its graph, export it without ",
+      "torch.jit.freeze");
   return Patched(std::make_shared<PatchedImpl>(name, adaptable_layers(model), parameters));
 }
 
@@ -80,8 +80,8 @@ LIGHTLORA_INLINE AdaptableLayers adaptable_layers(const torch::jit::Module& mode
       const std::string path = item.name + dot + part;
       const std::string name = output ? "Linear" : layer->type;
       found.targets.push_back({path, name, ""});
-      found.weights.emplace_back(path, LayerWeight(nullptr, parameter.value, /*owned=*/true, name,
-                                                   layer->kind, part));
+      found.weights.emplace_back(
+          path, LayerWeight(nullptr, parameter.value, /*owned=*/true, name, layer->kind, part));
     }
   }
   return found;

@@ -2,8 +2,8 @@
 // What evaluation keeps: it must be used, and never after anything it was made from has changed.
 #include <ATen/record_function.h>
 #include <lightlora/linear.h>
-#include <lightlora/train.h>
 #include <lightlora/patch.h>
+#include <lightlora/train.h>
 
 #include <functional>
 
@@ -97,7 +97,8 @@ TEST_CASE("evaluation merges in the second call and then runs at the speed of on
   Evaluated e;
   const auto on = e.lora->activate();
   const torch::NoGradGuard no_grad;
-  // Of three dimensions, whose product is seen once: aten::addmm would be again below its kernel here.
+  // Of three dimensions, whose product is seen once: aten::addmm would be again below its kernel
+  // here.
   const auto forward = [&] { e.model->forward(e.x.unsqueeze(0)); };
   forward();
   CHECK(products(forward) > 1);
@@ -132,8 +133,8 @@ TEST_CASE("steps on a parameter bank are seen by evaluation", "[parameter_bank]"
   check_follows(e, [&] {
     const Tensor moments = torch::zeros_like(bank.values()), steps = torch::ones({});
     bank.gradients().fill_(1);
-    at::_fused_adamw_({bank.values()}, {bank.gradients()}, {moments}, {moments.clone()}, {}, {steps},
-                      0.5, 0.9, 0.999, 0, 1e-8, false, false);
+    at::_fused_adamw_({bank.values()}, {bank.gradients()}, {moments}, {moments.clone()}, {},
+                      {steps}, 0.5, 0.9, 0.999, 0, 1e-8, false, false);
     bank.changed();
   });
 }

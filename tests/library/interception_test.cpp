@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Models that use their weights in many ways: each is adapted as its merged weight would be, or named in
-// an error. And what must not be adapted is not.
+// Models that use their weights in many ways: each is adapted as its merged weight would be, or
+// named in an error. And what must not be adapted is not.
 #include <lightlora/linear.h>
 #include <lightlora/patch.h>
 #include <lightlora/train.h>
@@ -69,8 +69,9 @@ void check_named(const std::string& name, Layer layer, std::function<Tensor(Laye
   const auto lora = patch<ClassicLoRA>(model, LoRAOptions(2), {"layer"});
   randomise(lora);
   CHECK(lora->unreached() == std::vector<std::string>{"layer"});
-  CHECK_THROWS_WITH(lora(model), ContainsSubstring("'layer': expected every adapted weight to come to an "
-                                                   "operator of its layer"));
+  CHECK_THROWS_WITH(lora(model),
+                    ContainsSubstring("'layer': expected every adapted weight to come to an "
+                                      "operator of its layer"));
   const Tensor base = model.forward();
   lora->allow_unreached({"layer"});
   CHECK(torch::equal(lora(model), base));
@@ -116,7 +117,8 @@ TEST_CASE("thirty ways to use a Linear's weight: adapted", "[interception]") {
       {"backwards through linear", [=](auto& l) { return at::linear(y, l->weight.t()); }},
       {"backwards through mm", [=](auto& l) { return y.mm(l->weight); }},
       {"einsum", [=](auto& l) { return at::einsum("bi,oi->bo", {x, l->weight}); }},
-      {"einsum, the weight first", [=](auto& l) { return at::einsum("oi,bi->bo", {l->weight, x}); }},
+      {"einsum, the weight first",
+       [=](auto& l) { return at::einsum("oi,bi->bo", {l->weight, x}); }},
       {"tensordot", [=](auto& l) { return at::tensordot(x, l->weight, {1}, {1}); }},
       {"bmm with a batch of one",
        [=](auto& l) { return x.unsqueeze(0).bmm(l->weight.t().unsqueeze(0)); }},
@@ -128,13 +130,18 @@ TEST_CASE("thirty ways to use a Linear's weight: adapted", "[interception]") {
        }},
       {"a detached alias", [=](auto& l) { return at::linear(x, l->weight.detach(), l->bias); }},
       {"a view of the same shape", [=](auto& l) { return at::linear(x, l->weight.view({6, 8})); }},
-      {"the functional form", [=](auto& l) { return nn::functional::linear(x, l->weight, l->bias); }},
+      {"the functional form",
+       [=](auto& l) { return nn::functional::linear(x, l->weight, l->bias); }},
       {"a checkpointed call",
        [=](auto& l) {
          return recompute([&](const std::vector<Tensor>& in) { return l(in[0]); }, {x});
        }},
       {"in place afterwards", [=](auto& l) { return l(x).add_(1).relu_(); }}};
   for (const auto& [name, way] : ways) check_adapted<nn::Linear>(name, linear(), way);
+}
+
+TEST_CASE("a Linear without a bias, and one without autograd: adapted", "[interception]") {
+  const Tensor x = numbers({4, 8}), deep = numbers({2, 3, 8});
   check_adapted<nn::Linear>("without a bias", linear(false), [=](auto& l) { return l(deep); });
   check_adapted<nn::Linear>("without autograd", linear(), [=](auto& l) {
     const torch::NoGradGuard no_grad;
@@ -149,8 +156,10 @@ TEST_CASE("ways to use a weight that no operator shows: named, and adapted when 
       {"element by element", [=](auto& l) { return (x.unsqueeze(1) * l->weight).sum(-1); }},
       {"weight norm", [=](auto& l) { return at::linear(x, l->weight / l->weight.norm()); }},
       {"a copy", [=](auto& l) { return x.matmul(l->weight.t().contiguous()); }},
-      {"a cast", [=](auto& l) { return x.to(torch::kFloat).matmul(l->weight.t().to(torch::kFloat)); }},
-      {"columns", [=](auto& l) { return at::linear(x.narrow(1, 0, 4), l->weight.narrow(1, 0, 4)); }},
+      {"a cast",
+       [=](auto& l) { return x.to(torch::kFloat).matmul(l->weight.t().to(torch::kFloat)); }},
+      {"columns",
+       [=](auto& l) { return at::linear(x.narrow(1, 0, 4), l->weight.narrow(1, 0, 4)); }},
       {"addmv", [=](auto& l) { return at::addmv(l->bias, l->weight, x[0]); }},
       {"a distance", [=](auto& l) { return at::cdist(x, l->weight); }}};
   for (const auto& [name, way] : ways) check_named<nn::Linear>(name, linear(), way);
@@ -165,10 +174,11 @@ TEST_CASE("ways to use a weight that no operator shows: named, and adapted when 
 TEST_CASE("ways to use other layers: adapted", "[interception]") {
   const Tensor picture = numbers({2, 4, 6, 5});
   const auto conv = [](nn::Conv2dOptions options) { return nn::Conv2d(options); };
-  check_adapted<nn::Conv2d>("reflection", conv(nn::Conv2dOptions(4, 6, 3).padding(1).padding_mode(
-                                              torch::kReflect)),
-                            [=](auto& l) { return l(picture); });
-  check_adapted<nn::Conv2d>("padding by name", conv(nn::Conv2dOptions(4, 6, 3).padding(torch::kSame)),
+  check_adapted<nn::Conv2d>(
+      "reflection", conv(nn::Conv2dOptions(4, 6, 3).padding(1).padding_mode(torch::kReflect)),
+      [=](auto& l) { return l(picture); });
+  check_adapted<nn::Conv2d>("padding by name",
+                            conv(nn::Conv2dOptions(4, 6, 3).padding(torch::kSame)),
                             [=](auto& l) { return l(picture); });
   check_adapted<nn::Conv2d>("without a batch", conv(nn::Conv2dOptions(4, 6, 3)),
                             [=](auto& l) { return l(picture[0]); });
@@ -177,9 +187,10 @@ TEST_CASE("ways to use other layers: adapted", "[interception]") {
   check_adapted<nn::Conv2d>("at::convolution", conv(nn::Conv2dOptions(4, 6, 3)), [=](auto& l) {
     return at::convolution(picture, l->weight, l->bias, {1, 1}, {0, 0}, {1, 1}, false, {0, 0}, 1);
   });
-  check_adapted<nn::Conv2d>("one pixel as a Linear", conv(nn::Conv2dOptions(4, 6, 1)), [=](auto& l) {
-    return at::linear(picture.permute({0, 2, 3, 1}), l->weight.flatten(1), l->bias);
-  });
+  check_adapted<nn::Conv2d>(
+      "one pixel as a Linear", conv(nn::Conv2dOptions(4, 6, 1)), [=](auto& l) {
+        return at::linear(picture.permute({0, 2, 3, 1}), l->weight.flatten(1), l->bias);
+      });
   check_adapted<nn::Conv2d>("unfolded", conv(nn::Conv2dOptions(4, 6, 3)), [=](auto& l) {
     return l->weight.flatten(1).matmul(at::im2col(picture, {3, 3}, {1, 1}, {0, 0}, {1, 1}));
   });
@@ -190,14 +201,15 @@ TEST_CASE("ways to use other layers: adapted", "[interception]") {
                               [=](auto& l) { return l(numbers({3, 4}), numbers({3, 5})); });
   const Tensor ids = torch::tensor({{3, 1}, {2, 3}});
   check_adapted<nn::Embedding>("embedding", nn::Embedding(9, 6), [=](auto& l) { return l(ids); });
-  check_adapted<nn::Embedding>("index_select", nn::Embedding(9, 6), [=](auto& l) {
-    return l->weight.index_select(0, ids.flatten());
-  });
+  check_adapted<nn::Embedding>("index_select", nn::Embedding(9, 6),
+                               [=](auto& l) { return l->weight.index_select(0, ids.flatten()); });
   for (const auto mode : {0, 1, 2}) {
     check_adapted<nn::EmbeddingBag>(
-        "bags", nn::EmbeddingBag(nn::EmbeddingBagOptions(9, 6).mode(
-                    mode == 0 ? nn::EmbeddingBagMode(torch::kSum)
-                    : mode == 1 ? nn::EmbeddingBagMode(torch::kMean) : nn::EmbeddingBagMode(torch::kMax))),
+        "bags",
+        nn::EmbeddingBag(
+            nn::EmbeddingBagOptions(9, 6).mode(mode == 0   ? nn::EmbeddingBagMode(torch::kSum)
+                                               : mode == 1 ? nn::EmbeddingBagMode(torch::kMean)
+                                                           : nn::EmbeddingBagMode(torch::kMax))),
         [=](auto& l) { return l(ids.flatten(), torch::tensor({0, 3})); });
   }
 }
@@ -212,13 +224,12 @@ TEST_CASE("attention and recurrent layers are adapted whichever operator they ta
         {"self", [=](auto& l) { return std::get<0>(l(x, x, x)); }},
         {"cross", [=](auto& l) { return std::get<0>(l(x, z, z)); }},
         {"three inputs", [=](auto& l) { return std::get<0>(l(x, z, z * 2)); }},
-        {"in one operator",
-         [=](auto& l) {
+        {"in one operator", [=](auto& l) {
            const torch::NoGradGuard no_grad;
            const Tensor q = x.transpose(0, 1).contiguous();
-           return std::get<0>(at::_native_multi_head_attention(
-               q, q, q, 8, 2, l->in_proj_weight, l->in_proj_bias, l->out_proj->weight,
-               l->out_proj->bias, {}, false));
+           return std::get<0>(at::_native_multi_head_attention(q, q, q, 8, 2, l->in_proj_weight,
+                                                               l->in_proj_bias, l->out_proj->weight,
+                                                               l->out_proj->bias, {}, false));
          }}};
     for (const auto& [name, way] : ways) {
       check_adapted<nn::MultiheadAttention>(name, attention, way, part);
@@ -229,22 +240,25 @@ TEST_CASE("attention and recurrent layers are adapted whichever operator they ta
       nn::TransformerEncoderLayer(nn::TransformerEncoderLayerOptions(8, 2).dim_feedforward(12)),
       [=](auto& l) { return l(x); }, "linear1");
   for (const char* matrix : {"layer.weight_ih_l0", "layer.weight_hh_l1"}) {
-    check_adapted<nn::LSTM>("LSTM", nn::LSTM(nn::LSTMOptions(8, 6).num_layers(2)),
-                            [=](auto& l) { return std::get<0>(l(x)); }, matrix);
-    check_adapted<nn::GRU>("GRU", nn::GRU(nn::GRUOptions(8, 6).num_layers(2)),
-                           [=](auto& l) { return std::get<0>(l(x)); }, matrix);
-    check_adapted<nn::RNN>("RNN", nn::RNN(nn::RNNOptions(8, 6).num_layers(2)),
-                           [=](auto& l) { return std::get<0>(l(x)); }, matrix);
+    check_adapted<nn::LSTM>(
+        "LSTM", nn::LSTM(nn::LSTMOptions(8, 6).num_layers(2)),
+        [=](auto& l) { return std::get<0>(l(x)); }, matrix);
+    check_adapted<nn::GRU>(
+        "GRU", nn::GRU(nn::GRUOptions(8, 6).num_layers(2)),
+        [=](auto& l) { return std::get<0>(l(x)); }, matrix);
+    check_adapted<nn::RNN>(
+        "RNN", nn::RNN(nn::RNNOptions(8, 6).num_layers(2)),
+        [=](auto& l) { return std::get<0>(l(x)); }, matrix);
   }
   for (const char* matrix : {"layer.weight_ih", "layer.weight_hh"}) {
-    check_adapted<nn::GRUCell>("GRUCell", nn::GRUCell(8, 6),
-                               [=](auto& l) { return l(x[0], numbers({2, 6})); }, matrix);
-    check_adapted<nn::LSTMCell>("LSTMCell", nn::LSTMCell(8, 6),
-                                [=](auto& l) {
-                                  return std::get<0>(l(x[0], std::make_tuple(numbers({2, 6}),
-                                                                             numbers({2, 6}))));
-                                },
-                                matrix);
+    check_adapted<nn::GRUCell>(
+        "GRUCell", nn::GRUCell(8, 6), [=](auto& l) { return l(x[0], numbers({2, 6})); }, matrix);
+    check_adapted<nn::LSTMCell>(
+        "LSTMCell", nn::LSTMCell(8, 6),
+        [=](auto& l) {
+          return std::get<0>(l(x[0], std::make_tuple(numbers({2, 6}), numbers({2, 6}))));
+        },
+        matrix);
   }
 }
 
@@ -302,7 +316,8 @@ TEST_CASE("activations nest, end in any order and choose sets of their own", "[i
   inner.reset();
   CHECK(torch::equal(model->forward(x), base));
   CHECK_FALSE(lora->is_active());
-  CHECK_THROWS_WITH(lora->activate({{"three", 1}}), ContainsSubstring("('one', 'two'), got 'three'"));
+  CHECK_THROWS_WITH(lora->activate({{"three", 1}}),
+                    ContainsSubstring("('one', 'two'), got 'three'"));
 }
 
 TEST_CASE("switching sets costs no copy of the weight", "[interception]") {
@@ -350,77 +365,17 @@ TEST_CASE("a layer that a call leaves out is named once it never came, unless th
 TEST_CASE("rows: what has no rows, or not as many as the index, is refused", "[interception]") {
   nn::Sequential model(nn::Linear(8, 6));
   const auto lora = patch<ClassicLoRA>(*model, 2, {"0"});
-  const auto activate = [&](const Tensor& index) { return lora->activate_rows({"default"}, index); };
+  const auto activate = [&](const Tensor& index) {
+    return lora->activate_rows({"default"}, index);
+  };
   CHECK_THROWS_WITH(activate(torch::tensor({0, 1}, torch::kLong)),
                     ContainsSubstring("expected an index from -1 to 0, got 0 to 1"));
   CHECK_THROWS_WITH(activate(torch::tensor({0.5})), ContainsSubstring("one int64 for each row"));
   const auto on = activate(torch::tensor({0, -1}, torch::kLong));
-  CHECK_THROWS_WITH(model->forward(torch::randn({3, 8})), ContainsSubstring("'0': expected 2 rows first"));
+  CHECK_THROWS_WITH(model->forward(torch::randn({3, 8})),
+                    ContainsSubstring("'0': expected 2 rows first"));
   nn::Sequential recurrent(nn::GRU(8, 6));
   const auto gru = patch<ClassicLoRA>(*recurrent, 2, Targets::all());
   CHECK_THROWS_WITH(gru->activate_rows({"default"}, torch::tensor({0}, torch::kLong)),
                     ContainsSubstring("adapters chosen for each row cannot be combined with GRU"));
-}
-
-TEST_CASE("an embedding keeps its padding row and every row that is not seen, as in PEFT",
-          "[interception]") {
-  for (const std::string variant : {"classic", "light", "loha"}) {
-    INFO(variant);
-    torch::manual_seed(1);
-    nn::Sequential model(nn::Embedding(nn::EmbeddingOptions(60, 40).padding_idx(0)));
-    LoRAOptions options(3);
-    if (find_variant(variant).takes("aux_in")) options.own({{"aux_in", "20"}, {"aux_out", "10"}});
-    const auto lora = patch(*model, variant, options, {"0"});
-    torch::optim::AdamW optimizer(lora->parameters(), torch::optim::AdamWOptions(1e-2));
-    const Tensor ids = torch::tensor({0, 3, 5, 0, 7});
-    for (int step = 0; step < 20; ++step) {
-      optimizer.zero_grad();
-      lora(model, ids).square().sum().backward();
-      optimizer.step();
-    }
-    const Tensor all = torch::arange(60);
-    const auto rows = [&](const Tensor& y, int64_t row) { return y[row].clone(); };
-    const Tensor base = model->forward(all), adapted = lora(model, all).detach();
-    CHECK(torch::equal(rows(adapted, 0), rows(base, 0)));
-    CHECK_FALSE(torch::equal(rows(adapted, 3), rows(base, 3)));
-    if (variant == "classic") CHECK(torch::equal(rows(adapted, 50), rows(base, 50)));
-    lora->merge();
-    CHECK(torch::equal(rows(model->forward(all), 0), rows(base, 0)));
-  }
-}
-
-TEST_CASE("a child of a model is cloned with its values, cast but for its adapter", "[interception]") {
-  struct NetImpl : nn::Cloneable<NetImpl> {
-    NetImpl() { reset(); }
-    void reset() override {
-      layer = register_module("layer", ClassicLoRA<nn::Linear>(nn::Linear(8, 6), LoRAOptions(2)));
-    }
-    Tensor forward(const Tensor& x) { return layer->forward(x); }
-    ClassicLoRA<nn::Linear> layer{nullptr};
-  };
-  NetImpl net;
-  {
-    const torch::NoGradGuard no_grad;
-    net.layer->adapter->up.normal_();
-  }
-  net.layer->adapter->down.set_requires_grad(false);
-  net.eval();
-  const Tensor x = torch::randn({4, 8});
-  const auto copy = std::dynamic_pointer_cast<NetImpl>(net.clone());
-  REQUIRE(copy);
-  CHECK(torch::equal(copy->forward(x), net.forward(x)));
-  CHECK_FALSE(copy->layer->is_training());
-  CHECK_FALSE(copy->layer->adapter->is_training());
-  CHECK_FALSE(copy->layer->adapter->down.requires_grad());
-  CHECK_FALSE(copy->layer->base->weight.requires_grad());
-  CHECK(copy->parameters().size() == net.parameters().size());
-  {
-    const torch::NoGradGuard no_grad;
-    copy->layer->adapter->up.zero_();
-  }
-  CHECK_FALSE(torch::equal(copy->forward(x), net.forward(x)));
-  net.to(torch::kHalf);
-  CHECK(net.layer->base->weight.scalar_type() == torch::kHalf);
-  CHECK(net.layer->adapter->up.scalar_type() == torch::kFloat);
-  CHECK(net.forward(x.to(torch::kHalf)).scalar_type() == torch::kHalf);
 }

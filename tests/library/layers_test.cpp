@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layers beyond those of the property tests, and how adapted layers behave in training and in threads.
+// Layers beyond those of the property tests, and how adapted layers behave in training and in
+// threads.
 #include <ATen/autocast_mode.h>
 #include <lightlora/linear.h>
 
@@ -53,8 +54,8 @@ TEST_CASE("attention: the input and output projections carry every variant", "[l
       std::vector<std::string> paths;
       for (const auto& adapter : lora->adapters()) paths.push_back(adapter->layer().name);
       using Paths = std::vector<std::string>;
-      CHECK(paths == (other_widths ? Paths{"attention.q_proj", "attention.k_proj", "attention.v_proj",
-                                           "attention.out_proj"}
+      CHECK(paths == (other_widths ? Paths{"attention.q_proj", "attention.k_proj",
+                                           "attention.v_proj", "attention.out_proj"}
                                    : Paths{"attention.in_proj", "attention.out_proj"}));
       CHECK(close(lora(model, x), base, 1e-12));
       randomise(lora);
@@ -78,13 +79,15 @@ TEST_CASE("dropout: it has a range, and needs an input of the adapter's own", "[
   CHECK_THROWS_WITH(patch<ClassicLoRA>(*plain, LoRAOptions(3).dropout(1.0), {"0"}),
                     ContainsSubstring("expected 0 <= dropout < 1, got 1"));
   torch::nn::Sequential recurrent(torch::nn::GRU(6, 5));
-  CHECK_THROWS_WITH(patch<ClassicLoRA>(*recurrent, LoRAOptions(3).dropout(0.5), Targets::all()),
-                    ContainsSubstring("expected dropout 0 for an adapter that is a part of the weight"));
+  CHECK_THROWS_WITH(
+      patch<ClassicLoRA>(*recurrent, LoRAOptions(3).dropout(0.5), Targets::all()),
+      ContainsSubstring("expected dropout 0 for an adapter that is a part of the weight"));
   const auto lora = patch<ClassicLoRA>(*plain, LoRAOptions(3).dropout(0.5), {"0"});
   CHECK_THROWS_WITH(lora->bind_weights({"0"}), ContainsSubstring("expected dropout 0"));
 }
 
-TEST_CASE("autocast: drop-in layers compute in its dtype, adapters get fp32 gradients", "[layers]") {
+TEST_CASE("autocast: drop-in layers compute in its dtype, adapters get fp32 gradients",
+          "[layers]") {
   for (const auto& recipe : recipes()) {
     INFO(recipe.name);
     auto model = two_layers(/*drop_in=*/true);
@@ -149,4 +152,67 @@ TEST_CASE("adapters keep fp32 when the model is moved to half precision", "[laye
   const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all_linear());
   model->to(torch::kHalf);
   for (const auto& parameter : lora->parameters()) CHECK(parameter.scalar_type() == at::kFloat);
+}
+
+TEST_CASE("an embedding keeps its padding row and every row that is not seen, as in PEFT",
+          "[layers]") {
+  for (const std::string variant : {"classic", "light", "loha"}) {
+    INFO(variant);
+    torch::manual_seed(1);
+    torch::nn::Sequential model(
+        torch::nn::Embedding(torch::nn::EmbeddingOptions(60, 40).padding_idx(0)));
+    const auto lora = patch(*model, variant, LoRAOptions(3).aux_in(20).aux_out(10), {"0"});
+    torch::optim::AdamW optimizer(lora->parameters(), torch::optim::AdamWOptions(1e-2));
+    const Tensor ids = torch::tensor({0, 3, 5, 0, 7});
+    for (int step = 0; step < 20; ++step) {
+      optimizer.zero_grad();
+      lora(model, ids).square().sum().backward();
+      optimizer.step();
+    }
+    const Tensor all = torch::arange(60);
+    const auto rows = [&](const Tensor& y, int64_t row) { return y[row].clone(); };
+    const Tensor base = model->forward(all), adapted = lora(model, all).detach();
+    CHECK(torch::equal(rows(adapted, 0), rows(base, 0)));
+    CHECK_FALSE(torch::equal(rows(adapted, 3), rows(base, 3)));
+    if (variant == "classic") CHECK(torch::equal(rows(adapted, 50), rows(base, 50)));
+    lora->merge();
+    CHECK(torch::equal(rows(model->forward(all), 0), rows(base, 0)));
+  }
+}
+
+TEST_CASE("a child of a model is cloned with its values, cast but for its adapter", "[layers]") {
+  struct NetImpl : torch::nn::Cloneable<NetImpl> {
+    NetImpl() { reset(); }
+    void reset() override {
+      layer = register_module(
+          "layer", ClassicLoRA<torch::nn::Linear>(torch::nn::Linear(8, 6), LoRAOptions(2)));
+    }
+    Tensor forward(const Tensor& x) { return layer->forward(x); }
+    ClassicLoRA<torch::nn::Linear> layer{nullptr};
+  };
+  NetImpl net;
+  {
+    const torch::NoGradGuard no_grad;
+    net.layer->adapter->up.normal_();
+  }
+  net.layer->adapter->down.set_requires_grad(false);
+  net.eval();
+  const Tensor x = torch::randn({4, 8});
+  const auto copy = std::dynamic_pointer_cast<NetImpl>(net.clone());
+  REQUIRE(copy);
+  CHECK(torch::equal(copy->forward(x), net.forward(x)));
+  CHECK_FALSE(copy->layer->is_training());
+  CHECK_FALSE(copy->layer->adapter->is_training());
+  CHECK_FALSE(copy->layer->adapter->down.requires_grad());
+  CHECK_FALSE(copy->layer->base->weight.requires_grad());
+  CHECK(copy->parameters().size() == net.parameters().size());
+  {
+    const torch::NoGradGuard no_grad;
+    copy->layer->adapter->up.zero_();
+  }
+  CHECK_FALSE(torch::equal(copy->forward(x), net.forward(x)));
+  net.to(torch::kHalf);
+  CHECK(net.layer->base->weight.scalar_type() == torch::kHalf);
+  CHECK(net.layer->adapter->up.scalar_type() == torch::kFloat);
+  CHECK(net.forward(x.to(torch::kHalf)).scalar_type() == torch::kHalf);
 }

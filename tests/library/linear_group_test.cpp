@@ -16,8 +16,7 @@ namespace {
 struct Projections : torch::nn::Module {
   explicit Projections(torch::ScalarType dtype = torch::kDouble, bool bias = false) {
     const auto make = [&](const char* name, int64_t out) {
-      return register_module(name,
-                             torch::nn::Linear(torch::nn::LinearOptions(12, out).bias(bias)));
+      return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(12, out).bias(bias)));
     };
     q = make("q", 8);
     k = make("k", 8);
@@ -116,8 +115,10 @@ TEST_CASE("grouped layers take several adapters, and layers of which some have n
   lora->add("third", "classic", LoRAOptions(1), {"v"});
   for (const char* name : {"default", "second", "third"}) randomise(lora, name);
   const Tensor x = torch::randn({5, 12}, torch::kDouble);
-  for (const auto& weights : std::vector<std::map<std::string, double>>{
-           {{"default", 0.5}, {"second", 2.0}}, {{"second", 1.0}, {"third", 1.0}}, {{"third", 1.0}}}) {
+  for (const auto& weights :
+       std::vector<std::map<std::string, double>>{{{"default", 0.5}, {"second", 2.0}},
+                                                  {{"second", 1.0}, {"third", 1.0}},
+                                                  {{"third", 1.0}}}) {
     lora->set_active(weights);
     const auto active = lora->activate();
     std::vector<Tensor> trained;
@@ -133,9 +134,7 @@ TEST_CASE("grouped layers take several adapters, and layers of which some have n
 TEST_CASE("grouped layers are one product, and single ones where they must be", "[linear_group]") {
   const auto model = std::make_shared<Projections>(torch::kFloat);
   const Tensor x = torch::randn({5, 12});
-  const auto count = [&] {
-    return products([&] { lightlora::linear_group(x, model->layers()); });
-  };
+  const auto count = [&] { return products([&] { lightlora::linear_group(x, model->layers()); }); };
   CHECK(count() == 3);
   const Tensor before = model->v->weight.clone();
   lightlora::group_weights(model->layers());
@@ -152,7 +151,8 @@ TEST_CASE("grouped layers are one product, and single ones where they must be", 
     const torch::NoGradGuard no_grad;
     model->k->weight.mul_(2);
   }
-  CHECK(close(lightlora::linear_group(x, model->layers())[1], torch::linear(x, model->k->weight), 1e-6));
+  CHECK(close(lightlora::linear_group(x, model->layers())[1], torch::linear(x, model->k->weight),
+              1e-6));
   model->to(torch::kDouble);
   const Tensor wide = x.to(torch::kDouble);
   CHECK(close(lightlora::linear_group(wide, model->layers())[1],
@@ -166,5 +166,6 @@ TEST_CASE("grouped layers are one product, and single ones where they must be", 
   torch::nn::Linear narrow(7, 8);
   auto odd = model->layers();
   odd.push_back(narrow.get());
-  REQUIRE_THROWS_WITH(lightlora::group_weights(odd), ContainsSubstring("expected layers with 12 inputs"));
+  REQUIRE_THROWS_WITH(lightlora::group_weights(odd),
+                      ContainsSubstring("expected layers with 12 inputs"));
 }

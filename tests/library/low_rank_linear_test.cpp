@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/autocast_mode.h>
 #include <lightlora/detail/low_rank_linear.h>
-#include <lightlora/detail/low_rank_linear.h>
 
 #include "support.h"
 
@@ -149,7 +148,8 @@ TEST_CASE("low_rank_linear gives gradients to exactly the arguments that want on
 
 TEST_CASE("low_rank_linear takes inputs of any number of dimensions and any strides",
           "[low_rank_linear]") {
-  for (const auto& leading : std::vector<std::vector<int64_t>>{{}, {5}, {2, 5}, {2, 3, 4}, {0}, {2, 0}}) {
+  for (const auto& leading :
+       std::vector<std::vector<int64_t>>{{}, {5}, {2, 5}, {2, 3, 4}, {0}, {2, 0}}) {
     INFO(leading);
     check_against_double(Arguments(torch::kFloat, leading), 2e-6);
   }
@@ -173,7 +173,8 @@ TEST_CASE("low_rank_linear takes inputs of any number of dimensions and any stri
   }
 }
 
-TEST_CASE("low_rank_linear works without a bias and with strided or empty inputs", "[low_rank_linear]") {
+TEST_CASE("low_rank_linear works without a bias and with strided or empty inputs",
+          "[low_rank_linear]") {
   Arguments a;
   const Tensor expected = a.composed() - a.bias;
   CHECK(close(low_rank_linear(a.x, a.weight, {}, {a.down, a.up}, a.scale), expected, 1e-14));
@@ -309,8 +310,8 @@ TEST_CASE("a merged bf16 weight is summed in fp32 and rounded once", "[low_rank_
   half.down = a.down;
   half.up = a.up;
   const Tensor sum = half.weight.to(torch::kFloat) + a.scale * a.up.mm(a.down);
-  CHECK(close(half.fused(Route::merged),
-              torch::linear(half.x, sum.to(torch::kBFloat16), half.bias), 1e-3));
+  CHECK(close(half.fused(Route::merged), torch::linear(half.x, sum.to(torch::kBFloat16), half.bias),
+              1e-3));
 }
 
 TEST_CASE("low_rank_linear names both shapes when the input does not fit", "[low_rank_linear]") {
@@ -326,6 +327,6 @@ TEST_CASE("concatenated factors give the sum of the scaled deltas", "[low_rank_l
   const Factors second{torch::randn({2, 10}, torch::kDouble), torch::randn({6, 2}, torch::kDouble)};
   const Factors sum = lightlora::concatenate({first, second}, {0.5, -2});
   CHECK(sum.down.size(0) == 5);
-  CHECK(close(sum.up.mm(sum.down),
-              0.5 * first.up.mm(first.down) - 2 * second.up.mm(second.down), 1e-13));
+  CHECK(close(sum.up.mm(sum.down), 0.5 * first.up.mm(first.down) - 2 * second.up.mm(second.down),
+              1e-13));
 }

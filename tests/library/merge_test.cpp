@@ -52,8 +52,8 @@ TEST_CASE("merge: half-precision weights get the fp32 sum, rounded once", "[merg
   randomise(lora);
   const auto weight = model->parameters()[0];
   torch::NoGradGuard no_grad;
-  const Tensor expected = (weight.to(torch::kFloat) + lora->adapters()[0]->delta())
-                              .to(torch::kBFloat16);
+  const Tensor expected =
+      (weight.to(torch::kFloat) + lora->adapters()[0]->delta()).to(torch::kBFloat16);
   lora->merge();
   CHECK(torch::equal(weight, expected));
 }
@@ -62,7 +62,8 @@ TEST_CASE("merge: a weight that another layer has too is refused, and nothing ch
   struct Tied : torch::nn::Module {
     Tied() {
       embedding = register_module("embedding", torch::nn::Embedding(20, 8));
-      head = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(8, 20).bias(false)));
+      head =
+          register_module("head", torch::nn::Linear(torch::nn::LinearOptions(8, 20).bias(false)));
       head->weight = embedding->weight;
     }
     Tensor forward(const Tensor& ids) { return head(embedding(ids)); }
@@ -80,8 +81,9 @@ TEST_CASE("merge: a weight that another layer has too is refused, and nothing ch
   const auto delta = [&](int i) { return lora->adapters()[i]->delta(); };
   const Tensor rows = torch::embedding(weight + delta(0).t(), ids);
   CHECK(close(adapted, rows.mm((weight + delta(1)).t()), 1e-5));
-  CHECK_THROWS_WITH(lora->merge(), ContainsSubstring("'embedding': merging cannot be combined with the "
-                                                     "weight that it shares with 'head'"));
+  CHECK_THROWS_WITH(lora->merge(),
+                    ContainsSubstring("'embedding': merging cannot be combined with the "
+                                      "weight that it shares with 'head'"));
   CHECK_FALSE(lora->merged());
   CHECK(torch::equal(model.head->weight, weight));
   CHECK(torch::equal(model.forward(ids), before));

@@ -35,7 +35,7 @@ inline Tensor random_input(std::vector<int64_t> sizes) {
   return torch::randn(sizes, torch::kDouble);
 }
 
-/// Convolutions, transposed ones too, with in != out everywhere.
+/// Convolutions with in != out everywhere.
 inline std::vector<Subject> convolutions() {
   using torch::nn::Sequential;
   return {
@@ -44,10 +44,9 @@ inline std::vector<Subject> convolutions() {
        [] { return random_input({2, 6, 20}); }},
       {"Conv1d with stride and circular padding",
        [] {
-         return Sequential(torch::nn::Conv1d(torch::nn::Conv1dOptions(8, 24, 3)
-                                                 .stride(2)
-                                                 .padding(1)
-                                                 .padding_mode(torch::kCircular)));
+         return Sequential(
+             torch::nn::Conv1d(torch::nn::Conv1dOptions(8, 24, 3).stride(2).padding(1).padding_mode(
+                 torch::kCircular)));
        },
        [] { return random_input({2, 8, 9}); }},
       {"Conv2d",
@@ -67,10 +66,9 @@ inline std::vector<Subject> convolutions() {
        [] { return random_input({2, 6, 9, 7}); }},
       {"drop-in Conv2d with groups and reflection",
        [] {
-         return Sequential(lightlora::Conv2d(torch::nn::Conv2dOptions(12, 40, 3)
-                                                 .groups(2)
-                                                 .padding(1)
-                                                 .padding_mode(torch::kReflect)));
+         return Sequential(lightlora::Conv2d(
+             torch::nn::Conv2dOptions(12, 40, 3).groups(2).padding(1).padding_mode(
+                 torch::kReflect)));
        },
        [] { return random_input({2, 12, 6, 6}); }},
       {"Conv3d", [] { return Sequential(torch::nn::Conv3d(torch::nn::Conv3dOptions(4, 24, 2))); },
@@ -81,6 +79,13 @@ inline std::vector<Subject> convolutions() {
              torch::nn::Conv3dOptions(6, 24, 2).groups(2).dilation(2).padding({1, 0, 1})));
        },
        [] { return random_input({1, 6, 4, 5, 3}); }},
+  };
+}
+
+/// Transposed ones.
+inline std::vector<Subject> transposed_convolutions() {
+  using torch::nn::Sequential;
+  return {
       {"ConvTranspose1d",
        [] {
          return Sequential(torch::nn::ConvTranspose1d(
@@ -89,8 +94,11 @@ inline std::vector<Subject> convolutions() {
        [] { return random_input({2, 24, 9}); }},
       {"ConvTranspose2d with groups and output padding",
        [] {
-         return Sequential(torch::nn::ConvTranspose2d(
-             torch::nn::ConvTranspose2dOptions(24, 12, {3, 2}).groups(2).stride(2).output_padding(1)));
+         return Sequential(
+             torch::nn::ConvTranspose2d(torch::nn::ConvTranspose2dOptions(24, 12, {3, 2})
+                                            .groups(2)
+                                            .stride(2)
+                                            .output_padding(1)));
        },
        [] { return random_input({2, 24, 4, 5}); }},
       {"ConvTranspose3d",
@@ -110,7 +118,9 @@ inline const std::vector<Subject>& subjects() {
         {"Linear", [] { return Sequential(torch::nn::Linear(70, 90)); },
          [] { return random_input({5, 3, 70}); }},
         {"Linear without bias",
-         [] { return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false))); },
+         [] {
+           return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false)));
+         },
          [] { return random_input({4, 110}); }},
         {"drop-in Linear", [] { return Sequential(lightlora::Linear(70, 90)); },
          [] { return random_input({5, 3, 70}); }},
@@ -126,12 +136,14 @@ inline const std::vector<Subject>& subjects() {
          [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
         {"EmbeddingBag of maxima",
          [] {
-           return Sequential(torch::nn::EmbeddingBag(
-               torch::nn::EmbeddingBagOptions(120, 80).mode(torch::kMax)));
+           return Sequential(
+               torch::nn::EmbeddingBag(torch::nn::EmbeddingBagOptions(120, 80).mode(torch::kMax)));
          },
          [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
     };
-    for (auto& convolution : convolutions()) result.push_back(std::move(convolution));
+    for (const auto& more : {convolutions(), transposed_convolutions()}) {
+      result.insert(result.end(), more.begin(), more.end());
+    }
     return result;
   }();
   return all;

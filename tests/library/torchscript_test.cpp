@@ -25,7 +25,8 @@ torch::jit::Module script_model() {
   torch::jit::Module model("Net");
   model.register_module("first", script_linear(8, 12));
   model.register_module("second", script_linear(12, 5));
-  model.define("def forward(self, x):\n  return self.second.forward(torch.tanh(self.first.forward(x)))\n");
+  model.define(
+      "def forward(self, x):\n  return self.second.forward(torch.tanh(self.first.forward(x)))\n");
   return model;
 }
 

@@ -72,10 +72,10 @@ inline at::Tensor pointwise(const at::Tensor& x, const at::Tensor& matrix, int64
   return convolve(x, kernels, one, none, groups);
 }
 
-// What factors add to a convolution. Group g has inputs of its own, down in common and rows of up of
-// its own: so down is repeated for each group and up is a pointwise convolution of as many groups. A
-// transposed convolution is the same from the other end.
-// Shapes: down (r, in / groups * kernel) and up (out, r); transposed: down (r, in) and up
+// What factors add to a convolution. Group g has inputs of its own, down in common and rows of up
+// of its own: so down is repeated for each group and up is a pointwise convolution of as many
+// groups. A transposed convolution is the same from the other end. Shapes: down (r, in / groups *
+// kernel) and up (out, r); transposed: down (r, in) and up
 //         (out / groups * kernel, r)
 inline at::Tensor low_rank_convolution(const ConvolutionCall& call, const AdaptedSite& site,
                                        const at::Tensor& x, const Factors& factors) {
@@ -152,8 +152,8 @@ inline at::Tensor adapted_convolution(const ConvolutionCall& call, const Adapted
   return y;
 }
 
-// A factor for each number that is looked up: 0 for the padding row, which stays as it is, and for what
-// the adapter's dropout leaves out.
+// A factor for each number that is looked up: 0 for the padding row, which stays as it is, and for
+// what the adapter's dropout leaves out.
 inline std::optional<at::Tensor> lookup_mask(const ActiveAdapter& item, const AdaptedSite& site,
                                              const at::Tensor& numbers, int64_t padding_idx,
                                              bool dropping) {
@@ -164,8 +164,8 @@ inline std::optional<at::Tensor> lookup_mask(const ActiveAdapter& item, const Ad
   return mask;
 }
 
-// What one adapter adds to the rows of an embedding. The gradient of down is dense, whatever that of
-// the table would be: optimisers of adapters expect it so.
+// What one adapter adds to the rows of an embedding. The gradient of down is dense, whatever that
+// of the table would be: optimisers of adapters expect it so.
 inline at::Tensor lookup_of_adapter(const AdaptedSite& site, const at::Tensor& numbers,
                                     const ActiveAdapter& item, int64_t padding_idx, bool by_freq,
                                     bool dropping) {
@@ -191,10 +191,9 @@ inline at::Tensor adapted_lookup(const AdaptedSite& site, const at::Tensor& rows
   // A negative index means none to the operator; the layer's own is what merging leaves alone too.
   const int64_t padding = padding_idx >= 0 ? padding_idx : site.weight.padding_idx();
   if (site.rows) {
-    return add_by_sets(site, rows, numbers,
-                       [&](const ActiveAdapter& item, const at::Tensor& some) {
-                         return lookup_of_adapter(site, some, item, padding, by_freq, false);
-                       });
+    return add_by_sets(site, rows, numbers, [&](const ActiveAdapter& item, const at::Tensor& some) {
+      return lookup_of_adapter(site, some, item, padding, by_freq, false);
+    });
   }
   // Summed in the wider dtype and rounded once: rows and deltas may cancel, as DoRA's do.
   at::Tensor result = rows;
@@ -205,8 +204,8 @@ inline at::Tensor adapted_lookup(const AdaptedSite& site, const at::Tensor& rows
   return result.to(rows.scalar_type());
 }
 
-// The rows of one bag's table that are summed, each as an entry of a table of its own: what a dropout
-// leaves out is zero there.
+// The rows of one bag's table that are summed, each as an entry of a table of its own: what a
+// dropout leaves out is zero there.
 inline at::Tensor dropped_bags(const c10::OperatorHandle& op, Arguments arguments,
                                const at::Tensor& table, const AdaptedSite& site,
                                const ActiveAdapter& item) {
@@ -226,8 +225,8 @@ inline at::Tensor dropped_bags(const c10::OperatorHandle& op, Arguments argument
   return call_operator(op, std::move(arguments));
 }
 
-// Whether the sum of table and deltas is what to take bags of: maxima are not linear in the table, and
-// without factors the delta is as large as the table anyway.
+// Whether the sum of table and deltas is what to take bags of: maxima are not linear in the table,
+// and without factors the delta is as large as the table anyway.
 inline bool sums_tables(const AdaptedSite& site, int64_t mode) {
   constexpr int64_t kMaximum = 2;
   return mode == kMaximum || (!all_have_factors(site.active) && !is_dropping(site));
@@ -292,14 +291,15 @@ inline at::Tensor adapted_bilinear(const at::Tensor& x1, const at::Tensor& x2,
   return y;
 }
 
-// For operators that take weights as a list or do several layers at once: weight + delta in place of
-// the weight. Errors: c10::Error when a half-precision weight would be trained through
+// For operators that take weights as a list or do several layers at once: weight + delta in place
+// of the weight. Errors: c10::Error when a half-precision weight would be trained through
 inline at::Tensor exchanged_weight(const at::Tensor& weight) {
   const AdaptedSite* site = match_whole(weight, LayerKind::recurrent);
   if (!site) site = match_whole(weight, LayerKind::linear);
   if (!site) return weight;
-  TORCH_CHECK(!site->rows, "'", site->path, "': adapters chosen for each row cannot be combined with ",
-              site->weight.type(), " in this call: it takes one weight for all rows; hint: activate ",
+  TORCH_CHECK(!site->rows, "'", site->path,
+              "': adapters chosen for each row cannot be combined with ", site->weight.type(),
+              " in this call: it takes one weight for all rows; hint: activate ",
               "one set at a time");
   const bool gradients = at::GradMode::is_enabled();
   TORCH_CHECK(!gradients || !at::isReducedFloatingType(weight.scalar_type()), "'", site->path,

@@ -17,7 +17,8 @@ inline bool rounds_away(const at::Tensor& x, const at::Tensor& weight) {
   return at::isReducedFloatingType(weight.scalar_type()) || autocast_dtype(x);
 }
 
-// One of TorchScript has no mode that could be asked in every call: there the adapters' counts alone.
+// One of TorchScript has no mode that could be asked in every call: there the adapters' counts
+// alone.
 inline bool is_dropping(const AdaptedSite& site) {
   return (!site.weight.layer() || site.weight.is_training()) && any_dropout(site.active);
 }
@@ -46,8 +47,8 @@ inline at::Tensor summed_weight(const AdaptedSite& site) {
   return site.weight.plus(total_delta(site.active, site.weight.matrix()));
 }
 
-// The same, summed once and kept until a value changes. Unless it is to be had at once, undefined in
-// the first call after a change, so that switching adapters costs no sum.
+// The same, summed once and kept until a value changes. Unless it is to be had at once, undefined
+// in the first call after a change, so that switching adapters costs no sum.
 inline at::Tensor kept_weight(const AdaptedSite& site, bool at_once) {
   const auto make = [&] { return std::vector<at::Tensor>{summed_weight(site)}; };
   auto& cache = site.kept->merged;
@@ -155,8 +156,8 @@ inline Factors stacked_factors(const Match& match) {
   return {at::cat(downs, 0), at::block_diag(ups)};
 }
 
-// Whether one product with stacked factors can carry the whole matrix. Without gradients each weight
-// may have kept its sum.
+// Whether one product with stacked factors can carry the whole matrix. Without gradients each
+// weight may have kept its sum.
 inline bool can_be_stacked(const Match& match) {
   if (!at::GradMode::is_enabled()) return false;
   const auto& first = *match.parts[0].site;
@@ -210,9 +211,10 @@ inline at::Tensor adapted_linear_t(const at::Tensor& x, const at::Tensor& weight
   at::Tensor y = at::matmul(x, weight);
   for (const auto& part : match.parts) {
     const AdaptedSite& site = *part.site;
-    TORCH_CHECK(!site.rows, "'", site.path, "': adapters chosen for each row cannot be combined with ",
-                "a product from the right, x W: its rows are the weight's outputs; hint: activate one ",
-                "set at a time");
+    TORCH_CHECK(
+        !site.rows, "'", site.path, "': adapters chosen for each row cannot be combined with ",
+        "a product from the right, x W: its rows are the weight's outputs; hint: activate one ",
+        "set at a time");
     const at::Tensor delta = some_rows(total_delta(site.active, site.weight.matrix()), part);
     const at::Tensor seen = x.narrow(-1, part.begin, part.count);
     y = at::add(y, at::matmul(seen, delta.to(x.scalar_type())));

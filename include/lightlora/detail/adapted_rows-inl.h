@@ -45,6 +45,23 @@ inline Factors factors_by_set(const MatchedRows& part, int64_t in, at::ScalarTyp
   return {at::stack(downs), at::stack(ups)};
 }
 
+// The same, without gradients composed once and kept: many sets of small factors are many small
+// operations.
+inline Factors kept_factors_by_set(const MatchedRows& part, int64_t in, at::ScalarType dtype) {
+  const AdaptedSite& site = *part.site;
+  if (at::GradMode::is_enabled()) return factors_by_set(part, in, dtype);
+  std::vector<double> numbers{static_cast<double>(part.first), static_cast<double>(part.count),
+                              static_cast<double>(dtype)};
+  for (const auto& item : site.active) {
+    numbers.push_back(item.adapter ? item.adapter->scale() * item.weight : 0);
+  }
+  const auto made = site.kept->factors.get(site.sources, numbers, [&] {
+    const Factors factors = factors_by_set(part, in, dtype);
+    return std::vector<at::Tensor>{factors.down, factors.up};
+  });
+  return {made[0], made[1]};
+}
+
 // Which set each row has; the last one for none.
 inline at::Tensor set_of_rows(const AdaptedSite& site, const at::Tensor& x) {
   const at::Tensor& index = site.rows->index;
@@ -72,9 +89,9 @@ at::Tensor add_by_sets(const AdaptedSite& site, at::Tensor y, const at::Tensor& 
   return y;
 }
 
-// y = layer(x) + (x down^T) up^T with the factors of each row's own set. One row of the batch has many
-// rows of the matrix, so that gathering its factors is little beside reading it.
-// Shapes: x (batch, ..., in), weight (out, in)
+// y = layer(x) + (x down^T) up^T with the factors of each row's own set. One row of the batch has
+// many rows of the matrix, so that gathering its factors is little beside reading it. Shapes: x
+// (batch, ..., in), weight (out, in)
 inline at::Tensor linear_by_rows(const at::Tensor& x, const at::Tensor& weight,
                                  const std::optional<at::Tensor>& bias, const MatchedRows& part) {
   const AdaptedSite& site = *part.site;
@@ -91,7 +108,7 @@ inline at::Tensor linear_by_rows(const at::Tensor& x, const at::Tensor& weight,
   }
   const at::Tensor set = set_of_rows(site, x);
   const at::Tensor tokens = x.reshape({x.size(0), -1, x.size(-1)}).to(y.scalar_type());
-  const Factors all = factors_by_set(part, weight.size(1), y.scalar_type());
+  const Factors all = kept_factors_by_set(part, weight.size(1), y.scalar_type());
   const at::Tensor hidden = tokens.bmm(all.down.index_select(0, set).transpose(1, 2));
   const at::Tensor up = all.up.index_select(0, set).transpose(1, 2);
   return at::add(y, hidden.bmm(up).reshape(y.sizes()));

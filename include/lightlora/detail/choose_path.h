@@ -11,7 +11,8 @@ namespace lightlora {
 /// `kept_merged`: one product with weight + delta, summed once and kept until a value changes.
 /// `by_parts`: the layer, and the delta's product beside it; for variants without factors, dropout.
 /// `merged`: one product each way with weight + delta, the sum made for this call.
-/// `bypass`: the layer, and the two thin products beside it; `packed` the same from a packed weight.
+/// `bypass`: the layer, and the two thin products beside it; `packed` the same from a packed
+/// weight.
 enum class Path { kept_merged, by_parts, merged, bypass, packed };
 
 /// What the choice depends on.
@@ -32,10 +33,11 @@ struct Situation {
 ///
 /// Both training routes need the two small gradients; beyond them the bypass reads and writes
 /// rows * (in + out) elements and the merged weight twice in * out, so that merging wins from
-/// rows = kappa * in * out / (in + out) on, whatever the rank. kappa is 2 from the count of elements
-/// (ATen's out-of-place sum copies the weight first) and 6 where the bypass is one pass over memory,
-/// as measured with the CPU kernels of small ranks. A weight that is merged anew in each step cannot
-/// be packed once, and half precision never merges by itself: early updates would vanish.
+/// rows = kappa * in * out / (in + out) on, whatever the rank. kappa is 2 from the count of
+/// elements (ATen's out-of-place sum copies the weight first) and 6 where the bypass is one pass
+/// over memory, as measured with the CPU kernels of small ranks. A weight that is merged anew in
+/// each step cannot be packed once, and half precision never merges by itself: early updates would
+/// vanish.
 inline Path choose_path(const Situation& s, Route wanted) {
   const bool keeps = !s.training && !s.gradients && wanted != Route::bypass;
   if (keeps && (wanted == Route::merged || !s.half)) return Path::kept_merged;

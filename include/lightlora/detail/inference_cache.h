@@ -15,8 +15,8 @@ namespace lightlora {
 /// What one layer composes once and uses again until something that it was made from changes: the
 /// merged weight, or the factors. A change is seen by a tensor's version counter or its memory, so
 /// any in-place operation of LibTorch and any `to()` count. What writes past the version counter
-/// (`Tensor::data()`, `at::_fused_adamw_`) must bump it: `tensor.unsafeGetTensorImpl()->bump_version()`.
-/// Safe to use from several threads at once.
+/// (`Tensor::data()`, `at::_fused_adamw_`) must bump it:
+/// `tensor.unsafeGetTensorImpl()->bump_version()`. Safe to use from several threads at once.
 class InferenceCache {
  public:
   /// The tensors that `make()` returned last, or those that it returns now if `sources` or

@@ -75,8 +75,8 @@ inline bool is_on_top(c10::DebugInfoKind kind) {
   }
 }
 
-// Takes information of other kinds that lies above ours off, such as a profiler's, and gives it in the
-// order of taking.
+// Takes information of other kinds that lies above ours off, such as a profiler's, and gives it in
+// the order of taking.
 inline auto take_what_lies_above() {
   using Kind = c10::DebugInfoKind;
   std::vector<std::pair<Kind, std::shared_ptr<c10::DebugInfoBase>>> taken;
@@ -164,8 +164,8 @@ LIGHTLORA_INLINE bool in_derivative() {
   return !frame || frame->node != current_node();
 }
 
-// Calls body(site) for each active site whose weight lies in the tensor's storage; inner activations
-// first, until `body` says true.
+// Calls body(site) for each active site whose weight lies in the tensor's storage; inner
+// activations first, until `body` says true.
 template <typename Body>
 bool for_each_site_of(const at::Tensor& tensor, const Body& body) {
   const ActiveFrame* frame = frame_of_thread();
@@ -192,9 +192,7 @@ struct MatrixLayout {
   static MatrixLayout of(const at::Tensor& t) {
     return {t.size(0), t.size(1), t.stride(0), t.stride(1), t.storage_offset()};
   }
-  MatrixLayout transposed() const {
-    return {columns, rows, column_stride, row_stride, offset};
-  }
+  MatrixLayout transposed() const { return {columns, rows, column_stride, row_stride, offset}; }
 };
 
 // The rows that a site's matrix and an operator's share, if they are laid out alike.

@@ -21,17 +21,17 @@
 
 namespace lightlora {
 
-// How a layer of any model is adapted: not by changing it, but by taking over the operator call that
-// it makes, in the threads where its adapters are active. A dispatch key of LibTorch's that lies above
-// autograd and autocast, TESTING_ONLY_GenericMode, is switched on per thread; every operator falls
-// through it, but for those through which layers use their weights (interception_kernels-inl.h).
-// Their kernels look the weight up by its storage, because a layer may pass an alias of it, its
-// transpose, or some of its rows.
+// How a layer of any model is adapted: not by changing it, but by taking over the operator call
+// that it makes, in the threads where its adapters are active. A dispatch key of LibTorch's that
+// lies above autograd and autocast, TESTING_ONLY_GenericMode, is switched on per thread; every
+// operator falls through it, but for those through which layers use their weights
+// (interception_kernels-inl.h). Their kernels look the weight up by its storage, because a layer
+// may pass an alias of it, its transpose, or some of its rows.
 
 /// What the calls of one handle share about a site, whatever is active.
 struct SiteState {
-  std::atomic<bool> reached{false};             ///< its weight has come to an operator
-  std::atomic<Route> route{Route::automatic};   ///< how it is to be computed
+  std::atomic<bool> reached{false};            ///< its weight has come to an operator
+  std::atomic<Route> route{Route::automatic};  ///< how it is to be computed
 };
 
 /// Which adapter set each row of a batch uses: row i the set number index[i], or none if it is -1.
@@ -41,11 +41,11 @@ struct RowChoice {
 
 /// A weight with the adapters that are active over it.
 struct AdaptedSite {
-  std::string path;                             ///< of the layer, for messages
-  LayerWeight weight;                           ///< where the weight is
-  at::Tensor tensor;                            ///< the weight itself, when the table was made
-  std::vector<ActiveAdapter> active;            ///< what joins in; with `rows` one for each set or null
-  std::shared_ptr<SiteState> state;             ///< shared by all tables of a handle
+  std::string path;                   ///< of the layer, for messages
+  LayerWeight weight;                 ///< where the weight is
+  at::Tensor tensor;                  ///< the weight itself, when the table was made
+  std::vector<ActiveAdapter> active;  ///< what joins in; with `rows` one for each set or null
+  std::shared_ptr<SiteState> state;   ///< shared by all tables of a handle
   std::shared_ptr<const PackedWeight> packed = {};  ///< or null
   const Packable* packable = nullptr;               ///< the layer, if it is one
   std::shared_ptr<const RowChoice> rows = {};       ///< or null: all rows alike
@@ -60,8 +60,8 @@ struct AdaptedSite {
 };
 
 /// A site as it is now. What joins in may be null where `rows` chooses.
-AdaptedSite make_site(std::string path, const LayerWeight& weight, std::vector<ActiveAdapter> active,
-                      std::shared_ptr<SiteState> state);
+AdaptedSite make_site(std::string path, const LayerWeight& weight,
+                      std::vector<ActiveAdapter> active, std::shared_ptr<SiteState> state);
 
 namespace detail {
 

@@ -17,12 +17,13 @@ namespace lightlora {
 
 namespace detail {
 
-// What a kernel calls is LibTorch's own: autocast and autograd see it as if the layer had called it.
+// What a kernel calls is LibTorch's own: autocast and autograd see it as if the layer had called
+// it.
 using Below = c10::impl::ExcludeDispatchKeyGuard;
 
 // a b of matrices or stacks of them, if one is an adapted weight or its transpose; else undefined.
-// The transpose on the right is what layers compute; the other three are what models do with weights
-// themselves, and what LibTorch's derivatives do, which must not be touched.
+// The transpose on the right is what layers compute; the other three are what models do with
+// weights themselves, and what LibTorch's derivatives do, which must not be touched.
 inline at::Tensor product_of_site(const at::Tensor& a, const at::Tensor& b,
                                   const std::optional<at::Tensor>& bias = std::nullopt) {
   if (b.dim() == 2) {
@@ -86,8 +87,7 @@ inline at::Tensor mv_kernel(const at::Tensor& a, const at::Tensor& b) {
 inline at::Tensor bmm_kernel(const at::Tensor& a, const at::Tensor& b) {
   const Below below(kModeKey);
   const bool single = a.dim() == 3 && b.dim() == 3 && a.size(0) == 1 && b.size(0) == 1;
-  const at::Tensor found =
-      single && !in_derivative() ? product_of_site(a[0], b[0]) : at::Tensor();
+  const at::Tensor found = single && !in_derivative() ? product_of_site(a[0], b[0]) : at::Tensor();
   return found.defined() ? found.unsqueeze(0) : at::bmm(a, b);
 }
 
@@ -115,8 +115,8 @@ void convolution_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   const AdaptedSite* site =
       kBare && in_derivative()
           ? nullptr
-          : match_whole(arguments[1].toTensor(), transposed ? LayerKind::transposed_convolution
-                                                            : LayerKind::convolution);
+          : match_whole(arguments[1].toTensor(),
+                        transposed ? LayerKind::transposed_convolution : LayerKind::convolution);
   if (site) {
     stack->emplace_back(adapted_convolution({op, arguments, GroupsAt}, *site));
   } else {
@@ -175,8 +175,7 @@ inline void bilinear_kernel(const c10::OperatorHandle& op, torch::jit::Stack* st
   const AdaptedSite* site = match_whole(arguments[2].toTensor(), LayerKind::bilinear);
   if (!site) return;
   const at::Tensor y = torch::jit::pop(*stack).toTensor();
-  stack->emplace_back(
-      adapted_bilinear(arguments[0].toTensor(), arguments[1].toTensor(), *site, y));
+  stack->emplace_back(adapted_bilinear(arguments[0].toTensor(), arguments[1].toTensor(), *site, y));
 }
 
 // Recurrent layers, and the operators that do a whole attention or encoder layer in inference.
@@ -208,8 +207,8 @@ inline void add_kernels(torch::Library& library) {
   library.impl("mm", mm_kernel);
   library.impl("mv", mv_kernel);
   library.impl("bmm", bmm_kernel);
-  add_boxed<convolution_kernel<6, false>>(
-      library, {"conv1d", "conv2d", "conv3d", "conv1d.padding", "conv2d.padding", "conv3d.padding"});
+  add_boxed<convolution_kernel<6, false>>(library, {"conv1d", "conv2d", "conv3d", "conv1d.padding",
+                                                    "conv2d.padding", "conv3d.padding"});
   add_boxed<convolution_kernel<6, true>>(
       library, {"conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"});
   add_boxed<convolution_kernel<8, false>>(library, {"convolution", "_convolution"});
@@ -218,9 +217,10 @@ inline void add_kernels(torch::Library& library) {
   add_boxed<embedding_bag_kernel>(library, {"embedding_bag", "embedding_bag.padding_idx"});
   add_boxed<bilinear_kernel>(library, {"bilinear"});
   add_boxed<exchanging_kernel>(
-      library, {"lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data",
-                "rnn_relu.input", "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell",
-                "rnn_relu_cell", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"});
+      library,
+      {"lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data",
+       "rnn_relu.input", "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+       "_native_multi_head_attention", "_transformer_encoder_layer_fwd"});
 }
 
 // A process may hold this library several times, in several shared libraries: the first one whose

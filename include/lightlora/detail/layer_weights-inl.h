@@ -191,8 +191,7 @@ LIGHTLORA_INLINE std::vector<LayerWeight> find_weights(
       add_weight<nn::EmbeddingImpl>(found, module, "Embedding", LayerKind::lookup) ||
       add_weight<nn::EmbeddingBagImpl>(found, module, "EmbeddingBag", LayerKind::bag) ||
       add_weight<nn::BilinearImpl>(found, module, "Bilinear", LayerKind::bilinear) ||
-      detail::add_attention(found, module) ||
-      add_recurrent<nn::RNNImpl>(found, module, "RNN") ||
+      detail::add_attention(found, module) || add_recurrent<nn::RNNImpl>(found, module, "RNN") ||
       add_recurrent<nn::LSTMImpl>(found, module, "LSTM") ||
       add_recurrent<nn::GRUImpl>(found, module, "GRU") ||
       add_recurrent<nn::RNNCellImpl>(found, module, "RNNCell") ||
@@ -244,10 +243,11 @@ LIGHTLORA_INLINE void place(Adapter& adapter, const LayerWeight& layer) {
 }
 
 LIGHTLORA_INLINE void require_no_dropout(const Adapter& adapter) {
-  TORCH_CHECK_VALUE(adapter.options().dropout() == 0, "'", adapter.layer().name,
-                    "': expected dropout 0 for an adapter that is a part of the weight, got ",
-                    adapter.options().dropout(),
-                    "; hint: a recurrent layer and a bound weight have no input of the adapter's own");
+  TORCH_CHECK_VALUE(
+      adapter.options().dropout() == 0, "'", adapter.layer().name,
+      "': expected dropout 0 for an adapter that is a part of the weight, got ",
+      adapter.options().dropout(),
+      "; hint: a recurrent layer and a bound weight have no input of the adapter's own");
 }
 
 LIGHTLORA_INLINE void fit(Adapter& adapter, const LayerWeight& layer) {

@@ -37,9 +37,9 @@ std::pair<Factors, double> total_factors(const std::vector<ActiveAdapter>& activ
 /// What one adapter sees of its layer's inputs: in training some are left out, as its dropout says.
 torch::Tensor adapter_input(const ActiveAdapter& item, const torch::Tensor& x);
 
-/// Mixin of layers that can keep their frozen weight a second time in the CPU kernels' own layout (see
-/// PackedWeight), for faster forward and backward passes; of no effect on other devices and while
-/// the weight trains.
+/// Mixin of layers that can keep their frozen weight a second time in the CPU kernels' own layout
+/// (see PackedWeight), for faster forward and backward passes; of no effect on other devices and
+/// while the weight trains.
 class Packable {
  public:
   /// Switches it on or off.
@@ -59,7 +59,8 @@ class Packable {
                                  const std::optional<at::Tensor>& bias) const;
 
  private:
-  std::shared_ptr<const PackedWeight> packed_;  // shared by copies of a layer, which only costs hits
+  std::shared_ptr<const PackedWeight>
+      packed_;  // shared by copies of a layer, which only costs hits
 };
 
 /// Switches packed weights on or off in every layer of a model that can pack, and returns how many
@@ -67,21 +68,30 @@ class Packable {
 int64_t pack_weights(torch::nn::Module& model, bool on = true);
 
 /// What a layer does with its weight, and so how an adapter joins in.
-/// `linear`: x W^T. `convolution`: with kernels (out, in / groups, ...). `transposed_convolution`: with
-/// kernels (in, out / groups, ...). `lookup`: rows by number. `bag`: sums of such rows. `bilinear`:
-/// x1 W x2 with W (out, in1, in2). `recurrent`: one of the matrices of an RNN, LSTM or GRU.
-enum class LayerKind { linear, convolution, transposed_convolution, lookup, bag, bilinear, recurrent };
+/// `linear`: x W^T. `convolution`: with kernels (out, in / groups, ...). `transposed_convolution`:
+/// with kernels (in, out / groups, ...). `lookup`: rows by number. `bag`: sums of such rows.
+/// `bilinear`: x1 W x2 with W (out, in1, in2). `recurrent`: one of the matrices of an RNN, LSTM or
+/// GRU.
+enum class LayerKind {
+  linear,
+  convolution,
+  transposed_convolution,
+  lookup,
+  bag,
+  bilinear,
+  recurrent
+};
 
 /// The weight of one layer of a model: where it is, and how it reads as a matrix (out, in).
 /// A layer type that can be adapted is one line in `find_weights`.
 class LayerWeight {
  public:
-  /// A weight that is a member of its layer. `type` is the layer's type for people and targets, `part`
-  /// the weight's name in a layer that has several.
+  /// A weight that is a member of its layer. `type` is the layer's type for people and targets,
+  /// `part` the weight's name in a layer that has several.
   LayerWeight(std::shared_ptr<torch::nn::Module> layer, torch::Tensor& weight, std::string type,
               LayerKind kind, std::string part = "");
-  /// A weight that no member holds, such as those of recurrent and TorchScript modules; `layer` may be
-  /// null.
+  /// A weight that no member holds, such as those of recurrent and TorchScript modules; `layer` may
+  /// be null.
   LayerWeight(std::shared_ptr<torch::nn::Module> layer, const torch::Tensor& weight, bool owned,
               std::string type, LayerKind kind, std::string part = "");
 
@@ -143,7 +153,7 @@ std::string refusal_reason(const torch::nn::Module& module);
 /// may name, those that are refused too.
 struct AdaptableLayers {
   std::vector<std::pair<std::string, LayerWeight>> weights;  ///< by path, in the model's order
-  std::vector<TargetLayer> targets;                          ///< the same paths, and the refused ones
+  std::vector<TargetLayer> targets;  ///< the same paths, and the refused ones
 };
 
 /// Collects what can be adapted below a model, and the model itself if a shared pointer owns it.
@@ -152,14 +162,16 @@ AdaptableLayers adaptable_layers(torch::nn::Module& model);
 /// Moves an adapter to its layer's device, in fp32 (fp64 over an fp64 weight).
 void place(Adapter& adapter, const LayerWeight& layer);
 
-/// Errors: c10::ValueError if the adapter has a dropout. For adapters that are a part of the weight: no
+/// Errors: c10::ValueError if the adapter has a dropout. For adapters that are a part of the
+/// weight: no
 ///         input can be left out for them alone
 void require_no_dropout(const Adapter& adapter);
 
 /// Moves a new adapter to its layer and lets it take what it needs from the layer's weight.
 void fit(Adapter& adapter, const LayerWeight& layer);
 
-/// While it lives, a layer's weight member is weight + delta; its registered parameter stays the base, so saving and cloning see the base and the base gets no gradient.
+/// While it lives, a layer's weight member is weight + delta; its registered parameter stays the
+/// base, so saving and cloning see the base and the base gets no gradient.
 class WeightBinding {
  public:
   /// Errors: c10::Error when a half-precision weight would be trained through: such a weight

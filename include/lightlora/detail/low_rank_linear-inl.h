@@ -59,10 +59,10 @@ inline at::Tensor low_rank_forward(const at::Tensor& rows, const at::Tensor& wei
                                    const at::Tensor& down, const at::Tensor& up,
                                    const std::optional<at::Tensor>& bias, const LowRankCall& call,
                                    const PackedWeight* packed, bool wants_h, at::Tensor& h) {
-  const at::Tensor y =
-      call.merge ? at::linear(rows, merged_weight(weight, down, up, call.scale), bias)
-      : packed   ? PackedWeight::linear(rows, packed->linear_weight(weight), bias)
-                 : at::linear(rows, weight, bias);
+  const at::Tensor y = call.merge
+                           ? at::linear(rows, merged_weight(weight, down, up, call.scale), bias)
+                       : packed ? PackedWeight::linear(rows, packed->linear_weight(weight), bias)
+                                : at::linear(rows, weight, bias);
   if (call.thin) {
     if (!call.merge) thin::add_low_rank_(y, thin::dense_rows(rows), down, up, call.scale);
     return y;
@@ -116,11 +116,10 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
     if (ctx->needs_input_grad(0)) dx = base_gradient(*ctx, dy, weight, down, up, call);
     const at::Tensor bypassed_dx = call.merge ? at::Tensor() : dx;
     const auto factors =
-        call.thin
-            ? thin::low_rank_gradients(thin::dense_rows(rows), thin::dense_rows(dy), bypassed_dx,
-                                       down, up, call.scale, ctx->needs_input_grad(2),
-                                       ctx->needs_input_grad(3))
-            : gradients(*ctx, rows, dy, bypassed_dx, saved[4], down, up, call.scale);
+        call.thin ? thin::low_rank_gradients(thin::dense_rows(rows), thin::dense_rows(dy),
+                                             bypassed_dx, down, up, call.scale,
+                                             ctx->needs_input_grad(2), ctx->needs_input_grad(3))
+                  : gradients(*ctx, rows, dy, bypassed_dx, saved[4], down, up, call.scale);
     if (ctx->needs_input_grad(1)) dw = dy.t().mm(rows);
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(4)) db = dy.sum(0);
     if (dx.defined()) dx = dx.reshape(saved[0].sizes());

@@ -22,8 +22,9 @@ namespace lightlora {
 /// Errors:   c10::Error with both shapes, and `name` if given, if the last size of x is not `in`
 /// Derivatives of any order are right: a backward pass that autograd records is made of LibTorch's
 /// own operators over the arguments.
-/// `route` forces one way of computing it (see `choose_path`); the routes differ by rounding only. `packed` may hold the
-/// weight in the CPU kernels' layout; it is used where it is usable, and not on the merged route.
+/// `route` forces one way of computing it (see `choose_path`); the routes differ by rounding only.
+/// `packed` may hold the weight in the CPU kernels' layout; it is used where it is usable, and not
+/// on the merged route.
 at::Tensor low_rank_linear(const at::Tensor& x, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, const Factors& factors,
                            double scale, std::string_view name = "low_rank_linear",

@@ -179,8 +179,8 @@ struct PackedConvolution : torch::autograd::Function<PackedConvolution> {
       const at::Tensor x =
           saved[0].defined() ? saved[0] : grads[0].detach().new_zeros(sizes("x_sizes"));
       dx = std::get<0>(at::convolution_backward(
-          grads[0], x, saved[1], at::OptionalIntArrayRef(), sizes("stride"),
-          sizes("padding"), sizes("dilation"), /*transposed=*/false, /*output_padding=*/{0, 0},
+          grads[0], x, saved[1], at::OptionalIntArrayRef(), sizes("stride"), sizes("padding"),
+          sizes("dilation"), /*transposed=*/false, /*output_padding=*/{0, 0},
           /*groups=*/1, {true, false, false}));
     }
     const at::Tensor none;
