@@ -17,8 +17,9 @@ class Server:
     """A benchmark program in its --serve mode: one line in, one line of figures out."""
 
     def __init__(self, *command):
-        self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, line):
         print(line, file=self.process.stdin, flush=True)
@@ -58,6 +59,12 @@ def machine(threads):
         if line.startswith("model name"):
             processor = line.split(": ", 1)[1]
             break
-    return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "processor": processor,
-            "threads": threads, "clock": "processor time" if threads == 1 else "wall time",
-            "torch": torch.__version__, "peft": peft.__version__, "diffusers": diffusers.__version__}
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "processor": processor,
+        "threads": threads,
+        "clock": "processor time" if threads == 1 else "wall time",
+        "torch": torch.__version__,
+        "peft": peft.__version__,
+        "diffusers": diffusers.__version__,
+    }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Time of one guided denoising step: the UNet on both halves of the guidance, then the scheduler,
 // as text_to_image takes it. Merged adapters cost nothing, so there are none here.
-#include "support/cli/run.h"
 #include "common/unet_case.h"
 #include "schedulers/schedulers.h"
+#include "support/cli/run.h"
 
 namespace {
 
@@ -17,11 +17,13 @@ void run(const Flags& flags) {
   auto unet = bench::random_unet(flags);
   unet->eval();
   const at::NoGradGuard no_grad;
-  const auto scheduler = sd::make_scheduler("ddim", sd::read_scheduler_config(flags.scheduler_folder));
+  const auto scheduler =
+      sd::make_scheduler("ddim", sd::read_scheduler_config(flags.scheduler_folder));
   scheduler->set_timesteps(50);
   const auto options = flags.options();
-  const at::Tensor latents = at::randn({flags.batch, unet->options.in_channels(), flags.size, flags.size},
-                                       at::TensorOptions(options).dtype(at::kFloat));
+  const at::Tensor latents =
+      at::randn({flags.batch, unet->options.in_channels(), flags.size, flags.size},
+                at::TensorOptions(options).dtype(at::kFloat));
   const at::Tensor context =
       at::randn({2 * flags.batch, 77, unet->options.cross_attention_dim().front()}, options);
   const at::Tensor time = at::full({}, scheduler->timesteps()[10], options.dtype(at::kFloat));

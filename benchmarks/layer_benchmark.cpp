@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Forward and backward time of one adapted Linear: every variant, route and shape against the bare
-// frozen layer in the same run. Prints a table, and writes JSON for report.py. Needs LibTorch alone.
+// frozen layer in the same run. Prints a table, and writes JSON for report.py. Needs LibTorch
+// alone.
 #include <fmt/format.h>
 #include <torch/cuda.h>
 #include <torch/torch.h>
@@ -33,9 +34,9 @@ struct Flags {
 };
 
 // SD 1.5 at 512x512: self-attention of the four levels, cross-attention keys and values.
-const std::vector<std::string> kStableDiffusion{
-    "4096x320x320", "1024x640x640", "256x1280x1280", "64x1280x1280",
-    "77x768x320",   "77x768x640",   "77x768x1280"};
+const std::vector<std::string> kStableDiffusion{"4096x320x320", "1024x640x640", "256x1280x1280",
+                                                "64x1280x1280", "77x768x320",   "77x768x640",
+                                                "77x768x1280"};
 const std::vector<std::string> kWide{"256x4096x4096", "1024x4096x4096", "4096x4096x4096",
                                      "16384x4096x4096"};
 
@@ -191,7 +192,8 @@ int main(int argc, char** argv) {
   options.add("--json", flags.json_path, "Write the figures to this file");
   options.add("--title", flags.title, "A remark that goes into the file");
   options.add("--quick", flags.quick, "Two small shapes, a few seconds: what the tests run");
-  options.add("--profile", flags.profile, "Show where the time of the layer's own form goes instead");
+  options.add("--profile", flags.profile,
+              "Show where the time of the layer's own form goes instead");
   options.add("--serve", flags.serve, "Take cases from standard input, for layer_vs_peft.py");
   return options.run(argc, argv, [&] { run(flags); });
 }

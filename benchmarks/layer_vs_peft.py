@@ -16,8 +16,15 @@ import peft
 import torch
 from common import Server, geometric_mean, machine, median, now, spread
 
-SHAPES = [(4096, 320, 320), (1024, 640, 640), (256, 1280, 1280), (64, 1280, 1280), (77, 768, 320),
-          (77, 768, 640), (77, 768, 1280)]
+SHAPES = [
+    (4096, 320, 320),
+    (1024, 640, 640),
+    (256, 1280, 1280),
+    (64, 1280, 1280),
+    (77, 768, 320),
+    (77, 768, 640),
+    (77, 768, 1280),
+]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -81,20 +88,25 @@ def measure(parts, seconds):
 
 def figures(times):
     """Medians, spreads and ratios of the times of all parts."""
+
     def middle(combine, one, other):
         return median([combine(a, b) for a, b in zip(times[one], times[other])])
 
     our_overhead = middle(operator.sub, "ours", "our_bare")
     peft_overhead = middle(operator.sub, "peft", "peft_bare")
-    return {"samples": len(times["ours"]), **{f"{name}_us": median(values) for name, values in times.items()},
-            **{f"{name}_iqr_us": spread(values) for name, values in times.items()},
-            "our_ratio_to_bare": middle(operator.truediv, "ours", "our_bare"),
-            "peft_ratio_to_bare": middle(operator.truediv, "peft", "peft_bare"),
-            "packed_ratio_to_bare": middle(operator.truediv, "packed", "our_bare"),
-            "our_overhead_us": our_overhead, "peft_overhead_us": peft_overhead,
-            "overhead_ratio": our_overhead / peft_overhead,
-            "total_ratio": middle(operator.truediv, "ours", "peft"),
-            "packed_total_ratio": middle(operator.truediv, "packed", "peft")}
+    return {
+        "samples": len(times["ours"]),
+        **{f"{name}_us": median(values) for name, values in times.items()},
+        **{f"{name}_iqr_us": spread(values) for name, values in times.items()},
+        "our_ratio_to_bare": middle(operator.truediv, "ours", "our_bare"),
+        "peft_ratio_to_bare": middle(operator.truediv, "peft", "peft_bare"),
+        "packed_ratio_to_bare": middle(operator.truediv, "packed", "our_bare"),
+        "our_overhead_us": our_overhead,
+        "peft_overhead_us": peft_overhead,
+        "overhead_ratio": our_overhead / peft_overhead,
+        "total_ratio": middle(operator.truediv, "ours", "peft"),
+        "packed_total_ratio": middle(operator.truediv, "packed", "peft"),
+    }
 
 
 def compare(server, shape, dtype, variant, rank, seconds, threads):
@@ -111,19 +123,39 @@ def compare(server, shape, dtype, variant, rank, seconds, threads):
     def theirs(form):
         return lambda repeats: sum(peft_layer.sample(form, repeats, threads))
 
-    times = measure({"our_bare": ours("bare"), "ours": ours("auto"), "packed": ours("packed"),
-                     "peft_bare": theirs("bare"), "peft": theirs("lora")}, seconds)
+    times = measure(
+        {
+            "our_bare": ours("bare"),
+            "ours": ours("auto"),
+            "packed": ours("packed"),
+            "peft_bare": theirs("bare"),
+            "peft": theirs("lora"),
+        },
+        seconds,
+    )
 
-    return {"n": shape[0], "k": shape[1], "m": shape[2], "dtype": dtype, "variant": variant, "rank": rank, **figures(times),
-            "our_kept_bytes": ask("auto", 1)[2], "peft_kept_bytes": peft_kept}
+    return {
+        "n": shape[0],
+        "k": shape[1],
+        "m": shape[2],
+        "dtype": dtype,
+        "variant": variant,
+        "rank": rank,
+        **figures(times),
+        "our_kept_bytes": ask("auto", 1)[2],
+        "peft_kept_bytes": peft_kept,
+    }
 
 
 def report(rows, dtype, variant):
     for row in rows:
-        print("{n}x{k}x{m}".format(**row).ljust(16),
-              "{dtype:5} {variant:7} | {our_ratio_to_bare:11.3f} {peft_ratio_to_bare:11.3f} | {packed_ratio_to_bare:11.3f}"
-              " | {overhead_ratio:18.2f} | {total_ratio:15.3f} {packed_total_ratio:7.3f} |".format(**row),
-              f"{row['our_kept_bytes'] / 1024:8.1f} {row['peft_kept_bytes'] / 1024:8.1f}", flush=True)
+        print(
+            "{n}x{k}x{m}".format(**row).ljust(16),
+            "{dtype:5} {variant:7} | {our_ratio_to_bare:11.3f} {peft_ratio_to_bare:11.3f} | {packed_ratio_to_bare:11.3f}"
+            " | {overhead_ratio:18.2f} | {total_ratio:15.3f} {packed_total_ratio:7.3f} |".format(**row),
+            f"{row['our_kept_bytes'] / 1024:8.1f} {row['peft_kept_bytes'] / 1024:8.1f}",
+            flush=True,
+        )
     # A difference below the clock's noise can come out negative, which has no logarithm.
     mean = geometric_mean([max(row["overhead_ratio"], 1e-3) for row in rows])
     print(f"{'geometric mean':16} {dtype:5} {variant:7} | {'':23} | {'':11} | {mean:18.2f}", flush=True)
@@ -145,7 +177,9 @@ def main():
     seconds = 2 if flags.quick else flags.seconds
     server = Server(flags.bin / "layer_benchmark", "--serve", "--threads", flags.threads)
     rows = []
-    print(f"{'rows x in x out':16} dtype variant |   ours/bare   PEFT/bare | packed/bare | overhead ours/PEFT | total ours/PEFT, packed | kept ours, PEFT KB")
+    print(
+        f"{'rows x in x out':16} dtype variant |   ours/bare   PEFT/bare | packed/bare | overhead ours/PEFT | total ours/PEFT, packed | kept ours, PEFT KB"
+    )
     for dtype in flags.dtypes:
         for variant in flags.variants:
             own = [compare(server, shape, dtype, variant, flags.rank, seconds, flags.threads) for shape in shapes]

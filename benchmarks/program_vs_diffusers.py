@@ -22,9 +22,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "examples/stable_diffusion/assets/base/unet/config.json"
 FULL = ROOT / "benchmarks/sd15_unet.json"
 # name: configuration, size of the latents, batch, dtype
-CASES = {"bundled fp32": (BUNDLED, 0, 4, "fp32"), "bundled bf16": (BUNDLED, 0, 4, "bf16"),
-         "sd15 256x256 fp32": (FULL, 32, 1, "fp32"), "sd15 256x256 bf16": (FULL, 32, 1, "bf16"),
-         "sd15 512x512 bf16": (FULL, 64, 1, "bf16")}
+CASES = {
+    "bundled fp32": (BUNDLED, 0, 4, "fp32"),
+    "bundled bf16": (BUNDLED, 0, 4, "bf16"),
+    "sd15 256x256 fp32": (FULL, 32, 1, "fp32"),
+    "sd15 256x256 bf16": (FULL, 32, 1, "bf16"),
+    "sd15 512x512 bf16": (FULL, 64, 1, "bf16"),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -43,8 +47,9 @@ def make_unet(config, dtype):
 
 def training_step(unet, size, batch, dtype):
     unet.train()
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian",
-                                target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+    unet.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"])
+    )
     trained = [p for p in unet.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
@@ -85,8 +90,20 @@ def compare(what, name, flags):
     config, size, batch, dtype = CASES[name]
     size = size or json.loads(pathlib.Path(config).read_text())["sample_size"]
     program = {"train": "step_benchmark", "generate": "generate_benchmark"}[what]
-    server = Server(flags.bin / program, "--serve", "--unet_config", config, "--size", size, "--batch", batch,
-                    "--dtype", dtype, "--threads", flags.threads)
+    server = Server(
+        flags.bin / program,
+        "--serve",
+        "--unet_config",
+        config,
+        "--size",
+        size,
+        "--batch",
+        batch,
+        "--dtype",
+        dtype,
+        "--threads",
+        flags.threads,
+    )
     unet = make_unet(config, DTYPES[dtype])
     make = training_step if what == "train" else denoising_step
     theirs = make(unet, size, batch, DTYPES[dtype])
@@ -105,10 +122,19 @@ def compare(what, name, flags):
         for part in random.sample(list(parts), len(parts)):
             times[part].append(parts[part]())
     server.close()
-    return {"what": what, "case": name, "size": size, "batch": batch, "dtype": dtype, "samples": rounds,
-            "ours_s": median(times["ours"]), "python_s": median(times["python"]),
-            "ours_iqr_s": spread(times["ours"]), "python_iqr_s": spread(times["python"]),
-            "speedup": median([b / a for a, b in zip(times["ours"], times["python"])])}
+    return {
+        "what": what,
+        "case": name,
+        "size": size,
+        "batch": batch,
+        "dtype": dtype,
+        "samples": rounds,
+        "ours_s": median(times["ours"]),
+        "python_s": median(times["python"]),
+        "ours_iqr_s": spread(times["ours"]),
+        "python_iqr_s": spread(times["python"]),
+        "speedup": median([b / a for a, b in zip(times["ours"], times["python"])]),
+    }
 
 
 def main():
@@ -125,8 +151,11 @@ def main():
     rows = []
     for name in flags.cases:
         rows.append(compare(flags.what, name, flags))
-        print("{what:8} {case:18} ours {ours_s:8.3f} s  diffusers {python_s:8.3f} s  {speedup:5.2f} times as fast"
-              "  ({samples} rounds)".format(**rows[-1]), flush=True)
+        print(
+            "{what:8} {case:18} ours {ours_s:8.3f} s  diffusers {python_s:8.3f} s  {speedup:5.2f} times as fast"
+            "  ({samples} rounds)".format(**rows[-1]),
+            flush=True,
+        )
         if flags.json:
             flags.json.write_text(json.dumps({"machine": machine(flags.threads), "rows": rows}, indent=1) + "\n")
 

@@ -3,8 +3,8 @@
 // train_dreambooth_lora takes it. The text states and latents are given, as they are there.
 #include <lightlora/lightlora.h>
 
-#include "support/cli/run.h"
 #include "common/unet_case.h"
+#include "support/cli/run.h"
 
 namespace {
 
@@ -32,7 +32,8 @@ void run(const Flags& flags) {
   const at::Tensor target = at::randn_like(noisy, at::TensorOptions().dtype(at::kFloat));
   const at::Tensor states =
       at::randn({flags.batch, 77, unet->options.cross_attention_dim().front()}, options);
-  const at::Tensor timesteps = at::full({flags.batch}, 500, at::TensorOptions(options).dtype(at::kLong));
+  const at::Tensor timesteps =
+      at::full({flags.batch}, 500, at::TensorOptions(options).dtype(at::kLong));
   bench::run_steps(flags, [&] {
     bank.zero_gradients();
     const at::Tensor predicted = unet->forward(noisy, timesteps, states);

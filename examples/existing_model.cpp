@@ -18,7 +18,8 @@ int main() {
   const auto layer = torch::nn::TransformerEncoderLayerOptions(/*d_model=*/32, /*nhead=*/4)
                          .dim_feedforward(128)
                          .dropout(0);
-  torch::nn::TransformerEncoder model(torch::nn::TransformerEncoderOptions(layer, /*num_layers=*/2));
+  torch::nn::TransformerEncoder model(
+      torch::nn::TransformerEncoderOptions(layer, /*num_layers=*/2));
   const auto before = model->layers->ptr(0)->named_parameters()["self_attn.in_proj_weight"].clone();
 
   // Each token shall become the normalised mean of its sequence: attention has to look around.
@@ -43,6 +44,7 @@ int main() {
   std::printf("loss fell by more than a third: %s\n", last < first * 2 / 3 ? "yes" : "no");
 
   const auto after = model->layers->ptr(0)->named_parameters()["self_attn.in_proj_weight"];
-  std::printf("the model's own weights are as before: %s\n", torch::equal(before, after) ? "yes" : "no");
+  std::printf("the model's own weights are as before: %s\n",
+              torch::equal(before, after) ? "yes" : "no");
   return 0;
 }

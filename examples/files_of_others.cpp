@@ -39,7 +39,8 @@ int main() {
   using lightlora::Format;
   lightlora::save(adapters, "native.safetensors");
   lightlora::save(adapters, "diffusers.safetensors", Format::diffusers);
-  lightlora::save(adapters, "peft", Format::peft);  // a folder, with a sub-folder for each component
+  lightlora::save(adapters, "peft",
+                  Format::peft);  // a folder, with a sub-folder for each component
   lightlora::save(adapters, "kohya.safetensors", Format::kohya);
   lora->remove();
 

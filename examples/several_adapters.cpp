@@ -48,7 +48,8 @@ int main() {
   lora->set_active({{"subject", 0.8}, {"style", 0.5}});
   const auto both = lora(model, x);
   const auto sum = base + 0.8 * subject + 0.5 * style;
-  std::printf("both at once give the weighted sum: %s\n", yes(torch::allclose(both, sum, 1e-4, 1e-4)));
+  std::printf("both at once give the weighted sum: %s\n",
+              yes(torch::allclose(both, sum, 1e-4, 1e-4)));
 
   lora->merge();
   const bool merged = torch::allclose(model(x), both, 1e-4, 1e-4);

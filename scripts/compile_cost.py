@@ -39,8 +39,16 @@ class Compiler:
 
     def __init__(self, folder, torch):
         self.folder = Path(folder)
-        self.command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", f"-I{SOURCE / 'include'}",
-                        "-isystem", f"{torch / 'include'}", "-isystem", f"{torch / 'include/torch/csrc/api/include'}"]
+        self.command = [
+            os.environ.get("CXX", "c++"),
+            "-std=c++17",
+            "-O2",
+            f"-I{SOURCE / 'include'}",
+            "-isystem",
+            f"{torch / 'include'}",
+            "-isystem",
+            f"{torch / 'include/torch/csrc/api/include'}",
+        ]
         self.umbrella = self.folder / "umbrella.h"
         self.umbrella.write_text(f"#include <{UMBRELLA}>\n")
 
@@ -78,25 +86,35 @@ def check(compiler):
     base, umbrella = found.values()
     seconds, memory = umbrella[0] / base[0], umbrella[1] / base[1]
     print(f"{UMBRELLA} compiled separately, over {BASE}: seconds {seconds:.2f}, memory {memory:.2f}")
-    sys.exit(0 if memory < LIMIT else f"expected the memory below {LIMIT}, got {memory:.2f}; hint: a header includes or "
-                                      "defines what belongs into include/lightlora/impl")
+    sys.exit(
+        0
+        if memory < LIMIT
+        else f"expected the memory below {LIMIT}, got {memory:.2f}; hint: a header includes or "
+        "defines what belongs into include/lightlora/impl"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("files", nargs="*", default=["lightlora/patch.h", UMBRELLA,
-                                                     str(SOURCE / "examples/first_adapter.cpp")])
+    parser.add_argument(
+        "files", nargs="*", default=["lightlora/patch.h", UMBRELLA, str(SOURCE / "examples/first_adapter.cpp")]
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(folder, torch_folder())
         if options.check:
             check(compiler)
-        once = {"precompiling the umbrella, once": compiler.precompile(),
-                "compiling the library, once": compiler.cost("lightlora/detail/source.h", "separate")}
-        cases = [(BASE, "header-only"), ("torch/torch.h", "header-only"),
-                 *((file, mode) for file in options.files for mode in MODES)]
+        once = {
+            "precompiling the umbrella, once": compiler.precompile(),
+            "compiling the library, once": compiler.cost("lightlora/detail/source.h", "separate"),
+        }
+        cases = [
+            (BASE, "header-only"),
+            ("torch/torch.h", "header-only"),
+            *((file, mode) for file in options.files for mode in MODES),
+        ]
         found = measure(compiler, cases, options.runs)
     base = found[cases[0]]
     print(f"{'file':<32} {'seconds':>8} {'ratio':>6} {'MB':>6} {'ratio':>6}")

@@ -38,7 +38,9 @@ def undefined_symbols(library):
 
 
 def defined_symbols(library):
-    return {line.split()[-1].partition("@")[0] for line in output_of("nm", "-D", "--defined-only", library).splitlines()}
+    return {
+        line.split()[-1].partition("@")[0] for line in output_of("nm", "-D", "--defined-only", library).splitlines()
+    }
 
 
 def version_homes(library):
@@ -56,23 +58,44 @@ def write_library(path, names):
     """A shared library whose functions return zero; `names` are {version or an empty text: symbols}."""
     labels = [name for symbols in names.values() for name in sorted(symbols)]
     code = {"x86_64": "xor %eax, %eax\nret", "aarch64": "mov x0, #0\nret"}[platform.machine()]
-    text = [".text", *(f".globl {name}\n.type {name}, @function\n{name}:" for name in labels), code,
-            '.section .note.GNU-stack,"",%progbits', ""]
-    script = [f"{version} {{ global: {'; '.join(sorted(symbols))}; }};" for version, symbols in names.items() if version]
+    text = [
+        ".text",
+        *(f".globl {name}\n.type {name}, @function\n{name}:" for name in labels),
+        code,
+        '.section .note.GNU-stack,"",%progbits',
+        "",
+    ]
+    script = [
+        f"{version} {{ global: {'; '.join(sorted(symbols))}; }};" for version, symbols in names.items() if version
+    ]
     with tempfile.TemporaryDirectory() as folder:
         source, versions = Path(folder) / "stand_in.s", Path(folder) / "versions"
         source.write_text("\n".join(text))
         versions.write_text("\n".join(script))
-        output_of("cc", "-shared", "-nostdlib", f"-Wl,-soname,{path.name}", "-o", path, source,
-                  *([f"-Wl,--version-script={versions}"] if script else []))
+        output_of(
+            "cc",
+            "-shared",
+            "-nostdlib",
+            f"-Wl,-soname,{path.name}",
+            "-o",
+            path,
+            source,
+            *([f"-Wl,--version-script={versions}"] if script else []),
+        )
 
 
 def main(folder):
     loaded = [folder / name for name in LOADED if (folder / name).exists()]
     real = [*folder.glob("*.so*"), *folder.parents[1].glob("nvidia/*/lib/lib*.so*")]
     there = {path.name for path in real}
-    missing = sorted({name for library in loaded for name in needed_libraries(library)
-                      if name not in there and CUDA.match(name.removeprefix("lib"))})
+    missing = sorted(
+        {
+            name
+            for library in loaded
+            for name in needed_libraries(library)
+            if name not in there and CUDA.match(name.removeprefix("lib"))
+        }
+    )
     if not missing:
         return
     known = set().union(*map(defined_symbols, real))

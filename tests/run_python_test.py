@@ -14,8 +14,19 @@ import pathlib
 import runpy
 import sys
 
-OPTIONAL = {"accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "safetensors", "tensorboard",
-            "tokenizers", "torch", "transformers"}
+OPTIONAL = {
+    "accelerate",
+    "diffusers",
+    "huggingface_hub",
+    "numpy",
+    "peft",
+    "PIL",
+    "safetensors",
+    "tensorboard",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 
 
 def imported_packages(source):
@@ -35,8 +46,10 @@ def main():
         try:
             importlib.import_module(name)
         except (ImportError, OSError) as error:
-            print(f"SKIPPED: {script.name} needs the Python package {name}, which cannot be loaded here: {error}\n"
-                  "hint: scripts/bootstrap.sh --tests installs it")
+            print(
+                f"SKIPPED: {script.name} needs the Python package {name}, which cannot be loaded here: {error}\n"
+                "hint: scripts/bootstrap.sh --tests installs it"
+            )
             return 77
     sys.path.insert(0, str(script.parent))
     sys.argv = sys.argv[1:]

@@ -23,12 +23,9 @@ struct Shape {
 enum class Form { bare, composed, bypass, merged, automatic, packed };
 
 inline const std::vector<std::pair<Form, std::string>>& forms() {
-  static const std::vector<std::pair<Form, std::string>> all{{Form::bare, "bare"},
-                                                             {Form::composed, "composed"},
-                                                             {Form::bypass, "bypass"},
-                                                             {Form::merged, "merged"},
-                                                             {Form::automatic, "auto"},
-                                                             {Form::packed, "packed"}};
+  static const std::vector<std::pair<Form, std::string>> all{
+      {Form::bare, "bare"},     {Form::composed, "composed"}, {Form::bypass, "bypass"},
+      {Form::merged, "merged"}, {Form::automatic, "auto"},    {Form::packed, "packed"}};
   return all;
 }
 
@@ -43,7 +40,8 @@ inline Form parse_form(const std::string& text) {
   for (const auto& [value, name] : forms()) {
     if (text == name) return value;
   }
-  TORCH_CHECK_VALUE(false, "form: expected bare, composed, bypass, merged, auto or packed, got '", text, "'");
+  TORCH_CHECK_VALUE(false, "form: expected bare, composed, bypass, merged, auto or packed, got '",
+                    text, "'");
 }
 
 struct LayerSetup {
@@ -59,8 +57,8 @@ class LayerCase {
   explicit LayerCase(LayerSetup setup) : setup_(std::move(setup)) {
     const auto& s = setup_.shape;
     torch::manual_seed(1);
-    model_ = torch::nn::Sequential(
-        lightlora::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
+    model_ =
+        torch::nn::Sequential(lightlora::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
     model_->to(setup_.device, setup_.dtype);
     lora_ = lightlora::patch(*model_, setup_.variant,
                              lightlora::LoRAOptions(setup_.rank).network_alpha(2), {"0"});
@@ -102,8 +100,8 @@ class LayerCase {
                                         &packed_);
     }
     lora_->set_route(form == Form::bypass   ? lightlora::Route::bypass
-                      : form == Form::merged ? lightlora::Route::merged
-                                             : lightlora::Route::automatic);
+                     : form == Form::merged ? lightlora::Route::merged
+                                            : lightlora::Route::automatic);
     return layer().forward(x_);
   }
 

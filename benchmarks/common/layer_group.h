@@ -37,7 +37,8 @@ inline Peaks measure_peaks(at::ScalarType dtype, at::Device device, const measur
 
 // The least time of a step: two products at the peaks, plus the adapter's smallest work, one more
 // read of x and the operations of the cheaper route.
-inline double floor_seconds(const Shape& s, int64_t rank, double size, const Peaks& peaks, Form form) {
+inline double floor_seconds(const Shape& s, int64_t rank, double size, const Peaks& peaks,
+                            Form form) {
   const auto n = static_cast<double>(s.n), k = static_cast<double>(s.k),
              m = static_cast<double>(s.m), r = static_cast<double>(rank);
   const double product =
@@ -56,7 +57,9 @@ struct Entry {
   std::vector<double> forward = {}, backward = {}, total = {}, ratio = {};
 };
 
-inline double tolerance(at::ScalarType dtype) { return at::isReducedFloatingType(dtype) ? 3e-2 : 1e-5; }
+inline double tolerance(at::ScalarType dtype) {
+  return at::isReducedFloatingType(dtype) ? 3e-2 : 1e-5;
+}
 
 // One sample: the mean of `repeats` steps.
 inline void sample(Entry& entry, const measure::Clock& clock, int64_t repeats) {

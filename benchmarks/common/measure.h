@@ -125,15 +125,32 @@ class Memory {
   int64_t start_ = 0;
 };
 
-/// How many operators that compute or move values a call runs, in any thread, as a GPU's backward pass
-/// has one of its own: views, allocations and wrappers do not count. On CUDA this is the number of kernels but for a few that are fused.
+/// How many operators that compute or move values a call runs, in any thread, as a GPU's backward
+/// pass has one of its own: views, allocations and wrappers do not count. On CUDA this is the
+/// number of kernels but for a few that are fused.
 template <typename Call>
 int64_t count_kernels(const Call& call) {
-  static const std::set<std::string> counted{
-      "aten::mm",   "aten::addmm", "aten::addmm_", "aten::bmm",   "aten::baddbmm", "aten::baddbmm_",
-      "aten::add",  "aten::add_",  "aten::mul",    "aten::mul_",  "aten::copy_",   "aten::sum",
-      "aten::sub",  "aten::div",   "aten::cat",    "aten::fill_", "aten::zero_",   "aten::stack",
-      "aten::norm", "lightlora::add_low_rank_",    "lightlora::low_rank_gradients"};
+  static const std::set<std::string> counted{"aten::mm",
+                                             "aten::addmm",
+                                             "aten::addmm_",
+                                             "aten::bmm",
+                                             "aten::baddbmm",
+                                             "aten::baddbmm_",
+                                             "aten::add",
+                                             "aten::add_",
+                                             "aten::mul",
+                                             "aten::mul_",
+                                             "aten::copy_",
+                                             "aten::sum",
+                                             "aten::sub",
+                                             "aten::div",
+                                             "aten::cat",
+                                             "aten::fill_",
+                                             "aten::zero_",
+                                             "aten::stack",
+                                             "aten::norm",
+                                             "lightlora::add_low_rank_",
+                                             "lightlora::low_rank_gradients"};
   static std::atomic<int64_t> count;
   count = 0;
   const auto handle = at::addGlobalCallback(at::RecordFunctionCallback(

@@ -16,7 +16,8 @@
 
 namespace measure {
 
-/// Time and calls of each operator that this thread ran, without that of the operators which it called.
+/// Time and calls of each operator that this thread ran, without that of the operators which it
+/// called.
 class Profile {
  public:
   template <typename Call>
@@ -34,8 +35,8 @@ class Profile {
               [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   }
 
-  /// The most expensive operators, with their share of the whole; `repeats` is how often the call took
-  /// its step.
+  /// The most expensive operators, with their share of the whole; `repeats` is how often the call
+  /// took its step.
   void print(std::size_t most, int64_t repeats = 1) const {
     const double steps = static_cast<double>(repeats);
     std::printf("%12s %7s %8s  operator\n", "us a step", "share", "calls");
@@ -43,11 +44,12 @@ class Profile {
     for (std::size_t i = 0; i < std::min(most, rows_.size()); ++i) {
       const auto& [name, row] = rows_[i];
       shown += row.seconds;
-      std::printf("%12.1f %6.1f%% %8.1f  %s\n", 1e6 * row.seconds / steps, 100 * row.seconds / seconds_,
-                  static_cast<double>(row.calls) / steps, name.c_str());
+      std::printf("%12.1f %6.1f%% %8.1f  %s\n", 1e6 * row.seconds / steps,
+                  100 * row.seconds / seconds_, static_cast<double>(row.calls) / steps,
+                  name.c_str());
     }
-    std::printf("%12.1f %6.1f%% %8s  the rest, and between the operators\n", 1e6 * (seconds_ - shown) / steps,
-                100 * (seconds_ - shown) / seconds_, "");
+    std::printf("%12.1f %6.1f%% %8s  the rest, and between the operators\n",
+                1e6 * (seconds_ - shown) / steps, 100 * (seconds_ - shown) / seconds_, "");
   }
 
  private:

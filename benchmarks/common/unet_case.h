@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "support/cli/app.h"
 #include "common/measure.h"
 #include "common/profile.h"
-#include "pipeline/device.h"
-#include "support/files/json_file.h"
 #include "models/packing.h"
 #include "models/unet.h"
 #include "models/weights.h"
+#include "pipeline/device.h"
+#include "support/cli/app.h"
+#include "support/files/json_file.h"
 
 namespace bench {
 
@@ -33,9 +33,11 @@ struct UNetFlags {
     app.add_option("--batch", batch, "Pictures at once")->check(cli::at_least(1));
     app.group("How");
     app.add_option("--device", device, "Where to compute")->check(cli::one_of(sd::device_names()));
-    app.add_option("--dtype", dtype, "Precision of the weights")->check(cli::one_of(sd::dtype_names()));
+    app.add_option("--dtype", dtype, "Precision of the weights")
+        ->check(cli::one_of(sd::dtype_names()));
     app.add_option("--threads", threads, "Threads of LibTorch")->check(cli::at_least(1));
-    app.add_option("--steps", steps, "Steps to measure, after two that are not")->check(cli::at_least(1));
+    app.add_option("--steps", steps, "Steps to measure, after two that are not")
+        ->check(cli::at_least(1));
     app.add_option("--pack_weights", pack_weights, "As of the programs")
         ->check(cli::one_of({"on", "off"}));
     app.add_flag("--profile", profile, "Show where the time of one step goes instead");
@@ -50,8 +52,8 @@ struct UNetFlags {
 
 /// Frozen, with small random weights: only its time matters.
 inline sd::UNet2DConditionModel random_unet(const UNetFlags& flags) {
-  const auto options = sd::UNet2DConditionModelOptions::from_json(sd::read_json_file(flags.config),
-                                                                  flags.config);
+  const auto options =
+      sd::UNet2DConditionModelOptions::from_json(sd::read_json_file(flags.config), flags.config);
   const sd::UninitializedModules uninitialized(sd::pick_dtype(flags.dtype));
   sd::UNet2DConditionModel unet(options);
   const at::Tensor numbers = at::randn({1 << 20}, at::TensorOptions().dtype(at::kFloat)) * 0.02;
@@ -85,10 +87,11 @@ inline void run_steps(const UNetFlags& flags, const std::function<void()>& step)
     if (i >= 0) times.push_back(seconds);
   }
   const auto result = measure::statistics(times);
-  std::cout << measure::machine(sd::pick_device(flags.device), static_cast<int>(flags.threads)).dump()
-            << "\nmedian of " << result.samples << " steps: " << result.median << " s ("
-            << 1 / result.median << " it/s), distance of the quartiles " << result.quartile_range
-            << " s\n";
+  std::cout
+      << measure::machine(sd::pick_device(flags.device), static_cast<int>(flags.threads)).dump()
+      << "\nmedian of " << result.samples << " steps: " << result.median << " s ("
+      << 1 / result.median << " it/s), distance of the quartiles " << result.quartile_range
+      << " s\n";
 }
 
 }  // namespace bench

@@ -28,16 +28,16 @@ enum class EmbeddingKey {
   emb_params  ///< as A1111 and kohya: there the name of the file is the token
 };
 
-/// The attentions of Stable Diffusion 1.x in the order of a forward pass: kohya's name in layer-wise
-/// files, and the model's.
+/// The attentions of Stable Diffusion 1.x in the order of a forward pass: kohya's name in
+/// layer-wise files, and the model's.
 const std::vector<std::pair<const char*, const char*>>& attention_order();
 
-/// The learned embeddings in a file: of diffusers (one or several tokens, `.safetensors` or `.bin`),
-/// of A1111 (`emb_params`, or a `.pt` with `string_to_param`), of an SDXL trainer with `clip_l`
-/// alone, those bundled with a LoRA (`bundle_emb`), and layer-wise ones: this library's, kohya's (16 tensors) and P+'s.
-/// The token is `token` if given; else what the file says, or its name without the ending.
-/// Errors: c10::Error naming the file for another kind of file, vectors of another shape, layers
-/// that are missing, or `token` for several embeddings
+/// The learned embeddings in a file: of diffusers (one or several tokens, `.safetensors` or
+/// `.bin`), of A1111 (`emb_params`, or a `.pt` with `string_to_param`), of an SDXL trainer with
+/// `clip_l` alone, those bundled with a LoRA (`bundle_emb`), and layer-wise ones: this library's,
+/// kohya's (16 tensors) and P+'s. The token is `token` if given; else what the file says, or its
+/// name without the ending. Errors: c10::Error naming the file for another kind of file, vectors of
+/// another shape, layers that are missing, or `token` for several embeddings
 std::vector<LearnedEmbedding> load_embeddings(const std::string& path,
                                               const std::string& token = "");
 

@@ -242,13 +242,13 @@ LIGHTLORA_INLINE std::string_view TorchFile::bytes_of(const detail::ZipEntry& en
 }
 
 LIGHTLORA_INLINE std::unique_ptr<TensorFile> open_tensors(const std::string& path,
-                                                              const SafetensorsOptions& options) {
+                                                          const SafetensorsOptions& options) {
   if (detail::is_zip(detail::MappedFile(path).bytes())) return std::make_unique<TorchFile>(path);
   return std::make_unique<SafetensorsFile>(path, options);
 }
 
 LIGHTLORA_INLINE AtomicFile::AtomicFile(const std::string& path) : path_(path) {
-  struct stat target {};
+  struct stat target{};
   TORCH_CHECK(::stat(path.c_str(), &target) != 0 || S_ISREG(target.st_mode), "'", path,
               "': expected the name of a file to write, got ",
               S_ISDIR(target.st_mode) ? "a folder" : "a device or a pipe");

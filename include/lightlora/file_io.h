@@ -200,7 +200,8 @@ std::unique_ptr<TensorFile> open_tensors(const std::string& path,
 /// A file that appears under its name only when it is complete: it is written beside the target and
 /// renamed by `commit()`. Without `commit()` nothing is left of it, and an older file stays as it
 /// was. Linux only.
-/// Errors: c10::Error for a folder that is missing or not writable, a full disk, a target that is no
+/// Errors: c10::Error for a folder that is missing or not writable, a full disk, a target that is
+/// no
 ///         file
 class AtomicFile {
  public:

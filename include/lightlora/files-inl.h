@@ -179,7 +179,8 @@ LIGHTLORA_INLINE torch::serialize::OutputArchive& operator<<(
 
 namespace detail {
 
-// Scales, and what is frozen and cannot be made again, of an archive that has them: the first ones did not.
+// Scales, and what is frozen and cannot be made again, of an archive that has them: the first ones
+// did not.
 inline void read_layers(torch::serialize::InputArchive& set, const Patched& lora,
                         const std::string& name,
                         std::vector<std::pair<torch::Tensor, torch::Tensor>>& values,
@@ -195,7 +196,8 @@ inline void read_layers(torch::serialize::InputArchive& set, const Patched& lora
       torch::Tensor basis;
       TORCH_CHECK(set.try_read(prefix + item.key(), basis) && basis.sizes() == item.value().sizes(),
                   "'", adapter->layer().name, "': expected a basis '", item.key(), "' ",
-                  item.value().sizes(), " in the archive, got another or none; hint: patch with the ",
+                  item.value().sizes(),
+                  " in the archive, got another or none; hint: patch with the ",
                   "options and targets that were saved");
       values.emplace_back(item.value(), basis);
     }

@@ -16,8 +16,9 @@
 namespace lightlora {
 
 /// What the trained values start as. The adapter begins as the identity for each of them.
-/// `up_zero` is the usual start (on an embedding ClassicLoRA then takes `down_zero`, as PEFT does); `down_zero` is its mirror image; `both_zero` is a saddle: every
-/// gradient is exactly zero there, so such an adapter can never move (kept to show just that).
+/// `up_zero` is the usual start (on an embedding ClassicLoRA then takes `down_zero`, as PEFT does);
+/// `down_zero` is its mirror image; `both_zero` is a saddle: every gradient is exactly zero there,
+/// so such an adapter can never move (kept to show just that).
 enum class Init { up_zero, down_zero, both_zero };
 
 /// How the frozen bases of LightLoRA and FusedDownUpLoRA are drawn.
@@ -92,14 +93,14 @@ struct LoRAOptions {
 /// What an option of a variant's own is, as `VariantOptions` declares it.
 template <typename Options, typename Value>
 struct OptionField {
-  const char* name;       ///< in files, flags and on the run-time route
-  Value Options::*value;  ///< the member
-  const char* help;       ///< one line, shown by `--help`
+  const char* name;        ///< in files, flags and on the run-time route
+  Value Options::* value;  ///< the member
+  const char* help;        ///< one line, shown by `--help`
 };
 
 /// One line of a variant's table of options.
 template <typename Options, typename Value>
-constexpr OptionField<Options, Value> option(const char* name, Value Options::*value,
+constexpr OptionField<Options, Value> option(const char* name, Value Options::* value,
                                              const char* help) {
   return {name, value, help};
 }

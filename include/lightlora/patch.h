@@ -84,9 +84,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   ///         another handle, or the model is merged or active
   template <template <typename> class Variant,
             typename Options = typename Variant<torch::nn::Linear>::AdapterType::Options,
-            std::enable_if_t<detail::takes_options<
-                                 typename Variant<torch::nn::Linear>::AdapterType, Options>,
-                             int> = 0>
+            std::enable_if_t<
+                detail::takes_options<typename Variant<torch::nn::Linear>::AdapterType, Options>,
+                int> = 0>
   void add(const std::string& name, const Options& options, const Targets& targets) {
     add(name, factory_of<typename Variant<torch::nn::Linear>::AdapterType>(), options, targets);
   }
@@ -333,14 +333,14 @@ Patched patch(torch::nn::Module& model, AdapterFactory make, const LoRAOptions& 
               const Targets& targets, const std::string& name = "default");
 
 /// Adapts layers with a variant chosen at compile time:
-/// `auto lora = patch<LightLoRA>(*model, LoRAOptions(4), {"to_q", "to_v"});`, or with the variant's own
-/// options, `patch<LoKr>(*model, LoKrOptions(8).decompose_factor(4), {"to_q"})`. Those of another variant
-/// do not compile.
-template <template <typename> class Variant,
-          typename Options = typename Variant<torch::nn::Linear>::AdapterType::Options,
-          std::enable_if_t<
-              detail::takes_options<typename Variant<torch::nn::Linear>::AdapterType, Options>, int> =
-              0>
+/// `auto lora = patch<LightLoRA>(*model, LoRAOptions(4), {"to_q", "to_v"});`, or with the variant's
+/// own options, `patch<LoKr>(*model, LoKrOptions(8).decompose_factor(4), {"to_q"})`. Those of
+/// another variant do not compile.
+template <
+    template <typename> class Variant,
+    typename Options = typename Variant<torch::nn::Linear>::AdapterType::Options,
+    std::enable_if_t<
+        detail::takes_options<typename Variant<torch::nn::Linear>::AdapterType, Options>, int> = 0>
 Patched patch(torch::nn::Module& model, const Options& options, const Targets& targets,
               const std::string& name = "default") {
   using AdapterImpl = typename Variant<torch::nn::Linear>::AdapterType;

@@ -2,8 +2,8 @@
 #pragma once
 
 // The sets of adapters of a patched model: adding, choosing, reading and removing them.
-#include <lightlora/targets-inl.h>
 #include <lightlora/patch.h>
+#include <lightlora/targets-inl.h>
 
 #include <algorithm>
 #include <mutex>
@@ -36,8 +36,8 @@ class PatchedWeights {
   std::set<std::pair<const void*, LayerKind>> weights_;
 };
 
-// Parameters that handles have frozen, with the flag that each had before the first of them. It comes
-// back when the last one lets go.
+// Parameters that handles have frozen, with the flag that each had before the first of them. It
+// comes back when the last one lets go.
 class FrozenParameters {
  public:
   static FrozenParameters& instance() {
@@ -99,7 +99,8 @@ LIGHTLORA_INLINE PatchedImpl::Site& PatchedImpl::site_of(const std::string& path
   }
   std::vector<std::string> paths;
   for (const auto& site : sites_) paths.push_back(site.path);
-  TORCH_CHECK(false, "'", path, "': expected the path of an adaptable layer, got none of that name; ",
+  TORCH_CHECK(false, "'", path,
+              "': expected the path of an adaptable layer, got none of that name; ",
               "hint: the nearest is ", detail::nearest_names(path, paths, 1));
 }
 
@@ -131,10 +132,11 @@ LIGHTLORA_INLINE void PatchedImpl::require_untied(
   const auto check = [&](const Site& site) {
     const auto [found, fresh] = seen.try_emplace(
         {site.weight.tensor().unsafeGetTensorImpl(), site.weight.kind()}, &site.path);
-    TORCH_CHECK(fresh || *found->second == site.path, "'", site.path,
-                "': adapters cannot be combined with those of '", *found->second,
-                "': both layers have the same weight; hint: exclude one of them, it then computes with ",
-                "the other's adapter");
+    TORCH_CHECK(
+        fresh || *found->second == site.path, "'", site.path,
+        "': adapters cannot be combined with those of '", *found->second,
+        "': both layers have the same weight; hint: exclude one of them, it then computes with ",
+        "the other's adapter");
   };
   for (const auto& item : made) check(*item.first);
   for (const auto& site : sites_) {
@@ -203,10 +205,12 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
 }
 
 LIGHTLORA_INLINE void PatchedImpl::set_active(const std::map<std::string, double>& weights) {
-  TORCH_CHECK(!is_active(), "lightlora::set_active: expected no activation to be alive, got one; hint: ",
+  TORCH_CHECK(!is_active(),
+              "lightlora::set_active: expected no activation to be alive, got one; hint: ",
               "activate(weights) chooses for a while");
   const std::lock_guard<std::mutex> lock(mutex_);
-  TORCH_CHECK(!merged_, "lightlora::set_active: expected unmerged adapters, got merged ones; hint: call ",
+  TORCH_CHECK(!merged_,
+              "lightlora::set_active: expected unmerged adapters, got merged ones; hint: call ",
               "unmerge() first");
   for (const auto& item : weights) require_set(item.first);
   active_ = weights;
@@ -306,8 +310,8 @@ LIGHTLORA_INLINE void PatchedImpl::assign(const AdapterState& state, const std::
     TORCH_CHECK(by_path.count(adapter->layer().name), "'", adapter->layer().name,
                 "': expected values for this layer, got none among ", state.size(), " layers");
   }
-  TORCH_CHECK(by_path.size() == own.size(), "expected values for ", own.size(),
-              " layers, got ", by_path.size(),
+  TORCH_CHECK(by_path.size() == own.size(), "expected values for ", own.size(), " layers, got ",
+              by_path.size(),
               "; hint: patch with the targets that the file was trained with, or patch(model, ",
               "read_state(file))");
   // Checked first, so that a mismatch in a late layer leaves the early ones alone.

@@ -164,14 +164,13 @@ LIGHTLORA_INLINE at::Tensor recompute(Segment segment, const std::vector<at::Ten
 }
 
 LIGHTLORA_INLINE ParameterBank::ParameterBank(const std::vector<at::Tensor>& parameters) {
-  TORCH_CHECK_VALUE(!parameters.empty(), "expected something to train, ",
-                    "got nothing");
+  TORCH_CHECK_VALUE(!parameters.empty(), "expected something to train, ", "got nothing");
   int64_t count = 0;
   for (const auto& parameter : parameters) {
     TORCH_CHECK(
         parameter.dtype() == parameters[0].dtype() && parameter.device() == parameters[0].device(),
-        "expected parameters of one dtype and device, got ",
-        parameters[0].toString(), " and ", parameter.toString());
+        "expected parameters of one dtype and device, got ", parameters[0].toString(), " and ",
+        parameter.toString());
     count += parameter.numel();
   }
   const at::NoGradGuard no_grad;

@@ -20,18 +20,17 @@ using Segment = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
 /// Gradient checkpointing of one segment: `segment(inputs)`, of which the backward pass keeps the
 /// inputs alone and computes the rest again: about a third more time for a fraction of the memory.
 /// Gradients are those of the plain call, also of parameters that the segment uses; the random
-/// state, autocast and the active adapters are those of the first run. A segment that draws no random
-/// numbers can do without the random state (`preserve_rng_state`), which a CUDA graph that is being
-/// recorded does not give out.
-/// Paper:  Chen et al. 2016, arXiv:1604.06174
-/// Shapes: as `segment` has them; inputs may be undefined, but not all
-/// Errors: c10::ValueError if no input is defined
+/// state, autocast and the active adapters are those of the first run. A segment that draws no
+/// random numbers can do without the random state (`preserve_rng_state`), which a CUDA graph that
+/// is being recorded does not give out. Paper:  Chen et al. 2016, arXiv:1604.06174 Shapes: as
+/// `segment` has them; inputs may be undefined, but not all Errors: c10::ValueError if no input is
+/// defined
 at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs,
                      bool preserve_rng_state = true);
 
-/// The same of one tensor, for weights that are bound too (`bind_weights`): they are bound again for
-/// the second run, unless the activation is still alive then.
-/// Shapes: x and the result as `segment` has them
+/// The same of one tensor, for weights that are bound too (`bind_weights`): they are bound again
+/// for the second run, unless the activation is still alive then. Shapes: x and the result as
+/// `segment` has them
 template <typename Function>
 torch::Tensor checkpoint(const Patched& lora, Function segment, const torch::Tensor& x) {
   const bool active = lora->is_active();
@@ -64,7 +63,8 @@ std::vector<torch::optim::OptimizerParamGroup> param_groups(const Patched& lora,
   }
   std::vector<torch::optim::OptimizerParamGroup> groups;
   const auto add = [&](std::vector<torch::Tensor> tensors) {
-    if (!tensors.empty()) groups.emplace_back(std::move(tensors), std::make_unique<Options>(options));
+    if (!tensors.empty())
+      groups.emplace_back(std::move(tensors), std::make_unique<Options>(options));
   };
   add(std::move(others));
   options.lr(options.lr() * ratio);
@@ -75,8 +75,8 @@ std::vector<torch::optim::OptimizerParamGroup> param_groups(const Patched& lora,
 /// Makes many leaf tensors views of one flat buffer, and their gradients views of another, so that
 /// an optimiser, clipping, zeroing and an all-reduce touch one tensor each instead of hundreds.
 /// The tensors stay the same objects; a backward pass adds into the flat gradient. They share the
-/// version counter of `values()`: an in-place change of the flat buffer is seen by whoever watches a
-/// parameter. (`at::_fused_adamw_` bumps no counter: call `changed()` after it.)
+/// version counter of `values()`: an in-place change of the flat buffer is seen by whoever watches
+/// a parameter. (`at::_fused_adamw_` bumps no counter: call `changed()` after it.)
 ///
 ///     ParameterBank bank(lora->parameters());
 ///     loss.backward();
@@ -100,7 +100,8 @@ class ParameterBank {
   void changed() { values_.unsafeGetTensorImpl()->bump_version(); }
 
   /// Scales the gradients down so that their L2 norm is at most `max_norm`, and returns the norm
-  /// they had as a tensor without dimensions: nothing waits for a GPU. No clipping if max_norm <= 0.
+  /// they had as a tensor without dimensions: nothing waits for a GPU. No clipping if max_norm <=
+  /// 0.
   at::Tensor clip(double max_norm);
 
  private:

@@ -22,8 +22,11 @@ def speaks_for_itself(warning):
     member, owner = re.match(r"Member ([~\w]+).* of (?:class|struct) (.*)", what).groups()
     text = Path(file).read_text().splitlines()[int(line) - 1]
     owner = re.sub(r"<.*", "", owner).strip().rpartition("::")[2]
-    return (member in (owner, "fields") or "(typedef)" in what or
-            bool(re.search(r"static constexpr|\boverride\b|= default|= 0;|^\s*using |\{.*\}$", text)))
+    return (
+        member in (owner, "fields")
+        or "(typedef)" in what
+        or bool(re.search(r"static constexpr|\boverride\b|= default|= 0;|^\s*using |\{.*\}$", text))
+    )
 
 
 if __name__ == "__main__":

@@ -42,9 +42,10 @@ def function(index, page, line, code, note):
     """One block as a function `block_<index>` that returns 0 if it worked."""
     place = f'#line {line} "{page.name}"\n'
     code = re.sub(r"^#include .*$", "", code, flags=re.M)  # prelude.h includes everything
-    setup = NEEDS[note[len("needs: "):]] if note else ""
-    return (f"static int run_{index}() {{\n  DOCS_OBJECTS\n  {{\n  {setup}\n{{\n{place}{code}\n}}\n  }}\n"
-            "  return 0;\n}\n")
+    setup = NEEDS[note[len("needs: ") :]] if note else ""
+    return (
+        f"static int run_{index}() {{\n  DOCS_OBJECTS\n  {{\n  {setup}\n{{\n{place}{code}\n}}\n  }}\n  return 0;\n}}\n"
+    )
 
 
 def program(number, page, line, code):
@@ -53,8 +54,10 @@ def program(number, page, line, code):
     includes, rest = re.fullmatch(r"((?:#include [^\n]*\n|\n)*)(.*)", code, re.S).groups()
     rest = rest.replace("int main()", "int run()")
     start = line + includes.count("\n")
-    return (f'#line {line} "{page.name}"\n{includes}namespace program_{number} {{\n#line {start} "{page.name}"\n'
-            f"{rest}\n}}  // namespace program_{number}\n")
+    return (
+        f'#line {line} "{page.name}"\n{includes}namespace program_{number} {{\n#line {start} "{page.name}"\n'
+        f"{rest}\n}}  // namespace program_{number}\n"
+    )
 
 
 def main(out, pages):
@@ -63,8 +66,10 @@ def main(out, pages):
         for line, code, note in blocks(page):
             if note == "program":
                 (out.parent / f"program_{programs}.cpp").write_text(program(programs, page, line, code))
-                parts.append(f"namespace program_{programs} {{ int run(); }}\n"
-                             f"static int run_{len(table)}() {{ return program_{programs}::run(); }}\n")
+                parts.append(
+                    f"namespace program_{programs} {{ int run(); }}\n"
+                    f"static int run_{len(table)}() {{ return program_{programs}::run(); }}\n"
+                )
                 programs += 1
             else:
                 parts.append(function(len(table), page, line, code, note))

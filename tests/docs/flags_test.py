@@ -29,7 +29,11 @@ def help_of(program):
 
 def main():
     known, checked = {}, 0
-    pages = [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md")), *sorted((SOURCE / "examples").rglob("README.md"))]
+    pages = [
+        SOURCE / "README.md",
+        *sorted((SOURCE / "docs").glob("*.md")),
+        *sorted((SOURCE / "examples").rglob("README.md")),
+    ]
     for page in pages:
         for program, words in commands(page.read_text()):
             known.setdefault(program, {f.replace("-", "_") for f in help_of(program)})

@@ -11,8 +11,11 @@ DOOR = SOURCE / "examples/stable_diffusion/README.md"
 
 
 def pages():
-    return [*sorted(SOURCE.glob("*.md")), *sorted((SOURCE / "docs").rglob("*.md")),
-            *sorted((SOURCE / "examples").rglob("*.md"))]
+    return [
+        *sorted(SOURCE.glob("*.md")),
+        *sorted((SOURCE / "docs").rglob("*.md")),
+        *sorted((SOURCE / "examples").rglob("*.md")),
+    ]
 
 
 def without_code(text):
@@ -45,7 +48,9 @@ def check_links(page):
 
 def check_door():
     """The number of paths that the application's map names."""
-    names = [name for name in re.findall(r"`([\w/]+(?:/|\.h|\.cpp|\.sh)?)`", without_code(DOOR.read_text())) if "/" in name]
+    names = [
+        name for name in re.findall(r"`([\w/]+(?:/|\.h|\.cpp|\.sh)?)`", without_code(DOOR.read_text())) if "/" in name
+    ]
     for name in names:
         assert (DOOR.parent / name).exists() or (SOURCE / name).exists(), f"'{DOOR.name}': '{name}' does not exist"
     return len(names)

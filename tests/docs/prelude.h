@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the C++ blocks of the documentation take as given: a model with attention's names, an input and
-// a target; see blocks.py.
+// What the C++ blocks of the documentation take as given: a model with attention's names, an input
+// and a target; see blocks.py.
 #pragma once
 
 #include <lightlora/lightlora.h>
@@ -66,12 +66,13 @@ inline DocsNet docs_tuned(const DocsNet& model) {
   const torch::NoGradGuard no_grad;
   auto to = tuned->parameters();
   const auto from = model->parameters();
-  for (std::size_t i = 0; i < to.size(); ++i) to[i].copy_(from[i] + 0.01 * torch::randn_like(to[i]));
+  for (std::size_t i = 0; i < to.size(); ++i)
+    to[i].copy_(from[i] + 0.01 * torch::randn_like(to[i]));
   return tuned;
 }
 
-#define DOCS_OBJECTS                           \
-  [[maybe_unused]] DocsNet model;              \
+#define DOCS_OBJECTS                               \
+  [[maybe_unused]] DocsNet model;                  \
   [[maybe_unused]] auto x = torch::randn({6, 32}); \
   [[maybe_unused]] auto target = torch::randn({6, 10});
 

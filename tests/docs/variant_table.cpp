@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Measures the table of docs/choosing.md: for each variant what trains in a 320 -> 320 layer, the bytes of
-// its file, the time of a forward and backward pass against the bare frozen layer in the same run, and
-// how much of a synthetic task it learns at the best of five learning rates.
+// Measures the table of docs/choosing.md: for each variant what trains in a 320 -> 320 layer, the
+// bytes of its file, the time of a forward and backward pass against the bare frozen layer in the
+// same run, and how much of a synthetic task it learns at the best of five learning rates.
 #include <lightlora/lightlora.h>
 #include <torch/torch.h>
 
@@ -59,11 +59,13 @@ double time_ratio(const Row& row) {
   return ratios[20];
 }
 
-// A frozen network and the same network with each weight changed by singular values 1, 1/2, 1/3, ...
+// A frozen network and the same network with each weight changed by singular values 1, 1/2, 1/3,
+// ...
 torch::nn::Sequential network(bool changed) {
   torch::manual_seed(1);
-  torch::nn::Sequential model(torch::nn::Linear(128, 256), torch::nn::GELU(), torch::nn::Linear(256, 256),
-                              torch::nn::GELU(), torch::nn::Linear(256, 128));
+  torch::nn::Sequential model(torch::nn::Linear(128, 256), torch::nn::GELU(),
+                              torch::nn::Linear(256, 256), torch::nn::GELU(),
+                              torch::nn::Linear(256, 128));
   if (!changed) return model;
   const torch::NoGradGuard no_grad;
   for (auto& weight : model->parameters()) {
@@ -78,8 +80,10 @@ torch::nn::Sequential network(bool changed) {
 double learned(const Row& row, double rate) {
   auto model = network(false), teacher = network(true);
   torch::manual_seed(2);
-  const auto lora = lightlora::patch(*model, row.variant, row.options, lightlora::Targets::all_linear());
-  torch::optim::AdamW optimizer(lora->parameters(), torch::optim::AdamWOptions(rate).weight_decay(0));
+  const auto lora =
+      lightlora::patch(*model, row.variant, row.options, lightlora::Targets::all_linear());
+  torch::optim::AdamW optimizer(lora->parameters(),
+                                torch::optim::AdamWOptions(rate).weight_decay(0));
   const auto loss = [&](const Tensor& x) {
     Tensor target;
     {
@@ -121,7 +125,8 @@ int main() {
     }
     std::printf("| %s | %ld | %.1f KB | %.2f | %.0f %% | %g |\n", row.title,
                 static_cast<long>(lora->report().trainable),
-                static_cast<double>(std::filesystem::file_size(file)) / 1000, ratio, 100 * best, best_rate);
+                static_cast<double>(std::filesystem::file_size(file)) / 1000, ratio, 100 * best,
+                best_rate);
     std::fflush(stdout);
     std::filesystem::remove(file);
   }

@@ -106,9 +106,7 @@ const Mutant kMutants[] = {
     {"draws from the device's sequence in place of the CPU's",
      [](Step& s) { s.noise = [](const Tensor& like) { return torch::randn_like(like); }; }, ""},
     {"uses an index beyond a table",
-     [](Step& s) { s.steps = [] {
-                     return std::vector<int64_t>{3, 10};
-                   }; }, "index out of range"},
+     [](Step& s) { s.steps = [] { return std::vector<int64_t>{3, 10}; }; }, "index out of range"},
     {"views more than there is",
      [](Step& s) {
        s.upload = [](const Tensor& t) {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operators.h"
 
+#include <iterator>
+#include <sstream>
+#include <string>
 #include <unordered_set>
 
 namespace fake_cuda {
@@ -18,76 +21,24 @@ bool starts_with(const std::string& text, const std::string& start) {
   return text.rfind(start, 0) == 0;
 }
 
+Names words(const std::string& text) {
+  std::istringstream stream(text);
+  return {std::istream_iterator<std::string>(stream), {}};
+}
+
 }  // namespace
 
 bool takes_cpu_scalar(const std::string& name) {
   // Two-tensor arithmetic and comparisons share one iterator, which moves the scalar into the
   // kernel's arguments; the last lines have code of their own for it.
-  static const Names names{"add",
-                           "sub",
-                           "rsub",
-                           "mul",
-                           "div",
-                           "remainder",
-                           "fmod",
-                           "pow",
-                           "atan2",
-                           "hypot",
-                           "copysign",
-                           "floor_divide",
-                           "logaddexp",
-                           "logaddexp2",
-                           "xlogy",
-                           "nextafter",
-                           "gcd",
-                           "lcm",
-                           "ldexp",
-                           "eq",
-                           "ne",
-                           "lt",
-                           "le",
-                           "gt",
-                           "ge",
-                           "maximum",
-                           "minimum",
-                           "fmax",
-                           "fmin",
-                           "heaviside",
-                           "logical_and",
-                           "logical_or",
-                           "logical_xor",
-                           "bitwise_and",
-                           "bitwise_or",
-                           "bitwise_xor",
-                           "bitwise_left_shift",
-                           "bitwise_right_shift",
-                           "__and__",
-                           "__or__",
-                           "__xor__",
-                           "__lshift__",
-                           "__rshift__",
-                           "__iand__",
-                           "__ior__",
-                           "__ixor__",
-                           "__ilshift__",
-                           "__irshift__",
-                           "addcmul",
-                           "addcdiv",
-                           "clamp",
-                           "clamp_min",
-                           "clamp_max",
-                           "isin",
-                           "where",
-                           "masked_fill",
-                           "index_fill",
-                           "index_put",
-                           "_index_put_impl_",
-                           "fill",
-                           "copysign",
-                           "_fused_adam_",
-                           "_fused_adamw_",
-                           "_fused_sgd_",
-                           "_fused_adagrad_"};
+  static const Names names = words(
+      "add sub rsub mul div remainder fmod pow atan2 hypot copysign floor_divide logaddexp "
+      "logaddexp2 xlogy nextafter gcd lcm ldexp eq ne lt le gt ge maximum minimum fmax "
+      "fmin heaviside logical_and logical_or logical_xor bitwise_and bitwise_or "
+      "bitwise_xor bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__ "
+      "__lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__ addcmul "
+      "addcdiv clamp clamp_min clamp_max isin where masked_fill index_fill index_put "
+      "_index_put_impl_ fill _fused_adam_ _fused_adamw_ _fused_sgd_ _fused_adagrad_");
   return has(names, name);
 }
 

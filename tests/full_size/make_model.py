@@ -21,13 +21,28 @@ def main(output):
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).save_pretrained(output / "unet")
-    AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-                  block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-                  sample_size=512, scaling_factor=0.18215).save_pretrained(output / "vae")
-    CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                                 num_attention_heads=12, projection_dim=768)).save_pretrained(output / "text_encoder")
-    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                  set_alpha_to_one=False, steps_offset=1).save_pretrained(output / "scheduler")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+        scaling_factor=0.18215,
+    ).save_pretrained(output / "vae")
+    CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+        )
+    ).save_pretrained(output / "text_encoder")
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(output / "scheduler")
     for name in ["tokenizer", "model_index.json"]:
         source = BUNDLED / name
         copy = shutil.copytree if source.is_dir() else shutil.copyfile

@@ -27,8 +27,8 @@ inline void check_layer(const lightlora::LayerState& layer) {
 /// Errors: std::logic_error if a promise is broken
 inline bool lora_file(const std::string& path, bool ignore_unmatched) {
   try {
-    const auto contents = lightlora::read_adapters(
-        path, lightlora::ReadOptions().ignore_unmatched(ignore_unmatched));
+    const auto contents =
+        lightlora::read_adapters(path, lightlora::ReadOptions().ignore_unmatched(ignore_unmatched));
     demand(!contents.dialects.empty(), "a file has a dialect");
     for (const auto& [component, state] : contents.components) {
       for (const auto& layer : state) check_layer(layer);
@@ -45,7 +45,8 @@ inline bool embedding_file(const std::string& path) {
   try {
     for (const auto& embedding : lightlora::load_embeddings(path)) {
       const auto& vectors = embedding.vectors;
-      demand(!embedding.token.empty() && vectors.numel() > 0, "an embedding has a word and vectors");
+      demand(!embedding.token.empty() && vectors.numel() > 0,
+             "an embedding has a word and vectors");
       demand(vectors.dim() == (embedding.layers.empty() ? 2 : 3), "vectors are rows");
       demand(embedding.layers.empty() ||
                  vectors.size(0) == static_cast<int64_t>(embedding.layers.size()),

@@ -11,7 +11,8 @@
 
 namespace {
 
-// The readers map files, so each input becomes one, in memory. PEFT's wants its configuration beside.
+// The readers map files, so each input becomes one, in memory. PEFT's wants its configuration
+// beside.
 const std::string& input_path() {
   static const std::string path = [] {
     const std::filesystem::path folder = "/dev/shm/lightlora-fuzz-" + std::to_string(getpid());

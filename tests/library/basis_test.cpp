@@ -109,7 +109,7 @@ TEST_CASE("Gaussian bases have the stated standard deviation", "[basis]") {
 TEST_CASE("a full-width basis is a rotation, and a wider one is an error", "[basis]") {
   const auto full = make_basis(Side::up, 6, 6, 0, "layer").to(torch::kDouble);
   CHECK((full.mm(full.t()) - torch::eye(6, torch::kDouble)).abs().max().item<double>() < 1e-6);
-  CHECK_THROWS_WITH(make_basis(Side::up, 7, 6, 0, "layer"),
-                    ContainsSubstring("'layer': expected 1 <= directions <= 6") &&
-                        ContainsSubstring("got 7"));
+  CHECK_THROWS_WITH(
+      make_basis(Side::up, 7, 6, 0, "layer"),
+      ContainsSubstring("'layer': expected 1 <= directions <= 6") && ContainsSubstring("got 7"));
 }

@@ -156,8 +156,7 @@ TEST_CASE("rows of a batch have different adapters, or none, and train them", "[
   for_each_case([](const Recipe& recipe, const Subject& subject) {
     if (subject.name.find("Bag") != std::string::npos) return;  // refused, see interception_test
     Case c(recipe, subject);
-    c.lora->add("second", recipe.variant,
-                LoRAOptions(recipe.options).rank(2), {"0"});
+    c.lora->add("second", recipe.variant, LoRAOptions(recipe.options).rank(2), {"0"});
     randomise(c.lora);
     const Tensor x = torch::cat({c.x, c.x, c.x}).narrow(0, 0, 3);
     const std::vector<std::string> names{"default", "second"};

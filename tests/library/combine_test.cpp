@@ -9,11 +9,13 @@ namespace {
 
 torch::nn::Sequential small_model() {
   torch::manual_seed(4);
-  return torch::nn::Sequential(torch::nn::Linear(40, 30), torch::nn::ReLU(), torch::nn::Linear(30, 20));
+  return torch::nn::Sequential(torch::nn::Linear(40, 30), torch::nn::ReLU(),
+                               torch::nn::Linear(30, 20));
 }
 
 // Sets "a" (0 and 2) and "b" (0 only), with values that are not zero.
-Patched two_sets(torch::nn::Sequential& model, const char* a = "classic", const char* b = "classic") {
+Patched two_sets(torch::nn::Sequential& model, const char* a = "classic",
+                 const char* b = "classic") {
   auto lora = patch(*model, a, LoRAOptions(3).network_alpha(1.5), Targets::all_linear(), "a");
   lora->add("b", b, LoRAOptions(3).network_alpha(6), {"0"});
   torch::NoGradGuard no_grad;
@@ -22,7 +24,8 @@ Patched two_sets(torch::nn::Sequential& model, const char* a = "classic", const 
   return lora;
 }
 
-Tensor with(const Patched& lora, torch::nn::Sequential& model, const std::map<std::string, double>& weights) {
+Tensor with(const Patched& lora, torch::nn::Sequential& model,
+            const std::map<std::string, double>& weights) {
   torch::NoGradGuard no_grad;
   lora->set_active(weights);
   return lora(model, random_input({6, 40}).to(torch::kFloat));
@@ -66,7 +69,8 @@ TEST_CASE("combine: linear sums the factors with the roots of the weights, as PE
   CHECK_THROWS_WITH(combine(lora, "e", {{"a", 1}, {"d", 1}}, Combine::linear),
                     ContainsSubstring("'0': expected adapters of one rank") &&
                         ContainsSubstring("got 3 and 4; hint: use cat or svd"));
-  CHECK_THROWS_WITH(combine(lora, "c", {{"a", 1}}, Combine::cat), ContainsSubstring("a second time"));
+  CHECK_THROWS_WITH(combine(lora, "c", {{"a", 1}}, Combine::cat),
+                    ContainsSubstring("a second time"));
 }
 
 TEST_CASE("to_classic: any variant, exact when the rank suffices, best otherwise", "[combine]") {
@@ -108,7 +112,8 @@ TEST_CASE("extract: the difference of two models, as exact as the rank allows", 
   auto same = small_model(), equal = small_model();
   CHECK_THROWS_WITH(extract(*same, *equal, Targets::all(), Keep::all()),
                     ContainsSubstring("expected models that differ"));
-  torch::nn::Sequential other(torch::nn::Linear(41, 30), torch::nn::ReLU(), torch::nn::Linear(30, 20));
+  torch::nn::Sequential other(torch::nn::Linear(41, 30), torch::nn::ReLU(),
+                              torch::nn::Linear(30, 20));
   CHECK_THROWS_WITH(extract(*same, *other, Targets::all(), Keep::all()),
                     ContainsSubstring("'0': expected a weight [30, 40]"));
 }
@@ -161,7 +166,8 @@ TEST_CASE("torch::save and torch::load keep every set of a patched model", "[com
   std::stringstream stream;
   torch::save(lora, stream);
   auto other = small_model();
-  auto loaded = patch(*other, "light", LoRAOptions(3).network_alpha(1.5), Targets::all_linear(), "a");
+  auto loaded =
+      patch(*other, "light", LoRAOptions(3).network_alpha(1.5), Targets::all_linear(), "a");
   CHECK_THROWS_WITH(
       [&] {
         auto wrong = patch(*small_model(), "light", LoRAOptions(2), {"0"}, "a");
@@ -191,7 +197,9 @@ TEST_CASE("checkpoint: adapters get the gradients that they get without it", "[c
       const auto lora = patch<LightLoRA>(*model, 3, Targets::all_linear());
       randomise(lora);
       const Tensor x = random_input({6, 40}).to(torch::kFloat).requires_grad_();
-      const auto drop = [&](const Tensor& t) { return torch::dropout(model->forward(t), 0.3, true); };
+      const auto drop = [&](const Tensor& t) {
+        return torch::dropout(model->forward(t), 0.3, true);
+      };
       const auto gradients = [&](bool checkpointed) {
         for (auto& parameter : lora->parameters()) parameter.mutable_grad() = Tensor();
         x.mutable_grad() = Tensor();

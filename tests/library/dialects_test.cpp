@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <lightlora/detail/formats/kohya.h>
 #include <lightlora/detail/formats/module_names.h>
-#include <lightlora/detail/formats/sha256.h>
 #include <lightlora/lightlora.h>
 
 #include <fstream>
@@ -220,14 +219,16 @@ TEST_CASE("PEFT folders, one or one for each model", "[dialects]") {
   check_deltas({{"unet", both.at("unet")}}, unet, 0.5);
   check_deltas({{"text_encoder", both.at("text_encoder")}}, text, std::sqrt(2.0));
   check_deltas(read_adapters(files.folder().file("both/unet")).components, unet, 0.5);
-  check_deltas(read_adapters(files.folder().file("both/unet/adapter_model.safetensors")).components, unet, 0.5);
+  check_deltas(read_adapters(files.folder().file("both/unet/adapter_model.safetensors")).components,
+               unet, 0.5);
   write("bare", unet, "");
   CHECK_THROWS_WITH(read_adapters(files.folder().file("bare")), ContainsSubstring("lora_alpha"));
   write("dora", unet, R"({"r": 2, "use_dora": true})");
   CHECK_THROWS_WITH(read_adapters(files.folder().file("dora")),
                     ContainsSubstring("exactly if the configuration says use_dora, got none"));
   write("pissa", unet, R"({"r": 2, "init_lora_weights": "pissa_niter_4"})");
-  CHECK_THROWS_WITH(read_adapters(files.folder().file("pissa")), ContainsSubstring("unchanged base"));
+  CHECK_THROWS_WITH(read_adapters(files.folder().file("pissa")),
+                    ContainsSubstring("unchanged base"));
   write("vera", unet, R"({"peft_type": "VERA", "r": 2})");
   CHECK_THROWS_WITH(read_adapters(files.folder().file("vera")), ContainsSubstring("got VERA"));
   std::filesystem::create_directories(files.folder().path() / "empty");
@@ -238,11 +239,10 @@ TEST_CASE("PEFT folders, one or one for each model", "[dialects]") {
 TEST_CASE("other methods are named", "[dialects]") {
   Files files;
   const std::string layer = "lora_unet_mid_block_attentions_0_proj_in.";
-  const std::pair<std::string, const char*> cases[] = {
-      {layer + "oft_blocks", "OFT"},
-      {layer + "on_input", "IA3"},
-      {layer + "diff", "full weight differences"},
-      {layer + "w_norm", "normalisation"}};
+  const std::pair<std::string, const char*> cases[] = {{layer + "oft_blocks", "OFT"},
+                                                       {layer + "on_input", "IA3"},
+                                                       {layer + "diff", "full weight differences"},
+                                                       {layer + "w_norm", "normalisation"}};
   for (const auto& [key, algorithm] : cases) {
     auto tensors = kohya_file();
     tensors[key] = torch::ones({2, 2});
@@ -382,63 +382,4 @@ TEST_CASE("kohya files are complete in the text encoder and without alpha at ran
   CHECK(alpha.item<double>() == 301);
   components["text_encoder"][0].layer.name = "my.layer";
   CHECK_THROWS_WITH(lightlora::detail::to_kohya(components), ContainsSubstring("'my.layer'"));
-}
-
-TEST_CASE("SHA-256", "[dialects]") {
-  CHECK(lightlora::detail::sha256("") ==
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-  CHECK(lightlora::detail::sha256("abc") ==
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  CHECK(lightlora::detail::sha256(std::string(119, 'a')) ==
-        "31eba51c313a5c08226adf18d4a359cfdfd8d2e816b13f4af952f7ea6584dcfb");
-}
-
-TEST_CASE("ranks are cut by the best approximation", "[dialects]") {
-  torch::manual_seed(9);
-  const LayerInfo info{"layer", 30, 20, {}};
-  for (const auto& variant : variants()) {
-    INFO(variant.name);
-    LoRAOptions options(8);
-    if (variant.takes("aux_in")) options.own({{"aux_in", "12"}, {"aux_out", "10"}});
-    const auto adapter = variant.make(options, info);
-    adapter->prepare(torch::randn({20, 30}));
-    torch::NoGradGuard no_grad;
-    const auto state = [&] { return AdapterState{state_of(*adapter)}; };
-    if (adapter->needs_weight()) {
-      CHECK_THROWS_WITH(cut(state(), Keep::rank(3)),
-                        ContainsSubstring("'layer': expected the layer's weight"));
-      continue;
-    }
-    for (const auto& item : adapter->trained()) torch::Tensor(item.value()).normal_();
-    adapter->set_scale(0.5);
-    const auto [u, s, vh] = torch::linalg_svd(adapter->delta().to(torch::kDouble), false);
-    const auto best = (u.slice(1, 0, 3) * s.slice(0, 0, 3)).mm(vh.slice(0, 0, 3));
-    const auto classic = cut(state(), Keep::rank(3), As::classic)[0];
-    const bool fits = adapter->rank() <= 3;  // a variant may have a rank of its own
-    CHECK(classic.trained.at("down").size(0) == (fits ? adapter->rank() : 3));
-    CHECK(close(make_adapter(classic)->delta(), best, 1e-5));
-    for (const Keep& keep : {Keep::rank(3), Keep::energy(1).at_most(3)}) {
-      const auto kept = cut(state(), keep)[0];
-      const bool is_light = variant.name == "fused" || variant.name == "light";
-      CHECK(kept.variant == (fits ? variant.name : is_light ? "light" : "classic"));
-      CHECK(close(make_adapter(kept)->delta(), best, 1e-5));
-    }
-    CHECK(close(make_adapter(cut(state(), Keep::rank(99), As::classic)[0])->delta(),
-                adapter->delta(), 1e-6));
-  }
-}
-
-TEST_CASE("with DoRA what is added is cut, and the lengths of the rows stay", "[dialects]") {
-  torch::manual_seed(9);
-  const auto adapter = find_variant("fused").make(LoRAOptions(4).dora(true), {"layer", 30, 20, {}});
-  adapter->prepare(torch::randn({20, 30}));
-  {
-    torch::NoGradGuard no_grad;
-    adapter->trained()["down_up"].normal_();
-  }
-  const auto kept = cut({state_of(*adapter)}, Keep::rank(3))[0];
-  CHECK(kept.variant == "light");
-  CHECK(kept.options.dora());
-  CHECK(torch::equal(kept.trained.at("magnitude"), adapter->trained()["magnitude"]));
-  CHECK(make_adapter(kept)->rank() == 3);
 }

@@ -40,7 +40,8 @@ TEST_CASE("attention layers get diffusers' names, folded scale and no alpha", "[
     }
     const auto query = random_adapter(variant.name, options, kQuery);
     const auto out = random_adapter(variant.name, options, kOut);
-    const auto tensors = lightlora::detail::to_diffusers({{"unet", {state_of(*query), state_of(*out)}}});
+    const auto tensors =
+        lightlora::detail::to_diffusers({{"unet", {state_of(*query), state_of(*out)}}});
     CHECK(tensors.size() == 4);
     for (const auto& [adapter, path] : {std::pair(query, kQuery.name), {out, kOut.name}}) {
       const auto delta = delta_in_file(tensors, "unet." + path + ".lora.down.weight",
@@ -56,8 +57,8 @@ TEST_CASE("a component never mixes spellings", "[diffusers]") {
       random_adapter("classic", 2, {"mid_block.attentions.0.proj_in", 300, 200, {1, 1}});
   const auto text =
       random_adapter("classic", 2, {"text_model.encoder.layers.0.mlp.fc1", 100, 200, {}});
-  const auto tensors = lightlora::detail::to_diffusers({{"unet", {state_of(*query), state_of(*feed_forward)}},
-                                     {"text_encoder", {state_of(*text)}}});
+  const auto tensors = lightlora::detail::to_diffusers(
+      {{"unet", {state_of(*query), state_of(*feed_forward)}}, {"text_encoder", {state_of(*text)}}});
   CHECK(tensors.count("unet." + kQuery.name + ".lora_A.weight"));
   CHECK(tensors.at("unet.mid_block.attentions.0.proj_in.lora_A.weight").sizes() ==
         torch::IntArrayRef({2, 300, 1, 1}));
@@ -78,7 +79,8 @@ TEST_CASE("3x3 convolutions keep their kernel in down", "[diffusers]") {
 TEST_CASE("mixed ranks are padded to one, which changes no delta", "[diffusers]") {
   const auto query = random_adapter("classic", 2, kQuery);
   const auto out = random_adapter("classic", 5, kOut);
-  const auto tensors = lightlora::detail::to_diffusers({{"unet", {state_of(*query), state_of(*out)}}});
+  const auto tensors =
+      lightlora::detail::to_diffusers({{"unet", {state_of(*query), state_of(*out)}}});
   const auto& down = tensors.at("unet." + kQuery.name + ".lora.down.weight");
   CHECK(down.size(0) == 5);
   CHECK(close(delta_in_file(tensors, "unet." + kQuery.name + ".lora.down.weight",
@@ -91,7 +93,8 @@ TEST_CASE("a small scale is split over both factors, so that fp16 keeps the valu
   const auto adapter = random_adapter("classic", LoRAOptions(2).network_alpha(2e-6), kQuery);
   const auto tensors = lightlora::detail::to_diffusers({{"unet", {state_of(*adapter)}}});
   for (const auto& item : tensors) {
-    CHECK(item.second.to(torch::kHalf).count_nonzero().item<int64_t>() > 0.99 * item.second.numel());
+    CHECK(item.second.to(torch::kHalf).count_nonzero().item<int64_t>() >
+          0.99 * item.second.numel());
   }
 }
 
@@ -102,6 +105,8 @@ TEST_CASE("cutting fused adapters gives light ones of the rank", "[diffusers]") 
   CHECK(cut_both[0].variant == "light");
   CHECK(cut_both[0].options.rank() == 7);
   CHECK(cut_both[1].variant == "classic");
-  CHECK(close(make_adapter(cut({state_of(*fused)}, Keep::rank(49))[0])->delta(), fused->delta(), 1e-1));
-  CHECK(close(make_adapter(cut({state_of(*fused)}, Keep::rank(50))[0])->delta(), fused->delta(), 1e-5));
+  CHECK(close(make_adapter(cut({state_of(*fused)}, Keep::rank(49))[0])->delta(), fused->delta(),
+              1e-1));
+  CHECK(close(make_adapter(cut({state_of(*fused)}, Keep::rank(50))[0])->delta(), fused->delta(),
+              1e-5));
 }

@@ -25,7 +25,8 @@ struct MaskedOptions : VariantOptions<MaskedOptions> {
   }
 };
 
-// A variant whose frozen mask follows from nothing, and whose trained value has a basis' usual name.
+// A variant whose frozen mask follows from nothing, and whose trained value has a basis' usual
+// name.
 class MaskedAdapterImpl : public AdapterModule<MaskedAdapterImpl, MaskedOptions> {
  public:
   static constexpr const char* kVariant = "masked";
@@ -91,8 +92,9 @@ TEST_CASE("a handle saved in any format is read back by the same verbs", "[files
     CHECK(read_adapters(path).components.count(format == Format::diffusers ? "unet" : "") == 1);
     CHECK(parse_format(to_string(format)) == format);
   }
-  CHECK_THROWS_WITH(parse_format("onnx"),
-                    ContainsSubstring("expected one of native, diffusers, peft, kohya, got 'onnx'"));
+  CHECK_THROWS_WITH(
+      parse_format("onnx"),
+      ContainsSubstring("expected one of native, diffusers, peft, kohya, got 'onnx'"));
   save(lora, folder.file("half"), SaveOptions(Format::diffusers).dtype(at::kHalf));
   CHECK(read_adapters(folder.file("half")).dtypes == std::set<std::string>{"F16"});
   CHECK(file_hash(folder.file("half")) == lightlora::detail::sha256(bytes_of(folder.file("half"))));
@@ -103,17 +105,20 @@ TEST_CASE("an option that a format does not have is refused", "[files]") {
   auto model = model_of_two();
   const auto lora = patch<LightLoRA>(*model, 2, {"0"});
   const auto path = folder.file("x");
-  CHECK_THROWS_WITH(save(lora, path, SaveOptions(Format::diffusers).bases(Bases::embedded)),
-                    ContainsSubstring("embedded bases cannot be combined with the diffusers format: "
-                                      "only native has it"));
+  CHECK_THROWS_WITH(
+      save(lora, path, SaveOptions(Format::diffusers).bases(Bases::embedded)),
+      ContainsSubstring("embedded bases cannot be combined with the diffusers format: "
+                        "only native has it"));
   CHECK_THROWS_WITH(save(lora, path, SaveOptions(Format::peft).metadata({{"a", "b"}})),
                     ContainsSubstring("metadata cannot be combined with the peft format"));
-  CHECK_THROWS_WITH(save(lora, path, SaveOptions().text_model(false)),
-                    ContainsSubstring("text_model(false) cannot be combined with the native format"));
+  CHECK_THROWS_WITH(
+      save(lora, path, SaveOptions().text_model(false)),
+      ContainsSubstring("text_model(false) cannot be combined with the native format"));
   CHECK_FALSE(std::filesystem::exists(path));
 }
 
-TEST_CASE("what is frozen and cannot be made again travels in states, files and archives", "[files]") {
+TEST_CASE("what is frozen and cannot be made again travels in states, files and archives",
+          "[files]") {
   register_variant<MaskedAdapterImpl>();
   const ScratchFolder folder;
   auto model = model_of_two();
@@ -170,6 +175,16 @@ TEST_CASE("sum: states add up like the sets of a handle", "[files]") {
   CHECK(close(patch(*model, total)(model, inputs()), expected, 1e-5));
   auto wrong = total;
   wrong[0].layer.name = "1";
-  CHECK_THROWS_WITH(sum({{{total[1]}, 1.0}, {{wrong[0]}, 1.0}}),
-                    ContainsSubstring("'1': expected adapters of one size, got 30 -> 20 and 40 -> 30"));
+  CHECK_THROWS_WITH(
+      sum({{{total[1]}, 1.0}, {{wrong[0]}, 1.0}}),
+      ContainsSubstring("'1': expected adapters of one size, got 30 -> 20 and 40 -> 30"));
+}
+
+TEST_CASE("SHA-256", "[files]") {
+  CHECK(lightlora::detail::sha256("") ==
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  CHECK(lightlora::detail::sha256("abc") ==
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(lightlora::detail::sha256(std::string(119, 'a')) ==
+        "31eba51c313a5c08226adf18d4a359cfdfd8d2e816b13f4af952f7ea6584dcfb");
 }

@@ -40,10 +40,10 @@ void check_weights(const std::string& name, const std::string& path, double tole
 }  // namespace
 
 TEST_CASE("lycoris: every algorithm gives LyCORIS' own weights", "[lycoris][parity]") {
-  for (const char* name : {"locon", "locon_tucker", "locon_dora", "locon_dora_inputs", "locon_rslora",
-                           "loha",
-                           "loha_wide", "loha_tucker", "loha_dora", "loha_dora_inputs", "lokr",
-                           "lokr_full", "lokr_both", "lokr_factor", "lokr_tucker", "lokr_dora"}) {
+  for (const char* name :
+       {"locon", "locon_tucker", "locon_dora", "locon_dora_inputs", "locon_rslora", "loha",
+        "loha_wide", "loha_tucker", "loha_dora", "loha_dora_inputs", "lokr", "lokr_full",
+        "lokr_both", "lokr_factor", "lokr_tucker", "lokr_dora"}) {
     check_weights(name, kData + name + ".safetensors");
   }
 }
@@ -79,8 +79,7 @@ TEST_CASE("lycoris: native files keep the method, others the weights", "[lycoris
 
 TEST_CASE("lycoris: broken layers are named", "[lycoris]") {
   ScratchFolder folder;
-  const auto error = [&](const std::string& name, const std::string& key,
-                         const at::Tensor& value) {
+  const auto error = [&](const std::string& name, const std::string& key, const at::Tensor& value) {
     auto tensors = SafetensorsFile(kData + name + ".safetensors").load_all();
     const std::string full = "lora_unet_mid_block_attentions_0_proj_in." + key;
     const std::string first = tensors.begin()->first;

@@ -152,7 +152,8 @@ inline const std::vector<Subject>& subjects() {
 /// Options with alpha != rank and rank > 1, and other bases than the default where there are some.
 inline lightlora::LoRAOptions usual_options(const std::string& variant) {
   lightlora::LoRAOptions options(3);
-  for (const auto& [name, value] : {std::pair("aux_in", "48"), {"aux_out", "24"}, {"aux_seed", "5"}}) {
+  for (const auto& [name, value] :
+       {std::pair("aux_in", "48"), {"aux_out", "24"}, {"aux_seed", "5"}}) {
     if (lightlora::find_variant(variant).takes(name)) options.own()[name] = value;
   }
   return options.network_alpha(1.5);
@@ -165,8 +166,8 @@ struct Recipe {
   lightlora::LoRAOptions options;
 };
 
-/// Every variant in the list, once more with each switch of its own, and DoRA over two of them: one with
-/// factors of its own, one without.
+/// Every variant in the list, once more with each switch of its own, and DoRA over two of them: one
+/// with factors of its own, one without.
 inline const std::vector<Recipe>& recipes() {
   static const std::vector<Recipe> all = [] {
     std::vector<Recipe> result;
@@ -174,13 +175,14 @@ inline const std::vector<Recipe>& recipes() {
       result.push_back({variant.name, variant.name, usual_options(variant.name)});
       for (const auto& option : variant.options) {
         if (option.kind != lightlora::OwnOption::Kind::toggle) continue;
-        result.push_back({variant.name + " with " + option.name, variant.name,
-                          usual_options(variant.name)});
+        result.push_back(
+            {variant.name + " with " + option.name, variant.name, usual_options(variant.name)});
         result.back().options.own()[option.name] = option.usual == "1" ? "0" : "1";
       }
     }
     for (const char* variant : {"classic", "lokr"}) {
-      result.push_back({std::string(variant) + " with DoRA", variant, usual_options(variant).dora(true)});
+      result.push_back(
+          {std::string(variant) + " with DoRA", variant, usual_options(variant).dora(true)});
     }
     return result;
   }();

@@ -46,7 +46,9 @@ std::vector<LayerInfo> sd15_attention() {
 AdapterState state_for(const std::vector<LayerInfo>& layers, const LoRAOptions& options) {
   AdapterState state;
   for (const auto& layer : layers) {
-    const auto random = [&](int64_t rows, int64_t columns) { return torch::randn({rows, columns}); };
+    const auto random = [&](int64_t rows, int64_t columns) {
+      return torch::randn({rows, columns});
+    };
     LayerState one{"light", layer, options, 1.0, {}, {}};
     one.trained["down"] = random(options.rank(), 100);
     one.trained["up"] = random(50, options.rank());
@@ -73,7 +75,8 @@ TEST_CASE("folded names read back in order, and are short", "[native]") {
   CHECK_THROWS_WITH(fold_names({"a{b"}), ContainsSubstring("'a{b': expected a layer name without"));
   CHECK_THROWS_WITH(unfold_names("a.{b,c"), ContainsSubstring("expected '}'"));
   CHECK_THROWS_WITH(unfold_names("a}b"), ContainsSubstring("'}b' left over"));
-  CHECK_THROWS_WITH(unfold_names(std::string(1'000'000, '{')), ContainsSubstring("nested at most 64"));
+  CHECK_THROWS_WITH(unfold_names(std::string(1'000'000, '{')),
+                    ContainsSubstring("nested at most 64"));
   CHECK_THROWS_WITH(unfold_names("a{" + std::string(2'000'000, ',') + "}"),
                     ContainsSubstring("expected at most 16000000 bytes of names"));
   Names sd15;
@@ -100,8 +103,8 @@ TEST_CASE("in fp16 it is at most 170 KB, rank 1 with the text encoder at most 13
   std::vector<LayerInfo> text;
   for (int i = 0; i < 12; ++i) {
     for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
-      text.push_back({"text_model.encoder.layers." + std::to_string(i) + ".self_attn." + name, 768,
-                      768, {}});
+      text.push_back(
+          {"text_model.encoder.layers." + std::to_string(i) + ".self_attn." + name, 768, 768, {}});
     }
   }
   Components half{{"unet", state_for(sd15_attention(), LoRAOptions(4))}};
@@ -155,8 +158,9 @@ TEST_CASE("native files keep every option, several components and every bit", "[
     CHECK(torch::equal(after.trained.at("down"), before.trained.at("down")));
     CHECK(torch::equal(after.trained.at("up"), before.trained.at("up")));
   }
-  CHECK_THROWS_WITH(read_state(file, "vae"), ContainsSubstring("expected a component 'vae', got ") &&
-                                                 ContainsSubstring("'text_encoder', 'unet'"));
+  CHECK_THROWS_WITH(read_state(file, "vae"),
+                    ContainsSubstring("expected a component 'vae', got ") &&
+                        ContainsSubstring("'text_encoder', 'unet'"));
   CHECK(read_state(file, "text_encoder").size() == 1);
 
   const std::string bytes = read_bytes(file);

@@ -28,19 +28,22 @@ TEST_CASE("an option that a variant does not take does not compile, or is refuse
   const auto make = [](const char* variant, const LoRAOptions& options) {
     return find_variant(variant).make(options, kLayer);
   };
-  CHECK_THROWS_WITH(make("classic", LoRAOptions(4).own({{"decompose_factor", "4"}})),
-                    ContainsSubstring("'block.to_q': expected an option that the classic variant takes "
-                                      "(it has none of its own), got 'decompose_factor'"));
+  CHECK_THROWS_WITH(
+      make("classic", LoRAOptions(4).own({{"decompose_factor", "4"}})),
+      ContainsSubstring("'block.to_q': expected an option that the classic variant takes "
+                        "(it has none of its own), got 'decompose_factor'"));
   CHECK_THROWS_WITH(make("lokr", LightOptions(4).aux_in(8)),
                     ContainsSubstring("the lokr variant takes (decompose_factor, decompose_both, "
                                       "full_matrix, lokr_shape), got 'aux_in'"));
-  CHECK_THROWS_WITH(make("lokr", LoRAOptions(4).own({{"decompose_factor", "four"}})),
-                    ContainsSubstring("'block.to_q': decompose_factor: expected a whole number, got "
-                                      "'four'"));
+  CHECK_THROWS_WITH(
+      make("lokr", LoRAOptions(4).own({{"decompose_factor", "four"}})),
+      ContainsSubstring("'block.to_q': decompose_factor: expected a whole number, got "
+                        "'four'"));
   CHECK_THROWS_WITH(make("lokr", LoRAOptions(4).own({{"full_matrix", "maybe"}})),
                     ContainsSubstring("full_matrix: expected true or false, got 'maybe'"));
-  CHECK_THROWS_WITH(make("light", LoRAOptions(4).own({{"aux_init", "gauss"}})),
-                    ContainsSubstring("aux_init: expected one of orthogonal, normal, normal_scaled"));
+  CHECK_THROWS_WITH(
+      make("light", LoRAOptions(4).own({{"aux_init", "gauss"}})),
+      ContainsSubstring("aux_init: expected one of orthogonal, normal, normal_scaled"));
 }
 
 TEST_CASE("a variant's own options are the same typed and as text, and in its description",

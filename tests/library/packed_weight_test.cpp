@@ -41,7 +41,8 @@ int64_t packed_products(const std::function<void()>& call) {
 
 bool available(torch::ScalarType dtype) {
   // Asked of LibTorch, not of the code under test, which could then refuse everything unseen.
-  if (!at::globalContext().hasMKLDNN() || dtype == torch::kFloat) return at::globalContext().hasMKLDNN();
+  if (!at::globalContext().hasMKLDNN() || dtype == torch::kFloat)
+    return at::globalContext().hasMKLDNN();
   const auto supported =
       c10::Dispatcher::singleton().findSchema({"mkldnn::_is_mkldnn_bf16_supported", ""});
   return supported && supported->typed<bool()>().call();
@@ -57,7 +58,8 @@ std::vector<Tensor> run(Layer& layer, const Tensor& x) {
   const Tensor leaf = x.detach().clone().requires_grad_();
   const Tensor y = layer->forward(leaf);
   torch::manual_seed(9);
-  return {y.detach(), torch::autograd::grad({y}, {leaf}, {torch::randn(y.sizes()).to(y.scalar_type())})[0]};
+  return {y.detach(),
+          torch::autograd::grad({y}, {leaf}, {torch::randn(y.sizes()).to(y.scalar_type())})[0]};
 }
 
 template <typename Layer>

@@ -193,16 +193,17 @@ TEST_CASE("patch: several named sets add up with their weights", "[patch]") {
 
 TEST_CASE("patch: rank and alpha patterns reach their layers", "[patch]") {
   Zoo model;
-  const auto lora = patch<ClassicLoRA>(
-      *model, LoRAOptions(4).network_alpha(4),
-      Targets{"first", "shared"}.rank("shared", 2).alpha("first", 1));
+  const auto lora =
+      patch<ClassicLoRA>(*model, LoRAOptions(4).network_alpha(4),
+                         Targets{"first", "shared"}.rank("shared", 2).alpha("first", 1));
   CHECK(lora->adapters()[0]->rank() == 4);
   CHECK(lora->adapters()[0]->scale() == 0.25);
   CHECK(lora->adapters()[1]->rank() == 2);
   CHECK(lora->adapters()[1]->scale() == 2);
 }
 
-TEST_CASE("patch: patterns and excludes may be regular expressions over the whole path", "[patch]") {
+TEST_CASE("patch: patterns and excludes may be regular expressions over the whole path",
+          "[patch]") {
   Zoo model;
   const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(4),
                                        Targets::all()
@@ -248,8 +249,8 @@ TEST_CASE("patch: a set that is added in mid-training trains, and a set that is 
     const double first = train();
     for (int i = 0; i < 5; ++i) train();
     lora->add("two", "light", LoRAOptions(3), {"0"});
-    optimizer.add_param_group(torch::optim::OptimizerParamGroup(
-        lora->named_parameters("two").values()));
+    optimizer.add_param_group(
+        torch::optim::OptimizerParamGroup(lora->named_parameters("two").values()));
     const Tensor start = lora->named_parameters("two")["0.up"].detach().clone();
     const double joined = train();
     for (int i = 0; i < 5; ++i) train();

@@ -40,9 +40,9 @@ std::string message_of(const std::function<void()>& call) {
 
 /// Runs `call` with files limited to `size` bytes, which fails as a full disk does.
 std::string with_file_limit(rlim_t size, const std::function<void()>& call) {
-  struct rlimit old {};
+  struct rlimit old{};
   getrlimit(RLIMIT_FSIZE, &old);
-  const struct rlimit limit { size, old.rlim_max };
+  const struct rlimit limit{size, old.rlim_max};
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   setrlimit(RLIMIT_FSIZE, &limit);
   std::string message = message_of(call);
@@ -188,9 +188,8 @@ TEST_CASE("save_safetensors: what the format cannot hold is refused", "[safetens
   const auto ones = torch::ones({1});
   const auto save = [&](const std::string& name, const at::Tensor& tensor,
                         const Metadata& metadata) {
-    return message_of<c10::ValueError>([&] {
-      save_safetensors(folder.file("x"), {{name, tensor}}, metadata);
-    });
+    return message_of<c10::ValueError>(
+        [&] { save_safetensors(folder.file("x"), {{name, tensor}}, metadata); });
   };
   const std::string prefix = "'" + folder.file("x") + "': expected ";
   const std::string names =
@@ -282,9 +281,8 @@ TEST_CASE("save_safetensors: a folder without permission keeps its old file", "[
   // Permissions do not bind the superuser, so it lends itself to nobody for the attempt.
   const bool superuser = geteuid() == 0;
   if (superuser) REQUIRE(seteuid(65534) == 0);
-  const std::string message = message_of([&] {
-    save_safetensors(path, {{"a", torch::zeros({4})}});
-  });
+  const std::string message =
+      message_of([&] { save_safetensors(path, {{"a", torch::zeros({4})}}); });
   if (superuser) REQUIRE(seteuid(0) == 0);
   REQUIRE(chmod(folder.path().c_str(), 0755) == 0);
   CHECK(message ==

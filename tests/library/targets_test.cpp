@@ -12,11 +12,13 @@ using lightlora::Targets;
 namespace {
 
 using Paths = std::vector<std::string>;
-const std::vector<TargetLayer> kLayers{
-    {"enc.0.attn.to_q", "Linear", ""},     {"enc.0.attn.to_k", "Linear", ""},
-    {"enc.0.attn.to_out.0", "Linear", ""}, {"enc.1.attn.to_q", "Linear", ""},
-    {"to_q", "Linear", ""},                {"not_to_q", "Conv2d", ""},
-    {"memory", "torch::nn::LSTMImpl", "a recurrent layer"}};
+const std::vector<TargetLayer> kLayers{{"enc.0.attn.to_q", "Linear", ""},
+                                       {"enc.0.attn.to_k", "Linear", ""},
+                                       {"enc.0.attn.to_out.0", "Linear", ""},
+                                       {"enc.1.attn.to_q", "Linear", ""},
+                                       {"to_q", "Linear", ""},
+                                       {"not_to_q", "Conv2d", ""},
+                                       {"memory", "torch::nn::LSTMImpl", "a recurrent layer"}};
 
 }  // namespace
 
@@ -78,10 +80,8 @@ TEST_CASE("a pattern that names a refused layer says why it is refused", "[targe
 }
 
 TEST_CASE("rank and alpha patterns: the first match counts", "[targets]") {
-  const auto targets = Targets{"to_q"}
-                           .rank("enc.0.attn.to_q", 8)
-                           .rank("to_q", 2)
-                           .alpha("enc.1.attn.to_q", 3.5);
+  const auto targets =
+      Targets{"to_q"}.rank("enc.0.attn.to_q", 8).rank("to_q", 2).alpha("enc.1.attn.to_q", 3.5);
   CHECK(targets.rank_of("enc.0.attn.to_q", 4) == 8);
   CHECK(targets.rank_of("to_q", 4) == 2);
   CHECK(targets.rank_of("to_k", 4) == 4);

@@ -96,8 +96,7 @@ TEST_CASE("small layers clamp the bases and say so", "[variants]") {
   CHECK(light.up_aux.sizes() == torch::IntArrayRef({8, 8}));
   CHECK_THAT(light.description(), ContainsSubstring("aux_in clamped to 36") &&
                                       ContainsSubstring("aux_out clamped to 8"));
-  CHECK_THAT(LightAdapterImpl(LoRAOptions(4), kLayer).description(),
-             !ContainsSubstring("clamped"));
+  CHECK_THAT(LightAdapterImpl(LoRAOptions(4), kLayer).description(), !ContainsSubstring("clamped"));
   CHECK_THROWS_WITH(LightAdapterImpl(LoRAOptions(4), LayerInfo{"conv_out", 36, 3, {3, 3}}),
                     ContainsSubstring("'conv_out': expected rank <= 3") &&
                         ContainsSubstring("got 4; hint: lower the rank or leave this layer out"));
@@ -140,9 +139,10 @@ TEST_CASE("fused: the scale is 1 without network_alpha and network_alpha / rank 
 }
 
 TEST_CASE("fused: another init than the default is an error", "[variants]") {
-  CHECK_THROWS_WITH(FusedAdapterImpl(LoRAOptions(4).init(Init::down_zero), kLayer),
-                    ContainsSubstring("'block.to_q': the init down_zero cannot be combined with the "
-                                      "fused variant, whose core always starts at zero"));
+  CHECK_THROWS_WITH(
+      FusedAdapterImpl(LoRAOptions(4).init(Init::down_zero), kLayer),
+      ContainsSubstring("'block.to_q': the init down_zero cannot be combined with the "
+                        "fused variant, whose core always starts at zero"));
 }
 
 TEST_CASE("fused: cores that are higher than wide compose on the other side", "[variants]") {
@@ -247,15 +247,17 @@ TEST_CASE("ia3: at scale 1 outputs, or inputs, are multiplied by l", "[variants]
         input ? (x * ia3.l).mm(weight.t()) : x.mm(weight.t()) * ia3.l.view({1, 640});
     CHECK(close(x.mm((weight + ia3.delta(weight)).t()), expected, 1e-5));
   }
-  CHECK_THROWS_WITH(IA3AdapterImpl(LoRAOptions(4).dora(true), kLayer),
-                    ContainsSubstring("'block.to_q': DoRA cannot be combined with the ia3 variant"));
+  CHECK_THROWS_WITH(
+      IA3AdapterImpl(LoRAOptions(4).dora(true), kLayer),
+      ContainsSubstring("'block.to_q': DoRA cannot be combined with the ia3 variant"));
 }
 
-TEST_CASE("ia3: a convolution has one number for each channel, as in PEFT and LyCORIS", "[variants]") {
+TEST_CASE("ia3: a convolution has one number for each channel, as in PEFT and LyCORIS",
+          "[variants]") {
   torch::manual_seed(2);
   torch::NoGradGuard no_grad;
   const Tensor x = torch::randn({2, 4, 6, 6});
-  const auto options = LoRAOptions(1).scale_input(true);
+  const auto options = IA3Options(1).scale_input(true);
   torch::nn::Sequential model(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 6, 3).bias(false)));
   const auto inputs = patch<IA3>(*model, options, {"0"});
   Tensor l = inputs->parameters()[0];
@@ -268,8 +270,8 @@ TEST_CASE("ia3: a convolution has one number for each channel, as in PEFT and Ly
   torch::nn::Sequential twin(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 6, 3).bias(false)));
   CHECK(patch(*twin, old)->parameters()[0].sizes() == torch::IntArrayRef({1, 36}));
 
-  torch::nn::Sequential up(torch::nn::ConvTranspose2d(
-      torch::nn::ConvTranspose2dOptions(4, 6, 3).bias(false)));
+  torch::nn::Sequential up(
+      torch::nn::ConvTranspose2d(torch::nn::ConvTranspose2dOptions(4, 6, 3).bias(false)));
   const auto outputs = patch<IA3>(*up, 1, {"0"});
   Tensor o = outputs->parameters()[0];
   CHECK(o.sizes() == torch::IntArrayRef({6, 1}));
@@ -327,8 +329,7 @@ TEST_CASE("a layer with its adapter as one module clones, prints and stays froze
   const Tensor expected = layer->base(x) + x.mm(layer->adapter->delta().t());
   CHECK(close(layer(x), expected, 1e-5));
   CHECK(layer->parameters().size() == 4);
-  const auto copy =
-      std::dynamic_pointer_cast<LightLoRA<torch::nn::Linear>::Impl>(layer->clone());
+  const auto copy = std::dynamic_pointer_cast<LightLoRA<torch::nn::Linear>::Impl>(layer->clone());
   REQUIRE(copy);
   CHECK(torch::equal(copy->forward(x), layer(x)));
   CHECK_FALSE(copy->base->weight.requires_grad());

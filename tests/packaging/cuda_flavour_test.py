@@ -31,9 +31,19 @@ def main():
     complete = bool(list((TORCH.parents[3] / "nvidia").glob("*/lib/libcublas.so*")))
     flags = [] if complete else ["-DCMAKE_EXE_LINKER_FLAGS=-Wl,--unresolved-symbols=ignore-in-shared-libs"]
     with tempfile.TemporaryDirectory(prefix="lightlora-") as folder:
-        configured = ok(["cmake", "-S", SOURCE / "tests/packaging/cuda_flavour", "-B", folder,
-                         f"-DLIGHTLORA_SOURCE_DIR={SOURCE}", f"-DTorch_DIR={TORCH}",
-                         "-DCMAKE_BUILD_TYPE=Release", *flags])
+        configured = ok(
+            [
+                "cmake",
+                "-S",
+                SOURCE / "tests/packaging/cuda_flavour",
+                "-B",
+                folder,
+                f"-DLIGHTLORA_SOURCE_DIR={SOURCE}",
+                f"-DTorch_DIR={TORCH}",
+                "-DCMAKE_BUILD_TYPE=Release",
+                *flags,
+            ]
+        )
         if "CUDA graphs and NCCL: off" in configured:
             skip("no complete set of CUDA's headers here")
         ok(["cmake", "--build", folder, "--target", "cuda_flavour"])

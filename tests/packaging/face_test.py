@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(os.environ["LIGHTLORA_SOURCE_DIR"])
-PRIVATE = re.compile(r"lightlora/detail/|lightlora::detail\b|(?<![\w:])detail::(?:sha256|MappedFile|AtomicFile|NativeFields)")
+PRIVATE = re.compile(
+    r"lightlora/detail/|lightlora::detail\b|(?<![\w:])detail::(?:sha256|MappedFile|AtomicFile|NativeFields)"
+)
 # The one file that compiles the library is named by its users; tests of the library may look inside.
 ALLOWED = "#include <lightlora/detail/source.h>"
 OUTSIDE = ["README.md", "docs", "examples", "benchmarks", "tests/examples", "tests/programs", "tests/stable_diffusion"]

@@ -15,11 +15,28 @@ from pathlib import Path
 
 SOURCE = Path(os.environ["LIGHTLORA_SOURCE_DIR"])
 APPLICATION = SOURCE / "examples/stable_diffusion"
-PRESENT = {"library_tests", "layer_benchmark", "docs_blocks", "lightlora_compiled",
-           *(path.stem for path in (SOURCE / "examples").glob("*.cpp"))}
+PRESENT = {
+    "library_tests",
+    "layer_benchmark",
+    "docs_blocks",
+    "lightlora_compiled",
+    *(path.stem for path in (SOURCE / "examples").glob("*.cpp")),
+}
 # What the headers of the application's packages begin with.
-HEADERS = ["CLI/", "nlohmann/", "toml++/", "stb/", "webp/", "libexif/", "freetype2/", "png.h", "jpeglib.h", "zlib.h",
-           "ft2build.h", "utf8proc.h"]
+HEADERS = [
+    "CLI/",
+    "nlohmann/",
+    "toml++/",
+    "stb/",
+    "webp/",
+    "libexif/",
+    "freetype2/",
+    "png.h",
+    "jpeglib.h",
+    "zlib.h",
+    "ft2build.h",
+    "utf8proc.h",
+]
 
 
 def packages():
@@ -36,9 +53,20 @@ def run(*command):
 
 
 def configure(build):
-    run("cmake", "-S", SOURCE, "-B", build, "-G", os.environ["CMAKE_GENERATOR"], "-DLIGHTLORA_BUILD_STABLE_DIFFUSION=OFF",
-        f"-DTorch_DIR={os.environ['Torch_DIR']}", f"-DCMAKE_CXX_COMPILER={os.environ['CXX']}",
-        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *(f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON" for name in packages()))
+    run(
+        "cmake",
+        "-S",
+        SOURCE,
+        "-B",
+        build,
+        "-G",
+        os.environ["CMAKE_GENERATOR"],
+        "-DLIGHTLORA_BUILD_STABLE_DIFFUSION=OFF",
+        f"-DTorch_DIR={os.environ['Torch_DIR']}",
+        f"-DCMAKE_CXX_COMPILER={os.environ['CXX']}",
+        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+        *(f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON" for name in packages()),
+    )
 
 
 def check_targets(build):
@@ -77,7 +105,9 @@ def check_sources(commands):
         for folder in folders:
             assert APPLICATION not in [folder, *folder.parents], f"{entry['file']}: {folder} is the application's"
         for path, name in included(Path(entry["file"]), [f for f in folders if SOURCE in [f, *f.parents]], seen):
-            assert not name.startswith(tuple(HEADERS)), f"{path}: includes {name}, a header of the application's packages"
+            assert not name.startswith(tuple(HEADERS)), (
+                f"{path}: includes {name}, a header of the application's packages"
+            )
     assert len(seen) > 100, f"expected the whole library and its tests, got {len(seen)} files"
     assert not [path for path in seen if APPLICATION in path.parents], "a file of the application is included"
     return len(seen)

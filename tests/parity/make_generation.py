@@ -15,16 +15,19 @@ import json
 import re
 
 import torch
-from make_pipeline import DATA, make_scheduler
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from make_pipeline import DATA, make_scheduler
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 FOLDER = DATA / "generation"
 SCHEDULER = json.loads((DATA / "pipeline/scheduler/scheduler_config.json").read_text())
-LONG = " ".join(f"{c} {t} {n}" for c in ("red", "blue", "green", "black") for n, t in
-                zip(("apple", "house", "cat", "dog", "bear", "boat"), "big small old round odd new".split()))
+LONG = " ".join(
+    f"{c} {t} {n}"
+    for c in ("red", "blue", "green", "black")
+    for n, t in zip(("apple", "house", "cat", "dog", "bear", "boat"), "big small old round odd new".split())
+)
 NUMBERS, CASES = {}, {}
 
 
@@ -99,6 +102,7 @@ def encode_weighted(pipe, prompt, at_least=1):
 
 def add(key, flags, pipe, picture=False, seed=None, seeds=None, **settings):
     """One case: the flags for our program and the same call of diffusers."""
+
     def generator():
         if seeds:
             return [torch.Generator("cpu").manual_seed(s) for s in seeds]
@@ -124,12 +128,18 @@ def text_cases(pipe):
         flags = dict(plain, scheduler=name, use_karras_sigmas="true", timestep_spacing="trailing")
         add(f"karras_{name}", flags, pipe, seed=2, **plain)
     pipe.scheduler = make_scheduler("euler_ancestral", SCHEDULER)
-    add("seeds", dict(plain, scheduler="euler_ancestral"), pipe, seeds=[4, 5, 6],
-        num_images_per_prompt=3, **plain)
+    add("seeds", dict(plain, scheduler="euler_ancestral"), pipe, seeds=[4, 5, 6], num_images_per_prompt=3, **plain)
     pipe.scheduler = make_scheduler("ddim", SCHEDULER)
     for skip in (1, 2):
-        add(f"clip_skip_{skip}", dict(plain, clip_skip=skip, negative_prompt="blurry"), pipe, seed=3,
-            clip_skip=skip, negative_prompt="blurry", **plain)
+        add(
+            f"clip_skip_{skip}",
+            dict(plain, clip_skip=skip, negative_prompt="blurry"),
+            pipe,
+            seed=3,
+            clip_skip=skip,
+            negative_prompt="blurry",
+            **plain,
+        )
     size = dict(height=48, width=40)
     pipe.vae.enable_tiling()
     add("tiling", dict(plain, vae_tiling="true", **size), pipe, picture=True, seed=3, **size, **plain)
@@ -148,8 +158,10 @@ def weight_cases(pipe):
     for key, (prompt, negative) in prompts.items():
         length = max(encode_weighted(pipe, text).shape[1] // 77 for text in (prompt, negative))
         with torch.no_grad():
-            embeds = dict(prompt_embeds=encode_weighted(pipe, prompt, length),
-                          negative_prompt_embeds=encode_weighted(pipe, negative, length))
+            embeds = dict(
+                prompt_embeds=encode_weighted(pipe, prompt, length),
+                negative_prompt_embeds=encode_weighted(pipe, negative, length),
+            )
         flags = dict(prompt=prompt, negative_prompt=negative, num_inference_steps=4)
         add(f"prompt_{key}", flags, pipe, seed=5, num_inference_steps=4, **embeds)
 
@@ -162,8 +174,9 @@ def image_cases(pipe):
         pipe.scheduler = make_scheduler(name, SCHEDULER)
         add(f"image_{name}", dict(flags, scheduler=name), pipe, seed=2, image=image, **plain)
     pipe.scheduler = make_scheduler("ddim", SCHEDULER)
-    add("image_three", dict(flags, num_images_per_prompt=3), pipe, seed=6, image=image,
-        num_images_per_prompt=3, **plain)
+    add(
+        "image_three", dict(flags, num_images_per_prompt=3), pipe, seed=6, image=image, num_images_per_prompt=3, **plain
+    )
     add("image_whole", dict(flags, strength=1), pipe, seed=6, image=image, **dict(plain, strength=1.0))
     pipe.vae.enable_tiling()
     add("image_tiling", dict(flags, vae_tiling="true"), pipe, seed=6, image=image, **plain)

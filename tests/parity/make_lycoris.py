@@ -21,8 +21,11 @@ DATA = pathlib.Path(__file__).parent / "data/lycoris"
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"
 POINT = "down_blocks.0.attentions.0.proj_in"
-LAYERS = {LINEAR: nn.Linear(24, 16, bias=False), CONV: nn.Conv2d(6, 16, 3, bias=False),
-          POINT: nn.Conv2d(12, 16, 1, bias=False)}
+LAYERS = {
+    LINEAR: nn.Linear(24, 16, bias=False),
+    CONV: nn.Conv2d(6, 16, 3, bias=False),
+    POINT: nn.Conv2d(12, 16, 1, bias=False),
+}
 
 
 def weight_of(layer, base):
@@ -66,8 +69,9 @@ PEFT = {
     "peft_loha_flat": LoHaConfig(r=3, alpha=6, target_modules=list(LAYERS)),
     "peft_lokr": LoKrConfig(r=1, alpha=2, target_modules=list(LAYERS), rank_pattern={"to_q": 2}),
     "peft_lokr_full": LoKrConfig(r=50, alpha=20, target_modules=list(LAYERS)),
-    "peft_lokr_tucker": LoKrConfig(r=1, alpha=2, target_modules=list(LAYERS), use_effective_conv2d=True,
-                                   decompose_both=True, decompose_factor=2),
+    "peft_lokr_tucker": LoKrConfig(
+        r=1, alpha=2, target_modules=list(LAYERS), use_effective_conv2d=True, decompose_both=True, decompose_factor=2
+    ),
 }
 
 

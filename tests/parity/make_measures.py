@@ -18,12 +18,11 @@ import json
 import pathlib
 import re
 
+import measure
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageFont
 from safetensors.torch import save_file
-
-import measure
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "examples" / "stable_diffusion" / "assets" / "measures"

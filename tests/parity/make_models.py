@@ -65,11 +65,7 @@ UNETS = {
             upcast_attention=True,
         ),
         size=(4, 8),
-        modules=[
-            "down_blocks.1.attentions.0",
-            "mid_block.attentions.0",
-            "up_blocks.2.attentions.1",
-        ],
+        modules=["down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.2.attentions.1"],
     ),
     # Sizes that do not divide, and the switches that published models rarely touch.
     "unet_odd": dict(
@@ -98,11 +94,7 @@ UNETS = {
             act_fn="swish",
         ),
         size=(13, 7),
-        modules=[
-            "down_blocks.0.downsamplers.0",
-            "down_blocks.1.attentions.1",
-            "mid_block.resnets.0",
-        ],
+        modules=["down_blocks.0.downsamplers.0", "down_blocks.1.attentions.1", "mid_block.resnets.0"],
     ),
 }
 

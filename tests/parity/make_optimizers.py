@@ -27,10 +27,14 @@ def optimizers():
     yield "adamw", lambda p: torch.optim.AdamW(p, lr=1, eps=1e-6, **common)
     yield "lion", lambda p: Lion(p, lr=1, **common)
     yield "sgd", lambda p: torch.optim.SGD(p, lr=1, momentum=0.7, weight_decay=0.1)
-    yield "adafactor", lambda p: Adafactor(p, lr=1, scale_parameter=False, relative_step=False,
-                                           warmup_init=False, weight_decay=0.1)
-    yield "prodigy", lambda p: Prodigy(p, lr=1, eps=1e-6, d_coef=2.0, use_bias_correction=True,
-                                       safeguard_warmup=True, **common)
+    yield (
+        "adafactor",
+        lambda p: Adafactor(p, lr=1, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=0.1),
+    )
+    yield (
+        "prodigy",
+        lambda p: Prodigy(p, lr=1, eps=1e-6, d_coef=2.0, use_bias_correction=True, safeguard_warmup=True, **common),
+    )
     yield "prodigy_plain", lambda p: Prodigy(p, lr=1, eps=1e-6, beta3=0.9, **common)
 
 
@@ -44,8 +48,11 @@ def main(path):
     def flat(tensors):
         return torch.cat([t.detach().flatten() for t in tensors])
 
-    result = {"start": flat(start), "gradients": torch.stack([flat(g) for g in gradients]),
-              "rates": torch.tensor(RATES, dtype=torch.float64)}
+    result = {
+        "start": flat(start),
+        "gradients": torch.stack([flat(g) for g in gradients]),
+        "rates": torch.tensor(RATES, dtype=torch.float64),
+    }
     for name, make in optimizers():
         # Prodigy's first steps are near the rounding of fp32, and it makes its rate of them.
         dtype = torch.float64 if name.startswith("prodigy") else torch.float32
@@ -60,11 +67,9 @@ def main(path):
             optimizer.step()
             values.append(flat(parameters))
         result[name] = torch.stack(values)
-    for name in ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts",
-                 "polynomial"]:
+    for name in ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-        schedule = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=25,
-                                 num_cycles=3, power=2.0)
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=25, num_cycles=3, power=2.0)
         rates = []
         for _ in range(28):
             rates.append(schedule.get_last_lr()[0])

@@ -32,8 +32,8 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
-    UniPCMultistepScheduler,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -217,14 +217,18 @@ def make_schedulers():
         ),
         "third_order": (dict(solver_order=3), ("unipc",)),
         "first_kind": (
-            dict(solver_order=3, solver_type="bh1", final_sigmas_type="sigma_min",
-                 timestep_spacing="linspace", prediction_type="v_prediction"),
+            dict(
+                solver_order=3,
+                solver_type="bh1",
+                final_sigmas_type="sigma_min",
+                timestep_spacing="linspace",
+                prediction_type="v_prediction",
+            ),
             ("unipc",),
         ),
         "unipc_karras": (dict(use_karras_sigmas=True, disable_corrector=[0, 2]), ("unipc",)),
         "lcm": (
-            dict(original_inference_steps=40, timestep_scaling=3.0, clip_sample=True,
-                 clip_sample_range=1.2),
+            dict(original_inference_steps=40, timestep_scaling=3.0, clip_sample=True, clip_sample_range=1.2),
             ("lcm",),
         ),
         "runge_kutta": (
@@ -261,20 +265,33 @@ def make_models():
     tokenizer = CLIPTokenizer.from_pretrained(DATA / "tokenizer_demo")
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=77, eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 24), norm_num_groups=8, layers_per_block=1,
+        sample_size=8,
+        block_out_channels=(16, 24),
+        norm_num_groups=8,
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24, attention_head_dim=4,
+        cross_attention_dim=24,
+        attention_head_dim=4,
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, sample_size=16,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
         scaling_factor=0.4,
     )
     return tokenizer, round_weights(text_encoder, 1.0), round_weights(unet, 0.8), round_weights(vae, 1.0)
@@ -284,9 +301,14 @@ def saved_pipeline(folder):
     """The small pipeline, in half precision in the folder and in fp32 as it is returned."""
     tokenizer, text_encoder, unet, vae = make_models()
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
-        scheduler=PNDMScheduler.from_config(dict(SD15)), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler.from_config(dict(SD15)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(folder)
     pipe.to(torch.float32)
@@ -296,6 +318,7 @@ def saved_pipeline(folder):
 
 def draw(pipe, numbers):
     """Pictures and latents of every way to draw."""
+
     def generate(key, config=None, name="ddim", **settings):
         pipe.scheduler = make_scheduler(name, config or SD15)
         if "seed" in settings:
@@ -308,15 +331,21 @@ def draw(pipe, numbers):
 
     generate("plain", prompt="a red apple on a blue background", num_inference_steps=6, seed=1)
     generate(
-        "negative", prompt="a Cat, ÉCLAIR 🍎", negative_prompt="blurry", num_inference_steps=5,
-        guidance_scale=4.0, num_images_per_prompt=3, height=24, width=16, seed=2**40 + 5,
+        "negative",
+        prompt="a Cat, ÉCLAIR 🍎",
+        negative_prompt="blurry",
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        num_images_per_prompt=3,
+        height=24,
+        width=16,
+        seed=2**40 + 5,
     )
     generate("unguided", prompt="a dog", num_inference_steps=4, guidance_scale=1.0, seed=3)
     start = torch.randn((2, 4, 8, 12), generator=torch.Generator("cpu").manual_seed(9))
     numbers["given.initial"] = start
     generate(
-        "given", prompt="a dog", num_inference_steps=4, latents=start, num_images_per_prompt=2,
-        height=16, width=24,
+        "given", prompt="a dog", num_inference_steps=4, latents=start, num_images_per_prompt=2, height=16, width=24
     )
     generate("eta", ZERO_SNR, prompt="a cat", num_inference_steps=4, seed=4, eta=0.5)
     generate("euler", EULER_FILE, "euler", prompt="a cat", num_inference_steps=5, seed=5)

@@ -82,10 +82,7 @@ def random_prompts():
             return unicodedata.normalize("NFD", letters)
         return "".join(chr(source.randint(33, 126)) for _ in range(source.randint(1, 7)))
 
-    return [
-        "".join(word() + chr(source.choice(spaces)) for _ in range(source.randint(1, 6)))
-        for _ in range(60)
-    ]
+    return ["".join(word() + chr(source.choice(spaces)) for _ in range(source.randint(1, 6))) for _ in range(60)]
 
 
 def prompts():
@@ -122,9 +119,7 @@ def write_json(path, value):
 
 
 def added(content, normalized):
-    return dict(
-        content=content, lstrip=False, normalized=normalized, rstrip=False, single_word=False
-    )
+    return dict(content=content, lstrip=False, normalized=normalized, rstrip=False, single_word=False)
 
 
 def make_bang():
@@ -132,9 +127,7 @@ def make_bang():
     folder = DATA / "tokenizer_bang"
     vocab, merges = train_bpe(120, [p.lower() for p in prompts()[:150]])
     vocab[BEGIN], vocab[END] = len(vocab), len(vocab) + 1
-    tokenizer = CLIPTokenizer(
-        vocab=vocab, merges=[tuple(m) for m in merges], pad_token="!", model_max_length=20
-    )
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in merges], pad_token="!", model_max_length=20)
     tokenizer.save_pretrained(folder)
 
 
@@ -191,9 +184,16 @@ ENCODERS = {
     # As SD 1.x; the end token's id tells the pooled state. Names as transformers < 5.6 saves them.
     "clip_sd1": dict(
         config=dict(
-            vocab_size=90, hidden_size=32, intermediate_size=80, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=12, hidden_act="quick_gelu",
-            eos_token_id=89, bos_token_id=88, pad_token_id=89,
+            vocab_size=90,
+            hidden_size=32,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=12,
+            hidden_act="quick_gelu",
+            eos_token_id=89,
+            bos_token_id=88,
+            pad_token_id=89,
         ),
         prefix="text_model.",
     ),
@@ -201,9 +201,17 @@ ENCODERS = {
     # and the buffer of positions that old files hold.
     "clip_sd2": dict(
         config=dict(
-            vocab_size=70, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=3, max_position_embeddings=16, hidden_act="gelu",
-            layer_norm_eps=1e-3, eos_token_id=2, bos_token_id=0, pad_token_id=1,
+            vocab_size=70,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            max_position_embeddings=16,
+            hidden_act="gelu",
+            layer_norm_eps=1e-3,
+            eos_token_id=2,
+            bos_token_id=0,
+            pad_token_id=1,
         ),
         prefix="",
     ),

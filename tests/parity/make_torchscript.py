@@ -31,8 +31,10 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.conv(x.transpose(1, 2))).transpose(1, 2))
 
 
-CONFIGS = {"one": LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "head", "conv"]),
-           "two": LoraConfig(r=2, lora_alpha=1, target_modules=["q_proj", "k_proj"])}
+CONFIGS = {
+    "one": LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "head", "conv"]),
+    "two": LoraConfig(r=2, lora_alpha=1, target_modules=["q_proj", "k_proj"]),
+}
 
 
 @torch.no_grad()

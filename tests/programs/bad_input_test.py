@@ -18,17 +18,23 @@ def fails(status, *expected, program, arguments):
 
 
 def train_arguments(folder, **changes):
-    flags = {"pretrained_model_name_or_path": MODEL, "instance_data_dir": SUBJECT,
-             "instance_prompt": "a sks bear", "output_dir": pathlib.Path(folder) / "out",
-             "max_train_steps": 1, "device": "cpu"}
+    flags = {
+        "pretrained_model_name_or_path": MODEL,
+        "instance_data_dir": SUBJECT,
+        "instance_prompt": "a sks bear",
+        "output_dir": pathlib.Path(folder) / "out",
+        "max_train_steps": 1,
+        "device": "cpu",
+    }
     flags.update(changes)
     return [part for name, value in flags.items() for part in ("--" + name, value)]
 
 
 def train_fails(status, *expected, extra=(), **changes):
     with scratch() as folder:
-        fails(status, *expected, program="train_dreambooth_lora",
-              arguments=[*train_arguments(folder, **changes), *extra])
+        fails(
+            status, *expected, program="train_dreambooth_lora", arguments=[*train_arguments(folder, **changes), *extra]
+        )
         output = pathlib.Path(folder) / "out"
         assert not output.exists() or not any(output.iterdir()), "a file was left behind"
 
@@ -36,9 +42,24 @@ def train_fails(status, *expected, extra=(), **changes):
 def draw_fails(status, *expected, extra=(), model=MODEL):
     with scratch() as folder:
         output = pathlib.Path(folder) / "picture.png"
-        fails(status, *expected, program="text_to_image",
-              arguments=["--pretrained_model_name_or_path", model, "--prompt", "a red apple",
-                         "--num_inference_steps", 1, "--device", "cpu", "--output", output, *extra])
+        fails(
+            status,
+            *expected,
+            program="text_to_image",
+            arguments=[
+                "--pretrained_model_name_or_path",
+                model,
+                "--prompt",
+                "a red apple",
+                "--num_inference_steps",
+                1,
+                "--device",
+                "cpu",
+                "--output",
+                output,
+                *extra,
+            ],
+        )
         assert not output.exists(), "a picture was left behind"
 
 
@@ -85,8 +106,9 @@ def test_bad_values():
 def test_unknown_and_missing_flags():
     train_fails(2, "--learning_rat", "--learning_rate", extra=["--learning_rat", "1"])
     draw_fails(2, "--promt", "--prompt", extra=["--promt", "x"])
-    fails(2, "--instance_data_dir", program="train_dreambooth_lora",
-          arguments=["--pretrained_model_name_or_path", MODEL])
+    fails(
+        2, "--instance_data_dir", program="train_dreambooth_lora", arguments=["--pretrained_model_name_or_path", MODEL]
+    )
 
 
 def test_target_that_matches_nothing():
@@ -97,8 +119,7 @@ def test_lora_of_another_model():
     with scratch() as folder:
         other = pathlib.Path(folder) / "other.safetensors"
         layer = "unet.down_blocks.7.attentions.0.transformer_blocks.0.attn1.to_q.lora"
-        write_safetensors(other, {layer + ".down.weight": ([1, 4], [0] * 4),
-                                  layer + ".up.weight": ([4, 1], [0] * 4)})
+        write_safetensors(other, {layer + ".down.weight": ([1, 4], [0] * 4), layer + ".up.weight": ([4, 1], [0] * 4)})
         draw_fails(1, str(other), "down_blocks.7", "another model", extra=["--lora", other])
         write_safetensors(other, {"something.else": ([1], [0])})
         draw_fails(1, str(other), "something.else", extra=["--lora", other])
@@ -118,9 +139,23 @@ def test_bad_latents():
 
 
 def test_output_folder_that_does_not_exist():
-    fails(1, "no/such/folder", program="text_to_image",
-          arguments=["--pretrained_model_name_or_path", MODEL, "--prompt", "x", "--device", "cpu",
-                     "--num_inference_steps", 1, "--output", "no/such/folder/x.png"])
+    fails(
+        1,
+        "no/such/folder",
+        program="text_to_image",
+        arguments=[
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--prompt",
+            "x",
+            "--device",
+            "cpu",
+            "--num_inference_steps",
+            1,
+            "--output",
+            "no/such/folder/x.png",
+        ],
+    )
 
 
 main(globals())

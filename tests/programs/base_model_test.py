@@ -17,8 +17,18 @@ if not FONT.exists():
 
 
 def stage(name, config, folder, *more):
-    return run_ok("pretrain", "--config", config, "--dataset_dir", folder / "data", "--stage", name,
-                  "--output_dir", folder / "model", *more)
+    return run_ok(
+        "pretrain",
+        "--config",
+        config,
+        "--dataset_dir",
+        folder / "data",
+        "--stage",
+        name,
+        "--output_dir",
+        folder / "model",
+        *more,
+    )
 
 
 def same_files(made, bundled):
@@ -40,8 +50,13 @@ def write_small(config, path):
     small = json.loads(config.read_text())
     small["vae"].update(batch=2, validation_pictures=2)
     small["diffusion"].update(batch=2, latent_pool=4, validation_pictures=2, validation_samples=2)
-    small["measure"] = {"prompts": 2, "prompts_with_words": 2, "steps": 2, "unseen_pictures": 2,
-                        "classifier": {"steps": 2}}
+    small["measure"] = {
+        "prompts": 2,
+        "prompts_with_words": 2,
+        "steps": 2,
+        "unseen_pictures": 2,
+        "classifier": {"steps": 2},
+    }
     path.write_text(json.dumps(small))
 
 
@@ -57,11 +72,16 @@ def test_the_bundled_model_is_what_the_configuration_makes():
         write_small(CONFIG, folder / "small.json")
         for name in ["vae", "diffusion"]:
             assert f"{name}: 1 steps done" in stage(name, folder / "small.json", folder, "--stop_at", 1)
-        for part in ["vae/config.json", "unet/config.json", "text_encoder/config.json", "model_index.json",
-                     "scheduler/scheduler_config.json"]:
+        for part in [
+            "vae/config.json",
+            "unet/config.json",
+            "text_encoder/config.json",
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+        ]:
             assert configuration(folder / "model" / part) == configuration(MODEL / part), part
         output = stage("measure", folder / "small.json", folder)
-        figures = json.loads(output[output.index("{"):])
+        figures = json.loads(output[output.index("{") :])
         assert figures["vocabulary"] == 64 and figures["model"]["pictures"] == 2, figures
         assert figures["training_pictures"]["background_as_asked"] == 1, figures
 
@@ -75,15 +95,26 @@ def test_the_next_configuration_makes_a_model_that_draws():
         for name in ["vae", "diffusion"]:
             stage(name, folder / "small.json", folder, "--stop_at", 1)
         output = stage("measure", folder / "small.json", folder)
-        words = json.loads(output[output.index("{"):])["words"]
+        words = json.loads(output[output.index("{") :])["words"]
         assert words["pictures"] == 2 and 0 <= words["place_as_asked"] <= 1, words
-        size = sum(path.stat().st_size for part in ["unet", "vae", "text_encoder"]
-                   for path in (folder / "model" / part).glob("*.safetensors"))
+        size = sum(
+            path.stat().st_size
+            for part in ["unet", "vae", "text_encoder"]
+            for path in (folder / "model" / part).glob("*.safetensors")
+        )
         assert size < 30e6, size
         picture = folder / "apple.png"
-        run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "model", "--prompt",
-               "a small red apple in the top left on a blue background", "--num_inference_steps", 2,
-               "--output", picture)
+        run_ok(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            folder / "model",
+            "--prompt",
+            "a small red apple in the top left on a blue background",
+            "--num_inference_steps",
+            2,
+            "--output",
+            picture,
+        )
         assert picture.exists()
 
 

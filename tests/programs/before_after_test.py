@@ -11,12 +11,31 @@ def test_pictures_and_measures():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         train(folder / "lora", steps=1)
-        output = run_ok("before_after", "--pretrained_model_name_or_path", MODEL, "--lora",
-                        folder / "lora/lightlora.safetensors", "--prompt", "a sks bear on a blue background",
-                        "--prompt", "a sks bear", "--seeds", 1, "--num_inference_steps", 2, "--subject_pictures",
-                        SUBJECT, "--output_dir", folder / "out", "--emoji_vectors",
-                        SOURCE / "examples/stable_diffusion/assets/measures/emoji.safetensors", "--emoji", "teddy bear",
-                        "--device", "cpu")
+        output = run_ok(
+            "before_after",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--lora",
+            folder / "lora/lightlora.safetensors",
+            "--prompt",
+            "a sks bear on a blue background",
+            "--prompt",
+            "a sks bear",
+            "--seeds",
+            1,
+            "--num_inference_steps",
+            2,
+            "--subject_pictures",
+            SUBJECT,
+            "--output_dir",
+            folder / "out",
+            "--emoji_vectors",
+            SOURCE / "examples/stable_diffusion/assets/measures/emoji.safetensors",
+            "--emoji",
+            "teddy bear",
+            "--device",
+            "cpu",
+        )
         names = sorted(path.name for path in (folder / "out").iterdir())
         assert names == ["after.png", "before.png", "contact_sheet.png"], names
         for row in ["before:", "after:"]:

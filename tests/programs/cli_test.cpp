@@ -10,11 +10,11 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "support.h"
 #include "support/cli/app.h"
 #include "support/cli/format.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/run.h"
-#include "support.h"
 
 namespace {
 
@@ -47,8 +47,7 @@ struct Result {
   Flags flags;
 };
 
-Result run_program(
-    std::vector<std::string> arguments, const std::function<void()>& body = [] {}) {
+Result run_program(std::vector<std::string> arguments, const std::function<void()>& body = [] {}) {
   Flags flags;
   cli::App app("paint", "Paints a picture.", "paint --prompt 'a cat' --rank 8");
   app.group("Picture");
@@ -160,11 +159,11 @@ struct Painter {
     cli::App app("paint", "Paints a wall.", "paint --wall red");
     app.add_choice("--wall", wall, {{"red", Colour::red}, {"green", Colour::green}}, "Colour");
     app.add_choice("--door", door,
-                   {{"as_wall", std::nullopt}, {"red", Colour::red}, {"rouge", Colour::red}}, "Colour")
+                   {{"as_wall", std::nullopt}, {"red", Colour::red}, {"rouge", Colour::red}},
+                   "Colour")
         ->free_on_resume();
     arguments.insert(arguments.begin(), "paint");
-    const int status =
-        cli::run(static_cast<int>(arguments.size()), arguments.data(), app, [] {});
+    const int status = cli::run(static_cast<int>(arguments.size()), arguments.data(), app, [] {});
     settings = app.settings();
     help = app.help_text();
     return status;
@@ -188,8 +187,9 @@ TEST_CASE("cli: a choice is a value of its own type, and is written as its first
   CHECK_THAT(painter.help, ContainsSubstring("(default red)"));
   Captured err(std::cerr);
   CHECK(painter.run({"--wall", "gren"}) == 2);
-  CHECK(err.text() == "paint: error: '--wall': expected one of red, green, got 'gren'; hint: did you mean "
-                      "'green'?\n");
+  CHECK(err.text() ==
+        "paint: error: '--wall': expected one of red, green, got 'gren'; hint: did you mean "
+        "'green'?\n");
 }
 
 TEST_CASE("cli: a flag says itself whether a resumed run may change it", "[cli]") {

@@ -117,8 +117,13 @@ def test_inspect_and_peft_configuration():
         folder = pathlib.Path(folder)
         small_file(folder / "start")
         shown = run_ok("convert_lora", "--input", folder / "start", "--inspect")
-        for text in ["dialect     diffusers\n", "4 tensors", "dtype       F32\n", "metadata    none",
-                     "unet        2 layers, classic, rank 3, alpha 3, scale 1, 120 values"]:
+        for text in [
+            "dialect     diffusers\n",
+            "4 tensors",
+            "dtype       F32\n",
+            "metadata    none",
+            "unet        2 layers, classic, rank 3, alpha 3, scale 1, 120 values",
+        ]:
             assert text in shown, (text, shown)
         convert(folder / "start", folder / "peft", "peft")
         config = json.loads((folder / "peft/unet/adapter_config.json").read_text())
@@ -135,8 +140,13 @@ def test_several_files_are_added_up():
         folder = pathlib.Path(folder)
         small_file(folder / "one")
         small_file(folder / "two", rank=2)
-        write_safetensors(folder / "three", {f"unet.{LAYER}.lora.{side}.weight": (shape, [0.5] * shape[0] * shape[1])
-                                             for side, shape in [("down", [1, 12]), ("up", [8, 1])]})
+        write_safetensors(
+            folder / "three",
+            {
+                f"unet.{LAYER}.lora.{side}.weight": (shape, [0.5] * shape[0] * shape[1])
+                for side, shape in [("down", [1, 12]), ("up", [8, 1])]
+            },
+        )
         for name in ["one", "two", "three"]:
             convert(folder / name, folder / f"{name}_kohya", "kohya")
         expected = deltas(folder / "one_kohya")
@@ -144,13 +154,26 @@ def test_several_files_are_added_up():
             for layer, values in deltas(folder / f"{name}_kohya").items():
                 expected[layer] = [a + weight * b for a, b in zip(expected[layer], values)]
         for to in FORMATS:
-            run_ok("convert_lora", "--input", folder / "one", "--input", f"{folder / 'two'}:-0.5", "--input",
-                   f"{folder / 'three'}:2", "--output", folder / "sum", "--to", to)
+            run_ok(
+                "convert_lora",
+                "--input",
+                folder / "one",
+                "--input",
+                f"{folder / 'two'}:-0.5",
+                "--input",
+                f"{folder / 'three'}:2",
+                "--output",
+                folder / "sum",
+                "--to",
+                to,
+            )
             convert(folder / "sum", folder / "sum_kohya", "kohya")
             same_deltas(deltas(folder / "sum_kohya"), expected, 1e-5)
             shutil.rmtree(folder / "sum") if to == "peft" else (folder / "sum").unlink()
         run_ok("convert_lora", "--input", f"{folder / 'one'}:0.25", "--output", folder / "quarter", "--to", "kohya")
-        same_deltas(deltas(folder / "quarter"), {k: [v / 4 for v in vs] for k, vs in deltas(folder / "one_kohya").items()}, 1e-6)
+        same_deltas(
+            deltas(folder / "quarter"), {k: [v / 4 for v in vs] for k, vs in deltas(folder / "one_kohya").items()}, 1e-6
+        )
 
 
 def test_energy_chooses_the_rank():
@@ -159,8 +182,10 @@ def test_energy_chooses_the_rank():
         down, up = [0.0] * 36, [0.0] * 24
         for i, strength in enumerate([10.0, 3.0, 1.0]):  # singular values; energies 100, 9 and 1 of 110
             down[i * 12 + i], up[i * 3 + i] = strength, 1.0
-        write_safetensors(folder / "start", {f"unet.{LAYER}.lora.down.weight": ([3, 12], down),
-                                             f"unet.{LAYER}.lora.up.weight": ([8, 3], up)})
+        write_safetensors(
+            folder / "start",
+            {f"unet.{LAYER}.lora.down.weight": ([3, 12], down), f"unet.{LAYER}.lora.up.weight": ([8, 3], up)},
+        )
         for energy, more, rank in [(0.9, [], 1), (0.95, [], 2), (0.995, [], 3), (1, [], 3), (0.995, ["--rank", 2], 2)]:
             convert(folder / "start", folder / "cut", "kohya", "--energy", energy, *more)
             shape = floats(folder / "cut")["lora_unet_" + LAYER.replace(".", "_") + ".lora_up.weight"][0]
@@ -175,8 +200,18 @@ def test_inspect_as_json():
         assert shown["dialects"] == ["diffusers"] and shown["tensors"] == 4 and shown["dtypes"] == ["F32"]
         assert shown["sha256"] == hashlib.sha256((folder / "start").read_bytes()).hexdigest()
         [layer] = [layer for layer in shown["components"]["unet"] if layer["layer"] == LAYER]
-        assert layer == {"layer": LAYER, "variant": "classic", "dora": False, "in": 12, "out": 8, "kernel": [], "rank": 3,
-                         "alpha": 3.0, "scale": 1.0, "values": 60}
+        assert layer == {
+            "layer": LAYER,
+            "variant": "classic",
+            "dora": False,
+            "in": 12,
+            "out": 8,
+            "kernel": [],
+            "rank": 3,
+            "alpha": 3.0,
+            "scale": 1.0,
+            "values": 60,
+        }
         convert(folder / "start", folder / "kohya", "kohya")
         shown = json.loads(run_ok("convert_lora", "--input", folder / "kohya", "--inspect", "--json"))
         assert shown["metadata"]["ss_network_dim"] == "3" and shown["bytes"] == (folder / "kohya").stat().st_size
@@ -203,7 +238,9 @@ def test_errors():
         fails(2, "--rank", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--rank", 0)
         fails(1, "no-such-file", "--input", folder / "no-such-file", "--inspect")
         write_safetensors(folder / "loha", {"lora_unet_conv_in.hada_w1_a": ([1, 1], [1.0])})
-        fails(1, "expected a tensor 'hada_w1_b'", "--input", folder / "loha", "--output", folder / "out", "--to", "native")
+        fails(
+            1, "expected a tensor 'hada_w1_b'", "--input", folder / "loha", "--output", folder / "out", "--to", "native"
+        )
         write_safetensors(folder / "oft", {"lora_unet_conv_in.oft_blocks": ([1, 1], [1.0])})
         fails(1, "got OFT", "--input", folder / "oft", "--output", folder / "out", "--to", "native")
         fails(2, "--energy", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--energy", 0)

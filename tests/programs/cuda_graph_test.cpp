@@ -2,10 +2,10 @@
 // What `--cuda_graph` does without a GPU; the recording itself needs one.
 #include "training/cuda_graph.h"
 
-#include "support/images/image.h"
-#include "support/images/png.h"
 #include "pipeline/pipeline.h"
 #include "support.h"
+#include "support/images/image.h"
+#include "support/images/png.h"
 #include "training/trainer.h"
 
 using namespace training;
@@ -37,12 +37,15 @@ Tensor train(const ScratchFolder& pictures, bool cuda_graph) {
   options.cuda_graph = cuda_graph;
   LossOptions loss_options;
   loss_options.snr_gamma = 5;
-  Trainer trainer({unet, DiffusionLoss(sd::NoiseSchedule(pipeline.scheduler_config()), loss_options),
-                   std::move(prompts),
-                   SampleSource({std::move(dataset), pipeline.vae(), /*cache=*/false, /*seed=*/0},
-                                sampling),
-                   std::nullopt, {lora}, {{"unet", 1, lora->parameters()}}},
-                  LearningRate(Schedule::constant, 1e-2, 0, 3), options);
+  Trainer trainer(
+      {unet,
+       DiffusionLoss(sd::NoiseSchedule(pipeline.scheduler_config()), loss_options),
+       std::move(prompts),
+       SampleSource({std::move(dataset), pipeline.vae(), /*cache=*/false, /*seed=*/0}, sampling),
+       std::nullopt,
+       {lora},
+       {{"unet", 1, lora->parameters()}}},
+      LearningRate(Schedule::constant, 1e-2, 0, 3), options);
   for (int i = 0; i < 3; ++i) CHECK(trainer.step().loss > 0);
   std::vector<Tensor> values;
   for (const auto& parameter : lora->parameters()) values.push_back(parameter.detach().flatten());

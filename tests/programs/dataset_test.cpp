@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fstream>
 
+#include "support.h"
 #include "support/images/image.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
-#include "support.h"
 #include "training/batches.h"
 #include "training/data.h"
 #include "training/random.h"

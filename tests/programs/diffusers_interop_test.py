@@ -9,7 +9,6 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-
 from support import MODEL, SIDE, draw, main, scratch, train
 
 PROMPT = "a sks bear on a blue background"
@@ -38,8 +37,15 @@ def test_trained_files_draw_the_same_picture_in_diffusers():
         for variant in ["classic", "light", "fused"]:
             out = folder / variant
             train(out, "--variant", variant, "--rank", 3, "--network_alpha", 6, "--learning_rate", "0.02")
-            draw(folder / "here.png", "--prompt", PROMPT, "--initial_latents", folder / "latents.safetensors",
-                 "--lora", out / "pytorch_lora_weights.safetensors")
+            draw(
+                folder / "here.png",
+                "--prompt",
+                PROMPT,
+                "--initial_latents",
+                folder / "latents.safetensors",
+                "--lora",
+                out / "pytorch_lora_weights.safetensors",
+            )
             here = numpy.asarray(Image.open(folder / "here.png"), dtype=float)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")

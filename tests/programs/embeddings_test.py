@@ -9,7 +9,6 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
-
 from support import MODEL, SIDE, draw, main, run, run_ok, scratch
 
 PROMPT = "a <toy> on a blue background, <toy>"
@@ -44,8 +43,10 @@ def files(folder, count):
     vectors = torch.randn(count, 128) * 0.05
     save_file({"<toy>": vectors}, folder / "learned_embeds.safetensors")
     torch.save({"<toy>": vectors[0] if count == 1 else vectors}, folder / "learned_embeds.bin")
-    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "<toy>", "step": 9},
-               folder / "a1111.pt")
+    torch.save(
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "<toy>", "step": 9},
+        folder / "a1111.pt",
+    )
     save_file({"emb_params": vectors}, folder / "kohya.safetensors")
     return {"learned_embeds.safetensors": "", "learned_embeds.bin": "", "a1111.pt": "", "kohya.safetensors": ":<toy>"}
 
@@ -64,8 +65,16 @@ def test_every_format_draws_as_in_diffusers():
                 error = abs(picture - expected).mean()
                 print(f"{name} with {count} vectors: mean absolute difference {error:.4f} of 255")
                 assert error <= 1, (name, error)
-                shown = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", PROMPT,
-                               "--print_tokens", "--learned_embeds", f"{folder / name}{token}")
+                shown = run_ok(
+                    "text_to_image",
+                    "--pretrained_model_name_or_path",
+                    MODEL,
+                    "--prompt",
+                    PROMPT,
+                    "--print_tokens",
+                    "--learned_embeds",
+                    f"{folder / name}{token}",
+                )
                 assert json.loads(shown.splitlines()[0]) == ids, name
 
 
@@ -75,8 +84,17 @@ def test_a_picture_remembers_its_embeddings():
         start(folder)
         files(folder, 2)
         first = here(folder, "--learned_embeds", f"{folder / 'kohya.safetensors'}:<toy>")
-        run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--from_png",
-               folder / "here.png", "--output", folder / "again.png")
+        run_ok(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--device",
+            "cpu",
+            "--from_png",
+            folder / "here.png",
+            "--output",
+            folder / "again.png",
+        )
         assert (numpy.asarray(Image.open(folder / "again.png"), dtype=float) == first).all()
 
 
@@ -85,8 +103,17 @@ def test_errors():
         folder = pathlib.Path(folder)
 
         def fails(expected, embedding):
-            done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "x", "--output",
-                       folder / "x.png", "--learned_embeds", embedding)
+            done = run(
+                "text_to_image",
+                "--pretrained_model_name_or_path",
+                MODEL,
+                "--prompt",
+                "x",
+                "--output",
+                folder / "x.png",
+                "--learned_embeds",
+                embedding,
+            )
             assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (done.returncode, done.stderr)
             assert expected in done.stderr, (expected, done.stderr)
 

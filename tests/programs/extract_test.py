@@ -28,8 +28,20 @@ def merge(target, *loras):
 
 
 def extract(tuned, target, *more, base=MODEL):
-    return run_ok("convert_lora", "--extract_from", tuned, "--base", base, "--model_config", MODEL, "--output", target,
-                  "--to", "kohya", *more)
+    return run_ok(
+        "convert_lora",
+        "--extract_from",
+        tuned,
+        "--base",
+        base,
+        "--model_config",
+        MODEL,
+        "--output",
+        target,
+        "--to",
+        "kohya",
+        *more,
+    )
 
 
 def test_the_difference_is_the_lora_that_was_merged():

@@ -30,7 +30,8 @@ Result run(double rate, const Numbers& numbers, int64_t seed, double spread) {
   return result;
 }
 
-std::vector<Result> runs(double rate, const Numbers& numbers, int64_t seeds, double spread = 0.001) {
+std::vector<Result> runs(double rate, const Numbers& numbers, int64_t seeds,
+                         double spread = 0.001) {
   std::vector<Result> all;
   for (int64_t seed = 0; seed < seeds; ++seed) all.push_back(run(rate, numbers, seed, spread));
   return all;
@@ -127,7 +128,8 @@ TEST_CASE("findings: places count if the neighbours are apart", "[study]") {
   CHECK(verdict(study, "0 (Classic) has") == "reproduces");
   row(study, 4).own = runs(2e-3, {0.11, 0.959}, 3);
   CHECK(verdict(study, "0 (Classic) has") == "undecided: within the spread");
-  CHECK(verdict(study, "4, cut") == "undecided: within the spread");  // apart from those behind it only
+  CHECK(verdict(study, "4, cut") ==
+        "undecided: within the spread");  // apart from those behind it only
   row(study, 4).own = runs(2e-3, {0.11, 0.94}, 3);
   CHECK(verdict(study, "4, cut") == "reproduces");
   row(study, 0).own = runs(2e-3, {0.11, 0.80}, 3);
@@ -194,7 +196,8 @@ TEST_CASE("findings: the ends of a sweep are compared with their spreads", "[stu
   auto study = make_study(3);
   const std::string more = "not described: does Classic learn better with more rank";
   CHECK(verdict(study, more) == "no such finding");
-  study.classic_ranks = {runs(2e-3, {0.11, 0.92}, 3), runs(2e-3, {0.05, 0.92}, 3), runs(2e-3, {0.10, 0.92}, 3)};
+  study.classic_ranks = {runs(2e-3, {0.11, 0.92}, 3), runs(2e-3, {0.05, 0.92}, 3),
+                         runs(2e-3, {0.10, 0.92}, 3)};
   CHECK(verdict(study, more) == "yes, here");
   study.classic_ranks[2] = runs(2e-3, {0.1085, 0.92}, 3);
   CHECK(verdict(study, more) == "no difference beyond the spread");

@@ -7,7 +7,6 @@ import json
 import pathlib
 
 from PIL import Image
-
 from support import SOURCE, distance, main, read_latents, run_ok, scratch
 
 DATA = SOURCE / "tests/parity/data"
@@ -26,8 +25,18 @@ def check(keys):
             if "image" in flags:
                 flags["image"] = DATA / flags["image"]
             arguments = [f"--{name}={value}" for name, value in flags.items()]
-            run_ok("text_to_image", "--pretrained_model_name_or_path", DATA / "pipeline", *arguments,
-                   "--device", "cpu", "--output", folder / "x.png", "--save_latents", folder / "x.safetensors")
+            run_ok(
+                "text_to_image",
+                "--pretrained_model_name_or_path",
+                DATA / "pipeline",
+                *arguments,
+                "--device",
+                "cpu",
+                "--output",
+                folder / "x.png",
+                "--save_latents",
+                folder / "x.safetensors",
+            )
             shape, got = read_latents(folder / "x.safetensors")["latents"]
             wanted_shape, wanted = expected[key]
             assert shape == wanted_shape, (key, shape, wanted_shape)

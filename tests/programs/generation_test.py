@@ -14,29 +14,44 @@ from support import MODEL, draw, main, read_latents, run, run_ok, scratch, train
 def text_chunk(path, key=b"parameters"):
     data, at = pathlib.Path(path).read_bytes(), 8
     while at < len(data):
-        size = int.from_bytes(data[at:at + 4], "big")
-        kind, body = data[at + 4:at + 8], data[at + 8:at + 8 + size]
+        size = int.from_bytes(data[at : at + 4], "big")
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
         if kind == b"tEXt" and body.startswith(key + b"\0"):
-            return body[len(key) + 1:].decode("latin-1")
+            return body[len(key) + 1 :].decode("latin-1")
         at += size + 12
     return None
 
 
 def write_png(path, text):
     """One grey pixel with settings, as other programs write them."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     pathlib.Path(path).write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tEXt", b"parameters\0" + text.encode("latin-1"))
-        + chunk(b"IDAT", zlib.compress(b"\0\x80")) + chunk(b"IEND", b""))
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tEXt", b"parameters\0" + text.encode("latin-1"))
+        + chunk(b"IDAT", zlib.compress(b"\0\x80"))
+        + chunk(b"IEND", b"")
+    )
 
 
 def again(folder, png, *more):
     """The picture that a PNG's settings give."""
-    run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--from_png", png,
-           "--output", folder / "again.png", *more)
+    run_ok(
+        "text_to_image",
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--device",
+        "cpu",
+        "--from_png",
+        png,
+        "--output",
+        folder / "again.png",
+        *more,
+    )
     return (folder / "again.png").read_bytes()
 
 
@@ -54,13 +69,29 @@ def test_a_picture_draws_itself_again():
         lora = folder / "fruit, red.safetensors"
         train(folder / "out", "--learning_rate", "0.02")
         shutil.copy(folder / "out/lightlora.safetensors", lora)
-        draw(folder / "x.png", "--prompt", "a (red:1.3) apple, new: [small]", "--negative_prompt", "blurry, grey",
-             "--seed", 7, "--guidance_scale", 5.25, "--scheduler", "euler_ancestral", "--lora", f"{lora}:0.75",
-             "--clip_skip", 1)
+        draw(
+            folder / "x.png",
+            "--prompt",
+            "a (red:1.3) apple, new: [small]",
+            "--negative_prompt",
+            "blurry, grey",
+            "--seed",
+            7,
+            "--guidance_scale",
+            5.25,
+            "--scheduler",
+            "euler_ancestral",
+            "--lora",
+            f"{lora}:0.75",
+            "--clip_skip",
+            1,
+        )
         text = text_chunk(folder / "x.png")
-        assert text.startswith("a (red:1.3) apple, new: [small] <lora:fruit, red:0.75>\n"
-                               "Negative prompt: blurry, grey\nSteps: 4, Sampler: Euler a, CFG scale: 5.25, "
-                               "Seed: 7, Size: 64x64, Model: base, Clip skip: 2, LoRA files: "), text
+        assert text.startswith(
+            "a (red:1.3) apple, new: [small] <lora:fruit, red:0.75>\n"
+            "Negative prompt: blurry, grey\nSteps: 4, Sampler: Euler a, CFG scale: 5.25, "
+            "Seed: 7, Size: 64x64, Model: base, Clip skip: 2, LoRA files: "
+        ), text
         assert again(folder, folder / "x.png") == (folder / "x.png").read_bytes()
         other = again(folder, folder / "x.png", "--seed", 8)
         assert "Seed: 8, " in text_chunk(folder / "again.png") and other != (folder / "x.png").read_bytes()
@@ -69,17 +100,40 @@ def test_a_picture_draws_itself_again():
 def test_one_picture_of_a_batch_draws_itself_again():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        draw(folder / "x.png", "--prompt", "a cat", "--seed", 3, "--num_images_per_prompt", 3, "--batch_size", 2,
-             "--scheduler", "ddpm", "--grid")
+        draw(
+            folder / "x.png",
+            "--prompt",
+            "a cat",
+            "--seed",
+            3,
+            "--num_images_per_prompt",
+            3,
+            "--batch_size",
+            2,
+            "--scheduler",
+            "ddpm",
+            "--grid",
+        )
         assert sorted(path.name for path in folder.iterdir()) == ["x-0.png", "x-1.png", "x-2.png", "x-grid.png"]
         assert text_chunk(folder / "x-1.png").count("Batch index: 1/3") == 1
         again(folder, folder / "x-1.png", "--save_latents", folder / "one.safetensors")
         assert text_chunk(folder / "again.png") == text_chunk(folder / "x-1.png")
-        draw(folder / "y.png", "--prompt", "a cat", "--seed", 3, "--num_images_per_prompt", 3, "--scheduler", "ddpm",
-             "--save_latents", folder / "all.safetensors")
+        draw(
+            folder / "y.png",
+            "--prompt",
+            "a cat",
+            "--seed",
+            3,
+            "--num_images_per_prompt",
+            3,
+            "--scheduler",
+            "ddpm",
+            "--save_latents",
+            folder / "all.safetensors",
+        )
         _, one = read_latents(folder / "one.safetensors")["latents"]
         _, whole = read_latents(folder / "all.safetensors")["latents"]
-        row = whole[len(one):2 * len(one)]
+        row = whole[len(one) : 2 * len(one)]
         # A batch and a single picture are summed in another order.
         assert max(abs(a - b) for a, b in zip(one, row)) < 1e-3 * max(map(abs, row))
 
@@ -87,15 +141,29 @@ def test_one_picture_of_a_batch_draws_itself_again():
 def test_settings_of_a1111_are_read():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        write_png(folder / "a.png", "a red apple\non a table\nNegative prompt: blurry,\nbad\nSteps: 3, "
-                  "Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 11, Size: 32x64, Model hash: 6ce0161689, "
-                  "Model: v1-5-pruned, Clip skip: 2, Hashes: {\"model\": \"6ce0161689\"}, Version: v1.6.0")
-        output = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--from_png",
-                        folder / "a.png", "--output", folder / "b.png")
+        write_png(
+            folder / "a.png",
+            "a red apple\non a table\nNegative prompt: blurry,\nbad\nSteps: 3, "
+            "Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 11, Size: 32x64, Model hash: 6ce0161689, "
+            'Model: v1-5-pruned, Clip skip: 2, Hashes: {"model": "6ce0161689"}, Version: v1.6.0',
+        )
+        output = run_ok(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--device",
+            "cpu",
+            "--from_png",
+            folder / "a.png",
+            "--output",
+            folder / "b.png",
+        )
         assert "not used: Model hash, Hashes" in output, output
         text = text_chunk(folder / "b.png")
-        assert text.startswith("a red apple\non a table\nNegative prompt: blurry,\nbad\nSteps: 3, Sampler: DPM++ 2M, "
-                               "Schedule type: Karras, CFG scale: 7, Seed: 11, Size: 32x64, "), text
+        assert text.startswith(
+            "a red apple\non a table\nNegative prompt: blurry,\nbad\nSteps: 3, Sampler: DPM++ 2M, "
+            "Schedule type: Karras, CFG scale: 7, Seed: 11, Size: 32x64, "
+        ), text
         assert "Clip skip: 2" in text
         write_png(folder / "c.png", "a cat\nSteps: 3, Sampler: DPM++ SDE, CFG scale: 7, Seed: 1, Size: 64x64")
         fails(2, "c.png", "DPM++ SDE", "--scheduler", arguments=["--from_png", folder / "c.png", "--output", "x.png"])
@@ -115,9 +183,12 @@ def test_a_prompt_names_lora_files():
         plain = ["--seed", 1, "--lora_dir", folder / "loras"]
         latents = {}
         for key, prompt, more in [
-                ("base", "a bear", []), ("tag", "a <lora:teddy:0.5> bear", []),
-                ("flag", "a bear", ["--lora", f"{folder}/loras/teddy.safetensors:0.5"]),
-                ("sub", "<lora:sub/fruit:0.5>a bear", []), ("off", "a bear<lora:fruit:0>", [])]:
+            ("base", "a bear", []),
+            ("tag", "a <lora:teddy:0.5> bear", []),
+            ("flag", "a bear", ["--lora", f"{folder}/loras/teddy.safetensors:0.5"]),
+            ("sub", "<lora:sub/fruit:0.5>a bear", []),
+            ("off", "a bear<lora:fruit:0>", []),
+        ]:
             draw(folder / "x.png", "--prompt", prompt, *plain, *more, "--save_latents", folder / "l.safetensors")
             latents[key] = read_latents(folder / "l.safetensors")["latents"][1]
         assert latents["tag"] == latents["flag"] == latents["sub"] != latents["base"] == latents["off"]
@@ -132,8 +203,19 @@ def test_a_sheet_shows_two_axes():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         train(folder / "out", "--learning_rate", "0.02")
-        output = draw(folder / "x.png", "--prompt", "a cat", "--seed", 1, "--lora",
-                      folder / "out/lightlora.safetensors", "--xy", "lora_weight=0,1", "--xy", "seed=1,2,3")
+        output = draw(
+            folder / "x.png",
+            "--prompt",
+            "a cat",
+            "--seed",
+            1,
+            "--lora",
+            folder / "out/lightlora.safetensors",
+            "--xy",
+            "lora_weight=0,1",
+            "--xy",
+            "seed=1,2,3",
+        )
         assert "sheet: " in output and [path.name for path in folder.glob("*.png")] == ["x.png"]
         text = text_chunk(folder / "x.png")
         assert 'X Type: LoRA weight, X Values: "0, 1", Y Type: Seed, Y Values: "1, 2, 3"' in text, text
@@ -147,8 +229,9 @@ def test_a_sheet_shows_two_axes():
 
 def test_tokens_are_those_of_the_text_unless_weights_are_asked_for():
     def tokens(prompt, *more):
-        output = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", prompt,
-                        "--print_tokens", *more)
+        output = run_ok(
+            "text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", prompt, "--print_tokens", *more
+        )
         return [json.loads(line) for line in output.splitlines()]
 
     assert tokens("(red:1.2) apple") != tokens("red apple")
@@ -162,9 +245,20 @@ def test_errors_say_what_to_change():
         arguments = ["--prompt", "a", "--output", pathlib.Path(folder) / "x.png"]
         fails(2, "multiples of 2, got 65 and 64; hint: 66 and 64", arguments=[*arguments, "--height", 65])
         fails(2, "--prompt", arguments=["--output", "x.png"])
-        fails(2, "--strength", "one of 4 steps", arguments=[
-            *arguments, "--image", MODEL.parent / "teddy_bear/0_purple.png", "--strength", 0.1,
-            "--num_inference_steps", 4])
+        fails(
+            2,
+            "--strength",
+            "one of 4 steps",
+            arguments=[
+                *arguments,
+                "--image",
+                MODEL.parent / "teddy_bear/0_purple.png",
+                "--strength",
+                0.1,
+                "--num_inference_steps",
+                4,
+            ],
+        )
         fails(1, "none.png", arguments=[*arguments, "--image", "none.png"])
         fails(2, "--use_karras_sigmas", "euler", arguments=[*arguments, "--use_karras_sigmas"])
         fails(2, "whole numbers", arguments=[*arguments, "--seeds", "1,x"])

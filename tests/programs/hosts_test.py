@@ -10,7 +10,8 @@ import sys
 import time
 
 from processes_support import Processes, run_ok, training_flags
-from support import main, run_ok as run_alone, scratch
+from support import main, scratch
+from support import run_ok as run_alone
 
 TRAINER = "train_dreambooth_lora"
 NATIVE = "lightlora.safetensors"
@@ -67,8 +68,9 @@ def test_two_machines_learn_what_one_process_learns():
         folder = pathlib.Path(folder)
         for size in (1, 2):
             flags = training_flags(folder / str(size), "--batch_invariant", steps=5, batch=2 // size)
-            text = run_ok(TRAINER, 2, lambda rank: flags, **started_on(hosts)) if size == 2 else \
-                run_alone(TRAINER, *flags)
+            text = (
+                run_ok(TRAINER, 2, lambda rank: flags, **started_on(hosts)) if size == 2 else run_alone(TRAINER, *flags)
+            )
             assert f"Num processes = {size}\n" in text, text
         assert (folder / "1" / NATIVE).read_bytes() == (folder / "2" / NATIVE).read_bytes()
 
@@ -84,8 +86,10 @@ def test_a_cut_cable_stops_both():
         seconds = time.monotonic() - cut
         print(f"both stopped {seconds:.1f} s after the cut")
         assert seconds < 30, seconds
-        expected = {0: "lost rank 1 on downstairs, which has been silent for 15 s",
-                    1: "lost the store at 10.77.0.1:29500, which rank 0 serves"}
+        expected = {
+            0: "lost rank 1 on downstairs, which has been silent for 15 s",
+            1: "lost the store at 10.77.0.1:29500, which rank 0 serves",
+        }
         for rank, (status, out, err) in results.items():
             assert status == 1 and err.count("\n") == 1, f"rank {rank}: {status}\n{out}\n{err}"
             assert f"error: rank {rank}: {expected[rank]}" in err, err

@@ -8,11 +8,11 @@
 
 #include <fstream>
 
+#include "support.h"
 #include "support/images/load.h"
 #include "support/images/png.h"
 #include "support/images/resize.h"
 #include "support/images/tensor.h"
-#include "support.h"
 
 namespace {
 

@@ -5,16 +5,17 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "support.h"
 #include "support/images/load.h"
 #include "support/images/measures.h"
 #include "support/images/resize.h"
-#include "support.h"
 
 namespace {
 
 constexpr int64_t kSide = 64, kColumns = 6;
 
-const std::string kVectors = LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/measures/emoji.safetensors";
+const std::string kVectors =
+    LIGHTLORA_SOURCE_DIR "/examples/stable_diffusion/assets/measures/emoji.safetensors";
 
 const images::EmojiVectors& emoji() {
   static const images::EmojiVectors vectors(kVectors);
@@ -57,7 +58,8 @@ TEST_CASE("measure: background, cosine and rank equal the reference implementati
 
 TEST_CASE("measure: a bitmap's own vector equals the reference implementation's",
           "[measure][parity]") {
-  const lightlora::SafetensorsFile file(LIGHTLORA_TEST_DATA "/images_measures/reference.safetensors");
+  const lightlora::SafetensorsFile file(LIGHTLORA_TEST_DATA
+                                        "/images_measures/reference.safetensors");
   const auto vector = images::reference_vector(file.load("bitmap").to(torch::kFloat) / 255);
   // Two fp32 resamplings: rounding alone.
   CHECK(close(vector, file.load("vector"), 1e-5));

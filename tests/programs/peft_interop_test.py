@@ -14,7 +14,6 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model, 
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-
 from support import MODEL, SIDE, draw, main, run_ok, scratch, train
 
 PROMPT = "a red apple on a blue background"
@@ -73,7 +72,8 @@ def save_with_diffusers(pipe, folder):
         str(folder),
         unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)),
         text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.text_encoder)),
-        **metadata)
+        **metadata,
+    )
 
 
 def kohya_file(state, path):
@@ -81,12 +81,16 @@ def kohya_file(state, path):
     tensors = {}
     for key, value in state.items():
         component, layer = key.split(".", 1)
-        for ending, factor in [(".lora.down.weight", "lora_down"), (".lora.up.weight", "lora_up"),
-                               (".lora_A.weight", "lora_down"), (".lora_B.weight", "lora_up"),
-                               (".lora_linear_layer.down.weight", "lora_down"),
-                               (".lora_linear_layer.up.weight", "lora_up")]:
+        for ending, factor in [
+            (".lora.down.weight", "lora_down"),
+            (".lora.up.weight", "lora_up"),
+            (".lora_A.weight", "lora_down"),
+            (".lora_B.weight", "lora_up"),
+            (".lora_linear_layer.down.weight", "lora_down"),
+            (".lora_linear_layer.up.weight", "lora_up"),
+        ]:
             if layer.endswith(ending):
-                name = layer[:-len(ending)]
+                name = layer[: -len(ending)]
                 if component == "text_encoder" and not name.startswith("text_model."):
                     name = "text_model." + name
                 flat = ("lora_unet_" if component == "unet" else "lora_te_") + name.replace(".", "_")
@@ -122,8 +126,10 @@ def test_peft_folder_draws_the_same_picture():
         latents = start(folder)
         pipe = pipeline()
         base = picture_there(pipe, latents)
-        adapted = get_peft_model(pipe.unet, config(UNET_LAYERS, use_rslora=True, rank_pattern={"attn2.to_q": 5},
-                                                   alpha_pattern={"attn1.to_k": 1}))
+        adapted = get_peft_model(
+            pipe.unet,
+            config(UNET_LAYERS, use_rslora=True, rank_pattern={"attn2.to_q": 5}, alpha_pattern={"attn1.to_k": 1}),
+        )
         randomise(adapted)
         pipe.unet = adapted.base_model.model
         there = picture_there(pipe, latents)
@@ -141,8 +147,11 @@ def test_peft_folder_draws_the_same_picture():
 
 def test_dora_and_lycoris_methods_draw_the_same_picture():
     layers = UNET_LAYERS + ["proj_in", "conv1"]
-    methods = {"DoRA": config(layers, use_dora=True), "LoHa": LoHaConfig(r=2, alpha=4, target_modules=layers),
-               "LoKr": LoKrConfig(r=2, alpha=4, target_modules=layers, decompose_both=True, use_effective_conv2d=True)}
+    methods = {
+        "DoRA": config(layers, use_dora=True),
+        "LoHa": LoHaConfig(r=2, alpha=4, target_modules=layers),
+        "LoKr": LoKrConfig(r=2, alpha=4, target_modules=layers, decompose_both=True, use_effective_conv2d=True),
+    }
     for name, method in methods.items():
         with scratch() as folder:
             folder = pathlib.Path(folder)
@@ -163,7 +172,9 @@ def test_dora_and_lycoris_methods_draw_the_same_picture():
             if name != "DoRA":
                 continue
             # As a file of diffusers, and ours in diffusers.
-            run_ok("convert_lora", "--input", folder / "peft", "--output", folder / "ours.safetensors", "--to", "diffusers")
+            run_ok(
+                "convert_lora", "--input", folder / "peft", "--output", folder / "ours.safetensors", "--to", "diffusers"
+            )
             compare("our DoRA file here", picture_here(folder, folder / "ours.safetensors"), there, base)
             fresh = pipeline()
             fresh.load_lora_weights(str(folder), weight_name="ours.safetensors")
@@ -207,10 +218,20 @@ def test_our_files_load_in_full():
 def layers_here(folder, lora):
     """The models with a LoRA of ours merged in, as diffusers' modules."""
     merged = folder / "merged.safetensors"
-    run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--lora", lora,
-           "--merge_to", merged)
-    return StableDiffusionPipeline.from_single_file(str(merged), config=str(MODEL), local_files_only=True,
-                                                    torch_dtype=torch.float32, safety_checker=None)
+    run_ok(
+        "text_to_image",
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--device",
+        "cpu",
+        "--lora",
+        lora,
+        "--merge_to",
+        merged,
+    )
+    return StableDiffusionPipeline.from_single_file(
+        str(merged), config=str(MODEL), local_files_only=True, torch_dtype=torch.float32, safety_checker=None
+    )
 
 
 def inputs_of(layer):
@@ -257,8 +278,11 @@ def test_every_layer_gives_the_same_outputs():
                     if "lora_" in name:
                         parameter.copy_(weights[name])
             adapted.save_pretrained(str(folder / "peft" / part))
-        for title, file in [("diffusers' file", saved), ("kohya file", folder / "kohya.safetensors"),
-                            ("PEFT's folders", folder / "peft")]:
+        for title, file in [
+            ("diffusers' file", saved),
+            ("kohya file", folder / "kohya.safetensors"),
+            ("PEFT's folders", folder / "peft"),
+        ]:
             compare_layers(title, pipe, layers_here(folder, file))
         # The other way: what is written here, in the real programs.
         trained = folder / "trained"
@@ -296,8 +320,10 @@ def test_kohya_files_have_the_hashes_of_sd_scripts():
         layer = "unet.mid_block.attentions.0.proj_in"
         for width in [64, 12000]:  # below and above 1 MiB
             torch.manual_seed(width)
-            save_file({f"{layer}.lora_A.weight": torch.randn(16, width), f"{layer}.lora_B.weight": torch.randn(width, 16)},
-                      folder / "lora")
+            save_file(
+                {f"{layer}.lora_A.weight": torch.randn(16, width), f"{layer}.lora_B.weight": torch.randn(width, 16)},
+                folder / "lora",
+            )
             run_ok("convert_lora", "--input", folder / "lora", "--output", folder / "kohya", "--to", "kohya")
             with safe_open(folder / "kohya", "pt") as file:
                 metadata = file.metadata()

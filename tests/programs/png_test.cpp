@@ -6,8 +6,8 @@
 
 #include <fstream>
 
-#include "support/images/load.h"
 #include "support.h"
+#include "support/images/load.h"
 
 namespace {
 

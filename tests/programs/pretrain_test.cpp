@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "models/weights.h"
 #include "research/pretraining/adamw.h"
 #include "research/pretraining/classifier.h"
 #include "research/pretraining/dataset.h"
@@ -12,10 +13,9 @@
 #include "research/pretraining/muon.h"
 #include "research/pretraining/placing.h"
 #include "research/pretraining/stages.h"
+#include "support.h"
 #include "support/files/json_file.h"
 #include "text/tokenizer.h"
-#include "models/weights.h"
-#include "support.h"
 
 namespace {
 

@@ -27,8 +27,10 @@ def test_flags_that_differ_are_named_at_the_start():
         rates = {0: 0.001, 1: 0.002}
         group = Processes(TRAINER, 2, lambda rank: training_flags(folder, "--learning_rate", rates[rank]))
         for rank, line in one_error(group.wait(), status=2).items():
-            assert f"error: rank {rank}: --learning_rate: expected the same on all ranks, got '0.001' on rank 0 " \
-                   "and '0.002' on rank 1" in line, line
+            assert (
+                f"error: rank {rank}: --learning_rate: expected the same on all ranks, got '0.001' on rank 0 "
+                "and '0.002' on rank 1" in line
+            ), line
 
 
 def test_pictures_that_differ_are_found_at_the_start():
@@ -62,9 +64,11 @@ def test_a_wrong_address_is_named():
 
 def test_environment_that_makes_no_sense():
     with scratch() as folder:
-        for variables, expected in (({"WORLD_SIZE": "2"}, "RANK: expected it beside WORLD_SIZE=2"),
-                                    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: expected less than WORLD_SIZE=2, got 2"),
-                                    ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE: expected a whole number")):
+        for variables, expected in (
+            ({"WORLD_SIZE": "2"}, "RANK: expected it beside WORLD_SIZE=2"),
+            ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: expected less than WORLD_SIZE=2, got 2"),
+            ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE: expected a whole number"),
+        ):
             done = run(TRAINER, *training_flags(folder), env=clean_environment(**variables))
             assert done.returncode == 2 and expected in done.stderr, done.stderr
 

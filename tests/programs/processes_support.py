@@ -25,26 +25,50 @@ def clean_environment(**more):
 
 
 def training_flags(output, *more, steps=3, batch=1):
-    return ["--pretrained_model_name_or_path", support.MODEL, "--instance_data_dir", support.SUBJECT,
-            "--instance_prompt", "a sks bear", "--output_dir", output, "--device", "cpu",
-            "--report_to", "none", "--train_batch_size", batch, "--max_train_steps", steps, *more]
+    return [
+        "--pretrained_model_name_or_path",
+        support.MODEL,
+        "--instance_data_dir",
+        support.SUBJECT,
+        "--instance_prompt",
+        "a sks bear",
+        "--output_dir",
+        output,
+        "--device",
+        "cpu",
+        "--report_to",
+        "none",
+        "--train_batch_size",
+        batch,
+        "--max_train_steps",
+        steps,
+        *more,
+    ]
 
 
 class Processes:
     """One process for each rank; `arguments(rank)` are its flags, `before(rank)` what runs it."""
 
-    def __init__(self, program, size, arguments, ranks=None, before=lambda rank: [], port=None, host="127.0.0.1",
-                 **environment):
+    def __init__(
+        self, program, size, arguments, ranks=None, before=lambda rank: [], port=None, host="127.0.0.1", **environment
+    ):
         port = port or free_port()
         self.size = size
         self.processes = {}
         for rank in range(size) if ranks is None else ranks:
             command = [*before(rank), str(support.BIN / program), *map(str, arguments(rank))]
-            variables = clean_environment(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank),
-                                          LOCAL_WORLD_SIZE=str(size), MASTER_ADDR=host, MASTER_PORT=str(port),
-                                          **environment)
-            self.processes[rank] = subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE,
-                                                    stderr=subprocess.PIPE)
+            variables = clean_environment(
+                RANK=str(rank),
+                WORLD_SIZE=str(size),
+                LOCAL_RANK=str(rank),
+                LOCAL_WORLD_SIZE=str(size),
+                MASTER_ADDR=host,
+                MASTER_PORT=str(port),
+                **environment,
+            )
+            self.processes[rank] = subprocess.Popen(
+                command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
         atexit.register(self.end)  # after a test that failed
 
     def wait(self, seconds=300):

@@ -8,7 +8,8 @@ import shutil
 import struct
 
 from processes_support import Processes, relative_difference, run_ok, training_flags
-from support import MODEL, SOURCE, SUBJECT, main, read_safetensors, run_ok as run_alone, scratch
+from support import MODEL, SOURCE, SUBJECT, main, read_safetensors, scratch
+from support import run_ok as run_alone
 
 TRAINER = "train_dreambooth_lora"
 NATIVE = "lightlora.safetensors"
@@ -26,8 +27,10 @@ def test_processes_that_share_a_batch_learn_what_one_learns():
     compared to the bit where samples are computed one by one, and after plain SGD where they are not."""
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        for name, flags in {"invariant": ["--batch_invariant"],
-                            "usual": ["--optimizer", "sgd", "--learning_rate", 1]}.items():
+        for name, flags in {
+            "invariant": ["--batch_invariant"],
+            "usual": ["--optimizer", "sgd", "--learning_rate", 1],
+        }.items():
             for size in (1, 2, 4):
                 output = folder / f"{name}-{size}"
                 text = train(output, size, 4, *flags)
@@ -57,14 +60,34 @@ def test_repeated_runs_are_bit_identical():
 def test_a_word_that_processes_learn_is_the_one_that_one_learns():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        for name, more, limit in (("invariant", ["--learning_rate", 0.02, "--batch_invariant"], 0),
-                                  ("usual", ["--learning_rate", 1, "--optimizer", "sgd"], 1e-5)):
+        for name, more, limit in (
+            ("invariant", ["--learning_rate", 0.02, "--batch_invariant"], 0),
+            ("usual", ["--learning_rate", 1, "--optimizer", "sgd"], 1e-5),
+        ):
             words = []
             for size in (1, 2):
                 output = folder / f"{name}-{size}"
-                flags = ["--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT, "--placeholder_token",
-                         "<toy>", "--initializer_token", "bear", "--output_dir", output, "--device", "cpu",
-                         "--report_to", "none", "--train_batch_size", 2 // size, "--max_train_steps", 5, *more]
+                flags = [
+                    "--pretrained_model_name_or_path",
+                    MODEL,
+                    "--train_data_dir",
+                    SUBJECT,
+                    "--placeholder_token",
+                    "<toy>",
+                    "--initializer_token",
+                    "bear",
+                    "--output_dir",
+                    output,
+                    "--device",
+                    "cpu",
+                    "--report_to",
+                    "none",
+                    "--train_batch_size",
+                    2 // size,
+                    "--max_train_steps",
+                    5,
+                    *more,
+                ]
                 text = run_ok("textual_inversion", size, lambda rank: flags)
                 assert f"Num processes = {size}\n" in text and "Total train batch size = 2\n" in text, text
                 words.append(output / "learned_embeds.safetensors")
@@ -80,13 +103,27 @@ def tiny_pretraining():
     dataset.update(size=16, emoji=dataset["emoji"][:3], subjects=dataset["subjects"][:1], extra_groups=[])
     config["vae"]["model"].update(block_out_channels=[8, 8], norm_num_groups=2, sample_size=16)
     for stage in ("vae", "decoder", "diffusion"):
-        config[stage].update(steps=8, batch=4, warmup_steps=2, validate_every=100, save_every=100,
-                             validation_pictures=2, validation_samples=2, validation_sampling_steps=2)
+        config[stage].update(
+            steps=8,
+            batch=4,
+            warmup_steps=2,
+            validate_every=100,
+            save_every=100,
+            validation_pictures=2,
+            validation_samples=2,
+            validation_sampling_steps=2,
+        )
     config["diffusion"]["latent_pool"] = 16
-    config["text_encoder"]["model"].update(hidden_size=16, intermediate_size=32, max_position_embeddings=16,
-                                           num_attention_heads=2, num_hidden_layers=1)
-    config["unet"]["model"].update(block_out_channels=[8, 8, 16, 16], norm_num_groups=2, attention_head_dim=2,
-                                   cross_attention_dim=16, sample_size=8)
+    config["text_encoder"]["model"].update(
+        hidden_size=16, intermediate_size=32, max_position_embeddings=16, num_attention_heads=2, num_hidden_layers=1
+    )
+    config["unet"]["model"].update(
+        block_out_channels=[8, 8, 16, 16],
+        norm_num_groups=2,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        sample_size=8,
+    )
     return config
 
 
@@ -99,8 +136,18 @@ def test_a_model_that_processes_pretrain_is_the_one_that_one_pretrains():
         run_alone("make_dataset", "--config", config, "--output_dir", folder / "data")
 
         def pretrain(stage, size, output):
-            flags = ["--config", config, "--dataset_dir", folder / "data", "--stage", stage, "--output_dir", output,
-                     "--mixed_precision", "no"]
+            flags = [
+                "--config",
+                config,
+                "--dataset_dir",
+                folder / "data",
+                "--stage",
+                stage,
+                "--output_dir",
+                output,
+                "--mixed_precision",
+                "no",
+            ]
             return run_ok("pretrain", size, lambda rank: flags)
 
         pretrain("tokenizer", 1, one)
@@ -137,7 +184,7 @@ def overwrite(path, **values):
     for name, value in values.items():
         first, last = header[name.replace("_", ".")]["data_offsets"]
         assert len(value) == last - first, name
-        data[start + first:start + last] = value
+        data[start + first : start + last] = value
     path.write_bytes(data)
 
 
@@ -148,18 +195,31 @@ def test_an_overflow_on_one_rank_is_one_on_all():
         folder = pathlib.Path(folder)
         begin = folder / "begin"
         # Min-SNR weights make the gradients of samples differ by orders of magnitude.
-        fp16 = ["--mixed_precision", "fp16", "--batch_invariant", "--resolution", 32, "--snr_gamma", 5,
-                "--checkpointing_steps", 1]
+        fp16 = [
+            "--mixed_precision",
+            "fp16",
+            "--batch_invariant",
+            "--resolution",
+            32,
+            "--snr_gamma",
+            5,
+            "--checkpointing_steps",
+            1,
+        ]
         run_alone(TRAINER, *training_flags(begin, *fp16, "--learning_rate", 1e-30, steps=1))  # moves nothing
 
         def go_on(name, size, *, step, until, batch):
             """From the beginning's weights at another step and scale."""
             shutil.copytree(begin, folder / name)
             checkpoint = folder / name / "checkpoint-1"
-            overwrite(checkpoint / "training_state.safetensors", steps=struct.pack("<2q", step, 0),
-                      scaler_scale=struct.pack("<f", 2 ** 25))
-            flags = training_flags(folder / name, *fp16, "--resume_from_checkpoint", checkpoint, steps=until,
-                                   batch=batch)
+            overwrite(
+                checkpoint / "training_state.safetensors",
+                steps=struct.pack("<2q", step, 0),
+                scaler_scale=struct.pack("<f", 2**25),
+            )
+            flags = training_flags(
+                folder / name, *fp16, "--resume_from_checkpoint", checkpoint, steps=until, batch=batch
+            )
             return run_ok(TRAINER, size, lambda rank: flags)
 
         assert "overflowed" not in go_on("rank 0's sample", 1, step=8, until=9, batch=1)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sstream>
 
-#include "support/cli/progress.h"
 #include "support.h"
+#include "support/cli/progress.h"
 
 namespace {
 
@@ -162,7 +162,9 @@ TEST_CASE("progress: a printed line stands above the bar", "[progress]") {
 
 TEST_CASE("progress: an unfinished bar ends its line when it goes", "[progress]") {
   Bench bench;
-  { cli::Progress progress("Steps", 400, bench.options(Style::kBar)); }
+  {
+    cli::Progress progress("Steps", 400, bench.options(Style::kBar));
+  }
   CHECK_THAT(bench.take(), Catch::Matchers::EndsWith("\n"));
   {
     cli::Progress progress("Steps", 400, bench.options(Style::kBar));

@@ -16,12 +16,45 @@ FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
 
 def arguments(output, *more, steps=10, every=2):
     # Whatever draws random numbers or keeps state is switched on.
-    return [str(part) for part in [
-        "--pretrained_model_name_or_path", MODEL, "--instance_data_dir", SUBJECT, "--instance_prompt",
-        "a sks bear", "--output_dir", output, "--train_batch_size", 2, "--gradient_accumulation_steps", 2,
-        "--max_train_steps", steps, "--checkpointing_steps", every, "--random_flip", "--noise_offset", 0.05,
-        "--caption_dropout_rate", 0.3, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2,
-        "--train_text_encoder", "--lora_dropout", 0.1, "--enable_bucket", "--seed", 5, "--device", "cpu", *more]]
+    return [
+        str(part)
+        for part in [
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--instance_data_dir",
+            SUBJECT,
+            "--instance_prompt",
+            "a sks bear",
+            "--output_dir",
+            output,
+            "--train_batch_size",
+            2,
+            "--gradient_accumulation_steps",
+            2,
+            "--max_train_steps",
+            steps,
+            "--checkpointing_steps",
+            every,
+            "--random_flip",
+            "--noise_offset",
+            0.05,
+            "--caption_dropout_rate",
+            0.3,
+            "--lr_scheduler",
+            "cosine",
+            "--lr_warmup_steps",
+            2,
+            "--train_text_encoder",
+            "--lora_dropout",
+            0.1,
+            "--enable_bucket",
+            "--seed",
+            5,
+            "--device",
+            "cpu",
+            *more,
+        ]
+    ]
 
 
 def steps_in(output):
@@ -35,8 +68,12 @@ def steps_in(output):
 
 def stop_at(output, step, sign, *more):
     """Starts a run, sends it a signal once it has reported a step, and returns (status, output)."""
-    process = subprocess.Popen([BIN / "train_dreambooth_lora", *arguments(output, *more)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [BIN / "train_dreambooth_lora", *arguments(output, *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     start = time.time()
     # A run that goes on first cuts the file back to its checkpoint.
     while steps_in(output) < step and process.poll() is None and time.time() - start < 300:
@@ -64,8 +101,9 @@ def test_killed_at_any_step_it_ends_the_same():
         text = run_ok("train_dreambooth_lora", *arguments(killed, *go_on))
         assert "resuming from" in text, text
         assert final_bytes(whole) == final_bytes(killed), reached
-        metrics = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()]
-                   for x in [whole, killed]]
+        metrics = [
+            [json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in [whole, killed]
+        ]
         assert metrics[0] == metrics[1], "the log of a resumed run differs"
         assert [entry["step"] for entry in metrics[0]] == list(range(1, 11))
         assert not [path for path in killed.iterdir() if path.name.startswith(".")]
@@ -100,9 +138,12 @@ def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints():
         run_ok("train_dreambooth_lora", *arguments(output, steps=2))
         before = {path.name: path.read_bytes() for path in (output / "checkpoint-2").iterdir()}
         limit = (output / FILES[0]).stat().st_size - 1
-        done = run("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest"),
-                   restore_signals=False,  # Python ignores SIGXFSZ: writing fails instead of killing
-                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        done = run(
+            "train_dreambooth_lora",
+            *arguments(output, "--resume_from_checkpoint", "latest"),
+            restore_signals=False,  # Python ignores SIGXFSZ: writing fails instead of killing
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )
         assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
         assert len(done.stderr.splitlines()) == 1 and "too large" in done.stderr, done.stderr
         after = {path.name: path.read_bytes() for path in (output / "checkpoint-2").iterdir()}
@@ -118,15 +159,19 @@ def test_checkpoints_that_cannot_be_used_are_clear_errors():
         done = run("train_dreambooth_lora", *arguments(output, steps=2))
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
         assert "those of an earlier run" in done.stderr and "--overwrite_output_dir" in done.stderr, done.stderr
-        text = run_ok("train_dreambooth_lora",
-                      *arguments(output, "--resume_from_checkpoint", "latest", "--noise_offset", 0.2, steps=2))
+        text = run_ok(
+            "train_dreambooth_lora",
+            *arguments(output, "--resume_from_checkpoint", "latest", "--noise_offset", 0.2, steps=2),
+        )
         assert "made with other settings than noise_offset = 0.2, namely 0.05" in text, text
         assert text.count("made with") == 1, text
         fewer = pathlib.Path(folder) / "fewer"
         shutil.copytree(SUBJECT, fewer)
         next(fewer.glob("*.png")).unlink()
-        text = run_ok("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest",
-                                                          "--instance_data_dir", fewer, steps=2))
+        text = run_ok(
+            "train_dreambooth_lora",
+            *arguments(output, "--resume_from_checkpoint", "latest", "--instance_data_dir", fewer, steps=2),
+        )
         assert "made with another set of pictures (fingerprint" in text and text.count("made with") == 1, text
 
         def fails(expected, *more):
@@ -161,8 +206,12 @@ def test_a_run_that_begins_anew_keeps_nothing_of_an_earlier_one():
 def test_two_runs_do_not_share_an_output_folder():
     with scratch() as folder:
         output = pathlib.Path(folder) / "out"
-        first = subprocess.Popen([BIN / "train_dreambooth_lora", *arguments(output, steps=1000)],
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        first = subprocess.Popen(
+            [BIN / "train_dreambooth_lora", *arguments(output, steps=1000)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         start = time.time()
         while steps_in(output) < 1 and first.poll() is None and time.time() - start < 300:
             time.sleep(0.01)

@@ -21,8 +21,20 @@ from safetensors.torch import load_file, save_file
 
 LIBRARY_TESTS = pathlib.Path(os.environ["LIGHTLORA_BIN"]).parent / "tests" / "library_tests"
 TEST_CASE = "safetensors: each file of a folder is written again or refused with a reason"
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-          torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.bool,
+]
 
 
 def pass_through(files):
@@ -85,8 +97,15 @@ def reference_accepts(content):
 
 
 # What this library refuses and the reference lets pass: the words of its reasons.
-STRICTER = ["expected each key once", "names that are not empty", "that fit int64", "at most 8 dimensions",
-            "nesting of at most 32", "expected 0 or 1 in BOOL", "expected a dtype of LibTorch"]
+STRICTER = [
+    "expected each key once",
+    "names that are not empty",
+    "that fit int64",
+    "at most 8 dimensions",
+    "nesting of at most 32",
+    "expected 0 or 1 in BOOL",
+    "expected a dtype of LibTorch",
+]
 
 
 def entry(name, dtype="U8", shape="[1]", offsets="[0,1]"):
@@ -106,9 +125,37 @@ def known_differences():
     }
 
 
-TOKENS = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"0", b"1", b"8", b"-", b".", b"e1", b" ", b"\n", b"\0", b"\\",
-          b"\\u0061", b"\xff", b"null", b'"dtype":', b'"shape":', b'"U8"', b'"F16"', b'"x":1,',
-          b"18446744073709551615", b'"__metadata__":{},', b"[0,0]", b"[0]"]
+TOKENS = [
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"0",
+    b"1",
+    b"8",
+    b"-",
+    b".",
+    b"e1",
+    b" ",
+    b"\n",
+    b"\0",
+    b"\\",
+    b"\\u0061",
+    b"\xff",
+    b"null",
+    b'"dtype":',
+    b'"shape":',
+    b'"U8"',
+    b'"F16"',
+    b'"x":1,',
+    b"18446744073709551615",
+    b'"__metadata__":{},',
+    b"[0,0]",
+    b"[0]",
+]
 
 
 def damaged(count):
@@ -125,10 +172,10 @@ def damaged(count):
         for _ in range(chance.choice([0, 1, 1, 1, 2])):
             at = chance.randrange(len(header) + 1)
             cut = chance.choice([0, 0, 1, 1, 2, 9])
-            header = header[:at] + chance.choice(TOKENS + [b""]) + header[at + cut:]
+            header = header[:at] + chance.choice(TOKENS + [b""]) + header[at + cut :]
         content = file(header, chance.choice([data] * 18 + [data[1:], data + b"x"]))
         if chance.random() < 0.05:
-            content = content[:chance.randrange(len(content))]
+            content = content[: chance.randrange(len(content))]
         result[f"{i:05}"] = content
     return result
 

@@ -4,15 +4,22 @@
 import io
 import json
 import pathlib
-import tomllib
 
+import tomllib
 from PIL import Image
+from support import MODEL, SUBJECT, main, run, run_ok, scratch, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from support import MODEL, SUBJECT, main, run, run_ok, scratch, train
-
-SHOWN = ["--validation_prompt", "a sks \"bear\" | on green", "--num_validation_images", 2, "--validation_steps", 2,
-         "--validation_split", 0.3]
+SHOWN = [
+    "--validation_prompt",
+    'a sks "bear" | on green',
+    "--num_validation_images",
+    2,
+    "--validation_steps",
+    2,
+    "--validation_split",
+    0.3,
+]
 
 
 def events(output):
@@ -34,12 +41,18 @@ def test_a_validated_run_shows_all_it_should():
         assert list(losses) == [1, 2, 3, 4] and list(fixed) == [0, 2, 4], (losses, fixed)
 
         logged = events(output)
-        assert set(logged.Tags()["scalars"]) == {"loss", "smoothed_loss", "learning_rate", "gradient_norm",
-                                                 "validation_loss"}
+        assert set(logged.Tags()["scalars"]) == {
+            "loss",
+            "smoothed_loss",
+            "learning_rate",
+            "gradient_norm",
+            "validation_loss",
+        }
         for event in logged.Scalars("loss"):
             assert abs(event.value - losses[event.step]) < 1e-6
         assert {event.step: round(event.value, 5) for event in logged.Scalars("validation_loss")} == {
-            step: round(value, 5) for step, value in fixed.items()}
+            step: round(value, 5) for step, value in fixed.items()
+        }
         assert sorted(logged.Tags()["images"]) == ["validation/0", "validation/1"]
         for index in [0, 1]:
             images = logged.Images(f"validation/{index}")
@@ -53,8 +66,15 @@ def test_a_validated_run_shows_all_it_should():
             assert sheet.width > 128 and sheet.height > 192
 
         # Going on replaces what came after the checkpoint, in both logs.
-        run_ok("train_dreambooth_lora", "--config", output / "config.toml", "--max_train_steps", 5,
-               "--resume_from_checkpoint", "checkpoint-2")
+        run_ok(
+            "train_dreambooth_lora",
+            "--config",
+            output / "config.toml",
+            "--max_train_steps",
+            5,
+            "--resume_from_checkpoint",
+            "checkpoint-2",
+        )
         assert [entry["step"] for entry in metrics(output) if "loss" in entry] == [1, 2, 3, 4, 5]
         again = {entry["step"]: entry["loss"] for entry in metrics(output) if "loss" in entry}
         assert {step: again[step] for step in losses} == losses
@@ -82,12 +102,12 @@ def test_no_event_files_on_request():
 def test_the_model_card_has_what_the_hub_and_its_readers_want():
     with scratch() as folder:
         output = pathlib.Path(folder) / "out"
-        train(output, *SHOWN, "--instance_prompt", "a \"sks\" bear: red", steps=2)
+        train(output, *SHOWN, "--instance_prompt", 'a "sks" bear: red', steps=2)
         text = (output / "README.md").read_text()
         _, front, body = text.split("---\n", 2)
         fields = dict(line.split(": ", 1) for line in front.splitlines() if ": " in line)
         assert json.loads(fields["base_model"]) == str(MODEL) and fields["library_name"] == "diffusers"
-        assert json.loads(fields["instance_prompt"]) == "a \"sks\" bear: red"
+        assert json.loads(fields["instance_prompt"]) == 'a "sks" bear: red'
         assert "![contact_sheet.png](contact_sheet.png)" in body and "| `learning_rate` | 0.002 |" in body
         lines = [line for line in body.splitlines() if "from_pretrained(" in line or "load_lora_weights" in line]
         assert len(lines) == 2, lines
@@ -98,9 +118,23 @@ def test_the_model_card_has_what_the_hub_and_its_readers_want():
 def test_the_saved_configuration_repeats_the_run():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        prompt = "a \"sks\" bear's\\ toy\t= #1, été"
-        train(folder / "a", "--instance_prompt", prompt, "--target_modules", "to_q", "--target_modules", "to_v",
-              "--noise_offset", 0.1, "--random-flip", "--scale_lr", "--lr_scheduler", "linear", steps=2)
+        prompt = 'a "sks" bear\'s\\ toy\t= #1, été'
+        train(
+            folder / "a",
+            "--instance_prompt",
+            prompt,
+            "--target_modules",
+            "to_q",
+            "--target_modules",
+            "to_v",
+            "--noise_offset",
+            0.1,
+            "--random-flip",
+            "--scale_lr",
+            "--lr_scheduler",
+            "linear",
+            steps=2,
+        )
         settings = tomllib.loads((folder / "a/config.toml").read_text())
         assert settings["instance_prompt"] == prompt and settings["target_modules"] == ["to_q", "to_v"]
         assert settings["random_flip"] is True and settings["center_crop"] is False
@@ -127,8 +161,17 @@ instance_prompt = """a bear"""
 center_crop = true
 target_modules = ["to_q"]
 ''')
-        output = run_ok("train_dreambooth_lora", "--config", config, "--output_dir", folder / "out",
-                        "--max_train_steps", 1, "--target_modules", "to_k")
+        output = run_ok(
+            "train_dreambooth_lora",
+            "--config",
+            config,
+            "--output_dir",
+            folder / "out",
+            "--max_train_steps",
+            1,
+            "--target_modules",
+            "to_k",
+        )
         assert "Total optimization steps = 1\n" in output and "Learning rate = 0.001" in output, output
         settings = tomllib.loads((folder / "out/config.toml").read_text())
         assert settings["target_modules"] == ["to_k"] and settings["center_crop"] is True

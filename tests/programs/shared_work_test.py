@@ -10,9 +10,23 @@ from support import BIN, MODEL, draw, main, read_latents, scratch
 
 
 def drawing_flags(folder, *more):
-    return ["--pretrained_model_name_or_path", MODEL, "--num_inference_steps", 4, "--device", "cpu",
-            "--prompt", "a red apple", "--seed", 5, "--output", folder / "shared.png",
-            "--save_latents", folder / "shared.safetensors", *more]
+    return [
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--num_inference_steps",
+        4,
+        "--device",
+        "cpu",
+        "--prompt",
+        "a red apple",
+        "--seed",
+        5,
+        "--output",
+        folder / "shared.png",
+        "--save_latents",
+        folder / "shared.safetensors",
+        *more,
+    ]
 
 
 def test_pictures_are_dealt_out():
@@ -21,11 +35,18 @@ def test_pictures_are_dealt_out():
         folder = pathlib.Path(folder)
         for more in (["--num_images_per_prompt", 3], ["--seeds", "1,2,3"]):
             seed = [] if "--seeds" in more else ["--seed", 5]
-            draw(folder / "alone.png", "--prompt", "a red apple", *seed, "--save_latents",
-                 folder / "alone.safetensors", *more)
+            draw(
+                folder / "alone.png",
+                "--prompt",
+                "a red apple",
+                *seed,
+                "--save_latents",
+                folder / "alone.safetensors",
+                *more,
+            )
             flags = drawing_flags(folder, *more)
             if not seed:
-                del flags[flags.index("--seed"):flags.index("--seed") + 2]
+                del flags[flags.index("--seed") : flags.index("--seed") + 2]
             text = run_ok("text_to_image", 2, lambda rank: flags)
             assert text.count("picture: ") == 3, text
             shape = read_latents(folder / "shared.safetensors")["latents"][0]
@@ -38,8 +59,19 @@ def test_a_sheet_is_dealt_out():
         folder = pathlib.Path(folder)
         more = ["--prompt", "a red apple", "--xy", "steps=1,2,3", "--xy", "guidance=1,5"]
         draw(folder / "alone.png", "--seed", 5, *more)
-        flags = ["--pretrained_model_name_or_path", MODEL, "--num_inference_steps", 4, "--device", "cpu", "--seed", 5,
-                 "--output", folder / "shared.png", *more]
+        flags = [
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--num_inference_steps",
+            4,
+            "--device",
+            "cpu",
+            "--seed",
+            5,
+            "--output",
+            folder / "shared.png",
+            *more,
+        ]
         run_ok("text_to_image", 2, lambda rank: flags)
         assert (folder / "alone.png").read_bytes() == (folder / "shared.png").read_bytes()
 
@@ -51,8 +83,15 @@ def class_pictures(folder):
 def test_class_pictures_are_dealt_out():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        more = ["--with_prior_preservation", "--class_prompt", "a bear", "--num_class_images", 2,
-                "--sample_batch_size", 1]
+        more = [
+            "--with_prior_preservation",
+            "--class_prompt",
+            "a bear",
+            "--num_class_images",
+            2,
+            "--sample_batch_size",
+            1,
+        ]
         pictures = {}
         for size in (1, 2):
             place = folder / str(size)
@@ -68,8 +107,14 @@ def test_mpirun():
         return
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        command = ["mpirun", "-n", "2", "--oversubscribe", BIN / "train_dreambooth_lora",
-                   *training_flags(folder, steps=2)]
+        command = [
+            "mpirun",
+            "-n",
+            "2",
+            "--oversubscribe",
+            BIN / "train_dreambooth_lora",
+            *training_flags(folder, steps=2),
+        ]
         allowed = clean_environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         done = subprocess.run(list(map(str, command)), env=allowed, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and done.stderr == "", done

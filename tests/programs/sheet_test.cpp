@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/images/sheet.h"
 
-#include "support/images/text.h"
 #include "support.h"
+#include "support/images/text.h"
 
 namespace {
 

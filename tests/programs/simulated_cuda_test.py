@@ -27,9 +27,23 @@ def simulated(program, *arguments, counts=None):
 
 
 def training(output, device, *more, steps=3):
-    return ["--pretrained_model_name_or_path", MODEL, "--instance_data_dir", SUBJECT, "--instance_prompt",
-            "a sks bear", "--output_dir", output, "--train_batch_size", 2, "--max_train_steps", steps,
-            "--device", device, *more]
+    return [
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--instance_data_dir",
+        SUBJECT,
+        "--instance_prompt",
+        "a sks bear",
+        "--output_dir",
+        output,
+        "--train_batch_size",
+        2,
+        "--max_train_steps",
+        steps,
+        "--device",
+        device,
+        *more,
+    ]
 
 
 def losses(folder):
@@ -59,8 +73,20 @@ def difference(expected, got):
 # grouped projections (the device multiplies q, k and v at once) and half precision change.
 KINDS = {
     "light": (1e-5, ["--gradient_checkpointing", "--snr_gamma", 5, "--gradient_accumulation_steps", 2]),
-    "classic": (1e-5, ["--with_prior_preservation", "--class_prompt", "a bear", "--num_class_images", 2,
-                       "--optimizer", "lion", "--learning_rate", "1e-4"]),
+    "classic": (
+        1e-5,
+        [
+            "--with_prior_preservation",
+            "--class_prompt",
+            "a bear",
+            "--num_class_images",
+            2,
+            "--optimizer",
+            "lion",
+            "--learning_rate",
+            "1e-4",
+        ],
+    ),
     "fused": (1e-5, ["--train_text_encoder", "--optimizer", "adafactor"]),
     "loha": (1e-5, ["--optimizer", "sgd", "--cache_latents", "--noise_offset", 0.1]),
     "lora_xs": (1e-5, ["--optimizer", "prodigy", "--learning_rate", 1, "--enable_bucket", "--random_flip"]),
@@ -87,10 +113,24 @@ def test_training_has_the_cpus_losses():
 def test_the_recorded_step_equals_the_eager_one_bit_for_bit():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        for name, more in [("plain", ["--enable_bucket", "--lr_scheduler", "cosine"]),
-                           ("checkpointing", ["--gradient_checkpointing", "--mixed_precision", "fp16"]),
-                           ("dropout", ["--lora_dropout", 0.2, "--with_prior_preservation", "--class_prompt",
-                                        "a bear", "--class_data_dir", folder / "class", "--num_class_images", 2])]:
+        for name, more in [
+            ("plain", ["--enable_bucket", "--lr_scheduler", "cosine"]),
+            ("checkpointing", ["--gradient_checkpointing", "--mixed_precision", "fp16"]),
+            (
+                "dropout",
+                [
+                    "--lora_dropout",
+                    0.2,
+                    "--with_prior_preservation",
+                    "--class_prompt",
+                    "a bear",
+                    "--class_data_dir",
+                    folder / "class",
+                    "--num_class_images",
+                    2,
+                ],
+            ),
+        ]:
             results = []
             for choice in ["on", "off"]:
                 output = folder / f"{name}-{choice}"
@@ -115,8 +155,9 @@ def test_the_second_device_learns_what_the_first_does():
         second, _ = train_on(folder / "b", "cuda:1", steps=4)
         assert first == second
         assert (folder / "a" / NATIVE).read_bytes() == (folder / "b" / NATIVE).read_bytes()
-        done = run("train_dreambooth_lora", *training(folder / "c", "cuda:5"),
-                   env={**os.environ, "LD_PRELOAD": str(LIBRARY)})
+        done = run(
+            "train_dreambooth_lora", *training(folder / "c", "cuda:5"), env={**os.environ, "LD_PRELOAD": str(LIBRARY)}
+        )
         assert done.returncode == 1 and "expected a GPU below cuda:2, got cuda:5" in done.stderr, done
 
 
@@ -137,9 +178,28 @@ def test_a_word_is_learned_on_the_device_as_on_the_cpu():
         folder = pathlib.Path(folder)
 
         def invert(output, device):
-            return ["--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT, "--placeholder_token",
-                    "<toy>", "--initializer_token", "bear", "--output_dir", output, "--train_batch_size", 2,
-                    "--num_vectors", 2, "--max_train_steps", 4, "--pack_weights", "off", "--device", device]
+            return [
+                "--pretrained_model_name_or_path",
+                MODEL,
+                "--train_data_dir",
+                SUBJECT,
+                "--placeholder_token",
+                "<toy>",
+                "--initializer_token",
+                "bear",
+                "--output_dir",
+                output,
+                "--train_batch_size",
+                2,
+                "--num_vectors",
+                2,
+                "--max_train_steps",
+                4,
+                "--pack_weights",
+                "off",
+                "--device",
+                device,
+            ]
 
         run_ok("textual_inversion", *invert(folder / "cpu", "cpu"))
         simulated("textual_inversion", *invert(folder / "cuda", "cuda"))
@@ -148,8 +208,23 @@ def test_a_word_is_learned_on_the_device_as_on_the_cpu():
 
 def latents_on(folder, device, *more, counts=None):
     name = folder / f"{device}.safetensors"
-    arguments = ["--pretrained_model_name_or_path", MODEL, "--prompt", "a bear", "--seed", 3, "--output", folder / f"{device}.png",
-                 "--save_latents", name, "--pack_weights", "off", "--device", device, *more]
+    arguments = [
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--prompt",
+        "a bear",
+        "--seed",
+        3,
+        "--output",
+        folder / f"{device}.png",
+        "--save_latents",
+        name,
+        "--pack_weights",
+        "off",
+        "--device",
+        device,
+        *more,
+    ]
     simulated("text_to_image", *arguments, counts=counts) if device != "cpu" else run_ok("text_to_image", *arguments)
     return read_latents(name)["latents"][1]
 
@@ -161,12 +236,12 @@ def test_pictures_are_the_cpus():
         lora = ["--lora", folder / "lora" / NATIVE]
         picture = sorted(SUBJECT.glob("*.png"))[0] if list(SUBJECT.glob("*.png")) else sorted(SUBJECT.glob("*.jpg"))[0]
         for name, limit, more in [
-                ("ddim", 1e-4, ["--scheduler", "ddim", "--eta", 0.5, *lora]),
-                ("euler", 1e-4, ["--scheduler", "euler", "--num_images_per_prompt", 3, "--batch_size", 2]),
-                ("unipc", 1e-4, ["--scheduler", "unipc", "--guidance_scale", 1, *lora, *lora]),
-                ("dpmpp_2m", 1e-4, ["--scheduler", "dpmpp_2m", "--use_karras_sigmas", "--vae_tiling"]),
-                ("pndm", 1e-4, ["--scheduler", "pndm", "--image", picture, "--strength", 0.8]),
-                ("lcm", 5e-2, ["--scheduler", "lcm", "--dtype", "bf16", *lora]),
+            ("ddim", 1e-4, ["--scheduler", "ddim", "--eta", 0.5, *lora]),
+            ("euler", 1e-4, ["--scheduler", "euler", "--num_images_per_prompt", 3, "--batch_size", 2]),
+            ("unipc", 1e-4, ["--scheduler", "unipc", "--guidance_scale", 1, *lora, *lora]),
+            ("dpmpp_2m", 1e-4, ["--scheduler", "dpmpp_2m", "--use_karras_sigmas", "--vae_tiling"]),
+            ("pndm", 1e-4, ["--scheduler", "pndm", "--image", picture, "--strength", 0.8]),
+            ("lcm", 5e-2, ["--scheduler", "lcm", "--dtype", "bf16", *lora]),
         ]:
             more = [*more, "--num_inference_steps", 4]
             expected = latents_on(folder, "cpu", *more)
@@ -184,14 +259,20 @@ def waits_between(few, many):
 def test_a_training_step_waits_once_for_the_device_and_a_batch_never():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        for name, budget, more in [("plain", 1, ["--cuda_graph", "off"]), ("recorded", 1, []),
-                                   ("fp16", 1, ["--mixed_precision", "fp16", "--snr_gamma", 5]),
-                                   ("text encoder", 1, ["--train_text_encoder"]),
-                                   ("accumulation", 1, ["--gradient_accumulation_steps", 3]),
-                                   ("prodigy", 1, ["--optimizer", "prodigy", "--learning_rate", 1])]:
+        for name, budget, more in [
+            ("plain", 1, ["--cuda_graph", "off"]),
+            ("recorded", 1, []),
+            ("fp16", 1, ["--mixed_precision", "fp16", "--snr_gamma", 5]),
+            ("text encoder", 1, ["--train_text_encoder"]),
+            ("accumulation", 1, ["--gradient_accumulation_steps", 3]),
+            ("prodigy", 1, ["--optimizer", "prodigy", "--learning_rate", 1]),
+        ]:
             for steps in (6, 9):
-                simulated("train_dreambooth_lora", *training(folder / f"{name}-{steps}", "cuda", "--cache_latents",
-                                                             *more, steps=steps), counts=folder / f"{name}-{steps}.json")
+                simulated(
+                    "train_dreambooth_lora",
+                    *training(folder / f"{name}-{steps}", "cuda", "--cache_latents", *more, steps=steps),
+                    counts=folder / f"{name}-{steps}.json",
+                )
             waits = waits_between(folder / f"{name}-6.json", folder / f"{name}-9.json")
             assert sum(waits.values()) == 3 * budget, (name, waits)
 
@@ -201,8 +282,15 @@ def test_denoising_steps_never_wait():
         folder = pathlib.Path(folder)
         for scheduler in ["ddim", "euler", "dpmpp_2m", "unipc"]:
             for steps in (4, 9):
-                latents_on(folder, "cuda", "--scheduler", scheduler, "--num_inference_steps", steps,
-                           counts=folder / f"{steps}.json")
+                latents_on(
+                    folder,
+                    "cuda",
+                    "--scheduler",
+                    scheduler,
+                    "--num_inference_steps",
+                    steps,
+                    counts=folder / f"{steps}.json",
+                )
             assert waits_between(folder / "4.json", folder / "9.json") == {}, scheduler
 
 
@@ -210,8 +298,13 @@ def test_processes_take_a_device_each_and_learn_the_same():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         for name, more in [("two", {"CUDA_VISIBLE_DEVICES": "0,1"}), ("own", {"CUDA_VISIBLE_DEVICES": "0"})]:
-            both = Processes("train_dreambooth_lora", 2, lambda rank: training(folder / name, "cuda", steps=2),
-                             LD_PRELOAD=str(LIBRARY), **more).wait()
+            both = Processes(
+                "train_dreambooth_lora",
+                2,
+                lambda rank: training(folder / name, "cuda", steps=2),
+                LD_PRELOAD=str(LIBRARY),
+                **more,
+            ).wait()
             assert all(code == 0 for code, _, _ in both.values()), both
             assert "exchange gradients through the CPU" in both[0][1], both
         assert (folder / "two" / NATIVE).read_bytes() == (folder / "own" / NATIVE).read_bytes()

@@ -9,9 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
 from support import MODEL, SIDE, SOURCE, run, run_ok
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 PROMPT = "a red apple on a blue background"
 UNET = json.loads((MODEL / "unet/config.json").read_text())
@@ -19,8 +18,22 @@ WIDEST, TEXT = UNET["block_out_channels"][-1], UNET["cross_attention_dim"]
 
 
 def picture(folder, model, *more):
-    run_ok("text_to_image", "--pretrained_model_name_or_path", model, "--prompt", PROMPT, "--num_inference_steps", 3,
-           "--device", "cpu", "--initial_latents", folder / "latents.safetensors", "--output", folder / "x.png", *more)
+    run_ok(
+        "text_to_image",
+        "--pretrained_model_name_or_path",
+        model,
+        "--prompt",
+        PROMPT,
+        "--num_inference_steps",
+        3,
+        "--device",
+        "cpu",
+        "--initial_latents",
+        folder / "latents.safetensors",
+        "--output",
+        folder / "x.png",
+        *more,
+    )
     return numpy.asarray(Image.open(folder / "x.png"), dtype=float)
 
 
@@ -50,9 +63,16 @@ def there(pipe, latents, scheduler):
     pipe.scheduler = scheduler
     return numpy.round(pipe(PROMPT, num_inference_steps=3, latents=latents.clone(), output_type="np").images[0] * 255)
 
+
 # Stable Diffusion 1.x's.
-SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                          clip_sample=False, set_alpha_to_one=False)
+SCHEDULER = DDIMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    steps_offset=1,
+    clip_sample=False,
+    set_alpha_to_one=False,
+)
 
 
 def fails(expected, model, *more, status=1):
@@ -63,7 +83,11 @@ def fails(expected, model, *more, status=1):
 
 def clip_tokenizer(folder):
     """transformers' tokenizer from the merges that come with us; its vocabulary is built here by CLIP's own rule."""
-    merges = gzip.decompress((SOURCE / "examples/stable_diffusion/assets/clip_tokenizer/clip_merges.txt.gz").read_bytes()).decode().split("\n")[1:-1]
+    merges = (
+        gzip.decompress((SOURCE / "examples/stable_diffusion/assets/clip_tokenizer/clip_merges.txt.gz").read_bytes())
+        .decode()
+        .split("\n")[1:-1]
+    )
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     characters = [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
@@ -82,18 +106,44 @@ def clip_tokenizer(folder):
 def small_model(folder):
     """A model with the fixed numbers of Stable Diffusion 1.x, but few channels."""
     torch.manual_seed(2)
-    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(32, 64, 64), layers_per_block=2,
-                                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                                cross_attention_dim=64, attention_head_dim=8)
-    vae = AutoencoderKL(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
-                        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=2, norm_num_groups=32,
-                        scaling_factor=0.18215)
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                                        num_attention_heads=1, bos_token_id=49406, eos_token_id=49407))
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=2,
+        norm_num_groups=32,
+        scaling_factor=0.18215,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            bos_token_id=49406,
+            eos_token_id=49407,
+        )
+    )
     tokenizer = clip_tokenizer(folder / "clip")
-    pipe = StableDiffusionPipeline(vae=vae, unet=unet, text_encoder=text, tokenizer=tokenizer, safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False,
-                                   scheduler=SCHEDULER)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        scheduler=SCHEDULER,
+    )
     pipe.save_pretrained(str(folder / "model"))
     return tokenizer

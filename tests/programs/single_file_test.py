@@ -8,7 +8,6 @@ import shutil
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-
 from single_file_support import PROMPT, SCHEDULER, close, fails, latents_file, lora_file, picture, small_model, there
 from support import MODEL, main, run, run_ok, scratch, train
 
@@ -21,8 +20,17 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
         expected = picture(folder, MODEL, "--lora", folder / "lora.safetensors")
         assert abs(expected - picture(folder, MODEL)).mean() > 2
         merged = folder / "merged.safetensors"
-        shown = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--lora",
-                       folder / "lora.safetensors", "--merge_to", merged)
+        shown = run_ok(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--device",
+            "cpu",
+            "--lora",
+            folder / "lora.safetensors",
+            "--merge_to",
+            merged,
+        )
         assert shown == f"model: {merged}\n", shown
         close("merged file", picture(folder, merged, "--model_config", MODEL), expected, 0)
         close("merged file by itself", picture(folder, merged), expected, 0)
@@ -30,10 +38,12 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
         run_ok("text_to_image", "--pretrained_model_name_or_path", merged, "--device", "cpu", "--merge_to", again)
         assert again.read_bytes() == merged.read_bytes()
         tokens = ["--prompt", PROMPT, "--print_tokens"]
-        assert (run_ok("text_to_image", "--pretrained_model_name_or_path", merged, *tokens) ==
-                run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, *tokens))
-        pipe = StableDiffusionPipeline.from_single_file(str(merged), config=str(MODEL), local_files_only=True,
-                                                        torch_dtype=torch.float32, safety_checker=None)
+        assert run_ok("text_to_image", "--pretrained_model_name_or_path", merged, *tokens) == run_ok(
+            "text_to_image", "--pretrained_model_name_or_path", MODEL, *tokens
+        )
+        pipe = StableDiffusionPipeline.from_single_file(
+            str(merged), config=str(MODEL), local_files_only=True, torch_dtype=torch.float32, safety_checker=None
+        )
         scheduler = DDIMScheduler.from_pretrained(str(MODEL), subfolder="scheduler")
         close("merged file in diffusers", there(pipe, latents, scheduler), expected, 1)
 
@@ -47,8 +57,11 @@ def test_a_merged_file_with_more_in_it_draws_the_same():
         expected = picture(folder, MODEL)
         # As trainers save it, with a schedule's tensors and an averaged copy beside.
         state = load_file(merged)
-        state |= {"model_ema.decay": torch.tensor(0.9), "alphas_cumprod": torch.ones(3),
-                  "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+        state |= {
+            "model_ema.decay": torch.tensor(0.9),
+            "alphas_cumprod": torch.ones(3),
+            "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        }
         torch.save({"state_dict": state, "epoch": 1, "global_step": 2}, folder / "merged.ckpt")
         torch.save(state, folder / "merged.bin")
         for name in ["merged.ckpt", "merged.bin"]:
@@ -58,8 +71,15 @@ def test_a_merged_file_with_more_in_it_draws_the_same():
             file.write(bytes(4))
         fails("4 behind the last tensor); hint: accept them with --allow_trailing_bytes", merged)
         close("with trailing bytes", picture(folder, merged, "--allow_trailing_bytes"), expected, 0)
-        tokens = run_ok("text_to_image", "--pretrained_model_name_or_path", merged, "--allow_trailing_bytes",
-                        "--prompt", PROMPT, "--print_tokens")
+        tokens = run_ok(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            merged,
+            "--allow_trailing_bytes",
+            "--prompt",
+            PROMPT,
+            "--print_tokens",
+        )
         assert tokens.startswith("["), tokens
 
 
@@ -102,17 +122,36 @@ def test_a_stable_diffusion_1_file_needs_nothing_else():
         expected = picture(folder, folder / "model")
         (folder / "alone").mkdir()
         single = folder / "alone/model.safetensors"
-        run_ok("text_to_image", "--pretrained_model_name_or_path", folder / "model", "--device", "cpu", "--merge_to", single)
+        run_ok(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            folder / "model",
+            "--device",
+            "cpu",
+            "--merge_to",
+            single,
+        )
         close("file alone", picture(folder, single), expected, 0)
-        pipe = StableDiffusionPipeline.from_single_file(str(single), config=str(folder / "model"), local_files_only=True,
-                                                        torch_dtype=torch.float32, safety_checker=None)
+        pipe = StableDiffusionPipeline.from_single_file(
+            str(single),
+            config=str(folder / "model"),
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            safety_checker=None,
+        )
         close("file in diffusers", there(pipe, latents, SCHEDULER), expected, 1)
         texts = [PROMPT, "Ünïcode ☃ 🍎 and it's 3 o'clock", "antidisestablishmentarianism,,, !!"]
         for text in texts:
-            shown = run_ok("text_to_image", "--pretrained_model_name_or_path", single, "--prompt", text, "--print_tokens")
+            shown = run_ok(
+                "text_to_image", "--pretrained_model_name_or_path", single, "--prompt", text, "--print_tokens"
+            )
             assert json.loads(shown.splitlines()[0]) == tokenizer(text, padding="max_length", truncation=True).input_ids
         # Old folders have pickled files only.
-        for part, name in [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")]:
+        for part, name in [
+            ("unet", "diffusion_pytorch_model"),
+            ("vae", "diffusion_pytorch_model"),
+            ("text_encoder", "model"),
+        ]:
             file = folder / "model" / part / f"{name}.safetensors"
             pickled = "pytorch_model.bin" if part == "text_encoder" else f"{name}.bin"
             torch.save(load_file(file), file.parent / pickled)
@@ -124,10 +163,15 @@ def test_other_files_are_refused_by_name():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         file = folder / "model.safetensors"
-        cases = [("conditioner.embedders.0.x", "SDXL"), ("cond_stage_model.model.x", "Stable Diffusion 2.x"),
-                 ("double_blocks.0.x", "FLUX"), ("lora_unet_conv_in.lora_up.weight", "give it as --lora"),
-                 ("down_blocks.0.x", "name the folder"), ("something", "a file of other tensors"),
-                 ("model.diffusion_model.x", "without its autoencoder")]
+        cases = [
+            ("conditioner.embedders.0.x", "SDXL"),
+            ("cond_stage_model.model.x", "Stable Diffusion 2.x"),
+            ("double_blocks.0.x", "FLUX"),
+            ("lora_unet_conv_in.lora_up.weight", "give it as --lora"),
+            ("down_blocks.0.x", "name the folder"),
+            ("something", "a file of other tensors"),
+            ("model.diffusion_model.x", "without its autoencoder"),
+        ]
         for name, expected in cases:
             save_file({name: torch.zeros(2)}, file)
             fails(expected, file)

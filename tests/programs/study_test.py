@@ -5,18 +5,37 @@ share what is left to do."""
 import json
 import pathlib
 
-from processes_support import Processes, run_ok as run_processes
+from processes_support import Processes
+from processes_support import run_ok as run_processes
 from support import SOURCE, main, run_ok, scratch
 
-ROWS = ["0 classic", "1 light, up zero", "2 light, down zero", "3 light, both zero", "4 fused, split to 4",
-        "5 light, N(0,1) bases", "5s light, scaled N"]
+ROWS = [
+    "0 classic",
+    "1 light, up zero",
+    "2 light, down zero",
+    "3 light, both zero",
+    "4 fused, split to 4",
+    "5 light, N(0,1) bases",
+    "5s light, scaled N",
+]
 
 
 def flags(folder):
-    return ["--quick", "--pretrained_model_name_or_path", SOURCE / "examples/stable_diffusion/assets/base",
-            "--instance_data_dir", SOURCE / "examples/stable_diffusion/assets/teddy_bear", "--emoji_vectors",
-            SOURCE / "examples/stable_diffusion/assets/measures/emoji.safetensors", "--output_dir", folder / "page",
-            "--work_dir", folder / "work", "--seeds", 1]
+    return [
+        "--quick",
+        "--pretrained_model_name_or_path",
+        SOURCE / "examples/stable_diffusion/assets/base",
+        "--instance_data_dir",
+        SOURCE / "examples/stable_diffusion/assets/teddy_bear",
+        "--emoji_vectors",
+        SOURCE / "examples/stable_diffusion/assets/measures/emoji.safetensors",
+        "--output_dir",
+        folder / "page",
+        "--work_dir",
+        folder / "work",
+        "--seeds",
+        1,
+    ]
 
 
 def study(folder):
@@ -68,8 +87,11 @@ def test_quick():
         lost = sorted(runs)[:1]
         again = repeat(folder, lost, study)
         assert again.count("\n[") == 1, again
-        unchanged = [path for path, time in times.items()
-                     if not path.name.startswith(lost[0][:-5]) and path.stat().st_mtime_ns != time]
+        unchanged = [
+            path
+            for path, time in times.items()
+            if not path.name.startswith(lost[0][:-5]) and path.stat().st_mtime_ns != time
+        ]
         assert not unchanged, unchanged
         check_shared(folder, runs)
 

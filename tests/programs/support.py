@@ -35,30 +35,57 @@ def run_ok(program, *arguments):
 
 def train(output, *more, steps=3, model=MODEL):
     """A few training steps on the bundled subject."""
-    return run_ok("train_dreambooth_lora", "--pretrained_model_name_or_path", model,
-                  "--instance_data_dir", SUBJECT, "--instance_prompt", "a sks bear",
-                  "--output_dir", output, "--train_batch_size", 2, "--max_train_steps", steps,
-                  "--device", "cpu", *more)
+    return run_ok(
+        "train_dreambooth_lora",
+        "--pretrained_model_name_or_path",
+        model,
+        "--instance_data_dir",
+        SUBJECT,
+        "--instance_prompt",
+        "a sks bear",
+        "--output_dir",
+        output,
+        "--train_batch_size",
+        2,
+        "--max_train_steps",
+        steps,
+        "--device",
+        "cpu",
+        *more,
+    )
 
 
 def draw(output, *more):
     """Four denoising steps on the bundled model."""
-    return run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--num_inference_steps", 4,
-                  "--device", "cpu", "--output", output, *more)
+    return run_ok(
+        "text_to_image",
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--num_inference_steps",
+        4,
+        "--device",
+        "cpu",
+        "--output",
+        output,
+        *more,
+    )
 
 
 def read_safetensors(path):
     """Header and data bytes of a safetensors file."""
     data = pathlib.Path(path).read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
-    return json.loads(data[8:8 + size]), data[8 + size:]
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
 def read_latents(path):
     """{name: (shape, floats)} of an F32 file."""
     header, data = read_safetensors(path)
-    return {name: (entry["shape"], array.array("f", data[slice(*entry["data_offsets"])]))
-            for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: (entry["shape"], array.array("f", data[slice(*entry["data_offsets"])]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def distance(a, b):
@@ -83,19 +110,24 @@ def deltas(path, step=7):
     for name, (shape, down) in tensors.items():
         if not name.endswith(".lora_down.weight"):
             continue
-        layer = name[:-len(".lora_down.weight")]
+        layer = name[: -len(".lora_down.weight")]
         rank, width = shape[0], math.prod(shape[1:])
         up_shape, up = tensors[layer + ".lora_up.weight"]
         assert rank == 1 or tensors[layer + ".alpha"][1][0] == rank, layer
-        result[layer] = [sum(up[row * rank + k] * down[k * width + column] for k in range(rank))
-                         for row in range(up_shape[0]) for column in range(0, width, step)]
+        result[layer] = [
+            sum(up[row * rank + k] * down[k * width + column] for k in range(rank))
+            for row in range(up_shape[0])
+            for column in range(0, width, step)
+        ]
     return result
 
 
 def delta_error(one, other):
     """The largest relative error among the layers of one; both must have the same layers."""
     assert one.keys() == other.keys() and one, (one.keys(), other.keys())
-    return max(distance(values, other[layer]) / distance(other[layer], [0] * len(values)) for layer, values in one.items())
+    return max(
+        distance(values, other[layer]) / distance(other[layer], [0] * len(values)) for layer, values in one.items()
+    )
 
 
 def scratch():

@@ -9,7 +9,6 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
 from support import MODEL, SIDE, SUBJECT, draw, main, read_latents, run, run_ok, scratch, train
 
 FILE = "learned_embeds.safetensors"
@@ -17,10 +16,30 @@ PROMPT = "a <toy> on a blue background"
 
 
 def invert(output, *more, steps=3, vectors=1):
-    return run_ok("textual_inversion", "--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT,
-                  "--placeholder_token", "<toy>", "--initializer_token", "bear", "--output_dir", output,
-                  "--train_batch_size", 2, "--learning_rate", 0.2, "--num_vectors", vectors, "--device", "cpu",
-                  "--max_train_steps", steps, *more)
+    return run_ok(
+        "textual_inversion",
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--train_data_dir",
+        SUBJECT,
+        "--placeholder_token",
+        "<toy>",
+        "--initializer_token",
+        "bear",
+        "--output_dir",
+        output,
+        "--train_batch_size",
+        2,
+        "--learning_rate",
+        0.2,
+        "--num_vectors",
+        vectors,
+        "--device",
+        "cpu",
+        "--max_train_steps",
+        steps,
+        *more,
+    )
 
 
 def start(folder):
@@ -30,8 +49,18 @@ def start(folder):
 
 
 def here(folder, *more, prompt=PROMPT, model=MODEL):
-    draw(folder / "here.png", "--pretrained_model_name_or_path", model, "--prompt", prompt, "--initial_latents",
-         folder / "latents.safetensors", "--save_latents", folder / "final.safetensors", *more)
+    draw(
+        folder / "here.png",
+        "--pretrained_model_name_or_path",
+        model,
+        "--prompt",
+        prompt,
+        "--initial_latents",
+        folder / "latents.safetensors",
+        "--save_latents",
+        folder / "final.safetensors",
+        *more,
+    )
     return numpy.asarray(Image.open(folder / "here.png"), dtype=float)
 
 
@@ -84,7 +113,9 @@ def test_layerwise_words_equal_diffusers_with_another_text_for_each_cross_attent
         # diffusers has no such thing: the text of each layer is put there by hand.
         pipe.tokenizer.add_tokens(["<a>", "<b>"])
         pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
-        ids = pipe.tokenizer(["", PROMPT.replace("<toy>", "<a> <b>")], padding="max_length", return_tensors="pt").input_ids
+        ids = pipe.tokenizer(
+            ["", PROMPT.replace("<toy>", "<a> <b>")], padding="max_length", return_tensors="pt"
+        ).input_ids
         table = pipe.text_encoder.get_input_embeddings().weight
         for index, name in enumerate(layers):
             with torch.no_grad():
@@ -93,7 +124,8 @@ def test_layerwise_words_equal_diffusers_with_another_text_for_each_cross_attent
             for block in pipe.unet.get_submodule(name).transformer_blocks:
                 block.attn2.register_forward_pre_hook(
                     lambda module, args, kwargs, states=states: (args, {**kwargs, "encoder_hidden_states": states}),
-                    with_kwargs=True)
+                    with_kwargs=True,
+                )
         expected = there(pipe, latents, "ignored")
         error = abs(here(folder, "--learned_embeds", folder / "out" / FILE) - expected).mean()
         print(f"layer-wise: mean absolute difference {error:.4f} of 255")
@@ -142,8 +174,13 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped():
 
 
 def test_every_variant_trains_from_a_word_and_draws_with_both():
-    variants = {"0": ["classic"], "1": ["light"], "2": ["light", "--init", "down_zero"],
-                "4": ["fused"], "5": ["light", "--aux_init", "normal", "--learning_rate", "1e-5"]}
+    variants = {
+        "0": ["classic"],
+        "1": ["light"],
+        "2": ["light", "--init", "down_zero"],
+        "4": ["fused"],
+        "5": ["light", "--aux_init", "normal", "--learning_rate", "1e-5"],
+    }
     with scratch() as folder:
         folder = pathlib.Path(folder)
         start(folder)
@@ -151,8 +188,17 @@ def test_every_variant_trains_from_a_word_and_draws_with_both():
         word = ["--learned_embeds", folder / "word" / FILE]
         base = here(folder, *word)
         for name, variant in variants.items():
-            text = train(folder / name, "--instance_prompt", "a <toy>", *word, "--learning_rate", 0.02,
-                         "--variant", *variant, steps=2)
+            text = train(
+                folder / name,
+                "--instance_prompt",
+                "a <toy>",
+                *word,
+                "--learning_rate",
+                0.02,
+                "--variant",
+                *variant,
+                steps=2,
+            )
             assert "learned word <toy>" in text and f"--learned_embeds {word[1]}" in text, text
             both = here(folder, *word, "--lora", folder / name / "lightlora.safetensors")
             assert abs(both - base).mean() > 0.1, name
@@ -162,8 +208,15 @@ def test_every_variant_trains_from_a_word_and_draws_with_both():
 
 
 def fails(folder, code, expected, **changed):
-    flags = {"pretrained_model_name_or_path": MODEL, "train_data_dir": SUBJECT, "placeholder_token": "<toy>",
-             "initializer_token": "bear", "output_dir": folder / "out", "max_train_steps": 1, **changed}
+    flags = {
+        "pretrained_model_name_or_path": MODEL,
+        "train_data_dir": SUBJECT,
+        "placeholder_token": "<toy>",
+        "initializer_token": "bear",
+        "output_dir": folder / "out",
+        "max_train_steps": 1,
+        **changed,
+    }
     done = run("textual_inversion", *[x for name, value in flags.items() for x in (f"--{name}", value)])
     assert done.returncode == code and len(done.stderr.splitlines()) == 1, done
     assert expected in done.stderr, done.stderr
@@ -178,9 +231,21 @@ def test_bad_usage_is_one_clear_line():
         fails(folder, 1, "nothing", train_data_dir=folder / "none")
         fails(folder, 2, "safetensors, which diffusers", no_safe_serialization="")
         fails(folder, 2, "nothing is sent anywhere", hub_token="x")
-        done = run("textual_inversion", "--pretrained_model_name_or_path", MODEL, "--train_data_dir", SUBJECT,
-                   "--placeholder_token", "<toy>", "--initializer_token", "bear", "--output_dir", folder / "out",
-                   "--save_as_full_pipeline", "--layerwise")
+        done = run(
+            "textual_inversion",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--train_data_dir",
+            SUBJECT,
+            "--placeholder_token",
+            "<toy>",
+            "--initializer_token",
+            "bear",
+            "--output_dir",
+            folder / "out",
+            "--save_as_full_pipeline",
+            "--layerwise",
+        )
         assert done.returncode == 2 and "expected a plain word" in done.stderr, done
 
 
@@ -189,8 +254,17 @@ def test_a_layerwise_word_of_another_unet_is_refused():
         folder = pathlib.Path(folder)
         names = {"layers": "down_blocks.0.attentions.0"}
         save_file({"<toy>": torch.ones(1, 1, 128)}, folder / "one.safetensors", names)
-        done = run("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "x", "--output",
-                   folder / "x.png", "--learned_embeds", folder / "one.safetensors")
+        done = run(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--prompt",
+            "x",
+            "--output",
+            folder / "x.png",
+            "--learned_embeds",
+            folder / "one.safetensors",
+        )
         assert done.returncode == 1 and "transformers of the UNet" in done.stderr, done
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import torch.distributed.run
-
 from processes_support import clean_environment, training_flags
 from support import BIN, main, scratch
 
@@ -17,12 +16,27 @@ NATIVE = "lightlora.safetensors"
 
 def torchrun(processes, *flags, restarts=0):
     """torchrun itself, with what it and the processes print."""
-    command = [sys.executable, "-m", torch.distributed.run.__name__, "--no-python", "--nproc-per-node",
-               str(processes), "--max-restarts", str(restarts), "--master-port", "0",
-               "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-               BIN / "train_dreambooth_lora", *flags]
-    return subprocess.Popen(list(map(str, command)), env=clean_environment(), text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        torch.distributed.run.__name__,
+        "--no-python",
+        "--nproc-per-node",
+        str(processes),
+        "--max-restarts",
+        str(restarts),
+        "--master-port",
+        "0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        BIN / "train_dreambooth_lora",
+        *flags,
+    ]
+    return subprocess.Popen(
+        list(map(str, command)), env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def children(process):

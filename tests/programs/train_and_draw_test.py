@@ -5,8 +5,20 @@ import json
 import pathlib
 import shutil
 
-from support import (MODEL, SIDE, SUBJECT, distance, draw, main, read_latents, read_safetensors, run, run_ok, scratch,
-                     train)
+from support import (
+    MODEL,
+    SIDE,
+    SUBJECT,
+    distance,
+    draw,
+    main,
+    read_latents,
+    read_safetensors,
+    run,
+    run_ok,
+    scratch,
+    train,
+)
 
 FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
 
@@ -59,8 +71,15 @@ def test_a_file_is_gone_on_from_and_its_rank_relaxed():
 
             # At a rate of nothing both ways give back what they began with, from either file.
             for name, relax in [("same", []), ("still", ["--relax_rank", 3])]:
-                train(folder / f"{variant}-{name}", "--init_from", one / FILES[0], *relax, "--learning_rate", "1e-30",
-                      steps=1)
+                train(
+                    folder / f"{variant}-{name}",
+                    "--init_from",
+                    one / FILES[0],
+                    *relax,
+                    "--learning_rate",
+                    "1e-30",
+                    steps=1,
+                )
                 for file in FILES:
                     now = drawn_latents(folder, [*prompt, "--lora", folder / f"{variant}-{name}" / file])
                     assert distance(now, start) < 1e-4 * distance(start, base), (variant, name, file)
@@ -76,8 +95,8 @@ def test_a_file_is_gone_on_from_and_its_rank_relaxed():
                 own = before[name][1]
                 if name.endswith("down"):
                     assert rows == 4 and before[name][0] == [layers, 1, columns], (name, shape)
-                    kept = [values[layer * 4 * columns:][:columns] for layer in range(layers)]
-                    assert all(part == own[layer * columns:][:columns] for layer, part in enumerate(kept)), name
+                    kept = [values[layer * 4 * columns :][:columns] for layer in range(layers)]
+                    assert all(part == own[layer * columns :][:columns] for layer, part in enumerate(kept)), name
                 else:
                     assert columns == 4 and before[name][0] == [layers, rows, 1], (name, shape)
                     assert any(value for index, value in enumerate(values) if index % 4), name
@@ -91,12 +110,28 @@ def test_what_cannot_be_gone_on_from_is_one_clear_line():
         folder = pathlib.Path(folder)
         train(folder / "fused", "--variant", "fused", steps=1)
         for status, expected, flags in [
-                (2, "--relax_rank: expected --init_from", ["--relax_rank", 2]),
-                (1, "expected a light or classic adapter", ["--init_from", folder / "fused" / FILES[0], "--relax_rank", 2]),
-                (1, "if and only if --train_text_encoder", ["--init_from", folder / "fused" / FILES[0],
-                                                            "--train_text_encoder"])]:
-            done = run("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL, "--instance_data_dir", SUBJECT,
-                       "--instance_prompt", "a sks bear", "--output_dir", folder / "out", "--device", "cpu", *flags)
+            (2, "--relax_rank: expected --init_from", ["--relax_rank", 2]),
+            (1, "expected a light or classic adapter", ["--init_from", folder / "fused" / FILES[0], "--relax_rank", 2]),
+            (
+                1,
+                "if and only if --train_text_encoder",
+                ["--init_from", folder / "fused" / FILES[0], "--train_text_encoder"],
+            ),
+        ]:
+            done = run(
+                "train_dreambooth_lora",
+                "--pretrained_model_name_or_path",
+                MODEL,
+                "--instance_data_dir",
+                SUBJECT,
+                "--instance_prompt",
+                "a sks bear",
+                "--output_dir",
+                folder / "out",
+                "--device",
+                "cpu",
+                *flags,
+            )
             assert done.returncode == status and len(done.stderr.splitlines()) == 1, done
             assert expected in done.stderr, (expected, done.stderr)
 
@@ -129,6 +164,7 @@ def test_saved_latents_restart_the_same_picture():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         from support import write_safetensors
+
         values = [((i * 2654435761) % 1000) / 500 - 1 for i in range(2 * 4 * SIDE * SIDE)]
         write_safetensors(folder / "start.safetensors", {"latents": ([2, 4, SIDE, SIDE], values)})
         arguments = ["--prompt", "a red apple", "--initial_latents", folder / "start.safetensors"]
@@ -144,9 +180,9 @@ def png_pixels(path):
     """The compressed pixels: everything but the text chunks, which name the settings."""
     data, at, kept = path.read_bytes(), 8, b""
     while at < len(data):
-        size = int.from_bytes(data[at:at + 4], "big")
-        if data[at + 4:at + 8] == b"IDAT":
-            kept += data[at + 8:at + 8 + size]
+        size = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT":
+            kept += data[at + 8 : at + 8 + size]
         at += size + 12
     assert kept
     return kept
@@ -162,8 +198,9 @@ def test_png_carries_its_settings():
 
 
 def test_print_tokens():
-    output = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt",
-                    "a red apple " * 40, "--print_tokens")
+    output = run_ok(
+        "text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "a red apple " * 40, "--print_tokens"
+    )
     chunks = [json.loads(line) for line in output.splitlines()]
     assert len(chunks) >= 2 and all(len(chunk) == 77 for chunk in chunks)
 
@@ -173,9 +210,21 @@ def test_files_that_are_no_pictures_are_named_and_left_out():
         pictures = pathlib.Path(folder) / "pictures"
         shutil.copytree(SUBJECT, pictures)
         (pictures / "notes.txt").write_text("bought in May\n")
-        output = run_ok("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL,
-                        "--instance_data_dir", pictures, "--instance-prompt", "a sks bear", "--output_dir",
-                        pathlib.Path(folder) / "out", "--max_train_steps", 1, "--device", "cpu")
+        output = run_ok(
+            "train_dreambooth_lora",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--instance_data_dir",
+            pictures,
+            "--instance-prompt",
+            "a sks bear",
+            "--output_dir",
+            pathlib.Path(folder) / "out",
+            "--max_train_steps",
+            1,
+            "--device",
+            "cpu",
+        )
         assert "'notes.txt'" in output and "not a picture" in output
         assert "Num examples = 6" in output
 
@@ -192,8 +241,17 @@ def test_both_zero_warns_and_does_not_move():
 def test_precisions_and_schedules():
     with scratch() as folder:
         out = pathlib.Path(folder) / "out"
-        output = train(out, "--mixed_precision", "bf16", "--lr_scheduler", "cosine", "--lr_warmup_steps", 1,
-                       "--gradient_accumulation_steps", 2)
+        output = train(
+            out,
+            "--mixed_precision",
+            "bf16",
+            "--lr_scheduler",
+            "cosine",
+            "--lr_warmup_steps",
+            1,
+            "--gradient_accumulation_steps",
+            2,
+        )
         assert "Total train batch size = 4" in output
         header, _ = read_safetensors(out / FILES[0])
         assert {v["dtype"] for k, v in header.items() if k != "__metadata__"} == {"F32"}

@@ -45,8 +45,15 @@ def test_repeats_and_unreadable_files():
 def test_prior_preservation_draws_what_is_missing_and_trains_on_it():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        prior = ["--with_prior_preservation", "--class_data_dir", folder / "class", "--class_prompt",
-                 "a bear", "--sample_batch_size", 2]
+        prior = [
+            "--with_prior_preservation",
+            "--class_data_dir",
+            folder / "class",
+            "--class_prompt",
+            "a bear",
+            "--sample_batch_size",
+            2,
+        ]
         train(folder / "a", *prior, "--num_class_images", 2, steps=1)
         first = {path.name: path.read_bytes() for path in (folder / "class").iterdir()}
         assert sorted(first) == ["class-0.png", "class-1.png"]
@@ -76,8 +83,11 @@ def test_text_encoder_adapters_have_their_own_rate_and_reach_both_files():
 
         def part(name, component):
             header, data = read_safetensors(folder / name / "pytorch_lora_weights.safetensors")
-            return b"".join(data[slice(*entry["data_offsets"])] for key, entry in sorted(header.items())
-                            if key.startswith(component + ".") and ".up." in key)
+            return b"".join(
+                data[slice(*entry["data_offsets"])]
+                for key, entry in sorted(header.items())
+                if key.startswith(component + ".") and ".up." in key
+            )
 
         assert any(part("a", "text_encoder")) and any(part("a", "unet"))
         tiny = max(abs(value) for value in floats(part("b", "text_encoder")))
@@ -86,23 +96,56 @@ def test_text_encoder_adapters_have_their_own_rate_and_reach_both_files():
 
 def floats(data):
     import array
+
     return array.array("f", data)
 
 
 def test_rank_and_rate_of_single_blocks():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        train(folder / "a", "--variant", "classic", "--rank_pattern", "mid_block.*=2", "--rate_pattern",
-              "up_blocks.*=1e-30", "--loraplus_lr_ratio", 4, steps=1)
+        train(
+            folder / "a",
+            "--variant",
+            "classic",
+            "--rank_pattern",
+            "mid_block.*=2",
+            "--rate_pattern",
+            "up_blocks.*=1e-30",
+            "--loraplus_lr_ratio",
+            4,
+            steps=1,
+        )
         _, data = read_safetensors(folder / "a" / NATIVE)
         header, _ = read_safetensors(folder / "a" / NATIVE)
         ranks = {header["__metadata__"][f"{i}.rank"] for i in range(int(header["__metadata__"]["groups"]))}
         assert ranks == {"4", "2"}, ranks
-        done = run("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL, "--instance_data_dir",
-                   SUBJECT, "--instance_prompt", "x", "--output_dir", folder / "b", "--rate_pattern", "midblock=2")
+        done = run(
+            "train_dreambooth_lora",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--instance_data_dir",
+            SUBJECT,
+            "--instance_prompt",
+            "x",
+            "--output_dir",
+            folder / "b",
+            "--rate_pattern",
+            "midblock=2",
+        )
         assert done.returncode == 1 and "midblock" in done.stderr, done
-        done = run("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL, "--instance_data_dir",
-                   SUBJECT, "--instance_prompt", "x", "--output_dir", folder / "b", "--rank_pattern", "mid_block")
+        done = run(
+            "train_dreambooth_lora",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--instance_data_dir",
+            SUBJECT,
+            "--instance_prompt",
+            "x",
+            "--output_dir",
+            folder / "b",
+            "--rank_pattern",
+            "mid_block",
+        )
         assert done.returncode == 2 and "PATTERN=NUMBER" in done.stderr, done
 
 
@@ -111,8 +154,16 @@ def test_every_optimiser_and_schedule_trains():
         folder = pathlib.Path(folder)
         schedules = ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
         for optimizer, schedule in zip(["adamw", "adafactor", "lion", "prodigy", "sgd"], schedules):
-            train(folder / optimizer, "--optimizer", optimizer, "--lr_scheduler", schedule,
-                  "--lr_warmup_steps", 1, steps=3)
+            train(
+                folder / optimizer,
+                "--optimizer",
+                optimizer,
+                "--lr_scheduler",
+                schedule,
+                "--lr_warmup_steps",
+                1,
+                steps=3,
+            )
             _, data = read_safetensors(folder / optimizer / NATIVE)
             assert all(value == value for value in floats(data)), optimizer
         files = {(folder / name / NATIVE).read_bytes() for name in ["adamw", "adafactor", "lion", "prodigy", "sgd"]}
@@ -148,10 +199,29 @@ def test_fp16_survives_a_high_learning_rate():
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_weights():
     with scratch() as folder:
         output = pathlib.Path(folder) / "out"
-        done = run("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL, "--instance_data_dir",
-                   SUBJECT, "--instance_prompt", "a sks bear", "--output_dir", output, "--max_train_steps", 30,
-                   "--train_batch_size", 1, "--learning_rate", "1e25", "--max_grad_norm", 0,
-                   "--checkpointing_steps", 1, "--device", "cpu")
+        done = run(
+            "train_dreambooth_lora",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            "--instance_data_dir",
+            SUBJECT,
+            "--instance_prompt",
+            "a sks bear",
+            "--output_dir",
+            output,
+            "--max_train_steps",
+            30,
+            "--train_batch_size",
+            1,
+            "--learning_rate",
+            "1e25",
+            "--max_grad_norm",
+            0,
+            "--checkpointing_steps",
+            1,
+            "--device",
+            "cpu",
+        )
         assert done.returncode == 1, done
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert re.search(r"step \d+", done.stderr) and "--learning_rate" in done.stderr, done.stderr
@@ -159,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_weights():
         for path in output.glob("checkpoint-*/*.safetensors"):
             header, data = read_safetensors(path)
             numbers = header[next(iter(k for k in header if k != "__metadata__"))]["dtype"] == "F32"
-            assert not numbers or all(abs(v) < float("inf") for v in floats(data[:len(data) // 4 * 4]))
+            assert not numbers or all(abs(v) < float("inf") for v in floats(data[: len(data) // 4 * 4]))
 
 
 def peak(output):
@@ -173,8 +243,18 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
         # Freed tensors go back to the system at once, so that the peak does not depend on the allocator's habits.
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
         # One step of SGD is the gradient; AdamW's would be its sign, which rounding decides where it is near zero.
-        big = ["--resolution", 256, "--train_batch_size", 4, "--pack_weights", "off",
-               "--optimizer", "sgd", "--learning_rate", 1000]
+        big = [
+            "--resolution",
+            256,
+            "--train_batch_size",
+            4,
+            "--pack_weights",
+            "off",
+            "--optimizer",
+            "sgd",
+            "--learning_rate",
+            1000,
+        ]
         plain = train(folder / "plain", *big, steps=1)
         saved = train(folder / "saved", *big, "--gradient_checkpointing", steps=1)
         del os.environ["MALLOC_MMAP_THRESHOLD_"]
@@ -203,17 +283,31 @@ def test_cached_latents_are_those_of_the_autoencoder():
 
 
 def test_flags_that_do_not_go_together():
-    for expected, flags in [("--class_data_dir", ["--with_prior_preservation"]),
-                            ("--with_prior_preservation", ["--class_prompt", "a bear"]),
-                            ("--train_text_encoder", ["--text_encoder_lr", "1e-4"]),
-                            ("'--text_encoder_lr': cannot be combined with --optimizer prodigy",
-                             ["--train_text_encoder", "--text_encoder_lr", "1e-4", "--optimizer", "prodigy"]),
-                            ("--pre_compute_text_embeddings", ["--pre_compute_text_embeddings", "--train_text_encoder"]),
-                            ("--enable_bucket", ["--min_bucket_reso", "32"]),
-                            ("--loraplus_lr_ratio", ["--loraplus_lr_ratio", "4", "--variant", "fused"])]:
+    for expected, flags in [
+        ("--class_data_dir", ["--with_prior_preservation"]),
+        ("--with_prior_preservation", ["--class_prompt", "a bear"]),
+        ("--train_text_encoder", ["--text_encoder_lr", "1e-4"]),
+        (
+            "'--text_encoder_lr': cannot be combined with --optimizer prodigy",
+            ["--train_text_encoder", "--text_encoder_lr", "1e-4", "--optimizer", "prodigy"],
+        ),
+        ("--pre_compute_text_embeddings", ["--pre_compute_text_embeddings", "--train_text_encoder"]),
+        ("--enable_bucket", ["--min_bucket_reso", "32"]),
+        ("--loraplus_lr_ratio", ["--loraplus_lr_ratio", "4", "--variant", "fused"]),
+    ]:
         with scratch() as folder:
-            done = run("train_dreambooth_lora", "--pretrained_model_name_or_path", MODEL, "--instance_data_dir",
-                       SUBJECT, "--instance_prompt", "x", "--output_dir", pathlib.Path(folder) / "out", *flags)
+            done = run(
+                "train_dreambooth_lora",
+                "--pretrained_model_name_or_path",
+                MODEL,
+                "--instance_data_dir",
+                SUBJECT,
+                "--instance_prompt",
+                "x",
+                "--output_dir",
+                pathlib.Path(folder) / "out",
+                *flags,
+            )
             assert done.returncode == 2 and expected in done.stderr, (flags, done.stderr)
 
 

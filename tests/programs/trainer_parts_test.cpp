@@ -132,7 +132,8 @@ TEST_CASE("prompts of a frozen encoder are encoded once, those of one that train
 
 TEST_CASE("a flag's pattern names the layers that the library's pattern names", "[adapters]") {
   const std::string path = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0";
-  for (const char* text : {"to_out.0", "attn2.to_out.0", "down_blocks.1.*", "attn2.*", ".*attn2.*"}) {
+  for (const char* text :
+       {"to_out.0", "attn2.to_out.0", "down_blocks.1.*", "attn2.*", ".*attn2.*"}) {
     CHECK(PathPattern(text).matches(path));
   }
   for (const char* text : {"down_blocks.1", "down_blocks.0.*", "attn2", "out.0", "to_out"}) {
@@ -142,7 +143,8 @@ TEST_CASE("a flag's pattern names the layers that the library's pattern names", 
   CHECK(patterns.at(0).first.text() == "mid_block.*");
   CHECK(patterns.at(0).second == 8);
   CHECK(patterns.at(1).first.text() == "a=b");
-  CHECK_THROWS_WITH(parse_patterns("--rank_pattern", {"to_k=0"}), ContainsSubstring("PATTERN=NUMBER"));
+  CHECK_THROWS_WITH(parse_patterns("--rank_pattern", {"to_k=0"}),
+                    ContainsSubstring("PATTERN=NUMBER"));
 }
 
 TEST_CASE("checkpoints: a failed one leaves nothing, and the others as they were", "[checkpoint]") {

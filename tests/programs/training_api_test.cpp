@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training from C++: options in, files out, and no command line.
-#include <lightlora/files.h>
 #include <lightlora/embeddings.h>
+#include <lightlora/files.h>
 
 #include <fstream>
 #include <iterator>
@@ -54,7 +54,8 @@ TEST_CASE("training: DreamBooth runs from options in C++ and leaves a file that 
   // What was open is decided in the plan, and stays open in the caller's options.
   CHECK_FALSE(options.optimization.learning_rate.has_value());
   CHECK_FALSE(options.data.resolution.has_value());
-  CHECK_THAT(bytes_of(folder.file("whole/config.toml")), ContainsSubstring("learning_rate = 0.0005\n"));
+  CHECK_THAT(bytes_of(folder.file("whole/config.toml")),
+             ContainsSubstring("learning_rate = 0.0005\n"));
 }
 
 TEST_CASE("training: a run from C++ that stops and goes on ends with the same bytes",

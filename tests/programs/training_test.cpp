@@ -38,7 +38,8 @@ TEST_CASE("a bank keeps the values and gathers the gradients of its parameters",
   CHECK(parameters[1].eq(2).all().item<bool>());
   bank.zero_gradients();
   CHECK(parameters[0].grad().count_nonzero().item<int64_t>() == 0);
-  CHECK_THROWS_WITH(ParameterBank(std::vector<Tensor>{}), ContainsSubstring("expected something to train"));
+  CHECK_THROWS_WITH(ParameterBank(std::vector<Tensor>{}),
+                    ContainsSubstring("expected something to train"));
 }
 
 TEST_CASE("clipping scales to the norm, and only down", "[optimizer]") {
@@ -137,7 +138,8 @@ TEST_CASE("every optimiser goes on from its saved state, bit for bit", "[optimiz
   }
 }
 
-TEST_CASE("an optimiser's state does not fit another optimiser or other parameters", "[optimizer]") {
+TEST_CASE("an optimiser's state does not fit another optimiser or other parameters",
+          "[optimizer]") {
   const auto parameters = reference_start();
   ParameterBank bank(parameters);
   const auto& slice = bank.slices()[0];
@@ -146,7 +148,8 @@ TEST_CASE("an optimiser's state does not fit another optimiser or other paramete
   CHECK_THROWS_WITH(adamw->load_state(state, "x."), ContainsSubstring("another --optimizer"));
   state["x.velocity"] = torch::zeros({3});
   const auto sgd = make_optimizer(reference_options("sgd"), slice);
-  CHECK_THROWS_WITH(sgd->load_state(state, "x."), ContainsSubstring("expected shape [35], got [3]"));
+  CHECK_THROWS_WITH(sgd->load_state(state, "x."),
+                    ContainsSubstring("expected shape [35], got [3]"));
 }
 
 TEST_CASE("a bank's groups keep their parameters apart, each with its rate", "[optimizer]") {
@@ -205,4 +208,3 @@ TEST_CASE("random streams depend on seed, purpose and index alone", "[random]") 
   CHECK_FALSE(torch::equal(draw(1, Stream::sample, 6), first));
   CHECK_FALSE(torch::equal(draw(1, Stream::order, 5), first));
 }
-

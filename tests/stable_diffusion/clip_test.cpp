@@ -7,9 +7,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "support/files/json_file.h"
 #include "models/weights.h"
 #include "support.h"
+#include "support/files/json_file.h"
 
 namespace {
 

@@ -32,8 +32,9 @@ struct Gradients {
 Gradients run(bool checkpointing, double dropout = 0) {
   auto unet = small_unet(dropout);
   torch::manual_seed(2);
-  auto lora = lightlora::patch<lightlora::LightLoRA>(*unet, lightlora::LightOptions(2).aux_in(6).aux_out(5),
-                                                     {"to_q", "to_v", "conv1", "conv_out"});
+  auto lora =
+      lightlora::patch<lightlora::LightLoRA>(*unet, lightlora::LightOptions(2).aux_in(6).aux_out(5),
+                                             {"to_q", "to_v", "conv1", "conv_out"});
   for (auto& item : lora->named_parameters()) {
     const torch::NoGradGuard no_grad;
     item.value().add_(0.1 * torch::randn_like(item.value()));

@@ -9,8 +9,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "support/files/json_file.h"
 #include "support.h"
+#include "support/files/json_file.h"
 
 namespace {
 
@@ -170,7 +170,7 @@ TEST_CASE("pipeline: parts that are not asked for are not read", "[pipeline]") {
                       ContainsSubstring("expected the vae to be loaded"));
 }
 
-TEST_CASE("pipeline: an incomplete or foreign folder gives one line that names what is wrong",
+TEST_CASE("pipeline: an incomplete folder gives one line that names what is missing",
           "[pipeline]") {
   const Copy copy;
   const auto& scratch = copy.scratch;
@@ -202,6 +202,16 @@ TEST_CASE("pipeline: an incomplete or foreign folder gives one line that names w
     fs::resize_file(scratch.file("unet/diffusion_pytorch_model.safetensors"), 20000);
     expect("unet/diffusion_pytorch_model.safetensors");
   }
+}
+
+TEST_CASE("pipeline: a folder whose parts do not fit gives one line that names what is wrong",
+          "[pipeline]") {
+  const Copy copy;
+  const auto expect = [&](const std::string& text) {
+    const auto error = copy.error();
+    REQUIRE_THAT(error, ContainsSubstring(text));
+    REQUIRE(error.find('\n') == std::string::npos);
+  };
   SECTION("another kind of model") {
     copy.change("model_index.json", "text_encoder_2", {"transformers", "CLIPTextModel"});
     expect("expected Stable Diffusion 1.x or 2.x, got \"StableDiffusionPipeline\"");

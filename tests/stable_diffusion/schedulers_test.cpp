@@ -8,8 +8,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "support/files/json_file.h"
 #include "support.h"
+#include "support/files/json_file.h"
 
 namespace {
 
@@ -76,8 +76,8 @@ void check_run(const sd::SchedulerConfig& values, const json& run) {
   for (size_t i = begin; i < scheduler->timesteps().size(); ++i) {
     const auto input = scheduler->scale_model_input(sample, i);
     sample = scheduler->step(stand_in(input, scheduler->timesteps()[i]), i, sample, options);
-    // From zero SNR the first step takes 4096 times the noise away again, in fp32: what it leaves has
-    // lost that many digits, and which ones depends on the machine.
+    // From zero SNR the first step takes 4096 times the noise away again, in fp32: what it leaves
+    // has lost that many digits, and which ones depends on the machine.
     const double lost = std::max(1.0, scheduler->init_noise_sigma() / 50);
     if (i == begin) REQUIRE(close(sample.flatten(), tensor(run["first"]), kTableTolerance * lost));
   }
@@ -201,9 +201,8 @@ TEST_CASE("schedulers: a wrong option is refused with its name and value", "[sch
                       ContainsSubstring("disable_corrector to be a list of integers"));
   REQUIRE_THROWS_WITH(sd::make_scheduler("unipc", config_with("lower_order_final", false)),
                       ContainsSubstring("lower_order_final to be true"));
-  REQUIRE_THROWS_WITH(
-      sd::make_scheduler("lcm", config_with("original_inference_steps", 2000)),
-      ContainsSubstring("original_inference_steps from 1 to 1000, got 2000"));
+  REQUIRE_THROWS_WITH(sd::make_scheduler("lcm", config_with("original_inference_steps", 2000)),
+                      ContainsSubstring("original_inference_steps from 1 to 1000, got 2000"));
   REQUIRE_THROWS_WITH(sd::SchedulerConfig(json::array(), "x.json"),
                       ContainsSubstring("'x.json': expected a JSON object, got array"));
 }

@@ -5,9 +5,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "support.h"
 #include "support/files/json_file.h"
 #include "text/tokenizer_text.h"
-#include "support.h"
 
 namespace {
 

@@ -9,9 +9,9 @@
 #include <memory>
 #include <string>
 
-#include "support/files/json_file.h"
 #include "models/weights.h"
 #include "support.h"
+#include "support/files/json_file.h"
 
 namespace {
 
@@ -358,8 +358,10 @@ TEST_CASE("unet: inputs of another model are errors that show the shapes", "[une
   Fixture f("unet_sd1");
   CHECK_THROWS_WITH(f.model(f["sample"].narrow(1, 0, 3), f["timesteps"], f["context"]),
                     ContainsSubstring("expected a sample (B, 4, H, W), got [2, 3, 8, 8]"));
-  CHECK_THROWS_WITH(f.model(f["sample"], f["timesteps"], f["context"].narrow(2, 0, 20)),
-                    ContainsSubstring("expected encoder_hidden_states (2, T, 24) or (2, 11, T, 24), got [2, 7, 20]"));
+  CHECK_THROWS_WITH(
+      f.model(f["sample"], f["timesteps"], f["context"].narrow(2, 0, 20)),
+      ContainsSubstring(
+          "expected encoder_hidden_states (2, T, 24) or (2, 11, T, 24), got [2, 7, 20]"));
   CHECK_THROWS_WITH(f.model(f["sample"], at::zeros({3}), f["context"]),
                     ContainsSubstring("one for each of 2 samples, got [3]"));
 }

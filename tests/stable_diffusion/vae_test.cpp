@@ -10,9 +10,9 @@
 #include <memory>
 #include <string>
 
-#include "support/files/json_file.h"
 #include "models/weights.h"
 #include "support.h"
+#include "support/files/json_file.h"
 
 namespace {
 

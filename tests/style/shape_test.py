@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of the source: no include cycles, small files and functions, a small public face.
 
-    shape_test.py           every rule; exit status 1 with the offenders if one is broken
+shape_test.py           every rule; exit status 1 with the offenders if one is broken
 """
 
 import ast
@@ -54,8 +54,10 @@ def components(graph):
 
 def include_cycles():
     """A header and its own body, which may be in several files, include each other; no two headers do."""
-    graph = {path.relative_to(INCLUDE).as_posix(): includes(path.relative_to(SOURCE))
-             for path in sorted(INCLUDE.rglob("*.h"))}
+    graph = {
+        path.relative_to(INCLUDE).as_posix(): includes(path.relative_to(SOURCE))
+        for path in sorted(INCLUDE.rglob("*.h"))
+    }
     assert len(graph) > 20, f"'{INCLUDE}': expected the library's headers, got {len(graph)}"
     for component in components(graph):
         headers = {name for name in component if not name.endswith("-inl.h")}
@@ -72,8 +74,10 @@ def long_files():
 
 def without_text(code):
     """C++ with its comments, strings and preprocessor lines blanked; every line keeps its number."""
-    token = re.compile(r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|^[ \t]*#(?:\\\n|[^\n])*',
-                       re.S | re.M)
+    token = re.compile(
+        r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|^[ \t]*#(?:\\\n|[^\n])*',
+        re.S | re.M,
+    )
     return token.sub(lambda found: re.sub(r"[^\n]", " ", found.group()), code)
 
 
@@ -128,8 +132,11 @@ def public_headers():
     names = {path.name for path in (INCLUDE / "lightlora").glob("*.h") if not path.name.endswith("-inl.h")}
     if len(names) > MOST_PUBLIC_HEADERS:
         yield f"include/lightlora: {len(names)} public headers, of at most {MOST_PUBLIC_HEADERS}: {', '.join(sorted(names))}"
-    variants = {f"variants/{path.name}" for path in (INCLUDE / "lightlora/variants").glob("*.h")
-                if not path.name.endswith("-inl.h")}
+    variants = {
+        f"variants/{path.name}"
+        for path in (INCLUDE / "lightlora/variants").glob("*.h")
+        if not path.name.endswith("-inl.h")
+    }
     umbrella = set(includes("include/lightlora/lightlora.h"))
     umbrella |= set(includes("include/lightlora/variants/variants.h"))
     for name in sorted((names | variants) - {"lightlora.h"}):

@@ -65,20 +65,15 @@ const std::vector<Kind>& kinds() {
   static const std::vector<Kind> all{
       {"lora_weight", "LoRA weight", "a number", read_lora_weight},
       {"seed", "Seed", "a whole number",
-       into<uint64_t>(
-           [](Options & o) -> auto& { return o.seed; }, 0, UINT64_MAX)},
+       into<uint64_t>([](Options& o) -> auto& { return o.seed; }, 0, UINT64_MAX)},
       {"steps", "Steps", "a whole number from 1",
-       into<int64_t>(
-           [](Options & o) -> auto& { return o.sample.num_inference_steps(); }, 1, many)},
+       into<int64_t>([](Options& o) -> auto& { return o.sample.num_inference_steps(); }, 1, many)},
       {"guidance", "CFG Scale", "a number",
-       into<double>(
-           [](Options & o) -> auto& { return o.sample.guidance_scale(); }, -large, large)},
+       into<double>([](Options& o) -> auto& { return o.sample.guidance_scale(); }, -large, large)},
       {"strength", "Denoising", "a number from 0 to 1",
-       into<double>(
-           [](Options & o) -> auto& { return o.sample.strength(); }, 0.0, 1.0)},
+       into<double>([](Options& o) -> auto& { return o.sample.strength(); }, 0.0, 1.0)},
       {"clip_skip", "Clip skip", "a whole number",
-       into<int64_t>(
-           [](Options & o) -> auto& { return o.sample.clip_skip(); }, 0, many)},
+       into<int64_t>([](Options& o) -> auto& { return o.sample.clip_skip(); }, 0, many)},
       {"scheduler", "Sampler", "a scheduler's name", set_scheduler}};
   return all;
 }

@@ -59,16 +59,18 @@ struct Energy {
 
 class Extractor {
  public:
-  Extractor(const ExtractOptions& options, Extracted& result) : options_(options), result_(result) {}
+  Extractor(const ExtractOptions& options, Extracted& result)
+      : options_(options), result_(result) {}
 
   void take(const std::string& component, torch::nn::Module& base, torch::nn::Module& tuned,
             const std::vector<std::string>& names) {
     const auto differences = compare(base, tuned, names);
     if (!differences.others.empty()) {
-      result_.notices.push_back(fmt::format(
-          "{} other tensors of the {} differ too, the first is '{}'; layers among them can be asked for "
-          "by name, biases and norms have no place in a LoRA",
-          differences.others.size(), component, differences.others.front()));
+      result_.notices.push_back(
+          fmt::format("{} other tensors of the {} differ too, the first is '{}'; layers among them "
+                      "can be asked for "
+                      "by name, biases and norms have no place in a LoRA",
+                      differences.others.size(), component, differences.others.front()));
     }
     if (differences.selected.empty()) return;
     cli::Progress progress("Extracting the " + component,
@@ -87,8 +89,9 @@ class Extractor {
   }
 
   void finish() {
-    TORCH_CHECK(!result_.components.empty(), "'", options_.tuned, "': expected a model that differs ",
-                "from '", options_.base.path, "' in the selected layers, got equal ones; hint: ",
+    TORCH_CHECK(!result_.components.empty(), "'", options_.tuned,
+                "': expected a model that differs ", "from '", options_.base.path,
+                "' in the selected layers, got equal ones; hint: ",
                 result_.notices.empty() ? "is it the right file?" : result_.notices.front());
     for (const auto& [component, state] : result_.components) {
       for (const auto& layer : state) energy_.kept += squared_norm(layer);

@@ -39,25 +39,29 @@ void check_output(const Flags& flags) {
 
 void add_flags(cli::App& app, Flags& f) {
   app.group("Files");
-  app.add_option("--input", f.inputs,
-                 "LoRA file of any dialect, or a folder of PEFT or diffusers, as FILE or FILE:WEIGHT; "
-                 "several are added up into one");
+  app.add_option(
+      "--input", f.inputs,
+      "LoRA file of any dialect, or a folder of PEFT or diffusers, as FILE or FILE:WEIGHT; "
+      "several are added up into one");
   app.add_option("--output", f.output, "File to write; a folder for peft");
   app.add_option("--to", f.to, "Format to write")
       ->check(cli::one_of({"native", "diffusers", "peft", "kohya"}));
   app.add_flag("--inspect", f.inspect, "Print what each input holds, and write nothing");
   app.add_flag("--json", f.json, "With --inspect: as JSON, one object for each input");
-  app.add_flag("--ignore_unmatched", f.ignore_unmatched,
-               "Read the layers that are understood and list the other tensors, instead of refusing "
-               "the file");
+  app.add_flag(
+      "--ignore_unmatched", f.ignore_unmatched,
+      "Read the layers that are understood and list the other tensors, instead of refusing "
+      "the file");
   sd::bind_single_file(app, f.extract.base);
   app.group("Extracting");
-  auto extract_from = app.add_option("--extract_from", f.extract.tuned,
-                 "Instead of --input: a fine-tuned model, folder or single file, whose difference to "
-                 "--base becomes the LoRA; with --rank or --energy");
+  auto extract_from = app.add_option(
+      "--extract_from", f.extract.tuned,
+      "Instead of --input: a fine-tuned model, folder or single file, whose difference to "
+      "--base becomes the LoRA; with --rank or --energy");
   app.add_option("--base", f.extract.base.path, "The model that it was fine-tuned from");
-  app.add_option("--target_modules", f.extract.unet,
-                 "Layers of the UNet by name or end of name, such as to_q or conv1; may be repeated")
+  app.add_option(
+         "--target_modules", f.extract.unet,
+         "Layers of the UNet by name or end of name, such as to_q or conv1; may be repeated")
       ->needs(extract_from);
   app.add_option("--text_encoder_target_modules", f.extract.text_encoder,
                  "The same of the text encoder; may be repeated")

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "support/cli/app.h"
 #include "lora_files/combine.h"
 #include "lora_files/extract.h"
+#include "support/cli/app.h"
 
 namespace lora_files {
 

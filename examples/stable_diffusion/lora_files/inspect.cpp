@@ -111,7 +111,8 @@ std::string hash_of(const std::string& path) {
 void print_contents(const std::string& path, const lightlora::AdapterFile& contents) {
   print_row("file", path);
   print_row("dialect", list_text(contents.dialects));
-  print_row("size", fmt::format("{} in {} tensors", cli::format_bytes(contents.bytes), contents.tensors));
+  print_row("size",
+            fmt::format("{} in {} tensors", cli::format_bytes(contents.bytes), contents.tensors));
   print_row("dtype", list_text(contents.dtypes));
   if (const auto hash = hash_of(path); !hash.empty()) print_row("sha256", hash);
   for (const auto& [name, state] : contents.components) {
@@ -125,8 +126,9 @@ void print_contents(const std::string& path, const lightlora::AdapterFile& conte
   }
   if (!contents.embeddings.empty()) print_row("embeddings", list_text(contents.embeddings));
   if (!contents.ignored.empty()) {
-    print_row("ignored", fmt::format("{} tensors: {}", contents.ignored.size(),
-                                     list_text({contents.ignored.begin(), contents.ignored.end()})));
+    print_row("ignored",
+              fmt::format("{} tensors: {}", contents.ignored.size(),
+                          list_text({contents.ignored.begin(), contents.ignored.end()})));
   }
   std::set<std::string> keys;
   for (const auto& item : contents.metadata) keys.insert(item.first);

@@ -27,7 +27,8 @@ bool GradientCheckpointing::enabled() { return checkpointing_is_on && at::GradMo
 
 at::Tensor recomputed(std::function<at::Tensor(const std::vector<at::Tensor>&)> compute,
                       const std::vector<at::Tensor>& inputs) {
-  const auto without_segments = [compute = std::move(compute)](const std::vector<at::Tensor>& values) {
+  const auto without_segments = [compute =
+                                     std::move(compute)](const std::vector<at::Tensor>& values) {
     const GradientCheckpointing off(false);  // what is computed within is no segment of its own
     return compute(values);
   };

@@ -29,8 +29,8 @@ class GradientCheckpointing {
   bool before_, preserved_before_;
 };
 
-/// lightlora::recompute, with checkpointing off inside: a segment within a segment would be computed
-/// three times.
+/// lightlora::recompute, with checkpointing off inside: a segment within a segment would be
+/// computed three times.
 at::Tensor recomputed(std::function<at::Tensor(const std::vector<at::Tensor>&)> compute,
                       const std::vector<at::Tensor>& inputs);
 

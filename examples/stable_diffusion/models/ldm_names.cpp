@@ -66,7 +66,8 @@ std::string unet_leaf(const Parts& parts, size_t kind) {
 std::string vae_block(const Parts& parts, size_t at, const std::string& side,
                       const std::string& level) {
   if (parts[at] == "resnets") {
-    return side + level + ".block." + parts[at + 1] + "." + renamed(parts, at + 2, vae_resnet_names);
+    return side + level + ".block." + parts[at + 1] + "." +
+           renamed(parts, at + 2, vae_resnet_names);
   }
   const bool down = parts[at] == "downsamplers";
   return side + level + (down ? ".downsample." : ".upsample.") + join_from(parts, at + 2);
@@ -84,9 +85,8 @@ std::string vae_middle(const Parts& parts, size_t at, const std::string& side) {
 }  // namespace
 
 std::string ldm_unet_name(const std::string& name, const UNet2DConditionModelOptions& options) {
-  static const std::map<std::string, std::string> outer{{"conv_in", "input_blocks.0.0"},
-                                                        {"conv_norm_out", "out.0"},
-                                                        {"conv_out", "out.2"}};
+  static const std::map<std::string, std::string> outer{
+      {"conv_in", "input_blocks.0.0"}, {"conv_norm_out", "out.0"}, {"conv_out", "out.2"}};
   const Parts parts = split_name(name);
   if (outer.count(parts[0])) return renamed(parts, 0, outer);
   if (parts[0] == "time_embedding") {

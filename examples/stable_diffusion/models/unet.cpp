@@ -198,8 +198,7 @@ void UNet2DConditionModelImpl::check_inputs(const at::Tensor& sample, const at::
                   context.size(-1) == width,
               "'UNet2DConditionModel': expected encoder_hidden_states (", sample.size(0), ", T, ",
               width, ") or (", sample.size(0), ", ", layers, ", T, ", width, "), got ",
-              context.sizes(),
-              "; hint: a text encoder of another model has another width");
+              context.sizes(), "; hint: a text encoder of another model has another width");
 }
 
 at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at::Tensor& timesteps,

@@ -36,16 +36,24 @@ struct UNet2DConditionModelOptions {
   /// Width of the time embedding. Default: four times the first level's channels.
   TORCH_ARG(std::optional<int64_t>, time_embedding_dim) = std::nullopt;
   TORCH_ARG(std::vector<std::string>, down_block_types) = {
-      "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"};
+    "CrossAttnDownBlock2D",
+    "CrossAttnDownBlock2D",
+    "CrossAttnDownBlock2D",
+    "DownBlock2D"
+  };
   TORCH_ARG(std::vector<std::string>, up_block_types) = {
-      "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"};
-  TORCH_ARG(std::vector<int64_t>, block_out_channels) = {320, 640, 1280, 1280};
-  TORCH_ARG(std::vector<int64_t>, layers_per_block) = {2};
-  TORCH_ARG(std::vector<int64_t>, transformer_layers_per_block) = {1};
-  TORCH_ARG(std::vector<int64_t>, cross_attention_dim) = {1280};
+    "UpBlock2D",
+    "CrossAttnUpBlock2D",
+    "CrossAttnUpBlock2D",
+    "CrossAttnUpBlock2D"
+  };
+  TORCH_ARG(std::vector<int64_t>, block_out_channels) = { 320, 640, 1280, 1280 };
+  TORCH_ARG(std::vector<int64_t>, layers_per_block) = { 2 };
+  TORCH_ARG(std::vector<int64_t>, transformer_layers_per_block) = { 1 };
+  TORCH_ARG(std::vector<int64_t>, cross_attention_dim) = { 1280 };
   /// The number of heads, whatever its name says: diffusers keeps the old, wrong name.
-  TORCH_ARG(std::vector<int64_t>, attention_head_dim) = {8};
-  TORCH_ARG(std::vector<bool>, only_cross_attention) = {false};
+  TORCH_ARG(std::vector<int64_t>, attention_head_dim) = { 8 };
+  TORCH_ARG(std::vector<bool>, only_cross_attention) = { false };
   TORCH_ARG(bool, use_linear_projection) = false;
   TORCH_ARG(bool, upcast_attention) = false;
   TORCH_ARG(int64_t, downsample_padding) = 1;
@@ -96,8 +104,8 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   at::Tensor forward(const at::Tensor& sample, const at::Tensor& timesteps,
                      const at::Tensor& encoder_hidden_states);
 
-  /// AttentionImpl::group_projections everywhere: on a GPU, where launching a kernel costs more than
-  /// a projection computes, a third of the kernels.
+  /// AttentionImpl::group_projections everywhere: on a GPU, where launching a kernel costs more
+  /// than a projection computes, a third of the kernels.
   void group_projections();
 
   /// The transformers that read the text, in the order of a forward pass, such as

@@ -28,14 +28,14 @@ struct AutoencoderKLOptions {
 
   TORCH_ARG(int64_t, in_channels) = 3;
   TORCH_ARG(int64_t, out_channels) = 3;
-  TORCH_ARG(std::vector<std::string>, down_block_types) = {"DownEncoderBlock2D"};
-  TORCH_ARG(std::vector<std::string>, up_block_types) = {"UpDecoderBlock2D"};
-  TORCH_ARG(std::vector<int64_t>, block_out_channels) = {64};
+  TORCH_ARG(std::vector<std::string>, down_block_types) = { "DownEncoderBlock2D" };
+  TORCH_ARG(std::vector<std::string>, up_block_types) = { "UpDecoderBlock2D" };
+  TORCH_ARG(std::vector<int64_t>, block_out_channels) = { 64 };
   TORCH_ARG(int64_t, layers_per_block) = 1;
   TORCH_ARG(int64_t, latent_channels) = 4;
   TORCH_ARG(int64_t, norm_num_groups) = 32;
   /// Height and width of the pictures that the model was made for.
-  TORCH_ARG(std::vector<int64_t>, sample_size) = {32, 32};
+  TORCH_ARG(std::vector<int64_t>, sample_size) = { 32, 32 };
   /// Latents times this have about unit variance; the UNet sees those.
   TORCH_ARG(double, scaling_factor) = 0.18215;
   /// The model wants fp32 at large sizes even if the rest runs in half precision.

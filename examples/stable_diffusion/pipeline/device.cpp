@@ -27,7 +27,8 @@ const std::vector<std::string>& dtype_names() {
 
 std::string unused_gpu_notice(bool driver_is_seen) {
   if (!driver_is_seen) return "";
-  return "notice: computing on the CPU, although this machine has an NVIDIA driver: this program was "
+  return "notice: computing on the CPU, although this machine has an NVIDIA driver: this program "
+         "was "
          "built without LibTorch's CUDA libraries, or the driver is too old for them; hint: "
          "LIGHTLORA_CUDA=ON scripts/bootstrap.sh, build again, and look at nvidia-smi";
 }
@@ -46,7 +47,8 @@ c10::Device pick_device(const std::string& name) {
   const auto& names = device_names();
   TORCH_CHECK_VALUE(std::find(names.begin(), names.end(), name) != names.end(),
                     "--device: expected auto, cpu, cuda or cuda:N, got '", name, "'");
-  const auto count = torch::cuda::is_available() ? static_cast<int>(torch::cuda::device_count()) : 0;
+  const auto count =
+      torch::cuda::is_available() ? static_cast<int>(torch::cuda::device_count()) : 0;
   if (name == "auto" && count == 0) {
     static const bool told = [] {
       const auto notice = unused_gpu_notice(std::filesystem::exists("/proc/driver/nvidia/version"));
@@ -59,13 +61,14 @@ c10::Device pick_device(const std::string& name) {
   TORCH_CHECK(count > 0, "--device: expected a GPU for ", name,
               ", got none; hint: check nvidia-smi, and that the build links LibTorch's CUDA ",
               "libraries (LIGHTLORA_CUDA=ON)");
-  // LibTorch 2.11 prefers cuDNN's attention on Hopper and newer. It has open errors (gradients that are
-  // NaN, shapes without a plan) and was not compared with the others here yet.
+  // LibTorch 2.11 prefers cuDNN's attention on Hopper and newer. It has open errors (gradients that
+  // are NaN, shapes without a plan) and was not compared with the others here yet.
   at::globalContext().setSDPUseCuDNN(false);
   const c10::impl::VirtualGuardImpl guard(c10::kCUDA);
   c10::Device device = name == "auto" ? c10::Device(c10::kCUDA) : c10::Device(name);
   if (!device.has_index()) return guard.getDevice();
-  TORCH_CHECK(device.index() < count, "--device: expected a GPU below cuda:", count, ", got ", name);
+  TORCH_CHECK(device.index() < count, "--device: expected a GPU below cuda:", count, ", got ",
+              name);
   guard.setDevice(device);
   return device;
 }

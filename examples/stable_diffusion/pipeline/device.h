@@ -26,8 +26,8 @@ c10::Device pick_device(const std::string& name);
 /// build cannot use.
 std::string unused_gpu_notice(bool driver_is_seen);
 
-/// Asks LibTorch for algorithms that give equal bytes for equal work on a GPU too, where it has them;
-/// others throw. Before the first use of the GPU.
+/// Asks LibTorch for algorithms that give equal bytes for equal work on a GPU too, where it has
+/// them; others throw. Before the first use of the GPU.
 void use_deterministic_algorithms();
 
 /// A CPU tensor's copy on `device`, which nobody waits for: on the way to a GPU it is staged in

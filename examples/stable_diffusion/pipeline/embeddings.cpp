@@ -39,9 +39,10 @@ std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text
 
 std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
                                    const lightlora::LearnedEmbedding& embedding) {
-  TORCH_CHECK(!tokenizer.token_id(embedding.token), "'", embedding.token,
-              "': expected a name that the tokenizer does not know yet, got one that it does; hint: ",
-              "give the embedding another name, as FILE:NAME");
+  TORCH_CHECK(
+      !tokenizer.token_id(embedding.token), "'", embedding.token,
+      "': expected a name that the tokenizer does not know yet, got one that it does; hint: ",
+      "give the embedding another name, as FILE:NAME");
   return tokenizer.add_token(embedding.token, embedding.vectors.size(-2));
 }
 

@@ -10,18 +10,19 @@
 
 namespace sd {
 
-/// Reads "FILE" or "FILE:TOKEN" and gives the embeddings of the file; a colon counts only if no file
-/// has the whole name. Errors: those of `lightlora::load_embeddings`
+/// Reads "FILE" or "FILE:TOKEN" and gives the embeddings of the file; a colon counts only if no
+/// file has the whole name. Errors: those of `lightlora::load_embeddings`
 std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text);
 
-/// Makes the embedding's name a token of its own, which stands for as many tokens as it has vectors.
-/// Returns their ids. Errors: c10::Error if the vocabulary has the name already
-std::vector<int64_t> add_embedding(Tokenizer& tokenizer, const lightlora::LearnedEmbedding& embedding);
+/// Makes the embedding's name a token of its own, which stands for as many tokens as it has
+/// vectors. Returns their ids. Errors: c10::Error if the vocabulary has the name already
+std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
+                                   const lightlora::LearnedEmbedding& embedding);
 
 /// The same, and lets the models read the vectors. Prompts may then use the name. The vectors are
 /// kept as they are, so that those that train go on training.
-/// Errors: c10::Error if their width is not the text encoder's, or a layer-wise embedding is not for
-/// the UNet's transformers
+/// Errors: c10::Error if their width is not the text encoder's, or a layer-wise embedding is not
+/// for the UNet's transformers
 void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding);
 
 }  // namespace sd

@@ -64,7 +64,8 @@ PipelineAdapters merge_loras(StableDiffusion& pipeline, const std::vector<LoRACh
   for (const auto& choice : choices) {
     const auto contents = lightlora::read_adapters(choice.path, options);
     for (const auto& [component, read] : contents.components) {
-      const auto state = split_rank ? lightlora::cut(read, lightlora::Keep::rank(*split_rank)) : read;
+      const auto state =
+          split_rank ? lightlora::cut(read, lightlora::Keep::rank(*split_rank)) : read;
       if (component == "unet") {
         add(adapters.unet, *pipeline.unet(), choice, state, unet_weights);
       } else if (component == "text_encoder") {

@@ -9,11 +9,11 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "support/files/json_file.h"
 #include "models/packing.h"
+#include "models/weights.h"
 #include "pipeline/device.h"
 #include "pipeline/single_file.h"
-#include "models/weights.h"
+#include "support/files/json_file.h"
 
 namespace sd {
 namespace {
@@ -88,8 +88,9 @@ nlohmann::json StableDiffusion::config(const std::string& name) const {
 }
 
 void StableDiffusion::check_index() const {
-  TORCH_CHECK(fs::exists(folder_), "'", folder_,
-              "': expected a diffusers folder or a file, got nothing there; hint: is the path right?");
+  TORCH_CHECK(
+      fs::exists(folder_), "'", folder_,
+      "': expected a diffusers folder or a file, got nothing there; hint: is the path right?");
   const std::string path = part("model_index.json");
   TORCH_CHECK(fs::exists(path), "'", folder_,
               "': expected a diffusers folder, got one without model_index.json; hint: the folder "
@@ -128,11 +129,11 @@ void StableDiffusion::load_text_encoder() {
   const auto options =
       CLIPTextModelOptions::from_json(config("text_encoder"), source_of("text_encoder"));
   const int64_t length = options.max_position_embeddings();
-  tokenizer_ = file_ ? file_->tokenizer(length)
-                     : std::make_unique<Tokenizer>(part("tokenizer"), length);
-  TORCH_CHECK(tokenizer_->model_max_length() <= length, "'",
-              file_ ? folder_ : part("tokenizer"), "': expected at most ", length,
-              " tokens (the text encoder's positions), got ", tokenizer_->model_max_length());
+  tokenizer_ =
+      file_ ? file_->tokenizer(length) : std::make_unique<Tokenizer>(part("tokenizer"), length);
+  TORCH_CHECK(tokenizer_->model_max_length() <= length, "'", file_ ? folder_ : part("tokenizer"),
+              "': expected at most ", length, " tokens (the text encoder's positions), got ",
+              tokenizer_->model_max_length());
   const UninitializedModules uninitialized(options_.dtype());
   text_encoder_ = CLIPTextModel(options);
   if (file_) {
@@ -150,7 +151,8 @@ void StableDiffusion::load_unet() {
   if (file_) {
     file_->load_unet(*unet_, unet_options_);
   } else {
-    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"), {}, file_options(options_));
+    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"), {},
+                 file_options(options_));
   }
   finish(unet_, options_);
   if (options_.device().is_cuda()) unet_->group_projections();
@@ -221,7 +223,8 @@ torch::Tensor StableDiffusion::hidden_states(const std::vector<int64_t>& ids, in
   auto& learned = text_encoder()->text_model->embeddings->learned;
   learned = learned_;
   int64_t layers = 0;
-  for (const auto& word : learned_) layers = word.vectors.dim() == 3 ? word.vectors.size(0) : layers;
+  for (const auto& word : learned_)
+    layers = word.vectors.dim() == 3 ? word.vectors.size(0) : layers;
   if (layers == 0) return text_encoder()->hidden_state(batch, clip_skip);
   std::vector<torch::Tensor> states;
   for (int64_t layer = 0; layer < layers; ++layer) {

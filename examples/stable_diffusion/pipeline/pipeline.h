@@ -13,11 +13,11 @@
 
 #include "models/clip.h"
 #include "models/packing.h"
-#include "text/prompt.h"
-#include "schedulers/schedulers.h"
-#include "text/tokenizer.h"
 #include "models/unet.h"
 #include "models/vae.h"
+#include "schedulers/schedulers.h"
+#include "text/prompt.h"
+#include "text/tokenizer.h"
 
 namespace sd {
 
@@ -94,12 +94,11 @@ struct SampleResult {
   torch::Tensor pictures;  ///< (n, 3, H, W) in [0, 1] fp32; undefined if not asked for
 };
 
-/// A Stable Diffusion 1.x or 2.x model from a diffusers folder (`model_index.json`, `unet/`, `vae/`,
-/// `text_encoder/`, `tokenizer/` and `scheduler/`), or one of 1.x from a single file. The modules
-/// are public: adapters are put into them and trainers call them. They start in evaluation mode
-/// without gradients.
-/// Errors: c10::Error or c10::ValueError naming the folder or file, with a hint
-/// Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
+/// A Stable Diffusion 1.x or 2.x model from a diffusers folder (`model_index.json`, `unet/`,
+/// `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`), or one of 1.x from a single file. The
+/// modules are public: adapters are put into them and trainers call them. They start in evaluation
+/// mode without gradients. Errors: c10::Error or c10::ValueError naming the folder or file, with a
+/// hint Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
 /// replaces steps_offset 0 by 1 and switches clip_sample off), and latents stay in fp32 between the
 /// steps
 class StableDiffusion {
@@ -113,8 +112,8 @@ class StableDiffusion {
     learned_.push_back({std::move(ids), vectors.to(options_.device())});
   }
 
-  /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its length
-  /// is cut off. With a layer-wise word (texts, transformers, tokens, width).
+  /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its
+  /// length is cut off. With a layer-wise word (texts, transformers, tokens, width).
   torch::Tensor encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
 
   /// The states of a prompt of any length, (1, chunks x tokens, width), with at least as many

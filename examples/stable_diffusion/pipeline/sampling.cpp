@@ -53,7 +53,8 @@ int64_t rows_at_once(const torch::Tensor& latents, const SampleOptions& options)
 
 // The states for each number of pictures that a step computes at once. Made before the first step,
 // since layers keep what they compute from a context as long as they see the same tensor.
-std::map<int64_t, torch::Tensor> repeated(const torch::Tensor& context, const torch::Tensor& latents,
+std::map<int64_t, torch::Tensor> repeated(const torch::Tensor& context,
+                                          const torch::Tensor& latents,
                                           const SampleOptions& options) {
   std::map<int64_t, torch::Tensor> result;
   for (const auto& part : latents.split(rows_at_once(latents, options))) {

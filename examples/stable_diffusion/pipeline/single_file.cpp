@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "models/clip.h"
-#include "support/files/json_file.h"
 #include "models/ldm_names.h"
+#include "models/weights.h"
 #include "pipeline/pipeline.h"
 #include "pipeline/single_file_scheduler.h"
-#include "models/weights.h"
+#include "support/files/json_file.h"
 
 namespace sd {
 namespace {
@@ -24,9 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-bool begins(const std::string& text, const std::string& start) {
-  return text.rfind(start, 0) == 0;
-}
+bool begins(const std::string& text, const std::string& start) { return text.rfind(start, 0) == 0; }
 
 std::string config_file(const std::string& folder, const std::string& part) {
   const std::string name = part == "scheduler" ? "scheduler_config.json" : "config.json";
@@ -45,9 +43,9 @@ std::string absolute_parent(const std::string& path) {
 constexpr const char* kConfigKey = "lightlora.config";
 constexpr const char* kTokenizerKey = "lightlora.tokenizer";
 constexpr int64_t kClipVocabulary = 49408;
-const char* const tokenizer_files[] = {"tokenizer.json",        "vocab.json",
-                                       "merges.txt",            "tokenizer_config.json",
-                                       "special_tokens_map.json", "added_tokens.json"};
+const char* const tokenizer_files[] = {
+    "tokenizer.json",          "vocab.json",       "merges.txt", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json"};
 
 std::string read_text(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -117,9 +115,8 @@ int64_t SingleFile::size(const std::string& name, size_t dimension) const {
 
 void SingleFile::check_kind() const {
   const auto has = [&](const std::string& start) {
-    return std::any_of(file_->tensors().begin(), file_->tensors().end(), [&](const auto& tensor) {
-      return begins(tensor.name, wrapper_ + start);
-    });
+    return std::any_of(file_->tensors().begin(), file_->tensors().end(),
+                       [&](const auto& tensor) { return begins(tensor.name, wrapper_ + start); });
   };
   const auto refuse = [&](const char* got) {
     TORCH_CHECK(false, "'", path_, "': expected a Stable Diffusion 1.x model, got ", got);
@@ -128,15 +125,17 @@ void SingleFile::check_kind() const {
   if (has("model.diffusion_model.double_blocks.") || has("double_blocks.")) refuse("one of FLUX");
   if (has("model.diffusion_model.joint_blocks.")) refuse("one of Stable Diffusion 3");
   if (has("cond_stage_model.model.")) {
-    refuse("one of Stable Diffusion 2.x, whose text encoder has other names in a single file; hint: "
-           "use its folder in diffusers layout");
+    refuse(
+        "one of Stable Diffusion 2.x, whose text encoder has other names in a single file; hint: "
+        "use its folder in diffusers layout");
   }
   if (has("lora_unet_") || has("unet.")) refuse("a LoRA; hint: give it as --lora");
   if (!has(kLdmUnet)) {
-    refuse(has("down_blocks.") ? "a part of a folder in diffusers layout; hint: name the folder that "
-                                 "holds model_index.json"
-                               : "a file of other tensors; hint: a whole model has tensors named "
-                                 "model.diffusion_model...");
+    refuse(has("down_blocks.")
+               ? "a part of a folder in diffusers layout; hint: name the folder that "
+                 "holds model_index.json"
+               : "a file of other tensors; hint: a whole model has tensors named "
+                 "model.diffusion_model...");
   }
   if (!has(kLdmVae) || !has(kLdmTextEncoder)) {
     refuse("one without its autoencoder or text encoder; hint: use the complete file");
@@ -187,10 +186,11 @@ std::string SingleFile::tokenizer_folder() const {
     if (!folder.empty() && fs::is_directory(own)) return own.string();
   }
   const int64_t tokens = config("text_encoder").value("vocab_size", kClipVocabulary);
-  TORCH_CHECK(tokens == kClipVocabulary, "'", path_, "': expected CLIP's vocabulary of ",
-              kClipVocabulary, " tokens, got a text encoder for ", tokens,
-              "; hint: name the model's folder in diffusers layout with --model_config, or put its ",
-              "tokenizer/ beside the file");
+  TORCH_CHECK(
+      tokens == kClipVocabulary, "'", path_, "': expected CLIP's vocabulary of ", kClipVocabulary,
+      " tokens, got a text encoder for ", tokens,
+      "; hint: name the model's folder in diffusers layout with --model_config, or put its ",
+      "tokenizer/ beside the file");
   return SD_CLIP_TOKENIZER_DIR;
 }
 
@@ -200,8 +200,9 @@ json SingleFile::unet_config() const {
   std::vector<int64_t> channels;
   std::vector<std::string> down_types, up_types;
   int64_t stride = 0, width = 0;
-  for (int64_t block = 1; find(unet + "input_blocks." + std::to_string(block) + ".0.op.weight") ||
-                          find(unet + "input_blocks." + std::to_string(block) + ".0.in_layers.0.weight");
+  for (int64_t block = 1;
+       find(unet + "input_blocks." + std::to_string(block) + ".0.op.weight") ||
+       find(unet + "input_blocks." + std::to_string(block) + ".0.in_layers.0.weight");
        ++block) {
     if (stride == 0 && find(unet + "input_blocks." + std::to_string(block) + ".0.op.weight")) {
       stride = block;
@@ -217,7 +218,8 @@ json SingleFile::unet_config() const {
     up_types.insert(up_types.begin(), attends ? "CrossAttnUpBlock2D" : "UpBlock2D");
     if (attends) width = size(block + ".1.transformer_blocks.0.attn2.to_k.weight", 1);
   }
-  TORCH_CHECK(width != 1024, "'", path_, "': expected a Stable Diffusion 1.x model, got one of 2.x; ",
+  TORCH_CHECK(width != 1024, "'", path_,
+              "': expected a Stable Diffusion 1.x model, got one of 2.x; ",
               "hint: use its folder in diffusers layout");
   return {{"_class_name", "UNet2DConditionModel"},
           {"sample_size", 64},
@@ -265,13 +267,14 @@ json SingleFile::text_config() const {
   int64_t layers = 0;
   while (find(layer(layers))) ++layers;
   const int64_t hidden = size(tokens, 1);
-  return {{"vocab_size", size(tokens, 0)},
-          {"hidden_size", hidden},
-          {"intermediate_size", size(layer(0), 0)},
-          {"num_hidden_layers", layers},
-          {"num_attention_heads", std::max<int64_t>(hidden / 64, 1)},
-          {"max_position_embeddings", size(text + model + "embeddings.position_embedding.weight", 0)},
-          {"eos_token_id", size(tokens, 0) - 1}};
+  return {
+      {"vocab_size", size(tokens, 0)},
+      {"hidden_size", hidden},
+      {"intermediate_size", size(layer(0), 0)},
+      {"num_hidden_layers", layers},
+      {"num_attention_heads", std::max<int64_t>(hidden / 64, 1)},
+      {"max_position_embeddings", size(text + model + "embeddings.position_embedding.weight", 0)},
+      {"eos_token_id", size(tokens, 0) - 1}};
 }
 
 void SingleFile::load(torch::nn::Module& module, const std::string& prefix,
@@ -321,7 +324,8 @@ lightlora::Metadata metadata_of(const StableDiffusion& pipeline) {
   const std::string& model = pipeline.folder();
   json configs, tokenizer;
   const auto put = [&](const auto& config) {
-    for (const char* part : {"unet", "vae", "text_encoder", "scheduler"}) configs[part] = config(part);
+    for (const char* part : {"unet", "vae", "text_encoder", "scheduler"})
+      configs[part] = config(part);
   };
   if (fs::is_directory(model)) {
     put([&](const char* part) { return read_json_file(config_file(model, part)); });
@@ -337,7 +341,8 @@ lightlora::Metadata metadata_of(const StableDiffusion& pipeline) {
   auto metadata = prediction_metadata(configs["scheduler"]);
   metadata["format"] = "pt";
   metadata[kConfigKey] = configs.dump();
-  const bool is_clip = configs["text_encoder"].value("vocab_size", kClipVocabulary) == kClipVocabulary;
+  const bool is_clip =
+      configs["text_encoder"].value("vocab_size", kClipVocabulary) == kClipVocabulary;
   if (!is_clip) metadata[kTokenizerKey] = tokenizer.dump();
   return metadata;
 }

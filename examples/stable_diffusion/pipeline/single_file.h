@@ -17,12 +17,12 @@ namespace sd {
 class StableDiffusion;
 class Tokenizer;
 
-/// A Stable Diffusion 1.x model in one file, `.safetensors` or what torch.save wrote (`.ckpt`), under
-/// the names of the original code. Such a file has weights alone: sizes are read from their shapes,
-/// what the UNet predicts as `single_file_scheduler` finds it, and the rest (numbers of heads and
-/// groups, scaling, noise schedule) and the tokenizer are those of Stable Diffusion 1.x. What counts
-/// before that, in this order: a folder in diffusers layout, the
-/// file's own metadata if `save_single_file` wrote it, and the folder that it lies in.
+/// A Stable Diffusion 1.x model in one file, `.safetensors` or what torch.save wrote (`.ckpt`),
+/// under the names of the original code. Such a file has weights alone: sizes are read from their
+/// shapes, what the UNet predicts as `single_file_scheduler` finds it, and the rest (numbers of
+/// heads and groups, scaling, noise schedule) and the tokenizer are those of Stable Diffusion 1.x.
+/// What counts before that, in this order: a folder in diffusers layout, the file's own metadata if
+/// `save_single_file` wrote it, and the folder that it lies in.
 class SingleFile {
  public:
   /// `config_folder` as in `StableDiffusionOptions`; empty: the file's own folder if it is one.

@@ -7,15 +7,15 @@
 #include <cmath>
 #include <filesystem>
 
-#include "support/cli/app.h"
-#include "support/cli/fmt.h"
-#include "support/cli/format.h"
-#include "support/cli/run.h"
 #include "lora_files/combine.h"
 #include "lora_files/extract.h"
 #include "lora_files/flags.h"
 #include "lora_files/inspect.h"
 #include "pipeline/lora.h"
+#include "support/cli/app.h"
+#include "support/cli/fmt.h"
+#include "support/cli/format.h"
+#include "support/cli/run.h"
 
 namespace {
 
@@ -31,16 +31,18 @@ lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
 }
 
 lightlora::AdapterFile read(const Flags& flags, const std::string& path) {
-  return lightlora::read_adapters(path, lightlora::ReadOptions()
-                                        .ignore_unmatched(flags.ignore_unmatched)
-                                        .allow_trailing_bytes(flags.extract.base.load.allow_trailing_bytes()));
+  return lightlora::read_adapters(
+      path, lightlora::ReadOptions()
+                .ignore_unmatched(flags.ignore_unmatched)
+                .allow_trailing_bytes(flags.extract.base.load.allow_trailing_bytes()));
 }
 
 void inspect(const Flags& flags) {
   for (const auto& input : flags.inputs) {
     if (&input != &flags.inputs.front()) fmt::print("\n");
     const auto contents = read(flags, input);
-    flags.json ? lora_files::print_json(input, contents) : lora_files::print_contents(input, contents);
+    flags.json ? lora_files::print_json(input, contents)
+               : lora_files::print_contents(input, contents);
   }
 }
 

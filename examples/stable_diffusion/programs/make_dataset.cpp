@@ -5,15 +5,15 @@
 #include <iostream>
 #include <string>
 
-#include "support/cli/app.h"
-#include "support/cli/run.h"
-#include "support/images/png.h"
-#include "support/images/tensor.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/loop.h"
 #include "research/pretraining/pictures.h"
+#include "support/cli/app.h"
+#include "support/cli/run.h"
 #include "support/files/json_file.h"
+#include "support/images/png.h"
+#include "support/images/tensor.h"
 
 namespace {
 
@@ -60,8 +60,8 @@ void write_subjects(pretraining::Composer& composer, const Options& options) {
       const std::string color_name = pretraining::named_colors()[color].name;
       const std::string stem = folder + "/" + std::to_string(i) + "_" + color_name;
       images::save_png(stem + ".png", images::to_image(to_unit(picture)));
-      pretraining::write_text(
-          stem + ".txt", instance_caption(composer.emoji().names[subject], color_name) + "\n");
+      pretraining::write_text(stem + ".txt",
+                              instance_caption(composer.emoji().names[subject], color_name) + "\n");
     }
   }
 }
@@ -103,7 +103,8 @@ int main(int argc, char** argv) {
   Options options;
   cli::App app("make_dataset",
                "Draws captioned pictures of emoji on named background colours, for `pretrain`.",
-               "make_dataset --config examples/stable_diffusion/research/pretraining/base.json --output_dir data");
+               "make_dataset --config examples/stable_diffusion/research/pretraining/base.json "
+               "--output_dir data");
   app.group("Input");
   app.add_option("--config", options.config, "JSON file whose `dataset` says what to draw")
       ->required();

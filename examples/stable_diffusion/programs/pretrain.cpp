@@ -5,66 +5,82 @@
 #include <iostream>
 #include <string>
 
+#include "pipeline/device.h"
+#include "research/pretraining/stages.h"
 #include "support/cli/app.h"
 #include "support/cli/run.h"
 #include "support/distributed/fingerprint.h"
-#include "research/pretraining/stages.h"
-#include "pipeline/device.h"
 #include "support/files/json_file.h"
 
-int main(int argc, char** argv) {
+namespace {
+
+struct Flags {
   pretraining::StageOptions options;
   std::string config, stage, precision = "bf16", device = "auto";
+  distributed::GroupOptions group;
+};
+
+void bind(cli::App& app, Flags& f) {
+  app.group("Input");
+  app.add_option("--config", f.config, "JSON file with the sizes and schedules")->required();
+  app.add_option("--dataset_dir", f.options.dataset_dir, "Folder that make_dataset wrote")
+      ->required();
+  app.group("Training");
+  app.add_option("--stage", f.stage, "What to train, or measure")
+      ->required()
+      ->check(cli::one_of({"tokenizer", "vae", "diffusion", "decoder", "measure"}));
+  app.add_option("--stop_at", f.options.stop_at,
+                 "Stop after this many steps in all; a later call goes on (-1: do not stop early)")
+      ->check(cli::at_least(-1));
+  app.add_option("--mixed_precision", f.precision, "Compute in bf16 over fp32 weights, or in fp32")
+      ->check(cli::one_of({"no", "bf16"}));
+  app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
+  app.group("Output");
+  app.add_option("--output_dir", f.options.output_dir,
+                 "The model's folder; logs, samples and checkpoints lie beside its parts")
+      ->required();
+  distributed::bind(app, f.group);
+}
+
+void run(Flags f, const distributed::Group& group) {
+  auto& options = f.options;
+  options.config = sd::read_json_file(f.config);
+  options.bf16 = f.precision == "bf16";
+  options.device = sd::pick_device(f.device);
+  options.group = group;
+  distributed::Fingerprint print;
+  print.add(options.config.dump());
+  group.require_same("--config", print.hexadecimal());
+  const bool shared = f.stage == "vae" || f.stage == "diffusion" || f.stage == "decoder";
+  if (!shared && !group.is_main()) return;
+  if (f.stage == "tokenizer") {
+    std::cout << "tokenizer: " << pretraining::train_tokenizer(options) << " tokens; "
+              << options.output_dir << "\n";
+    return;
+  }
+  if (f.stage == "measure") {
+    std::cout << pretraining::measure_model(options).dump(2) << "\n";
+    return;
+  }
+  const int64_t steps = f.stage == "vae"         ? pretraining::train_vae(options)
+                        : f.stage == "diffusion" ? pretraining::train_diffusion(options)
+                                                 : pretraining::train_decoder(options);
+  std::cout << f.stage << ": " << steps << " steps done; " << options.output_dir << "\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Flags flags;
   cli::App app(
       "pretrain",
       "Makes a small Stable Diffusion model from nothing. Stages in their order: tokenizer, "
       "vae, diffusion, decoder, which sharpens the autoencoder afterwards, and measure, which "
       "says how good the model is. A stage that was stopped goes on where it was.",
-      "pretrain --config examples/stable_diffusion/research/pretraining/base.json --dataset_dir data --stage vae "
-      "--output_dir model");
-  app.group("Input");
-  app.add_option("--config", config, "JSON file with the sizes and schedules")->required();
-  app.add_option("--dataset_dir", options.dataset_dir, "Folder that make_dataset wrote")
-      ->required();
-  app.group("Training");
-  app.add_option("--stage", stage, "What to train, or measure")
-      ->required()
-      ->check(cli::one_of({"tokenizer", "vae", "diffusion", "decoder", "measure"}));
-  app.add_option("--stop_at", options.stop_at,
-                 "Stop after this many steps in all; a later call goes on (-1: do not stop early)")
-      ->check(cli::at_least(-1));
-  app.add_option("--mixed_precision", precision, "Compute in bf16 over fp32 weights, or in fp32")
-      ->check(cli::one_of({"no", "bf16"}));
-  app.add_option("--device", device, "Where to compute")->check(cli::one_of(sd::device_names()));
-  app.group("Output");
-  app.add_option("--output_dir", options.output_dir,
-                 "The model's folder; logs, samples and checkpoints lie beside its parts")
-      ->required();
-  distributed::GroupOptions group_options;
-  distributed::bind(app, group_options);
-  const auto work = [&](const distributed::Group& group) {
-    options.config = sd::read_json_file(config);
-    options.bf16 = precision == "bf16";
-    options.device = sd::pick_device(device);
-    options.group = group;
-    distributed::Fingerprint print;
-    print.add(options.config.dump());
-    group.require_same("--config", print.hexadecimal());
-    const bool shared = stage == "vae" || stage == "diffusion" || stage == "decoder";
-    if (!shared && !group.is_main()) return;
-    if (stage == "tokenizer") {
-      std::cout << "tokenizer: " << pretraining::train_tokenizer(options) << " tokens; "
-                << options.output_dir << "\n";
-      return;
-    }
-    if (stage == "measure") {
-      std::cout << pretraining::measure_model(options).dump(2) << "\n";
-      return;
-    }
-    const int64_t steps = stage == "vae"         ? pretraining::train_vae(options)
-                          : stage == "diffusion" ? pretraining::train_diffusion(options)
-                                                 : pretraining::train_decoder(options);
-    std::cout << stage << ": " << steps << " steps done; " << options.output_dir << "\n";
-  };
-  return cli::run(argc, argv, app, [&] { distributed::run(app, group_options, work); });
+      "pretrain --config examples/stable_diffusion/research/pretraining/base.json --dataset_dir "
+      "data --stage vae --output_dir model");
+  bind(app, flags);
+  return cli::run(argc, argv, app, [&] {
+    distributed::run(app, flags.group, [&](const distributed::Group& group) { run(flags, group); });
+  });
 }

@@ -8,8 +8,8 @@
 #include <functional>
 #include <utility>
 
-#include "support/files/json_file.h"
 #include "schedulers/parts.h"
+#include "support/files/json_file.h"
 
 namespace sd {
 namespace {

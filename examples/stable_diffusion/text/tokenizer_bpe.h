@@ -27,8 +27,8 @@ class BytePairEncoder {
   /// becomes the unknown token.
   void encode(const std::string& word, std::vector<int64_t>& ids) const;
 
-  /// The vocabulary that CLIP's training made of merges alone: the characters of all bytes, the same
-  /// with `</w>`, the result of each merge, begin and end.
+  /// The vocabulary that CLIP's training made of merges alone: the characters of all bytes, the
+  /// same with `</w>`, the result of each merge, begin and end.
   static Vocabulary vocabulary_of(const Merges& merges);
 
   /// The bytes behind a token's text, a final `</w>` as a space.

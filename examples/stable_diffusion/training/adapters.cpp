@@ -119,7 +119,8 @@ lightlora::Pattern from_any_dot(const std::string& text) {
 
 }  // namespace
 
-PathPattern::PathPattern(std::string text) : text_(std::move(text)), pattern_(from_any_dot(text_)) {}
+PathPattern::PathPattern(std::string text)
+    : text_(std::move(text)), pattern_(from_any_dot(text_)) {}
 
 std::vector<std::pair<PathPattern, double>> parse_patterns(const std::string& flag,
                                                            const std::vector<std::string>& texts) {

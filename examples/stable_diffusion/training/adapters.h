@@ -15,8 +15,8 @@
 
 namespace training {
 
-/// A pattern for layers, as PEFT has them: a regular expression for a layer's whole path or for what
-/// follows one of the path's dots.
+/// A pattern for layers, as PEFT has them: a regular expression for a layer's whole path or for
+/// what follows one of the path's dots.
 class PathPattern {
  public:
   /// Errors: c10::ValueError if the expression is malformed

@@ -31,7 +31,8 @@ Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wan
 void save_checkpoint(const std::string& output_dir, int64_t step,
                      const std::function<void(const std::string& folder)>& write);
 
-/// Removes the oldest of those checkpoints for which `is_own` holds, so that `limit` of them are left.
+/// Removes the oldest of those checkpoints for which `is_own` holds, so that `limit` of them are
+/// left.
 void prune_checkpoints(const std::string& output_dir, int64_t limit,
                        const std::function<bool(const Checkpoint&)>& is_own);
 
@@ -41,10 +42,10 @@ void remove_unfinished_checkpoints(const std::string& output_dir);
 /// The output folder of a run while it is at work: nobody else's meanwhile.
 class OutputFolder {
  public:
-  /// Makes the folder if it is missing, and finds out now whether files can be written there. A run that
-  /// does not go on from an earlier one's checkpoints finds no results of it, or removes them if the
-  /// options say so.
-  /// Errors: c10::Error if files cannot be written, if another run is at work there, or if there are
+  /// Makes the folder if it is missing, and finds out now whether files can be written there. A run
+  /// that does not go on from an earlier one's checkpoints finds no results of it, or removes them
+  /// if the options say so. Errors: c10::Error if files cannot be written, if another run is at
+  /// work there, or if there are
   ///         results that the run would mix its own with
   OutputFolder(const RunOptions& options, bool goes_on);
   ~OutputFolder();

@@ -21,9 +21,9 @@ namespace {
 
 #if LIGHTLORA_HAS_CUDA
 
-// What all recordings of a device share. Each memory pool and each stream would keep the activations
-// of a batch for itself; one after the other they can have the same, as nothing in them outlasts a
-// replay.
+// What all recordings of a device share. Each memory pool and each stream would keep the
+// activations of a batch for itself; one after the other they can have the same, as nothing in them
+// outlasts a replay.
 struct SharedByRecordings {
   explicit SharedByRecordings(c10::Device device)
       : stream(at::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())),
@@ -129,7 +129,8 @@ bool use_cuda_graph(std::optional<bool> wanted, c10::Device device) {
   return possible && wanted.value_or(true);
 }
 
-CudaGraph::CudaGraph(std::function<void()> work, c10::Device device, bool record, OnFailure on_failure)
+CudaGraph::CudaGraph(std::function<void()> work, c10::Device device, bool record,
+                     OnFailure on_failure)
     : work_(std::move(work)), on_failure_(on_failure) {
   const auto make = record && device.is_cuda() ? find_recorder() : nullptr;
   if (make) recorder_.reset(make(device));

@@ -21,10 +21,10 @@ bool use_cuda_graph(std::optional<bool> wanted, c10::Device device);
 /// launched.
 ///
 /// The work must read its inputs from tensors that stay where they are (fill them with `copy_`
-/// before each call), leave its results in such tensors, and never wait for the GPU: no `item()`, no
-/// copy to the CPU, no random numbers other than of the default generator, whose state it neither reads
-/// nor sets. The first calls run as they are, on a stream of their own; the one after them is recorded.
-/// Without a GPU, or with `record` false, every call runs the work as it is.
+/// before each call), leave its results in such tensors, and never wait for the GPU: no `item()`,
+/// no copy to the CPU, no random numbers other than of the default generator, whose state it
+/// neither reads nor sets. The first calls run as they are, on a stream of their own; the one after
+/// them is recorded. Without a GPU, or with `record` false, every call runs the work as it is.
 class CudaGraph {
  public:
   /// What happens to work that cannot be recorded.

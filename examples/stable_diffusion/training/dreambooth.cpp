@@ -83,7 +83,8 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
   if (plan_->validation_interval > 0) {
     std::optional<SampleSource> held;
     if (!held_out.empty()) {
-      held = make_source("validation pictures", std::move(held_out), options_, instance_samples(options_));
+      held = make_source("validation pictures", std::move(held_out), options_,
+                         instance_samples(options_));
     }
     validation_loss_.emplace((held ? *held : instance).latents(), options_.instance_prompt, loss,
                              options_.machine.seed);

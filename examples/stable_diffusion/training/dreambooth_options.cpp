@@ -196,9 +196,10 @@ void DreamBoothOptions::check() const {
       !pre_compute_text_embeddings || !adapter.train_text_encoder,
       "--pre_compute_text_embeddings: expected none with --train_text_encoder, whose ",
       "states change at every step, got both");
-  TORCH_CHECK_VALUE(!adapter.text_encoder_lr || optimization.optimizer.kind != OptimizerKind::prodigy,
-                    "'--text_encoder_lr': cannot be combined with --optimizer prodigy, which finds the ",
-                    "rate itself; hint: --rate_pattern and --prodigy_d_coef are factors of it");
+  TORCH_CHECK_VALUE(
+      !adapter.text_encoder_lr || optimization.optimizer.kind != OptimizerKind::prodigy,
+      "'--text_encoder_lr': cannot be combined with --optimizer prodigy, which finds the ",
+      "rate itself; hint: --rate_pattern and --prodigy_d_coef are factors of it");
   prior.check();
   TORCH_CHECK(std::filesystem::is_directory(instance_data_dir), "'", instance_data_dir,
               "': expected a folder with the subject's pictures, got ",

@@ -8,8 +8,8 @@
 #include <optional>
 #include <vector>
 
-#include "schedulers/schedulers.h"
 #include "models/unet.h"
+#include "schedulers/schedulers.h"
 
 namespace training {
 

@@ -12,8 +12,8 @@
 
 namespace training {
 
-/// The options that single variants have, as flags: which there are, their help and their defaults come
-/// from each variant's own table.
+/// The options that single variants have, as flags: which there are, their help and their defaults
+/// come from each variant's own table.
 class OwnFlags {
  public:
   /// Adds a flag for every option of these variants. The object must outlive the app's reading.

@@ -30,8 +30,8 @@ struct Plan {
   int64_t samples_per_epoch = 0, processes = 1;
   int64_t batch_size = 0, accumulated_batches = 0, total_batch_size = 0;  ///< samples of one update
   int64_t steps = 0;                                                      ///< where the run ends
-  int64_t validation_interval = 0;  ///< steps between two validations; 0: none
-  double learning_rate = 0;         ///< the peak
+  int64_t validation_interval = 0;   ///< steps between two validations; 0: none
+  double learning_rate = 0;          ///< the peak
   std::vector<std::string> notices;  ///< what is odd about it, one a line
 };
 

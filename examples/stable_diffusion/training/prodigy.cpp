@@ -32,8 +32,8 @@ Prodigy::Prodigy(const Tensor& values, const OptimizerOptions& options)
 
 double Prodigy::d() const { return numbers_[kD].item<double>(); }
 
-// Follows how far the values have come along the gradients, against how far they could have. Without
-// any gradient so far nothing moves: then the result, 1 or 0, is 0.
+// Follows how far the values have come along the gradients, against how far they could have.
+// Without any gradient so far nothing moves: then the result, 1 or 0, is 0.
 Tensor Prodigy::estimate(const Tensor& values, const Tensor& gradients, const Tensor& rate) {
   const Tensor before = numbers_.clone();
   const Tensor d = before[kD], in_first_d = d / kFirstD;
@@ -48,8 +48,8 @@ Tensor Prodigy::estimate(const Tensor& values, const Tensor& gradients, const Te
   const Tensor base = at::where(d == kFirstD, at::maximum(d, estimated), d);
   const Tensor largest = at::maximum(at::maximum(before[kLargestD], base), estimated);
   const Tensor moved = possible > 0;
-  numbers_.copy_(at::where(
-      moved, at::stack({before[kSteps] + 1, largest, largest, numerator}), before));
+  numbers_.copy_(
+      at::where(moved, at::stack({before[kSteps] + 1, largest, largest, numerator}), before));
   return moved.to(torch::kDouble);
 }
 

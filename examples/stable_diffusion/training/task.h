@@ -58,8 +58,7 @@ class PictureTask : public Task {
                  const distributed::Group& group) const;
   /// The files as samples; `name` is for messages. Errors: c10::Error naming a file that is damaged
   SampleSource make_source(const std::string& name, std::vector<PictureFile> files,
-                           const TrainingOptions& options,
-                           const SampleOptions& samples);
+                           const TrainingOptions& options, const SampleOptions& samples);
 
   std::optional<sd::StableDiffusion> pipeline_;
   std::map<std::string, std::string> fingerprints_;

@@ -33,7 +33,9 @@ bool has_dropout(const TrainerParts& parts) {
   return false;
 }
 
-std::string optimizer_prefix(std::size_t slice) { return "optimizer." + std::to_string(slice) + "."; }
+std::string optimizer_prefix(std::size_t slice) {
+  return "optimizer." + std::to_string(slice) + ".";
+}
 
 }  // namespace
 
@@ -47,7 +49,8 @@ Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions 
   if (options_.cuda_graph && options_.gradient_checkpointing && draws_) {
     // Segments that are computed again restore the generator's state, which a recording may not.
     options_.cuda_graph = false;
-    std::cout << "notice: no CUDA graph, as gradient checkpointing with dropout cannot be recorded\n";
+    std::cout
+        << "notice: no CUDA graph, as gradient checkpointing with dropout cannot be recorded\n";
   }
   for (const auto& slice : bank_.slices()) {
     optimizers_.push_back(make_optimizer(options_.optimizer, slice));
@@ -85,8 +88,8 @@ Tensor Trainer::backward(SampleSource& source, int64_t index, double weight) {
 
 // The loss stays where it was computed: reading it would wait for a GPU.
 Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
-  // A text encoder that trains has adapters too. (Otherwise a recording must see its own activation,
-  // in which plain layers' weights are summed.)
+  // A text encoder that trains has adapters too. (Otherwise a recording must see its own
+  // activation, in which plain layers' weights are summed.)
   std::vector<lightlora::Activation> active;
   if (parts_.prompts.trains()) active = activate();
   const Tensor states = parts_.prompts.states(batch.captions);
@@ -109,7 +112,8 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   std::ostringstream shape;
   shape << inputs.noisy.sizes() << inputs.states.sizes() << weight;
   auto found = recorded_.find(shape.str());
-  if (found == recorded_.end() && recorded_.size() == kMostRecordings) return compute(inputs, weight);
+  if (found == recorded_.end() && recorded_.size() == kMostRecordings)
+    return compute(inputs, weight);
   Recorded& own = recorded_[shape.str()];
   if (!own.graph) {
     const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
@@ -137,8 +141,8 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   return own.loss.clone();
 }
 
-// One exchange for everything that the processes have to agree on. Returns the mean loss and the sum
-// of the votes to stop, where they were computed.
+// One exchange for everything that the processes have to agree on. Returns the mean loss and the
+// sum of the votes to stop, where they were computed.
 Tensor Trainer::average(const Tensor& loss, bool stop) {
   const torch::NoGradGuard no_grad;
   const Tensor vote = at::full({}, stop ? 1.0 : 0.0, loss.options());
@@ -159,8 +163,8 @@ void Trainer::seed_dropout(int64_t index) const {
   torch::manual_seed(seeds.current_seed());
 }
 
-// Everything that the host has to know is read at once, as each reading waits for the GPU: in a step
-// that overflowed the gradients are clipped for nothing.
+// Everything that the host has to know is read at once, as each reading waits for the GPU: in a
+// step that overflowed the gradients are clipped for nothing.
 void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
   const Tensor gradients_finite = scaler_.unscale(bank_.gradients());
   const Tensor norm = bank_.clip(options_.max_grad_norm);
@@ -175,11 +179,13 @@ void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
   if (scaler_.enabled()) loss_scale_ = values[4];
   report.skipped = !finite;
   skipped_in_a_row_ = finite ? 0 : skipped_in_a_row_ + 1;
-  TORCH_CHECK(finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps),
-              "training: step ", done_ + 1, ": expected a finite loss and gradient, got ",
-              std::isfinite(report.loss) ? "a gradient that is not" : "the loss " + std::to_string(report.loss),
-              scaler_.enabled() ? " for the " + std::to_string(kMostSkippedSteps) + "th step in a row" : "",
-              "; hint: lower --learning_rate, or train with --mixed_precision no or bf16");
+  TORCH_CHECK(
+      finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps), "training: step ",
+      done_ + 1, ": expected a finite loss and gradient, got ",
+      std::isfinite(report.loss) ? "a gradient that is not"
+                                 : "the loss " + std::to_string(report.loss),
+      scaler_.enabled() ? " for the " + std::to_string(kMostSkippedSteps) + "th step in a row" : "",
+      "; hint: lower --learning_rate, or train with --mixed_precision no or bf16");
   if (!finite) return;
   for (std::size_t i = 0; i < optimizers_.size(); ++i) {
     const auto& slice = bank_.slices()[i];

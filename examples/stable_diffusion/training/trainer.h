@@ -38,7 +38,8 @@ struct TrainerOptions {
   /// number of processes learns the same bits from the same samples.
   bool batch_invariant = false;
   OptimizerOptions optimizer;
-  /// The processes that share every batch: each takes its part of it, and the gradients are averaged.
+  /// The processes that share every batch: each takes its part of it, and the gradients are
+  /// averaged.
   distributed::Group group;
 };
 
@@ -48,14 +49,14 @@ struct TrainerParts {
   DiffusionLoss loss;
   PromptStates prompts;
   SampleSource instance;
-  std::optional<SampleSource> prior;        ///< class pictures, for prior preservation
+  std::optional<SampleSource> prior;         ///< class pictures, for prior preservation
   std::vector<lightlora::Patched> adapters;  ///< active during every batch
-  std::vector<ParameterGroup> groups;       ///< what the optimiser moves
+  std::vector<ParameterGroup> groups;        ///< what the optimiser moves
 };
 
 /// What one step did.
 struct StepReport {
-  double loss = 0;           ///< with the prior's share
+  double loss = 0;  ///< with the prior's share
   double learning_rate = 0;
   double gradient_norm = 0;  ///< before clipping; 0 if the step was skipped
   bool skipped = false;      ///< an fp16 overflow: the step was left out
@@ -65,16 +66,16 @@ struct StepReport {
 /// Trains parameters through a frozen UNet.
 /// Equation: loss = instance loss + prior_loss_weight * prior loss, both as DiffusionLoss
 /// Paper:    Ruiz et al. 2022, arXiv:2208.12242
-/// Step k draws the same pictures, crops, noise and timesteps in every run of the same seed, so that
-/// a run that goes on from its state equals one that never stopped, bit for bit. All processes of a
-/// group hold the same values after every step.
+/// Step k draws the same pictures, crops, noise and timesteps in every run of the same seed, so
+/// that a run that goes on from its state equals one that never stopped, bit for bit. All processes
+/// of a group hold the same values after every step.
 class Trainer {
  public:
   Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions options);
 
   /// One optimiser step. `asked_to_stop` is asked at its end; all processes report alike.
-  /// Errors: c10::Error naming the step if the loss or the gradients are not finite (in fp16: if they
-  /// stay so); the parameters then hold the values of the last good step.
+  /// Errors: c10::Error naming the step if the loss or the gradients are not finite (in fp16: if
+  /// they stay so); the parameters then hold the values of the last good step.
   StepReport step(const std::function<bool()>& asked_to_stop = {});
   /// Steps done so far.
   int64_t steps_done() const { return done_; }

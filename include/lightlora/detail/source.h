@@ -5,19 +5,20 @@
 #include <lightlora/config.h>
 
 #ifndef LIGHTLORA_COMPILED
-#error "lightlora/detail/source.h: expected LIGHTLORA_COMPILED to be defined, got the header-only library, which needs no source file; hint: define it for every file of the program"
+#error \
+    "lightlora/detail/source.h: expected LIGHTLORA_COMPILED to be defined, got the header-only library, which needs no source file; hint: define it for every file of the program"
 #endif
 
 #include <lightlora/adapter-inl.h>
 #include <lightlora/combine-inl.h>
+#include <lightlora/detail/adapted_layers-inl.h>
+#include <lightlora/detail/adapted_linear-inl.h>
+#include <lightlora/detail/adapted_rows-inl.h>
 #include <lightlora/detail/basis-inl.h>
 #include <lightlora/detail/formats/diffusers-inl.h>
 #include <lightlora/detail/formats/kohya-inl.h>
 #include <lightlora/detail/formats/native-inl.h>
 #include <lightlora/detail/formats/peft-inl.h>
-#include <lightlora/detail/adapted_layers-inl.h>
-#include <lightlora/detail/adapted_linear-inl.h>
-#include <lightlora/detail/adapted_rows-inl.h>
 #include <lightlora/detail/interception-inl.h>
 #include <lightlora/detail/interception_kernels-inl.h>
 #include <lightlora/detail/layer_weights-inl.h>

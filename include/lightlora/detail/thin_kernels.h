@@ -58,22 +58,22 @@ struct Rows {
 template <typename T>
 struct Forward {
   Rows<const T> x;
-  Rows<T> y;           // y += x down^T up_t
+  Rows<T> y;  // y += x down^T up_t
   const float* down;
-  const float* up_t;   // with the scale in it
+  const float* up_t;  // with the scale in it
   int64_t rank;
 };
 
 template <typename T>
 struct Backward {
   Rows<const T> x, dy;
-  Rows<T> dx;          // dx += g down with g = dy up_t^T; left out without data
+  Rows<T> dx;  // dx += g down with g = dy up_t^T; left out without data
   const float* down;
-  const float* up_t;   // with the scale in it
+  const float* up_t;  // with the scale in it
   int64_t rank;
   float scale;
-  float* grad_down;    // (rank, K), += g^T x; left out if null
-  float* grad_up_t;    // (rank, M), += scale (x down^T)^T dy; left out if null
+  float* grad_down;  // (rank, K), += g^T x; left out if null
+  float* grad_up_t;  // (rank, M), += scale (x down^T)^T dy; left out if null
 };
 
 /// The largest rank that the kernels hold. From about here on the GEMM library has enough to do.
@@ -160,7 +160,8 @@ LIGHTLORA_THIN_INLINE void store_one(Half16* to, float value) {
 
 // h[b][r] = sum over k of x[b][k] factor[r][k], times `scale`; h has kMaxRank columns.
 template <typename S, int B, int R, typename T>
-LIGHTLORA_THIN_INLINE void dots(const Rows<const T>& x, const float* factor, float scale, float* h) {
+LIGHTLORA_THIN_INLINE void dots(const Rows<const T>& x, const float* factor, float scale,
+                                float* h) {
   typename S::Vector sum[B][R] = {};
   int64_t k = 0;
   for (; k + S::W <= x.width; k += S::W) {
@@ -246,10 +247,14 @@ LIGHTLORA_THIN_INLINE void over_rank(int64_t rank, const Step& step) {
   int64_t r = 0;
   for (; r + 4 <= rank; r += 4) step(r, std::integral_constant<int, 4>());
   switch (rank - r) {
-    case 3: return step(r, std::integral_constant<int, 3>());
-    case 2: return step(r, std::integral_constant<int, 2>());
-    case 1: return step(r, std::integral_constant<int, 1>());
-    default: return;
+    case 3:
+      return step(r, std::integral_constant<int, 3>());
+    case 2:
+      return step(r, std::integral_constant<int, 2>());
+    case 1:
+      return step(r, std::integral_constant<int, 1>());
+    default:
+      return;
   }
 }
 
@@ -293,8 +298,8 @@ LIGHTLORA_THIN_INLINE void all_rows(const Call& call, int64_t begin, int64_t end
 
 template <typename Call>
 __attribute__((target("avx512f,avx512bw,fma"), noinline)) void run_avx512(const Call& call,
-                                                                         int64_t begin,
-                                                                         int64_t end) {
+                                                                          int64_t begin,
+                                                                          int64_t end) {
   all_rows<Shape<16, 4>>(call, begin, end);
 }
 

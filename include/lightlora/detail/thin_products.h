@@ -85,9 +85,8 @@ void forward_as(const at::Tensor& y, const at::Tensor& x, const at::Tensor& down
                 const at::Tensor& up_t) {
   const Forward<T> call{rows_of<const T>(x), rows_of<T>(y), down.const_data_ptr<float>(),
                         up_t.const_data_ptr<float>(), down.size(0)};
-  over_rows(x.size(0), x.numel() + y.numel(), [&](int64_t begin, int64_t end, int64_t) {
-    run(call, begin, end, best_isa());
-  });
+  over_rows(x.size(0), x.numel() + y.numel(),
+            [&](int64_t begin, int64_t end, int64_t) { run(call, begin, end, best_isa()); });
 }
 
 template <typename T>
@@ -97,9 +96,15 @@ void backward_as(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& dx
   const auto sums = [](const at::Tensor& t) {
     return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
   };
-  const Backward<T> call{rows_of<const T>(x), rows_of<const T>(dy), rows_of<T>(dx),
-                         down.const_data_ptr<float>(), up_t.const_data_ptr<float>(), down.size(0),
-                         static_cast<float>(scale), sums(grad_down), sums(grad_up_t)};
+  const Backward<T> call{rows_of<const T>(x),
+                         rows_of<const T>(dy),
+                         rows_of<T>(dx),
+                         down.const_data_ptr<float>(),
+                         up_t.const_data_ptr<float>(),
+                         down.size(0),
+                         static_cast<float>(scale),
+                         sums(grad_down),
+                         sums(grad_up_t)};
   over_rows(x.size(0), x.numel() + dy.numel(), [&](int64_t begin, int64_t end, int64_t thread) {
     Backward<T> part = call;
     if (part.grad_down) part.grad_down += thread * down.numel();
@@ -119,7 +124,8 @@ inline void add_low_rank_(const at::Tensor& y, const at::Tensor& x, const at::Te
 }
 
 /// Gradients of both factors, and dx += scale (dy up) down, in one pass over x, dy and dx.
-/// Shapes: x (N, in), dy (N, out), dx (N, in) or undefined; result (r, in), (out, r), each undefined
+/// Shapes: x (N, in), dy (N, out), dx (N, in) or undefined; result (r, in), (out, r), each
+/// undefined
 ///         if it is not wanted
 inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(
     const at::Tensor& x, const at::Tensor& dy, const at::Tensor& dx, const at::Tensor& down,
@@ -132,9 +138,8 @@ inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(
   const int64_t parts = at::get_num_threads();
   if (want_down) grad_down = at::zeros({parts, d.size(0), d.size(1)}, d.options());
   if (want_up) grad_up_t = at::zeros({parts, u.size(0), u.size(1)}, u.options());
-  x.scalar_type() == at::kFloat
-      ? backward_as<float>(x, dy, dx, d, u, scale, grad_down, grad_up_t)
-      : backward_as<Half16>(x, dy, dx, d, u, scale, grad_down, grad_up_t);
+  x.scalar_type() == at::kFloat ? backward_as<float>(x, dy, dx, d, u, scale, grad_down, grad_up_t)
+                                : backward_as<Half16>(x, dy, dx, d, u, scale, grad_down, grad_up_t);
   const auto total = [&](const at::Tensor& sums) { return parts == 1 ? sums[0] : sums.sum(0); };
   if (want_down) grad_down = total(grad_down);
   if (want_up) return {grad_down, transposed(total(grad_up_t), 1.0)};
@@ -143,8 +148,8 @@ inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(
 
 #else  // `usable` says no
 
-inline void add_low_rank_(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                          double) {
+inline void add_low_rank_(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                          const at::Tensor&, double) {
   TORCH_INTERNAL_ASSERT(false);
 }
 inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(const at::Tensor&, const at::Tensor&,

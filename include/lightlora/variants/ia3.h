@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/util/accumulate.h>
 #include <lightlora/adapter.h>
 #include <lightlora/layers.h>
-#include <c10/util/accumulate.h>
 #include <torch/nn/init.h>
 
 #include <tuple>
@@ -28,7 +28,8 @@ struct IA3Options : VariantOptions<IA3Options> {
 /// Adapter that rescales a layer's outputs, or its inputs, by one trained number each.
 /// Equation: delta = scale * (l - 1) (.) weight, so that y = (l (.) weight) x + bias at scale 1
 /// Paper:    Liu et al. 2022, "(IA)^3", arXiv:2205.05638, section 3.3
-/// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one. A convolution has one
+/// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one. A convolution has
+/// one
 ///           number for each channel, whatever its kernel
 /// Dtypes:   fp32, whatever the base is cast to
 /// Errors:   c10::ValueError if `init` is not the default, or DoRA is asked for
@@ -66,7 +67,7 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
     const auto& kernel = own().scale_input() ? layer_.kernel : layer_.out_kernel;
     taps_ = c10::multiply_integers(kernel);
     l = register_parameter("l", own().scale_input() ? torch::empty({1, layer_.in / taps_})
-                                                       : torch::empty({layer_.out / taps_, 1}));
+                                                    : torch::empty({layer_.out / taps_, 1}));
   }
 
  private:

@@ -11,8 +11,8 @@
 
 namespace {
 
-// A variant that the library never heard of works by name: adapts, goes into a file, also with what is
-// frozen, and comes back with its own option; a copy of its state computes the same.
+// A variant that the library never heard of works by name: adapts, goes into a file, also with what
+// is frozen, and comes back with its own option; a copy of its state computes the same.
 bool own_variant_works(torch::nn::Sequential& model, const torch::Tensor& input) {
   lightlora::register_variant<OuterAdapterImpl>();
   const char* file = "consumer-outer.safetensors";

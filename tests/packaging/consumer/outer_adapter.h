@@ -17,7 +17,8 @@ struct OuterOptions : lightlora::VariantOptions<OuterOptions> {
 
  public:
   static auto fields() {
-    return std::make_tuple(lightlora::option("spread", &OuterOptions::spread_, "Spread of the mask"));
+    return std::make_tuple(
+        lightlora::option("spread", &OuterOptions::spread_, "Spread of the mask"));
   }
 };
 

@@ -13,11 +13,10 @@
 
 int main() {
   // Volatile, so that the linker has to find it.
-  std::unique_ptr<distributed::Backend> (*volatile make_backend)(const distributed::Store&,
-                                                                 const distributed::WorldInfo&) =
-      &distributed::make_nccl_backend;
+  std::unique_ptr<distributed::Backend> (*volatile make_backend)(
+      const distributed::Store&, const distributed::WorldInfo&) = &distributed::make_nccl_backend;
   const bool records = training::use_cuda_graph(std::nullopt, {c10::kCUDA, 0});
-  std::cout << "devices " << torch::cuda::device_count() << ", records " << records << ", exchanges "
-            << (make_backend != nullptr) << "\n";
+  std::cout << "devices " << torch::cuda::device_count() << ", records " << records
+            << ", exchanges " << (make_backend != nullptr) << "\n";
   return 0;
 }

@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "support/cli/progress.h"
 #include "research/pretraining/adamw.h"
+#include "support/cli/progress.h"
 
 namespace pretraining {
 

@@ -4,13 +4,13 @@
 
 #include <filesystem>
 
-#include "support/cli/progress.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/pictures.h"
 #include "research/pretraining/sampling.h"
 #include "research/pretraining/stages.h"
 #include "schedulers/schedulers.h"
+#include "support/cli/progress.h"
 
 namespace pretraining {
 namespace {

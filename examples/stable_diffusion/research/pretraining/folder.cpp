@@ -4,9 +4,9 @@
 #include <cstdio>
 #include <fstream>
 
+#include "models/weights.h"
 #include "research/pretraining/loop.h"
 #include "support/files/json_file.h"
-#include "models/weights.h"
 
 namespace pretraining {
 namespace {

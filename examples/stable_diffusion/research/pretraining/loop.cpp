@@ -101,6 +101,22 @@ int64_t resume(AdamW& optimizer, const std::string& checkpoint) {
   return std::stoll(file.metadata().at("step"));
 }
 
+template <typename Call>
+void with_averages(AdamW& optimizer, const Call& call) {
+  optimizer.use_averages();
+  call();
+  optimizer.use_values();
+}
+
+// Logs the figures of the averaged model, and returns them as text.
+std::string validate(AdamW& optimizer, const StageWork& work, int64_t step, Log& log) {
+  nlohmann::json figures;
+  with_averages(optimizer, [&] { figures = work.validate(step); });
+  figures["step"] = step;
+  log.write(figures);
+  return figures.dump();
+}
+
 }  // namespace
 
 at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch) {
@@ -147,9 +163,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
   const auto save = [&] {
     if (!group.is_main()) return;
     lightlora::save_safetensors(checkpoint, optimizer.state(), {{"step", std::to_string(step)}});
-    optimizer.use_averages();
-    work.save();
-    optimizer.use_values();
+    with_averages(optimizer, [&] { work.save(); });
   };
   int64_t saved = step;
   double saved_at = now();
@@ -172,14 +186,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
       log.write(line);
     }
     if (group.is_main() && (step % plan.validate_every == 0 || step == plan.end)) {
-      window.pause([&] {
-        optimizer.use_averages();
-        nlohmann::json figures = work.validate(step);
-        optimizer.use_values();
-        figures["step"] = step;
-        log.write(figures);
-        progress.print(figures.dump());
-      });
+      window.pause([&] { progress.print(validate(optimizer, work, step, log)); });
     }
     if (step % plan.save_every == 0 || step == plan.end || now() - saved_at > plan.save_seconds) {
       window.pause(save);

@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "support/distributed/group.h"
 #include "research/pretraining/adamw.h"
+#include "support/distributed/group.h"
 
 namespace pretraining {
 

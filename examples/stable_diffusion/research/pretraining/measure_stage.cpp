@@ -3,9 +3,7 @@
 
 #include <algorithm>
 
-#include "support/cli/progress.h"
-#include "support/images/measures.h"
-#include "support/images/tensor.h"
+#include "pipeline/pipeline.h"
 #include "research/pretraining/classifier.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
@@ -13,7 +11,9 @@
 #include "research/pretraining/placing.h"
 #include "research/pretraining/sampling.h"
 #include "research/pretraining/stages.h"
-#include "pipeline/pipeline.h"
+#include "support/cli/progress.h"
+#include "support/images/measures.h"
+#include "support/images/tensor.h"
 
 namespace pretraining {
 namespace {

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "models/clip.h"
-#include "text/tokenizer.h"
 #include "models/unet.h"
 #include "models/vae.h"
+#include "text/tokenizer.h"
 
 namespace pretraining {
 

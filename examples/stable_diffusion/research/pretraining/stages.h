@@ -25,10 +25,10 @@ int64_t train_decoder(const StageOptions& options);
 /// Loss: squared error of what the scheduler's prediction type asks for
 int64_t train_diffusion(const StageOptions& options);
 
-/// Measures the model of the output folder, as examples/stable_diffusion/support/images/measures.h defines it: is the emoji
-/// that a prompt names the nearest of all in the vocabulary, is the background as asked, and what
-/// does the autoencoder lose of emoji it has never seen. Writes `figures.json` and
-/// `samples/measure.png`; returns the figures.
+/// Measures the model of the output folder, as examples/stable_diffusion/support/images/measures.h
+/// defines it: is the emoji that a prompt names the nearest of all in the vocabulary, is the
+/// background as asked, and what does the autoencoder lose of emoji it has never seen. Writes
+/// `figures.json` and `samples/measure.png`; returns the figures.
 nlohmann::json measure_model(const StageOptions& options);
 
 }  // namespace pretraining

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ATen.h>
 
+#include "models/vae.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/pictures.h"
 #include "research/pretraining/stages.h"
-#include "models/vae.h"
 
 namespace pretraining {
 namespace {

@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "support/images/measures.h"
 #include "pipeline/pipeline.h"
 #include "research/study/file_sizes.h"
 #include "research/study/result.h"
 #include "research/study/variants.h"
+#include "support/images/measures.h"
 #include "training/inversion.h"
 #include "training/trainer.h"
 #include "training/validation.h"
@@ -19,7 +19,8 @@ namespace study {
 
 /// What all runs share.
 struct Settings {
-  std::string model = "examples/stable_diffusion/assets/base", subject = "examples/stable_diffusion/assets/teddy_bear";
+  std::string model = "examples/stable_diffusion/assets/base",
+              subject = "examples/stable_diffusion/assets/teddy_bear";
   std::string subject_words = "sks bear";  ///< the captions' words for the subject
   std::string initializer = "bear", emoji = "teddy bear";
   std::string emoji_vectors = "examples/stable_diffusion/assets/measures/emoji.safetensors";

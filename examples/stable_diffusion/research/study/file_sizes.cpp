@@ -9,10 +9,10 @@
 #include <filesystem>
 #include <functional>
 
-#include "support/cli/fmt.h"
 #include "models/clip.h"
 #include "models/unet.h"
 #include "models/weights.h"
+#include "support/cli/fmt.h"
 
 namespace study {
 
@@ -60,12 +60,11 @@ Shapes shapes_of(const std::vector<LayerInfo>& layers) {
   return shapes;
 }
 
-AdapterState adapters(const std::string& variant, int64_t rank, const std::vector<LayerInfo>& layers,
-                      Bases bases = Bases::by_seed) {
+AdapterState adapters(const std::string& variant, int64_t rank,
+                      const std::vector<LayerInfo>& layers, Bases bases = Bases::by_seed) {
   AdapterState state;
   for (const auto& layer : layers) {
-    const auto adapter =
-        lightlora::find_variant(variant).make(lightlora::LoRAOptions(rank), layer);
+    const auto adapter = lightlora::find_variant(variant).make(lightlora::LoRAOptions(rank), layer);
     state.push_back(lightlora::state_of(*adapter, bases));
   }
   return state;
@@ -175,13 +174,15 @@ std::vector<FileSize> all_sizes(int64_t rank) {
                                {{"unet", adapters("light", 1, unet)},
                                 {"text_encoder", adapters("light", 1, text_layers())}}));
   const Components light{{"unet", adapters("light", rank, unet)}};
-  sizes.push_back(scale.weigh("light," + of_rank + ", for diffusers", trained_values(light),
-                              [&](const std::string& path, at::ScalarType dtype) {
-                                lightlora::save(light, path, lightlora::SaveOptions(Format::diffusers).dtype(dtype));
-                              }));
+  sizes.push_back(scale.weigh(
+      "light," + of_rank + ", for diffusers", trained_values(light),
+      [&](const std::string& path, at::ScalarType dtype) {
+        lightlora::save(light, path, lightlora::SaveOptions(Format::diffusers).dtype(dtype));
+      }));
   sizes.push_back(scale.weigh("light," + of_rank + ", for kohya and A1111", trained_values(light),
                               [&](const std::string& path, at::ScalarType dtype) {
-                                lightlora::save(light, path, lightlora::SaveOptions(Format::kohya).dtype(dtype));
+                                lightlora::save(light, path,
+                                                lightlora::SaveOptions(Format::kohya).dtype(dtype));
                               }));
   return sizes;
 }

@@ -26,9 +26,9 @@ struct FileSize {
 Shapes attention_layers(torch::nn::Module& unet);
 Shapes sd15_layers();
 
-/// Files of Stable Diffusion 1.5's shapes are written and measured: learned embeddings, and adapters
-/// of the UNet's 128 attention layers. Values are random, which changes no size.
-/// The files of the method's description, as this library writes them.
+/// Files of Stable Diffusion 1.5's shapes are written and measured: learned embeddings, and
+/// adapters of the UNet's 128 attention layers. Values are random, which changes no size. The files
+/// of the method's description, as this library writes them.
 std::vector<FileSize> described_sizes();
 /// All kinds of files, adapters of this rank.
 std::vector<FileSize> all_sizes(int64_t rank);

@@ -31,7 +31,8 @@ struct Study {
   ModelInfo model;
   std::vector<Row> rows;
   std::vector<Row> words;  ///< of no adapter
-  std::vector<Runs> light_ranks, classic_ranks, basis_sizes;  ///< sweeps: the runs of one setting each
+  std::vector<Runs> light_ranks, classic_ranks,
+      basis_sizes;          ///< sweeps: the runs of one setting each
   double unsplit_loss = 0;  ///< of the core that `splits` cuts
   std::vector<Split> splits;
   std::vector<FileSize> sizes;  ///< for Stable Diffusion 1.5

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "research/study/chart.h"
 #include "support/images/load.h"
 #include "support/images/resize.h"
 #include "support/images/sheet.h"
-#include "research/study/chart.h"
 
 namespace study {
 

@@ -3,8 +3,8 @@
 
 #include <optional>
 
-#include "support/images/image.h"
 #include "research/study/page.h"
+#include "support/images/image.h"
 
 namespace study {
 

@@ -19,9 +19,7 @@ double mean_loss(const Runs& runs) {
   return sum / static_cast<double>(runs.size());
 }
 
-bool better(const Runs& a, const Runs& b) {
-  return mean_loss(a) < mean_loss(b);
-}
+bool better(const Runs& a, const Runs& b) { return mean_loss(a) < mean_loss(b); }
 
 std::vector<double> rates_of(const Variant& variant) {
   std::vector<double> rates{variant.described_rate};
@@ -98,8 +96,8 @@ int64_t Plan::runs() const {
   auto count = static_cast<int64_t>(2 * ranks.size() + sizes.size()) * seeds;
   for (const auto& row : rows) {
     const size_t rates = row.other_rates.size() + 1;
-    count += static_cast<int64_t>(rates +
-                                  std::min(rates, kFinalists) * static_cast<size_t>(seeds - 1));
+    count +=
+        static_cast<int64_t>(rates + std::min(rates, kFinalists) * static_cast<size_t>(seeds - 1));
   }
   return count;
 }

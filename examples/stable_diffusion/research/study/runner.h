@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "support/distributed/group.h"
 #include "research/study/experiment.h"
+#include "support/distributed/group.h"
 
 namespace study {
 
@@ -20,9 +20,11 @@ struct Job {
 
 /// Makes an experiment in every process of a group: rank 0 first, which learns the word.
 /// Errors: c10::Error if the processes do not share one work folder
-std::unique_ptr<Experiment> make_experiment(const Settings& settings, const distributed::Group& group);
+std::unique_ptr<Experiment> make_experiment(const Settings& settings,
+                                            const distributed::Group& group);
 
-/// Runs of a study with a line for each that is not done yet, dealt out to the processes of a group.
+/// Runs of a study with a line for each that is not done yet, dealt out to the processes of a
+/// group.
 class Runner {
  public:
   /// `total`: how many runs the study has in all

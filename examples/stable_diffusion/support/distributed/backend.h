@@ -6,8 +6,8 @@
 #include <memory>
 #include <string>
 
-#include "support/distributed/world.h"
 #include "support/distributed/store.h"
+#include "support/distributed/world.h"
 
 namespace distributed {
 
@@ -26,7 +26,7 @@ class Backend {
 /// LibTorch's gloo, for tensors on the CPU. `address` is this machine's, as the others reach it.
 /// Errors: c10::Error if the others cannot be reached within `seconds`
 std::unique_ptr<Backend> make_gloo_backend(const Store& store, const WorldInfo& world,
-                                         const std::string& address, double seconds);
+                                           const std::string& address, double seconds);
 
 /// LibTorch's NCCL, for tensors on this process's GPU; null in builds without the CUDA toolkit's
 /// headers, where CUDA tensors go through the CPU.

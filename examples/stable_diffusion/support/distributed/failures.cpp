@@ -23,8 +23,9 @@ constexpr auto kAskPause = std::chrono::milliseconds(100);
 std::string key(const char* what, int64_t rank) { return fmt::format("{}/{}", what, rank); }
 
 std::string lost_store(const WorldInfo& world) {
-  return fmt::format("lost the store at {}:{}, which {} serves; hint: its own output says why it ended",
-                     world.host, world.port, world.store_is_served ? "torchrun" : "rank 0");
+  return fmt::format(
+      "lost the store at {}:{}, which {} serves; hint: its own output says why it ended",
+      world.host, world.port, world.store_is_served ? "torchrun" : "rank 0");
 }
 
 std::string look_up(const Store& store, const std::string& name) {
@@ -55,12 +56,13 @@ bool FailureReporter::all_left() const {
   return true;
 }
 
-// A rank is lost if it says nothing and its heartbeat has not come meanwhile: one that is alive may be
-// waiting for this process, and not have noticed.
+// A rank is lost if it says nothing and its heartbeat has not come meanwhile: one that is alive may
+// be waiting for this process, and not have noticed.
 std::string FailureReporter::ask_others() {
   store_->set(key("left", world_.rank), kStillHere);
   std::vector<std::string> beats;
-  for (int64_t rank = 0; rank < world_.size; ++rank) beats.push_back(look_up(store_, key("beat", rank)));
+  for (int64_t rank = 0; rank < world_.size; ++rank)
+    beats.push_back(look_up(store_, key("beat", rank)));
   const double start = seconds_now();
   do {
     lost_.clear();
@@ -81,7 +83,8 @@ std::string FailureReporter::ask_others() {
 std::string FailureReporter::explain(const std::string& backend_error) {
   try {
     const std::string why = ask_others();
-    return why.empty() ? "lost a connection: " + backend_error.substr(0, backend_error.find('\n')) : why;
+    return why.empty() ? "lost a connection: " + backend_error.substr(0, backend_error.find('\n'))
+                       : why;
   } catch (const std::exception&) {
     return lost_store(world_);
   }
@@ -155,8 +158,8 @@ struct Heartbeat::State {
       if (last_answer - last_heard > limit) break;
     }
     if (seconds_now() - last_heard > limit) {
-      end_process(fmt::format("lost {}, which has been silent for {} s", failures->name_of(neighbour),
-                              std::llround(limit)),
+      end_process(fmt::format("lost {}, which has been silent for {} s",
+                              failures->name_of(neighbour), std::llround(limit)),
                   Word::fault);
     }
   }
@@ -172,8 +175,8 @@ struct Heartbeat::State {
   }
 };
 
-Heartbeat::Heartbeat(Store store, const WorldInfo& world, std::shared_ptr<FailureReporter> failures, std::string program,
-             double limit)
+Heartbeat::Heartbeat(Store store, const WorldInfo& world, std::shared_ptr<FailureReporter> failures,
+                     std::string program, double limit)
     : state_(std::make_shared<State>()) {
   state_->store = std::move(store);
   state_->world = world;

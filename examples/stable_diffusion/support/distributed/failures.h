@@ -11,8 +11,8 @@
 
 namespace distributed {
 
-/// Reports what goes wrong in a group, once: this process on standard error, and to the others through
-/// the store.
+/// Reports what goes wrong in a group, once: this process on standard error, and to the others
+/// through the store.
 class FailureReporter {
  public:
   FailureReporter(Store store, const WorldInfo& world, std::vector<Member> members);
@@ -43,22 +43,23 @@ class FailureReporter {
   std::atomic<bool> claimed_{false};
 };
 
-/// Finds processes that neither end nor answer: a machine that is off, a stopped process, a GPU that
-/// hangs. Each rank says "I am here" every few seconds in the store and listens to the next one.
-/// A rank that hears nothing for `limit` seconds, or reads that another one failed, writes one line
-/// to standard error and ends this process: its main thread may be waiting for ever.
+/// Finds processes that neither end nor answer: a machine that is off, a stopped process, a GPU
+/// that hangs. Each rank says "I am here" every few seconds in the store and listens to the next
+/// one. A rank that hears nothing for `limit` seconds, or reads that another one failed, writes one
+/// line to standard error and ends this process: its main thread may be waiting for ever.
 class Heartbeat {
  public:
   /// `store` is a connection of the heartbeat's own.
-  Heartbeat(Store store, const WorldInfo& world, std::shared_ptr<FailureReporter> failures, std::string program,
-        double limit);
+  Heartbeat(Store store, const WorldInfo& world, std::shared_ptr<FailureReporter> failures,
+            std::string program, double limit);
   ~Heartbeat();
   Heartbeat(const Heartbeat&) = delete;
   Heartbeat& operator=(const Heartbeat&) = delete;
 
  private:
   struct State;
-  std::shared_ptr<State> state_;  // the threads' too: one that waits for a dead store is left behind
+  std::shared_ptr<State>
+      state_;  // the threads' too: one that waits for a dead store is left behind
 };
 
 }  // namespace distributed

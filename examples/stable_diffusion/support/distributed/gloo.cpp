@@ -14,7 +14,8 @@ namespace distributed {
 
 namespace {
 
-// How long one call may take says nothing: rank 0 may be drawing pictures. A Heartbeat finds the dead.
+// How long one call may take says nothing: rank 0 may be drawing pictures. A Heartbeat finds the
+// dead.
 constexpr auto kPatience = std::chrono::hours(24 * 365);
 
 template <typename Options>
@@ -26,7 +27,8 @@ Options patient() {
 
 class GlooBackend : public Backend {
  public:
-  GlooBackend(const Store& store, const WorldInfo& world, const std::string& address, double seconds) {
+  GlooBackend(const Store& store, const WorldInfo& world, const std::string& address,
+              double seconds) {
     using Gloo = c10d::ProcessGroupGloo;
     auto options = Gloo::Options::create(std::chrono::milliseconds(std::llround(seconds * 1000)));
     const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
@@ -54,22 +56,25 @@ class GlooBackend : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> make_gloo_backend(const Store& store, const WorldInfo& world,
-                                         const std::string& address, double seconds) {
+                                           const std::string& address, double seconds) {
   try {
     return std::make_unique<GlooBackend>(store, world, address, seconds);
   } catch (const std::exception& error) {
     const std::string text = error.what();
-    TORCH_CHECK(false, "rank ", world.rank, " at ", address, ": expected connections to all other ranks ",
-                "within ", std::llround(seconds), " s, got '", text.substr(0, text.find('\n')),
-                "'; hint: do firewalls let the machines reach each other? GLOO_SOCKET_IFNAME names the ",
-                "network interface to use");
+    TORCH_CHECK(
+        false, "rank ", world.rank, " at ", address, ": expected connections to all other ranks ",
+        "within ", std::llround(seconds), " s, got '", text.substr(0, text.find('\n')),
+        "'; hint: do firewalls let the machines reach each other? GLOO_SOCKET_IFNAME names the ",
+        "network interface to use");
   }
 }
 
 #else
 
-std::unique_ptr<Backend> make_gloo_backend(const Store&, const WorldInfo& world, const std::string&, double) {
-  TORCH_CHECK(false, "expected a LibTorch built with gloo to run ", world.size, " processes, got one ",
+std::unique_ptr<Backend> make_gloo_backend(const Store&, const WorldInfo& world, const std::string&,
+                                           double) {
+  TORCH_CHECK(false, "expected a LibTorch built with gloo to run ", world.size,
+              " processes, got one ",
               "without; hint: the packages of pytorch.org and PyPI have it");
 }
 

@@ -38,8 +38,9 @@ struct Group::State {
     if (!tensor.is_cuda()) return gloo.get();
     if (!asked_for_nccl) nccl = make_nccl_backend(part_of(rendezvous.store, "nccl"), world);
     if (!asked_for_nccl && !nccl && world.rank == 0) {
-      std::cout << "notice: the processes' GPUs exchange gradients through the CPU, as this program "
-                << "was built without NCCL; hint: build it with the CUDA toolkit's headers\n";
+      std::cout
+          << "notice: the processes' GPUs exchange gradients through the CPU, as this program "
+          << "was built without NCCL; hint: build it with the CUDA toolkit's headers\n";
     }
     asked_for_nccl = true;
     return nccl.get();
@@ -58,12 +59,15 @@ std::string machine_name() {
   return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
 }
 
-bool is_loopback(const std::string& address) { return address.rfind("127.", 0) == 0 || address == "::1"; }
+bool is_loopback(const std::string& address) {
+  return address.rfind("127.", 0) == 0 || address == "::1";
+}
 
 // Folders and files are each machine's own.
 bool may_differ(const std::string& name) {
   const auto ends_with = [&](const std::string& end) {
-    return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
+    return name.size() >= end.size() &&
+           name.compare(name.size() - end.size(), end.size(), end) == 0;
   };
   return ends_with("_dir") || name == "pretrained_model_name_or_path" || name == "config" ||
          name == "output";
@@ -253,17 +257,19 @@ void run(const cli::App& app, const GroupOptions& options,
   try {
     choose_gpu(world);
     state->root = connect_store(world, options.rendezvous_timeout);
-    state->rendezvous =
-        meet(part_of(state->root, "lightlora"), world, describe(app, world), options.rendezvous_timeout);
+    state->rendezvous = meet(part_of(state->root, "lightlora"), world, describe(app, world),
+                             options.rendezvous_timeout);
     auto& rendezvous = state->rendezvous;
-    state->failures = std::make_shared<FailureReporter>(rendezvous.store, world, rendezvous.members);
+    state->failures =
+        std::make_shared<FailureReporter>(rendezvous.store, world, rendezvous.members);
     require_same_settings(rendezvous.members);
     const Store own_connection =
         part_of(part_of(state->root->clone(), "lightlora"), fmt::to_string(rendezvous.number));
-    state->heartbeat = std::make_unique<Heartbeat>(own_connection, world, state->failures, app.get_name(),
-                                           options.heartbeat_timeout);
-    state->gloo = make_gloo_backend(part_of(rendezvous.store, "gloo"), world,
-                                   own_address(world, rendezvous.members), options.rendezvous_timeout);
+    state->heartbeat = std::make_unique<Heartbeat>(own_connection, world, state->failures,
+                                                   app.get_name(), options.heartbeat_timeout);
+    state->gloo =
+        make_gloo_backend(part_of(rendezvous.store, "gloo"), world,
+                          own_address(world, rendezvous.members), options.rendezvous_timeout);
     const Group group(state);
     body(group);
     group.barrier();

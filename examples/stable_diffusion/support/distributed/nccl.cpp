@@ -26,11 +26,12 @@ class NcclBackend : public Backend {
       store->set("id", std::vector<uint8_t>(id.internal, id.internal + NCCL_UNIQUE_ID_BYTES));
     } else {
       const auto bytes = store->get("id");
-      TORCH_CHECK(bytes.size() == NCCL_UNIQUE_ID_BYTES, "NCCL: expected an id of ", NCCL_UNIQUE_ID_BYTES,
-                  " bytes from rank 0, got ", bytes.size());
+      TORCH_CHECK(bytes.size() == NCCL_UNIQUE_ID_BYTES, "NCCL: expected an id of ",
+                  NCCL_UNIQUE_ID_BYTES, " bytes from rank 0, got ", bytes.size());
       std::copy(bytes.begin(), bytes.end(), id.internal);
     }
-    communicator_ = nccl::comm_init_rank(static_cast<int>(world.size), id, static_cast<int>(world.rank));
+    communicator_ =
+        nccl::comm_init_rank(static_cast<int>(world.size), id, static_cast<int>(world.rank));
   }
   NcclBackend(const NcclBackend&) = delete;
   NcclBackend& operator=(const NcclBackend&) = delete;

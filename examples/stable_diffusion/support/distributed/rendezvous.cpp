@@ -20,9 +20,7 @@ constexpr auto kPause = std::chrono::milliseconds(20);
 // Rank 0 speaks first when time is up: it knows who is missing.
 constexpr double kGraceSeconds = 3;
 
-std::string name_of(const char* what, int64_t rank) {
-  return fmt::format("{}/{}", what, rank);
-}
+std::string name_of(const char* what, int64_t rank) { return fmt::format("{}/{}", what, rank); }
 
 std::string random_name() {
   std::random_device device;
@@ -59,7 +57,8 @@ class Host {
       const std::string name = came ? store_->get_to_str(name_of("join", rank)) : "";
       const bool is_here = has(rendezvous_.store, name_of("here", rank));
       if (came && answered_[rank] != name) {
-        if (is_here) fail(fmt::format("expected one process of each rank, got two that are rank {}", rank));
+        if (is_here)
+          fail(fmt::format("expected one process of each rank, got two that are rank {}", rank));
         store_->set("answer/" + name, fmt::to_string(rendezvous_.number));
         answered_[rank] = name;
       }
@@ -75,9 +74,10 @@ class Host {
   }
 
   [[noreturn]] void fail_for_missing(double seconds) {
-    fail(fmt::format("expected {} processes within {} s, got none of rank {}; hint: do they run, and "
-                     "with this MASTER_ADDR and MASTER_PORT?",
-                     world_.size, std::llround(seconds), fmt::join(missing_, ", ")));
+    fail(fmt::format(
+        "expected {} processes within {} s, got none of rank {}; hint: do they run, and "
+        "with this MASTER_ADDR and MASTER_PORT?",
+        world_.size, std::llround(seconds), fmt::join(missing_, ", ")));
   }
 
  private:
@@ -88,7 +88,8 @@ class Host {
   std::vector<int64_t> missing_;
 };
 
-void host(const Store& store, const WorldInfo& world, const Member& self, double seconds, Rendezvous& rendezvous) {
+void host(const Store& store, const WorldInfo& world, const Member& self, double seconds,
+          Rendezvous& rendezvous) {
   rendezvous.number = store->add("starts", 1);
   rendezvous.store = part_of(store, fmt::to_string(rendezvous.number));
   rendezvous.store->set(name_of("here", 0), text_of(self));
@@ -101,7 +102,8 @@ void host(const Store& store, const WorldInfo& world, const Member& self, double
   rendezvous.store->set("complete", "yes");
 }
 
-void attend(const Store& store, const WorldInfo& world, const Member& self, double seconds, Rendezvous& rendezvous) {
+void attend(const Store& store, const WorldInfo& world, const Member& self, double seconds,
+            Rendezvous& rendezvous) {
   const std::string answer = "answer/" + random_name();
   store->set(name_of("join", world.rank), answer.substr(answer.find('/') + 1));
   const double start = seconds_now();
@@ -138,7 +140,8 @@ void require_same_settings(const std::vector<Member>& members) {
   const auto& first = members.at(0);
   for (std::size_t rank = 1; rank < members.size(); ++rank) {
     const auto& other = members[rank];
-    const auto check = [&](const std::string& name, const std::string& expected, const std::string& got) {
+    const auto check = [&](const std::string& name, const std::string& expected,
+                           const std::string& got) {
       TORCH_CHECK_VALUE(expected == got, name, ": expected the same on all ranks, got '", expected,
                         "' on rank 0 and '", got, "' on rank ", rank, " (", other.machine, ")");
     };

@@ -6,16 +6,16 @@
 #include <utility>
 #include <vector>
 
-#include "support/distributed/world.h"
 #include "support/distributed/store.h"
+#include "support/distributed/world.h"
 
 namespace distributed {
 
 /// What one process tells the others when it starts.
 struct Member {
-  std::string machine;  ///< its host name
-  std::string address;  ///< as the others reach it
-  std::string program;  ///< name and version
+  std::string machine;                                        ///< its host name
+  std::string address;                                        ///< as the others reach it
+  std::string program;                                        ///< name and version
   std::vector<std::pair<std::string, std::string>> settings;  ///< flags that all ranks should share
 };
 
@@ -28,7 +28,8 @@ struct Rendezvous {
 };
 
 /// Waits until all ranks are there.
-/// Errors: c10::Error naming the ranks that did not come within `seconds`, or a rank that came twice
+/// Errors: c10::Error naming the ranks that did not come within `seconds`, or a rank that came
+/// twice
 Rendezvous meet(const Store& store, const WorldInfo& world, const Member& self, double seconds);
 
 /// Errors: c10::ValueError naming the first setting in which a rank differs from rank 0

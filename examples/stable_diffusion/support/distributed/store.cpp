@@ -44,22 +44,24 @@ Addresses resolve(const std::string& host, uint16_t port, std::string* problem) 
 std::string no_answer(const WorldInfo& world, double seconds, const std::string& last) {
   std::string problem;
   if (!resolve(world.host, world.port, &problem)) {
-    return fmt::format("MASTER_ADDR '{0}': expected the machine of rank 0, got '{1}'; hint: check the "
-                       "address with: getent hosts {0}",
-                       world.host, problem);
+    return fmt::format(
+        "MASTER_ADDR '{0}': expected the machine of rank 0, got '{1}'; hint: check the "
+        "address with: getent hosts {0}",
+        world.host, problem);
   }
   if (world.rank == 0 && !world.store_is_served) {
     const bool taken = last.find("EADDRINUSE") != std::string::npos ||
                        last.find("already in use") != std::string::npos;
-    return fmt::format("MASTER_PORT {}: expected a free port on rank 0, got '{}'; hint: another "
-                       "MASTER_PORT for all ranks",
-                       world.port, taken ? "already in use" : last);
+    return fmt::format(
+        "MASTER_PORT {}: expected a free port on rank 0, got '{}'; hint: another "
+        "MASTER_PORT for all ranks",
+        world.port, taken ? "already in use" : last);
   }
-  return fmt::format("'{}:{}': expected {}'s store within {} s, got no answer; hint: does rank 0 run "
-                     "there, do all ranks have the same MASTER_ADDR and MASTER_PORT, does a firewall "
-                     "block the port?",
-                     world.host, world.port, world.store_is_served ? "torchrun" : "rank 0",
-                     std::llround(seconds));
+  return fmt::format(
+      "'{}:{}': expected {}'s store within {} s, got no answer; hint: does rank 0 run "
+      "there, do all ranks have the same MASTER_ADDR and MASTER_PORT, does a firewall "
+      "block the port?",
+      world.host, world.port, world.store_is_served ? "torchrun" : "rank 0", std::llround(seconds));
 }
 
 }  // namespace
@@ -79,7 +81,8 @@ Store connect_store(const WorldInfo& world, double seconds) {
   std::string last;
   do {
     const double left = std::max(0.1, seconds - (seconds_now() - start));
-    options.timeout = std::chrono::milliseconds(std::llround(1000 * std::min(left, kAttemptSeconds)));
+    options.timeout =
+        std::chrono::milliseconds(std::llround(1000 * std::min(left, kAttemptSeconds)));
     try {
       Store store = c10::make_intrusive<c10d::TCPStore>(world.host, options);
       store->setTimeout(c10d::Store::kDefaultTimeout);
@@ -112,7 +115,8 @@ std::string address_towards(const std::string& host, uint16_t port) {
                        ::getsockname(descriptor, address, &size) == 0;
     ::close(descriptor);
     std::array<char, NI_MAXHOST> text{};
-    if (found && getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST) == 0) {
+    if (found &&
+        getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST) == 0) {
       return text.data();
     }
   }

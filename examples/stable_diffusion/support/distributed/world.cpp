@@ -28,8 +28,9 @@ std::optional<int64_t> number(const Variables& variables, const std::string& nam
   if (!text) return std::nullopt;
   int64_t value = -1;
   const auto result = std::from_chars(text->data(), text->data() + text->size(), value);
-  TORCH_CHECK_VALUE(result.ec == std::errc() && result.ptr == text->data() + text->size() && value >= 0,
-                    name, ": expected a whole number in the environment, got '", *text, "'");
+  TORCH_CHECK_VALUE(
+      result.ec == std::errc() && result.ptr == text->data() + text->size() && value >= 0, name,
+      ": expected a whole number in the environment, got '", *text, "'");
   return value;
 }
 
@@ -45,9 +46,9 @@ bool read_ranks(const Variables& variables, const Launcher& launcher, WorldInfo&
   world.size = number(variables, launcher.size).value_or(1);
   if (world.size <= 1) return false;
   const auto rank = number(variables, launcher.rank);
-  TORCH_CHECK_VALUE(rank.has_value(), launcher.rank, ": expected it beside ", launcher.size, "=",
-                    world.size, " in the environment, got none; hint: start with torchrun, or unset ",
-                    launcher.size);
+  TORCH_CHECK_VALUE(
+      rank.has_value(), launcher.rank, ": expected it beside ", launcher.size, "=", world.size,
+      " in the environment, got none; hint: start with torchrun, or unset ", launcher.size);
   TORCH_CHECK_VALUE(*rank < world.size, launcher.rank, ": expected less than ", launcher.size, "=",
                     world.size, ", got ", *rank);
   world.rank = *rank;
@@ -58,9 +59,10 @@ bool read_ranks(const Variables& variables, const Launcher& launcher, WorldInfo&
 
 void read_address(const Variables& variables, WorldInfo& world) {
   const auto host = variables("MASTER_ADDR");
-  TORCH_CHECK_VALUE(host || world.local_size == world.size,
-                    "MASTER_ADDR: expected the machine of rank 0 in the environment, got none; hint: ",
-                    "torchrun sets it; with mpirun: -x MASTER_ADDR=<machine>");
+  TORCH_CHECK_VALUE(
+      host || world.local_size == world.size,
+      "MASTER_ADDR: expected the machine of rank 0 in the environment, got none; hint: ",
+      "torchrun sets it; with mpirun: -x MASTER_ADDR=<machine>");
   world.host = host.value_or("127.0.0.1");
   const auto port = number(variables, "MASTER_PORT");
   TORCH_CHECK_VALUE(!port || (*port > 0 && *port < 65536),

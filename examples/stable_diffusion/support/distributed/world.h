@@ -8,8 +8,8 @@
 
 namespace distributed {
 
-/// The ranks of the processes that one command started, and this one's, as the launcher's environment
-/// says them.
+/// The ranks of the processes that one command started, and this one's, as the launcher's
+/// environment says them.
 struct WorldInfo {
   int64_t rank = 0, size = 1;              ///< among all processes
   int64_t local_rank = 0, local_size = 1;  ///< among those of this machine; the number of its GPU

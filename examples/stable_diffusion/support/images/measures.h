@@ -27,7 +27,8 @@ Background background(const Image& image);
 at::Tensor subject_vector(const Image& image);
 
 /// The same vector of a picture with its own alpha channel, such as an emoji's bitmap.
-/// Shapes: premultiplied (4, H, W), red, green, blue (times alpha) and alpha in [0, 1]; result (2304)
+/// Shapes: premultiplied (4, H, W), red, green, blue (times alpha) and alpha in [0, 1]; result
+/// (2304)
 at::Tensor reference_vector(const at::Tensor& premultiplied);
 
 /// The same vector of every emoji of the reference set, to tell which one a picture resembles.
@@ -58,9 +59,9 @@ class EmojiVectors {
 
 /// Whether pictures show the subject, and whether their prompts still decide the background.
 struct Fidelity {
-  double cosine = 0;                  ///< mean with the emoji that the subject is
-  int64_t median_rank = 0;            ///< of that emoji among all; 0 is best
-  int64_t followed = 0, asked = 0;    ///< backgrounds as asked, and prompts that asked for one
+  double cosine = 0;                ///< mean with the emoji that the subject is
+  int64_t median_rank = 0;          ///< of that emoji among all; 0 is best
+  int64_t followed = 0, asked = 0;  ///< backgrounds as asked, and prompts that asked for one
 };
 
 /// Measures pictures of prompts such as "... a blue background"; pictures[i] is of prompts[i].

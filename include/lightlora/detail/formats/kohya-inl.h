@@ -7,9 +7,9 @@
 #include <ATen/ops/zeros_like.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
-#include <lightlora/file_io.h>
 #include <lightlora/detail/formats/safetensors_data.h>
 #include <lightlora/detail/formats/sha256.h>
+#include <lightlora/file_io.h>
 
 #include <algorithm>
 #include <map>
@@ -26,9 +26,9 @@ inline std::string kohya_name(const std::string& component, const std::string& l
   const auto back = component == "unet"           ? unet_layer_from_flat(flat)
                     : component == "text_encoder" ? text_layer_from_flat(flat)
                                                   : std::nullopt;
-  TORCH_CHECK(back == layer, "'", layer,
-              "': expected a layer of Stable Diffusion's UNet ", "or text encoder, got one of '",
-              component, "'; hint: kohya's format has no names for other models");
+  TORCH_CHECK(back == layer, "'", layer, "': expected a layer of Stable Diffusion's UNet ",
+              "or text encoder, got one of '", component,
+              "'; hint: kohya's format has no names for other models");
   return prefix + flat;
 }
 

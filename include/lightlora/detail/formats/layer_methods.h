@@ -248,8 +248,7 @@ class LayerAssembler {
     const bool inputs = lycoris && magnitude.size(0) == 1 && out != 1;
     const int64_t expected = inputs ? channels : out;
     TORCH_CHECK(magnitude.numel() == expected, where_, "expected a DoRA magnitude of ", expected,
-                " values, one for each ", inputs ? "input" : "output", ", got ",
-                magnitude.sizes());
+                " values, one for each ", inputs ? "input" : "output", ", got ", magnitude.sizes());
     const std::vector<int64_t> sizes =
         inputs ? std::vector<int64_t>{1, channels} : std::vector<int64_t>{out, 1};
     put_dora(state, {magnitude.reshape(sizes).contiguous(), inputs});

@@ -56,16 +56,16 @@ inline std::string bundled_embedding(std::string_view key) {
   return std::string(key.substr(0, key.find('.')));
 }
 
-// Cuts the name of a LoHa or LoKr tensor off `key` and returns it; PEFT may write `.default` behind.
+// Cuts the name of a LoHa or LoKr tensor off `key` and returns it; PEFT may write `.default`
+// behind.
 inline std::string cut_lycoris_role(std::string_view& key) {
   std::string_view stem = key;
   if (ends_with(stem, ".default")) stem.remove_suffix(8);
   const std::size_t dot = stem.rfind('.');
   if (dot == stem.npos) return "";
   static const std::set<std::string, std::less<>> roles{
-      "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
-      "lokr_w1",   "lokr_w1_a", "lokr_w1_b", "lokr_w2",   "lokr_w2_a", "lokr_w2_b",
-      "lokr_t1",   "lokr_t2"};
+      "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1",   "hada_t2", "lokr_w1",
+      "lokr_w1_a", "lokr_w1_b", "lokr_w2",   "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2"};
   const auto role = roles.find(stem.substr(dot + 1));
   if (role == roles.end()) return "";
   key = stem.substr(0, dot);
@@ -210,8 +210,8 @@ inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
   const char* dialect = "";
   const std::string role = cut_role(stem, dialect);
   if (role.empty()) return std::nullopt;
-  const bool flat = stem.find('.') == stem.npos &&
-                    (starts_with(stem, "lora_") || starts_with(stem, "lycoris_"));
+  const bool flat =
+      stem.find('.') == stem.npos && (starts_with(stem, "lora_") || starts_with(stem, "lycoris_"));
   auto key = flat ? parse_flat_stem(stem) : parse_dotted_stem(stem);
   if (!key) return std::nullopt;
   key->role = role;

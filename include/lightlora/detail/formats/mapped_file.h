@@ -43,8 +43,8 @@ class MappedFile {
 
   std::string_view bytes() const { return {static_cast<const char*>(address_), size_}; }
 
-  /// Gives the memory of bytes that were read back to the system, which reads them again if they are
-  /// asked for. A large file would otherwise count as used memory until it is closed.
+  /// Gives the memory of bytes that were read back to the system, which reads them again if they
+  /// are asked for. A large file would otherwise count as used memory until it is closed.
   void forget(std::string_view part) const {
     const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
     const auto first = reinterpret_cast<uintptr_t>(part.data()) / page * page;
@@ -63,7 +63,7 @@ class MappedFile {
 
  private:
   struct stat status() const {
-    struct stat status {};
+    struct stat status{};
     TORCH_CHECK(::fstat(descriptor_, &status) == 0, "'", path_,
                 "': expected a readable file, got '", std::strerror(errno), "'");
     return status;

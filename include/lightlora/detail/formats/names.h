@@ -55,8 +55,8 @@ class NameUnfolder {
   static constexpr int kMostLevels = 64;
 
   void unfold_into(const std::string& prefix, int level) {
-    TORCH_CHECK(level <= kMostLevels, "expected a list of names nested at most ",
-                kMostLevels, " deep, got one that goes deeper");
+    TORCH_CHECK(level <= kMostLevels, "expected a list of names nested at most ", kMostLevels,
+                " deep, got one that goes deeper");
     std::string word = prefix;
     while (at_ < text_.size() && text_[at_] != ',' && text_[at_] != '}') {
       if (text_[at_] != '{') {
@@ -67,14 +67,12 @@ class NameUnfolder {
         ++at_;
         unfold_into(word, level + 1);
       } while (at_ < text_.size() && text_[at_] == ',');
-      TORCH_CHECK(at_ < text_.size() && text_[at_] == '}',
-                  "expected '}' in a list of names");
+      TORCH_CHECK(at_ < text_.size() && text_[at_] == '}', "expected '}' in a list of names");
       ++at_;
       return;
     }
     bytes_ += word.size() + 16;  // about what an empty one costs
-    TORCH_CHECK(bytes_ <= kMostBytes, "expected at most ", kMostBytes,
-                " bytes of names, got more");
+    TORCH_CHECK(bytes_ <= kMostBytes, "expected at most ", kMostBytes, " bytes of names, got more");
     names_.push_back(std::move(word));
   }
 

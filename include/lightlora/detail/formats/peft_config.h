@@ -59,8 +59,8 @@ class PeftConfig {
   double scale(const std::string& layer, int64_t rank) const {
     const double stated = lookup(ranks_, layer, static_cast<double>(rank_));
     const double divisor = rank > 0 ? static_cast<double>(rank) : stated;
-    TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer '", layer, "': expected rank ", rank,
-                " as its tensors have, got ", stated,
+    TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer '", layer,
+                "': expected rank ", rank, " as its tensors have, got ", stated,
                 "; hint: the configuration belongs to another file");
     const double alpha = lookup(alphas_, layer, alpha_);
     TORCH_CHECK(std::isfinite(alpha) && alpha != 0, "'", source_, "': layer '", layer,
@@ -87,7 +87,8 @@ class PeftConfig {
     return result;
   }
 
-  // A file may bring any expression: with libstdc++ none can take exponential time or fill the stack.
+  // A file may bring any expression: with libstdc++ none can take exponential time or fill the
+  // stack.
   static std::regex::flag_type syntax() {
 #ifdef __GLIBCXX__
     return std::regex::ECMAScript | std::regex_constants::__polynomial;

@@ -102,8 +102,8 @@ inline PickleValue container_value(PickleKind kind, std::vector<uint32_t> items)
 /// What an unpickled class or function name may be used for.
 enum class PickleName { refused, dict, parameter_dict, tensor, parameter, opaque };
 
-// The safe names: each is understood here, or read over without a use for it. `opaque` ones occur in
-// checkpoints of trainers, beside the tensors.
+// The safe names: each is understood here, or read over without a use for it. `opaque` ones occur
+// in checkpoints of trainers, beside the tensors.
 inline PickleName pickle_name(std::string_view name) {
   static const std::map<std::string_view, PickleName> names{
       {"collections.OrderedDict", PickleName::dict},
@@ -126,10 +126,11 @@ inline PickleName pickle_name(std::string_view name) {
 /// safetensors' name of the type of a storage class, or null.
 inline const char* pickled_dtype(std::string_view storage_class) {
   static const std::map<std::string_view, const char*> types{
-      {"torch.FloatStorage", "F32"},  {"torch.HalfStorage", "F16"}, {"torch.BFloat16Storage", "BF16"},
-      {"torch.DoubleStorage", "F64"}, {"torch.LongStorage", "I64"}, {"torch.IntStorage", "I32"},
-      {"torch.ShortStorage", "I16"},  {"torch.CharStorage", "I8"},  {"torch.ByteStorage", "U8"},
-      {"torch.BoolStorage", "BOOL"}};
+      {"torch.FloatStorage", "F32"},     {"torch.HalfStorage", "F16"},
+      {"torch.BFloat16Storage", "BF16"}, {"torch.DoubleStorage", "F64"},
+      {"torch.LongStorage", "I64"},      {"torch.IntStorage", "I32"},
+      {"torch.ShortStorage", "I16"},     {"torch.CharStorage", "I8"},
+      {"torch.ByteStorage", "U8"},       {"torch.BoolStorage", "BOOL"}};
   const auto found = types.find(storage_class);
   return found == types.end() ? nullptr : found->second;
 }
@@ -143,8 +144,9 @@ struct Pickle {
 
 /// The named leaves of a pickle: dictionaries' keys and lists' positions, joined by dots.
 struct PickleLeaves {
-  std::vector<std::pair<std::string, uint32_t>> tensors;  ///< name and position in `Pickle::tensors`
-  Metadata texts;                                         ///< texts and numbers
+  std::vector<std::pair<std::string, uint32_t>>
+      tensors;     ///< name and position in `Pickle::tensors`
+  Metadata texts;  ///< texts and numbers
 };
 
 class PickleFlattener {

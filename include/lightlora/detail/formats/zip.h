@@ -63,8 +63,9 @@ class ZipBytes {
   }
   std::string_view text(uint64_t at, uint64_t length) const {
     if (at > bytes_.size() || length > bytes_.size() - at) {
-      throw ArchiveError("expected a whole zip archive, got one that is cut off or damaged; hint: "
-                         "download or copy it again");
+      throw ArchiveError(
+          "expected a whole zip archive, got one that is cut off or damaged; hint: "
+          "download or copy it again");
     }
     return bytes_.substr(static_cast<std::size_t>(at), static_cast<std::size_t>(length));
   }
@@ -102,8 +103,9 @@ inline ZipDirectory find_zip_directory(const ZipBytes& zip) {
     }
     return directory;
   }
-  throw ArchiveError("expected a zip archive with a directory at its end, got none; hint: the file "
-                     "is cut off; download or copy it again");
+  throw ArchiveError(
+      "expected a zip archive with a directory at its end, got none; hint: the file "
+      "is cut off; download or copy it again");
 }
 
 // Replaces the numbers that did not fit into 32 bits by those of the extra field.
@@ -139,8 +141,9 @@ inline ZipEntries read_zip(std::string_view file) {
     const std::string name(zip.text(at + 46, name_length));
     read_zip64(zip, at + 46 + name_length, extra_length, size, stored, header);
     if (method != 0 || (flags & 1) != 0 || stored != size) {
-      throw ArchiveError("expected stored entries as torch.save writes them, got a compressed or "
-                         "encrypted one; hint: unpack the archive first");
+      throw ArchiveError(
+          "expected stored entries as torch.save writes them, got a compressed or "
+          "encrypted one; hint: unpack the archive first");
     }
     zip.require(header, 0x04034B50);
     const uint64_t begin = header + 30 + zip.number(header + 26, 2) + zip.number(header + 28, 2);
@@ -148,8 +151,9 @@ inline ZipEntries read_zip(std::string_view file) {
     total += size;
     const ZipEntry entry{begin, size, static_cast<uint32_t>(zip.number(at + 16, 4))};
     if (total > file.size() || !entries.emplace(name, entry).second) {
-      throw ArchiveError("expected entries that do not overlap, each name once, got others; hint: "
-                         "the file is damaged");
+      throw ArchiveError(
+          "expected entries that do not overlap, each name once, got others; hint: "
+          "the file is damaged");
     }
     at += 46 + name_length + extra_length + zip.number(at + 32, 2);
   }

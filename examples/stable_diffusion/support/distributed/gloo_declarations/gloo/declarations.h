@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// LibTorch has the gloo engine inside (c10d::ProcessGroupGloo in libtorch_cpu), but its packages leave
-// out gloo's own headers, which torch/csrc/distributed/c10d/ProcessGroupGloo.hpp includes. That header
-// uses them for pointers, and to declare a store of its own. These declarations are enough to compile
-// it; nothing here is ever defined, constructed or called by us, so that gloo's real classes stay
-// LibTorch's own affair. Seen by examples/stable_diffusion/support/distributed/gloo.cpp alone.
+// LibTorch has the gloo engine inside (c10d::ProcessGroupGloo in libtorch_cpu), but its packages
+// leave out gloo's own headers, which torch/csrc/distributed/c10d/ProcessGroupGloo.hpp includes.
+// That header uses them for pointers, and to declare a store of its own. These declarations are
+// enough to compile it; nothing here is ever defined, constructed or called by us, so that gloo's
+// real classes stay LibTorch's own affair. Seen by
+// examples/stable_diffusion/support/distributed/gloo.cpp alone.
 
 #include <chrono>
 #include <memory>
