@@ -17,7 +17,8 @@
 # What DIRECT links, LIGHTLORA_CUDA =
 #   OFF   libtorch_cpu and libc10 only: programs start faster and need none of the 2 GB of CUDA libraries;
 #   ON    libtorch_cuda too, so that tensors can live on a GPU;
-#   AUTO  (default) ON where an NVIDIA driver is seen.
+#   AUTO  (default) what the environment's LIGHTLORA_CUDA says, which scripts/bootstrap.sh reads too; else
+#         ON where an NVIDIA driver is seen.
 #
 # The target has a name of its own because LibTorch's package refuses to load into a project in which a
 # part of its target names exists: a parent that calls find_package(Torch) after us must keep working.
@@ -26,10 +27,10 @@
 # linked), LightloraTorch_CONFIG_DIR (the folder of TorchConfig.cmake).
 
 set(LIGHTLORA_TORCH AUTO CACHE STRING "How to use LibTorch: AUTO, DIRECT or PACKAGE")
-if(DEFINED ENV{LIGHTLORA_CUDA} AND NOT DEFINED LIGHTLORA_CUDA)
-  set(LIGHTLORA_CUDA "$ENV{LIGHTLORA_CUDA}")  # as scripts/bootstrap.sh reads it
-endif()
 set(LIGHTLORA_CUDA AUTO CACHE STRING "Link LibTorch's CUDA libraries: AUTO, ON or OFF")
+if(LIGHTLORA_CUDA STREQUAL "AUTO" AND DEFINED ENV{LIGHTLORA_CUDA})
+  set(LIGHTLORA_CUDA "$ENV{LIGHTLORA_CUDA}")
+endif()
 set_property(CACHE LIGHTLORA_TORCH PROPERTY STRINGS AUTO DIRECT PACKAGE)
 set_property(CACHE LIGHTLORA_CUDA PROPERTY STRINGS AUTO ON OFF)
 
