@@ -38,6 +38,8 @@ LIGHTLORA_INLINE PatchedImpl::PatchedImpl(const std::string& name, AdaptableLaye
               "': expected a model with layers that can be adapted (", adaptable_types(),
               "), got none");
   freeze(parameters);
+  // Before there are threads that use operators: the first registration writes to their tables.
+  detail::register_kernels();
 }
 
 LIGHTLORA_INLINE PatchedImpl& Patched::get() const {
