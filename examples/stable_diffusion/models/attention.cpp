@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <lightlora/linear.h>
+#include <lightlora/patch.h>
 #include <torch/nn/modules/dropout.h>
 
 #include <utility>
