@@ -106,9 +106,9 @@ LIGHTLORA_INLINE void group_weights(const std::vector<torch::nn::LinearImpl*>& l
     const at::Tensor &first = layers[0]->weight, &weight = layer->weight;
     TORCH_CHECK_VALUE(
         weight.size(1) == first.size(1) && weight.options().type_equal(first.options()),
-        "lightlora::group_weights: expected layers with ", first.size(1), " inputs in ",
-        first.scalar_type(), " on ", first.device(), ", got one with ", weight.size(1), " in ",
-        weight.scalar_type(), " on ", weight.device());
+        "expected layers with ", first.size(1), " inputs in ", first.scalar_type(), " on ",
+        first.device(), ", got one with ", weight.size(1), " in ", weight.scalar_type(), " on ",
+        weight.device());
     weights.push_back(weight);
   }
   const at::Tensor all = at::cat(weights);

@@ -34,17 +34,15 @@ LIGHTLORA_INLINE PatchedImpl::PatchedImpl(const std::string& name, AdaptableLaye
                                           const std::vector<torch::Tensor>& parameters)
     : scripted_(true), targets_(std::move(layers.targets)) {
   for (auto& [path, weight] : layers.weights) sites_.push_back({path, std::move(weight)});
-  TORCH_CHECK(!sites_.empty(), "lightlora::patch: '", name,
-              "': expected a model with layers that can be adapted (", adaptable_types(),
-              "), got none");
+  TORCH_CHECK(!sites_.empty(), "'", name, "': expected a model with layers that can be adapted (",
+              adaptable_types(), "), got none");
   freeze(parameters);
   // Before there are threads that use operators: the first registration writes to their tables.
   detail::register_kernels();
 }
 
 LIGHTLORA_INLINE PatchedImpl& Patched::get() const {
-  TORCH_CHECK(impl_,
-              "lightlora::Patched: expected a handle that patch(...) returned, got an empty one");
+  TORCH_CHECK(impl_, "expected a handle that patch(...) returned, got an empty one");
   return *impl_;
 }
 
@@ -112,10 +110,10 @@ LIGHTLORA_INLINE PatchedImpl::~PatchedImpl() {
 }
 
 LIGHTLORA_INLINE void PatchedImpl::require_idle(const char* action) const {
-  TORCH_CHECK(depth_ == 0, "lightlora::", action,
+  TORCH_CHECK(depth_ == 0, action,
               ": expected no activation to be alive, got one; hint: let the result of activate() ",
               "go out of scope first");
-  TORCH_CHECK(!merged_, "lightlora::", action,
+  TORCH_CHECK(!merged_, action,
               ": expected unmerged adapters, got merged ones; hint: call unmerge() first");
 }
 
@@ -124,7 +122,7 @@ LIGHTLORA_INLINE void PatchedImpl::require_in_place() const {
     for (const auto& [name, adapter] : site.adapters) {
       const auto& trained = adapter->trained();
       const auto device = site.weight.tensor().device();
-      TORCH_CHECK(trained.front().value().device() == device, "lightlora::activate: '", site.path,
+      TORCH_CHECK(trained.front().value().device() == device, "'", site.path,
                   "': expected the adapter '", name, "' on ", device, " like its layer, got ",
                   trained.front().value().device(), "; hint: lora->to(device) moves the adapters");
     }
@@ -138,8 +136,7 @@ LIGHTLORA_INLINE void PatchedImpl::require_related(const torch::nn::Module& modu
   for (const auto& site : sites_) {
     if (held.count(site.weight.layer().get())) return;
   }
-  TORCH_CHECK(false,
-              "lightlora: expected the patched model, a part of it or one that holds it, got '",
+  TORCH_CHECK(false, "expected the patched model, a part of it or one that holds it, got '",
               module.name(), "', which has none of its ", sites_.size(),
               " adaptable layers; hint: ", "patch that model too, or call it without the handle");
 }
@@ -167,7 +164,7 @@ LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
                              .isfinite()
                              .all()
                              .item<bool>(),
-                "lightlora::merge: '", site.path,
+                "'", site.path,
                 "': expected finite weights after merging, got some that are not; hint: the ",
                 "adapter diverged, or its scale overflows ", site.weight.tensor().scalar_type());
   }
@@ -193,8 +190,8 @@ LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
 }
 
 LIGHTLORA_INLINE void PatchedImpl::unmerge() {
-  TORCH_CHECK(merged_, "lightlora::unmerge: expected merged adapters, got unmerged ones");
-  TORCH_CHECK(depth_ == 0, "lightlora::unmerge: expected no activation to be alive, got one");
+  TORCH_CHECK(merged_, "expected merged adapters, got unmerged ones");
+  TORCH_CHECK(depth_ == 0, "expected no activation to be alive, got one");
   torch::NoGradGuard no_grad;
   for (auto& site : sites_) {
     if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
@@ -213,10 +210,10 @@ LIGHTLORA_INLINE void PatchedImpl::merge_and_unload(bool safe) {
 LIGHTLORA_INLINE torch::Tensor PatchedImpl::weight_of(const std::string& path) const {
   for (const auto& site : sites_) {
     if (site.path != path) continue;
-    TORCH_CHECK(bound_.empty(), "lightlora: expected no activation to be alive, got one");
+    TORCH_CHECK(bound_.empty(), "expected no activation to be alive, got one");
     return site.weight.as_matrix(site.kept.defined() ? site.kept : site.weight.tensor()).detach();
   }
-  TORCH_CHECK(false, "lightlora: expected the path of an adaptable layer, got '", path, "'");
+  TORCH_CHECK(false, "expected the path of an adaptable layer, got '", path, "'");
 }
 
 LIGHTLORA_INLINE void PatchedImpl::set_route(Route route) {

@@ -67,14 +67,12 @@ LIGHTLORA_INLINE Activation PatchedImpl::enter(const Weights* weights) {
   detail::register_kernels();
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto outer = detail::current_table(this);
-  TORCH_CHECK(!outer || outer->holds(),
-              "lightlora::activate: expected the model where it was when ",
+  TORCH_CHECK(!outer || outer->holds(), "expected the model where it was when ",
               "the adapters were activated, got it moved or cast since; hint: move it while no ",
               "activation is alive");
   Table table;
   if (merged_) {
-    TORCH_CHECK(!weights,
-                "lightlora::activate: expected unmerged adapters to choose among, got merged ",
+    TORCH_CHECK(!weights, "expected unmerged adapters to choose among, got merged ",
                 "ones; hint: call unmerge() first");
   } else if (!outer || weights) {
     const Weights& chosen = weights ? *weights : active_;

@@ -85,12 +85,11 @@ LIGHTLORA_INLINE void PatchedImpl::detach(Site& site) {
 
 LIGHTLORA_INLINE void PatchedImpl::require_set(const std::string& name) const {
   if (std::find(sets_.begin(), sets_.end(), name) != sets_.end()) return;
-  TORCH_CHECK(!sets_.empty(), "lightlora: expected the name of an adapter set, got '", name,
+  TORCH_CHECK(!sets_.empty(), "expected the name of an adapter set, got '", name,
               "' after all adapters have been removed");
   std::string known;
   for (const auto& set : sets_) known += (known.empty() ? "'" : ", '") + set + "'";
-  TORCH_CHECK(false, "lightlora: expected the name of an adapter set (", known, "), got '", name,
-              "'");
+  TORCH_CHECK(false, "expected the name of an adapter set (", known, "), got '", name, "'");
 }
 
 LIGHTLORA_INLINE PatchedImpl::Site& PatchedImpl::site_of(const std::string& path) {
@@ -107,15 +106,15 @@ LIGHTLORA_INLINE PatchedImpl::Site& PatchedImpl::site_of(const std::string& path
 LIGHTLORA_INLINE void PatchedImpl::begin_set(const std::string& name) {
   require_idle("add");
   TORCH_CHECK(std::find(sets_.begin(), sets_.end(), name) == sets_.end(),
-              "lightlora::add: expected a new name, got '", name, "' a second time");
+              "expected a new name, got '", name, "' a second time");
 }
 
 LIGHTLORA_INLINE void PatchedImpl::attach(Site& site, const std::string& name,
                                           std::shared_ptr<Adapter> adapter) {
   if (site.adapters.empty()) {
     const void* const tensor = site.weight.tensor().unsafeGetTensorImpl();
-    TORCH_CHECK(detail::PatchedWeights::instance().insert(tensor, site.weight.kind()),
-                "lightlora::patch: '", site.path,
+    TORCH_CHECK(detail::PatchedWeights::instance().insert(tensor, site.weight.kind()), "'",
+                site.path,
                 "': expected a layer without adapters, got one that another handle has patched; ",
                 "hint: add a second set with lora->add(name, ...), or remove() the first handle");
     site.patched = tensor;
@@ -185,7 +184,7 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
       unmatched.push_back(layer.layer.name);
     }
   }
-  TORCH_CHECK(unmatched.empty(), "lightlora: expected the model to have all ", state.size(),
+  TORCH_CHECK(unmatched.empty(), "expected the model to have all ", state.size(),
               " layers of the adapter, got ", state.size() - unmatched.size(), "; missing '",
               unmatched.front(), "'", unmatched.size() > 1 ? " and more" : "",
               "; hint: it was trained on another model; nearest here: ",
@@ -193,7 +192,7 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
   for (const auto& layer : state) {
     Site& site = site_of(layer.layer.name);
     const LayerInfo here = site.weight.info(site.path);
-    TORCH_CHECK(here.in == layer.layer.in && here.out == layer.layer.out, "lightlora: '", site.path,
+    TORCH_CHECK(here.in == layer.layer.in && here.out == layer.layer.out, "'", site.path,
                 "': expected an adapter for ", here.in, " -> ", here.out, ", got ", layer.layer.in,
                 " -> ", layer.layer.out, "; hint: it was trained on another model");
     made.emplace_back(&site, make_adapter(layer));
@@ -205,12 +204,10 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
 }
 
 LIGHTLORA_INLINE void PatchedImpl::set_active(const std::map<std::string, double>& weights) {
-  TORCH_CHECK(!is_active(),
-              "lightlora::set_active: expected no activation to be alive, got one; hint: ",
+  TORCH_CHECK(!is_active(), "expected no activation to be alive, got one; hint: ",
               "activate(weights) chooses for a while");
   const std::lock_guard<std::mutex> lock(mutex_);
-  TORCH_CHECK(!merged_,
-              "lightlora::set_active: expected unmerged adapters, got merged ones; hint: call ",
+  TORCH_CHECK(!merged_, "expected unmerged adapters, got merged ones; hint: call ",
               "unmerge() first");
   for (const auto& item : weights) require_set(item.first);
   active_ = weights;

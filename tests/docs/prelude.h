@@ -4,6 +4,7 @@
 #pragma once
 
 #include <lightlora/lightlora.h>
+#include <torch/script.h>
 #include <torch/torch.h>
 
 #include <cstdio>

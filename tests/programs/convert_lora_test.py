@@ -78,8 +78,9 @@ def test_trained_variants_keep_their_weights():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         for variant in ["classic", "light", "fused"]:
-            train(folder, "--variant", variant, "--rank", 2, "--network_alpha", 1, "--learning_rate", "0.02")
-            native = folder / "lightlora.safetensors"
+            out = folder / variant
+            train(out, "--variant", variant, "--rank", 2, "--network_alpha", 1, "--learning_rate", "0.02")
+            native = out / "lightlora.safetensors"
             convert(native, folder / "again", "native")
             header = read_safetensors(native)[0]["__metadata__"]
             again = read_safetensors(folder / "again")[0]["__metadata__"]

@@ -146,9 +146,10 @@ at::Tensor& leave_normal(at::Tensor& tensor, double, double, std::optional<at::G
   return tensor;
 }
 
-// A dispatch key that nothing else uses: where a thread includes it, the two operators that draw a
-// module's first values come here, and every other operator passes through.
-constexpr auto skip_key = c10::DispatchKey::TESTING_ONLY_GenericMode;
+// A dispatch key that nothing else uses (its neighbour GenericMode is the library's): where a
+// thread includes it, the two operators that draw a module's first values come here, and every
+// other operator passes through.
+constexpr auto skip_key = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
 void register_skip_key() {
   using torch::Library;

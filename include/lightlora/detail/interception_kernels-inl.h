@@ -236,8 +236,12 @@ LIGHTLORA_INLINE void register_kernels() {
     return std::make_unique<torch::Library>(torch::Library::IMPL, space, kModeKey, __FILE__,
                                             __LINE__);
   };
-  all = make("_");
-  all->fallback(torch::CppFunction::makeFallthrough());
+  // One fallback a key: that of somebody else is a fallthrough too, or nothing would work beside
+  // it.
+  if (!c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kModeKey)) {
+    all = make("_");
+    all->fallback(torch::CppFunction::makeFallthrough());
+  }
   aten = make("aten");
   add_kernels(*aten);
 }

@@ -258,9 +258,9 @@ LIGHTLORA_INLINE void fit(Adapter& adapter, const LayerWeight& layer) {
 LIGHTLORA_INLINE WeightBinding::WeightBinding(const LayerWeight& weight, const torch::Tensor& delta,
                                               const std::string& name)
     : weight_(weight), base_(weight.tensor()) {
-  TORCH_CHECK(!delta.requires_grad() || !at::isReducedFloatingType(base_.scalar_type()),
-              "lightlora: '", name, "': expected an fp32 weight for training through a plain ",
-              "layer, got ", base_.scalar_type(),
+  TORCH_CHECK(!delta.requires_grad() || !at::isReducedFloatingType(base_.scalar_type()), "'", name,
+              "': expected an fp32 weight for training through a plain ", "layer, got ",
+              base_.scalar_type(),
               "; hint: bind no half-precision weights, or keep this layer in fp32");
   weight_.tensor() = weight_.plus(delta);
 }

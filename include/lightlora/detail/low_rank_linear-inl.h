@@ -209,8 +209,8 @@ LIGHTLORA_INLINE at::Tensor low_rank_linear(const at::Tensor& x, const at::Tenso
                                             const Factors& factors, double scale,
                                             std::string_view name, Route route,
                                             const PackedWeight* packed) {
-  TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "lightlora: '", name,
-              "': expected x (..., ", weight.size(1), "), got ", x.sizes());
+  TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "'", name, "': expected x (..., ",
+              weight.size(1), "), got ", x.sizes());
   if (const auto dtype = detail::autocast_dtype(x)) {
     const auto cast_bias = bias ? std::optional<at::Tensor>(bias->to(*dtype)) : std::nullopt;
     return detail::low_rank_product(x.to(*dtype), weight.to(*dtype), cast_bias, factors, scale,
