@@ -36,12 +36,14 @@ class Keep {
  public:
   /// Everything: the smallest rank that is exact up to rounding.
   static Keep all() { return {}; }
-  /// At most this rank, the best approximation. Errors: c10::ValueError if rank < 1
+  /// At most this rank, the best approximation.
+  /// Errors: c10::ValueError if rank < 1
   static Keep rank(int64_t rank) { return Keep().at_most(rank); }
   /// The smallest rank that keeps this share of the energy, such as 0.99.
   /// Errors: c10::ValueError unless 0 < share <= 1
   static Keep energy(double share);
-  /// And no more than this rank. Errors: c10::ValueError if rank < 1
+  /// And no more than this rank.
+  /// Errors: c10::ValueError if rank < 1
   Keep& at_most(int64_t rank);
 
   /// Whether nothing is to be left out.

@@ -32,8 +32,9 @@ enum class As { variant, classic };
 
 /// The best approximation of each layer's delta within `keep`. A layer whose rank `keep` admits
 /// stays as it is, or is only made classic. With DoRA, what is added to the weight is cut, and the
-/// lengths of the rows stay. Errors: c10::Error for (IA)3, whose delta depends on the layer's
-/// weight; `to_classic(lora)` has it
+/// lengths of the rows stay.
+/// Errors: c10::Error for (IA)3, whose delta depends on the layer's weight; `to_classic(lora)` has
+///         it
 AdapterState cut(const AdapterState& state, const Keep& keep, As as = As::variant);
 
 /// Adapters and the factor that they count with in a sum.
@@ -43,9 +44,9 @@ struct Weighted {
 };
 
 /// The weighted sum of several states as classic adapters. `keep` counts for `svd` only; a layer
-/// that some state lacks takes the others. Errors: c10::Error for layers of different sizes,
-/// different ranks with `linear`, a variant without
-///         factors unless `how` is `svd`, or one whose delta depends on the layer's weight
+/// that some state lacks takes the others.
+/// Errors: c10::Error for layers of different sizes, different ranks with `linear`, a variant
+///         without factors unless `how` is `svd`, or one whose delta depends on the layer's weight
 AdapterState sum(const std::vector<Weighted>& adapters, Combine how = Combine::cat,
                  const Keep& keep = Keep::all());
 

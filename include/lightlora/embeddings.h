@@ -36,8 +36,9 @@ const std::vector<std::pair<const char*, const char*>>& attention_order();
 /// `.bin`), of A1111 (`emb_params`, or a `.pt` with `string_to_param`), of an SDXL trainer with
 /// `clip_l` alone, those bundled with a LoRA (`bundle_emb`), and layer-wise ones: this library's,
 /// kohya's (16 tensors) and P+'s. The token is `token` if given; else what the file says, or its
-/// name without the ending. Errors: c10::Error naming the file for another kind of file, vectors of
-/// another shape, layers that are missing, or `token` for several embeddings
+/// name without the ending.
+/// Errors: c10::Error naming the file for another kind of file, vectors of another shape, layers
+///         that are missing, or `token` for several embeddings
 std::vector<LearnedEmbedding> load_embeddings(const std::string& path,
                                               const std::string& token = "");
 

@@ -122,12 +122,13 @@ class SafetensorsFile : public TensorFile {
   /// Bytes behind the last tensor; not 0 only with `allow_trailing_bytes`.
   uint64_t trailing_bytes() const { return trailing_bytes_; }
 
-  /// What the tensor of that name is. Errors: SafetensorsError if there is none
+  /// What the tensor of that name is.
+  /// Errors: SafetensorsError if there is none
   const TensorInfo& info(const std::string& name) const;
 
-  /// A dense copy of one tensor on the CPU, in the file's dtype. Errors: SafetensorsError if there
-  /// is none of that name, if its dtype is not supported, or for values that cannot be or are not
-  /// wanted
+  /// A dense copy of one tensor on the CPU, in the file's dtype.
+  /// Errors: SafetensorsError if there is none of that name, if its dtype is not supported, or for
+  ///         values that cannot be or are not wanted
   at::Tensor load(const std::string& name) const override;
 
  private:
@@ -193,7 +194,8 @@ class TorchFile : public TensorFile {
 };
 
 /// Opens a file of tensors by its first bytes: a zip archive as one of `torch.save`, anything else
-/// as safetensors, read with `options`. Errors: those of the two classes
+/// as safetensors, read with `options`.
+/// Errors: those of the two classes
 std::unique_ptr<TensorFile> open_tensors(const std::string& path,
                                          const SafetensorsOptions& options = {});
 
@@ -201,8 +203,7 @@ std::unique_ptr<TensorFile> open_tensors(const std::string& path,
 /// renamed by `commit()`. Without `commit()` nothing is left of it, and an older file stays as it
 /// was. Linux only.
 /// Errors: c10::Error for a folder that is missing or not writable, a full disk, a target that is
-/// no
-///         file
+///         no file
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);

@@ -29,7 +29,8 @@ std::string to_string(Format format);
 /// The format of that name; c10::ValueError lists the known ones.
 Format parse_format(const std::string& name);
 
-/// How adapters are written. Example: `SaveOptions(Format::kohya).dtype(at::kHalf)`.
+/// How adapters are written.
+/// Example: `SaveOptions(Format::kohya).dtype(at::kHalf)`.
 struct SaveOptions {
   /* implicit */ SaveOptions(Format format = Format::native) : format_(format) {}
 
@@ -87,9 +88,9 @@ struct AdapterFile {
 /// folders `unet` and `text_encoder`; kohya, A1111 and LyCORIS, with diffusers' or the original
 /// block names. A folder of diffusers is read too, and files of torch.save. Methods: LoRA, also of
 /// convolutions and with a Tucker core; LoHa; LoKr; each with DoRA. Scale: an `.alpha` tensor, or
-/// the configuration of PEFT or diffusers, divided by the rank; else 1 Dtypes: any floating-point
-/// dtype, as fp32 (native files as they are) Errors: c10::Error naming the file and the layer or
-/// the tensors: a name of no dialect or of
+/// the configuration of PEFT or diffusers, divided by the rank; else 1
+/// Dtypes: any floating-point dtype, as fp32 (native files as they are)
+/// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of
 ///         another method, a layer given twice, a tensor without its partner, factors of two ranks,
 ///         an alpha that is zero or not a number, two scales that disagree
 AdapterFile read_adapters(const std::string& path, const ReadOptions& options = {});
@@ -102,8 +103,7 @@ AdapterState read_state(const std::string& path, const std::string& component = 
 
 /// Puts the values of a file of any dialect into one set of a patched model.
 /// Errors: c10::Error, before anything has changed, unless the layers, the variant and the ranks
-/// are
-///         exactly those of the set; `patch(model, read_state(path))` takes what the file has
+///         are exactly those of the set; `patch(model, read_state(path))` takes what the file has
 void load(const Patched& lora, const std::string& path, const std::string& set = "default",
           const ReadOptions& options = {});
 

@@ -123,7 +123,8 @@ class VariantOptions {
  public:
   VariantOptions() = default;
   /* implicit */ VariantOptions(int64_t rank) : shared_(rank) {}
-  /// Adds to options that are shared. Errors: c10::ValueError if they hold some variant's own
+  /// Adds to options that are shared.
+  /// Errors: c10::ValueError if they hold some variant's own
   explicit VariantOptions(LoRAOptions shared) : shared_(std::move(shared)) {
     TORCH_CHECK_VALUE(shared_.own().empty(), "'", shared_.own().begin()->first,
                       "': expected shared options only, got an option of a variant");

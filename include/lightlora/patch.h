@@ -106,7 +106,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   const std::vector<std::string>& sets() const { return sets_; }
 
   /// Chooses which adapters take part, with which weights, from the next activation on; the others
-  /// rest. Errors: c10::Error for an unknown name, if merged, or if active in this thread
+  /// rest.
+  /// Errors: c10::Error for an unknown name, if merged, or if active in this thread
   void set_active(const std::map<std::string, double>& weights);
   /// The active sets and their weights.
   std::map<std::string, double> active() const;
@@ -114,8 +115,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// The model computes with the active adapters, in this thread, while the result lives. May be
   /// nested: inside another activation of this handle it changes nothing.
   /// Errors: c10::Error if an adapter is on another device than its layer, or the model has been
-  /// moved
-  ///         since the activation around this one
+  ///         moved since the activation around this one
   Activation activate();
   /// The same with sets and weights of its own, whatever `set_active` says.
   Activation activate(const std::map<std::string, double>& weights);
@@ -123,20 +123,19 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// none where index[i] is -1. The batch is the first dimension of every adapted layer's input.
   /// Shapes: index (batch), int64
   /// Errors: c10::Error for an unknown name, an index out of range, a dropout in training, or a
-  /// layer
-  ///         that cannot have an adapter for each row (bags, bilinear and recurrent layers)
+  ///         layer that cannot have an adapter for each row (bags, bilinear and recurrent layers)
   Activation activate_rows(const std::vector<std::string>& names, const torch::Tensor& index);
 
   /// Binds weight + delta to the weights of these layers, named as for targets, while adapters are
   /// active, in place of taking their operator calls over: for models that compute with a weight
   /// themselves in ways that no operator shows. Then one thread at a time may be active, weights
   /// are fp32 where they train, gradients of the whole weight are formed, and there is one backward
-  /// pass for each activation. Errors: c10::Error for an unknown name, a layer that has no such
-  /// member, or if active;
+  /// pass for each activation.
+  /// Errors: c10::Error for an unknown name, a layer that has no such member, or if active;
   ///         c10::ValueError if an adapter has a dropout
   void bind_weights(const std::vector<std::string>& names);
-  /// Says that a call of the model may leave these layers out. Errors: c10::Error for an unknown
-  /// name
+  /// Says that a call of the model may leave these layers out.
+  /// Errors: c10::Error for an unknown name
   void allow_unreached(const std::vector<std::string>& names);
   /// Active layers whose weight has never come to an operator that adapts it.
   std::vector<std::string> unreached() const;
@@ -145,14 +144,15 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 
   /// Adds the active adapters' deltas into the weights, rounding once; keeps the old weights.
   /// Errors: c10::Error if merged already or active, if an adapter is on another device than its
-  /// layer,
-  ///         or if another layer has the same weight; with `safe`, if a result would not be finite.
-  ///         Then nothing has changed
+  ///         layer, or if another layer has the same weight; with `safe`, if a result would not be
+  ///         finite. Then nothing has changed
   void merge(bool safe = false);
-  /// Puts the old weights back, bit for bit. Errors: c10::Error if not merged
+  /// Puts the old weights back, bit for bit.
+  /// Errors: c10::Error if not merged
   void unmerge();
   /// Merges for good and takes all adapters off, as PEFT's function of this name: the model is then
-  /// a plain one with other weights. Errors: as `merge`
+  /// a plain one with other weights.
+  /// Errors: as `merge`
   void merge_and_unload(bool safe = false);
   /// Whether the weights hold the adapters.
   bool merged() const { return merged_; }
@@ -173,7 +173,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 
   /// Copies of the values of one set.
   AdapterState state(const std::string& name = "default", Bases bases = Bases::by_seed) const;
-  /// Puts values into one set. Errors: c10::Error if the layers are not exactly those of the set
+  /// Puts values into one set.
+  /// Errors: c10::Error if the layers are not exactly those of the set
   void assign(const AdapterState& state, const std::string& name = "default");
 
   /// Forces how layers with adapters compute, see `choose_path`; `Route::automatic` is the start,
@@ -189,7 +190,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Whether adapters of this handle are active in this thread.
   bool is_active() const { return detail::current_table(this) != nullptr; }
 
-  /// Moves the adapters; the model is moved by its own `to`. Errors: c10::Error if active or merged
+  /// Moves the adapters; the model is moved by its own `to`.
+  /// Errors: c10::Error if active or merged
   void to(torch::Device device);
   /// Training or evaluation mode of the adapters.
   void train(bool on = true);
@@ -274,9 +276,11 @@ class [[nodiscard]] Patched {
   /// A handle of adapters that exist.
   explicit Patched(std::shared_ptr<PatchedImpl> impl) : impl_(std::move(impl)) {}
 
-  /// The adapters. Errors: c10::Error if the handle is empty
+  /// The adapters.
+  /// Errors: c10::Error if the handle is empty
   PatchedImpl* operator->() const { return &get(); }
-  /// The adapters. Errors: as above
+  /// The adapters.
+  /// Errors: as above
   PatchedImpl& operator*() const { return get(); }
   /// Whether the handle has a model.
   explicit operator bool() const { return impl_ != nullptr; }
@@ -284,8 +288,7 @@ class [[nodiscard]] Patched {
   /// Calls the model, a part of it, or a model that holds it, with the adapters active:
   /// `lora(model, x)`.
   /// Errors: c10::Error for a model without any of the layers of the patched one, and for one that
-  /// has
-  ///         never brought the weight of an active layer to an operator: such a layer would be
+  ///         has never brought the weight of an active layer to an operator: such a layer would be
   ///         skipped in silence
   template <typename Model, typename... Arguments>
   auto operator()(Model& model, Arguments&&... arguments) const {

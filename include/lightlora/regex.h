@@ -11,7 +11,8 @@ namespace lightlora {
 /// Every layer whose whole path matches an expression (ECMAScript's syntax):
 /// `Targets{matches("down_blocks\\.[01]\\..*")}.exclude("head").rank(matches(".*to_[qk]"), 8)`.
 /// PEFT's patterns may begin at any dot of a path: write those as `matches("(.*\\.)?(" + text +
-/// ")")`. Errors: c10::ValueError if the expression is malformed
+/// ")")`.
+/// Errors: c10::ValueError if the expression is malformed
 Pattern matches(const std::string& expression);
 
 }  // namespace lightlora

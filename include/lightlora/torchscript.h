@@ -22,8 +22,8 @@ AdaptableLayers adaptable_layers(const torch::jit::Module& model);
 ///
 /// While adapters are active, TorchScript's executor runs without its optimisations: the
 /// derivatives that it would make know nothing of adapters, and it may copy several weights into
-/// one. Errors: as `patch` of a torch::nn::Module; c10::Error for a frozen module, whose weights
-/// are
+/// one.
+/// Errors: as `patch` of a torch::nn::Module; c10::Error for a frozen module, whose weights are
 ///         constants
 Patched patch(torch::jit::Module& model, const std::string& variant, const LoRAOptions& options,
               const Targets& targets, const std::string& name = "default");

@@ -22,15 +22,16 @@ using Segment = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
 /// Gradients are those of the plain call, also of parameters that the segment uses; the random
 /// state, autocast and the active adapters are those of the first run. A segment that draws no
 /// random numbers can do without the random state (`preserve_rng_state`), which a CUDA graph that
-/// is being recorded does not give out. Paper:  Chen et al. 2016, arXiv:1604.06174 Shapes: as
-/// `segment` has them; inputs may be undefined, but not all Errors: c10::ValueError if no input is
-/// defined
+/// is being recorded does not give out.
+/// Paper:  Chen et al. 2016, arXiv:1604.06174
+/// Shapes: as `segment` has them; inputs may be undefined, but not all
+/// Errors: c10::ValueError if no input is defined
 at::Tensor recompute(Segment segment, const std::vector<at::Tensor>& inputs,
                      bool preserve_rng_state = true);
 
 /// The same of one tensor, for weights that are bound too (`bind_weights`): they are bound again
-/// for the second run, unless the activation is still alive then. Shapes: x and the result as
-/// `segment` has them
+/// for the second run, unless the activation is still alive then.
+/// Shapes: x and the result as `segment` has them
 template <typename Function>
 torch::Tensor checkpoint(const Patched& lora, Function segment, const torch::Tensor& x) {
   const bool active = lora->is_active();
@@ -46,9 +47,11 @@ torch::Tensor checkpoint(const Patched& lora, Function segment, const torch::Ten
 /// Parameter groups for an optimiser that trains the output side faster (LoRA+).
 /// Equation: rate(up side) = ratio * rate(everything else)
 /// Paper:    Hayou et al. 2024, "LoRA+", arXiv:2402.12354
-/// `options` are those of the optimiser, such as `torch::optim::AdamWOptions(1e-4)`; PEFT and
+///
+/// `options` are those of the optimizer, such as `torch::optim::AdamWOptions(1e-4)`; PEFT and
 /// sd-scripts suggest a ratio of 16. DoRA's magnitudes, and variants with one core, take the lower
-/// rate. Errors: c10::ValueError unless ratio > 0
+/// rate.
+/// Errors: c10::ValueError unless ratio > 0
 template <typename Options>
 std::vector<torch::optim::OptimizerParamGroup> param_groups(const Patched& lora, Options options,
                                                             double ratio) {

@@ -40,7 +40,8 @@ inline bool lora_file(const std::string& path, bool ignore_unmatched) {
   return true;
 }
 
-/// Whether a file holds learned embeddings. Errors: std::logic_error if a promise is broken
+/// Whether a file holds learned embeddings.
+/// Errors: std::logic_error if a promise is broken
 inline bool embedding_file(const std::string& path) {
   try {
     for (const auto& embedding : lightlora::load_embeddings(path)) {

@@ -73,7 +73,8 @@ inline void check_rewriting(const Header& header, std::string_view file) {
          "writing twice gives the same bytes");
 }
 
-/// Whether the strict reader accepts the file. Errors: std::logic_error if a promise is broken
+/// Whether the strict reader accepts the file.
+/// Errors: std::logic_error if a promise is broken
 inline bool safetensors(std::string_view file) {
   const auto strict = read_header(file, /*allow_trailing_bytes=*/false);
   const auto lenient = read_header(file, /*allow_trailing_bytes=*/true);
@@ -87,7 +88,8 @@ inline bool safetensors(std::string_view file) {
   return strict.has_value();
 }
 
-/// Whether the text is JSON. Errors: std::logic_error if a promise is broken
+/// Whether the text is JSON.
+/// Errors: std::logic_error if a promise is broken
 inline bool json(std::string_view text) {
   using namespace lightlora;
   bool skipped = true;

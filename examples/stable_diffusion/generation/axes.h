@@ -18,8 +18,8 @@ struct Axis {
   std::string label(std::size_t i) const { return name + " " + values[i]; }
 };
 
-/// The axes of --xy, one or two of different names. Errors: c10::ValueError for an unknown name, a
-/// value of the wrong kind, or more than two axes
+/// The axes of --xy, one or two of different names.
+/// Errors: c10::ValueError for an unknown name, a value of the wrong kind, or more than two axes
 std::vector<Axis> parse_axes(const std::vector<std::string>& texts);
 
 /// Sets the option of an axis; "lora_weight" sets the number instead.

@@ -15,7 +15,8 @@ struct TaggedPrompt {
 };
 
 /// Takes A1111's <lora:name>, <lora:name:weight> and <lyco:...> out of a prompt; any other <word>
-/// stays, since it may be a learned token. Errors: c10::ValueError for a weight that is no number
+/// stays, since it may be a learned token.
+/// Errors: c10::ValueError for a weight that is no number
 TaggedPrompt take_lora_tags(const std::string& prompt);
 
 /// The file of a name: among `known` files by the name's stem, or below `folder`: a .safetensors

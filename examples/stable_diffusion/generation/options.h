@@ -42,7 +42,8 @@ struct GenerationOptions {
 
   distributed::GroupOptions group;
 
-  /// The numbers in `seeds`. Errors: c10::ValueError for anything else between the commas
+  /// The numbers in `seeds`.
+  /// Errors: c10::ValueError for anything else between the commas
   std::vector<uint64_t> seed_list() const;
   sd::PromptSyntax syntax() const { return prompt_syntax.value_or(sd::PromptSyntax::a1111); }
 };

@@ -16,9 +16,9 @@ struct Weighted {
 };
 
 /// One set of adapters for the weighted sum of several. A single file keeps its variants; of
-/// several, each layer becomes classic with the ranks added up. Errors: c10::Error naming the file
-/// and the layer for DoRA, whose deltas depend on the base model,
-///         unless it stands alone with weight 1, and for layers of different sizes
+/// several, each layer becomes classic with the ranks added up.
+/// Errors: c10::Error naming the file and the layer for DoRA, whose deltas depend on the base
+///         model, unless it stands alone with weight 1, and for layers of different sizes
 lightlora::Components combine(const std::vector<Weighted>& inputs);
 
 /// Every component's adapters within `keep`.

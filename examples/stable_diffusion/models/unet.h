@@ -71,7 +71,8 @@ at::Tensor timestep_embedding(const at::Tensor& timesteps, int64_t dim, bool fli
                               double freq_shift);
 
 /// Two-layer perceptron over timestep embeddings.
-/// Equation: linear_2(silu(linear_1(x))). Shapes: x (B, in), result (B, out)
+/// Equation: linear_2(silu(linear_1(x))).
+/// Shapes: x (B, in), result (B, out)
 class TimestepEmbeddingImpl : public torch::nn::Cloneable<TimestepEmbeddingImpl> {
  public:
   TimestepEmbeddingImpl(int64_t in, int64_t out);

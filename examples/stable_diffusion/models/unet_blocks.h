@@ -58,7 +58,8 @@ class UNetDownBlockImpl : public torch::nn::Cloneable<UNetDownBlockImpl> {
 };
 TORCH_MODULE(UNetDownBlock);
 
-/// Between the halves: UNetMidBlock2DCrossAttn. Shapes: x (B, C, H, W), result the same
+/// Between the halves: UNetMidBlock2DCrossAttn.
+/// Shapes: x (B, C, H, W), result the same
 class UNetMidBlockImpl : public torch::nn::Cloneable<UNetMidBlockImpl> {
  public:
   explicit UNetMidBlockImpl(UNetBlockOptions options);

@@ -58,7 +58,8 @@ class DiagonalGaussianDistribution {
   at::Tensor std() const;
   /// mean + std * noise with unit normal noise from the generator (none: torch's default one).
   at::Tensor sample(const std::optional<at::Generator>& generator = std::nullopt) const;
-  /// mean + std * noise. Shapes: noise as the mean
+  /// mean + std * noise.
+  /// Shapes: noise as the mean
   at::Tensor sample(const at::Tensor& noise) const;
 
  private:
@@ -104,8 +105,8 @@ class VaeBlockImpl : public torch::nn::Cloneable<VaeBlockImpl> {
 };
 TORCH_MODULE(VaeBlock);
 
-/// Resnet, attention (if asked for), resnet: UNetMidBlock2D. Shapes: x (B, C, H, W), result the
-/// same
+/// Resnet, attention (if asked for), resnet: UNetMidBlock2D.
+/// Shapes: x (B, C, H, W), result the same
 class VaeMidBlockImpl : public torch::nn::Cloneable<VaeMidBlockImpl> {
  public:
   VaeMidBlockImpl(ResnetBlock2DOptions resnet, bool add_attention);

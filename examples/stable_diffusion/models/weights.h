@@ -13,7 +13,8 @@ namespace sd {
 
 /// The weights of one part of a diffusers folder: `<folder>/<stem>.safetensors`, its sharded form
 /// `<stem>.safetensors.index.json`, or the half-precision variants of both; else the pickled `.bin`
-/// of old folders. Errors: c10::Error if there is none
+/// of old folders.
+/// Errors: c10::Error if there is none
 std::string find_weights(const std::string& folder, const std::string& stem);
 
 /// Maps the name of a tensor in a file to the module's name for it; an empty one passes it over.
@@ -23,8 +24,8 @@ using RenameTensor = std::function<std::string(const std::string&)>;
 /// or from all files of a sharded `index.json`, by name. Values are converted to the module's dtype
 /// and device; beyond the module itself, one tensor of the file is in memory at a time. Nothing is
 /// changed unless the file has every tensor in the right shape and no other; a stray `position_ids`
-/// buffer is passed over. Errors: c10::Error naming the file and the tensors that are missing,
-/// unknown or of another shape
+/// buffer is passed over.
+/// Errors: c10::Error naming the file and the tensors that are missing, unknown or of another shape
 void load_weights(torch::nn::Module& module, const std::string& path,
                   const RenameTensor& rename = {},
                   const lightlora::SafetensorsOptions& options = {});

@@ -34,7 +34,8 @@ void use_deterministic_algorithms();
 /// memory that the GPU reads by itself. A tensor that is there already comes back as it is.
 at::Tensor upload(const at::Tensor& host, c10::Device device);
 
-/// "fp32", "fp16" or "bf16". Errors: c10::ValueError for another word
+/// "fp32", "fp16" or "bf16".
+/// Errors: c10::ValueError for another word
 c10::ScalarType pick_dtype(const std::string& name);
 
 /// The same words with their meaning, for flags.

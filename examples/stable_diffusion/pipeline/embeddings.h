@@ -11,11 +11,13 @@
 namespace sd {
 
 /// Reads "FILE" or "FILE:TOKEN" and gives the embeddings of the file; a colon counts only if no
-/// file has the whole name. Errors: those of `lightlora::load_embeddings`
+/// file has the whole name.
+/// Errors: those of `lightlora::load_embeddings`
 std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text);
 
 /// Makes the embedding's name a token of its own, which stands for as many tokens as it has
-/// vectors. Returns their ids. Errors: c10::Error if the vocabulary has the name already
+/// vectors. Returns their ids.
+/// Errors: c10::Error if the vocabulary has the name already
 std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
                                    const lightlora::LearnedEmbedding& embedding);
 

@@ -97,10 +97,11 @@ struct SampleResult {
 /// A Stable Diffusion 1.x or 2.x model from a diffusers folder (`model_index.json`, `unet/`,
 /// `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`), or one of 1.x from a single file. The
 /// modules are public: adapters are put into them and trainers call them. They start in evaluation
-/// mode without gradients. Errors: c10::Error or c10::ValueError naming the folder or file, with a
-/// hint Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
-/// replaces steps_offset 0 by 1 and switches clip_sample off), and latents stay in fp32 between the
-/// steps
+/// mode without gradients.
+/// Errors: c10::Error or c10::ValueError naming the folder or file, with a hint
+/// Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
+///           replaces steps_offset 0 by 1 and switches clip_sample off), and latents stay in fp32
+///           between the steps
 class StableDiffusion {
  public:
   explicit StableDiffusion(const std::string& model, StableDiffusionOptions options = {});
@@ -123,8 +124,9 @@ class StableDiffusion {
                               int64_t clip_skip = 0);
 
   /// Latents of pictures as the UNet knows them (times scaling_factor), drawn from their
-  /// distribution. Shapes: pixels (B, 3, H, W) in [-1, 1], result (B, 4, H / factor, W / factor) in
-  /// the VAE's dtype
+  /// distribution.
+  /// Shapes: pixels (B, 3, H, W) in [-1, 1], result (B, 4, H / factor, W / factor) in the VAE's
+  ///         dtype
   torch::Tensor encode_image(const torch::Tensor& pixels, const at::Generator& generator);
 
   /// Pictures of latents as the UNet knows them: (B, 3, H, W) in [0, 1] fp32.

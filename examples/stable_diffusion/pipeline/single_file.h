@@ -37,7 +37,8 @@ class SingleFile {
   /// The texts of its files, by name.
   nlohmann::json tokenizer_texts() const;
 
-  /// Fill a module of the part. Errors: those of `load_weights`
+  /// Fill a module of the part.
+  /// Errors: those of `load_weights`
   void load_unet(torch::nn::Module& module, const UNet2DConditionModelOptions& options) const;
   void load_vae(torch::nn::Module& module, const AutoencoderKLOptions& options) const;
   void load_text_encoder(torch::nn::Module& module) const;

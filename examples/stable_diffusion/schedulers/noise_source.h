@@ -20,10 +20,12 @@ class NoiseSource {
   explicit NoiseSource(const std::vector<uint64_t>& seeds);
 
   /// Draws for `count` pictures and keeps number `kept` of them (from 0): a picture that was drawn
-  /// as one of several comes back alone. Errors: c10::ValueError unless 0 <= kept < count
+  /// as one of several comes back alone.
+  /// Errors: c10::ValueError unless 0 <= kept < count
   void keep_one(int64_t count, int64_t kept);
 
-  /// Unit normal values on the CPU. Shapes: (pictures, ...)
+  /// Unit normal values on the CPU.
+  /// Shapes: (pictures, ...)
   /// Errors: c10::Error if the number of pictures does not fit the generators
   torch::Tensor draw(at::IntArrayRef sizes, at::ScalarType dtype) const;
 

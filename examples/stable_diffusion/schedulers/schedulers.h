@@ -17,8 +17,8 @@ namespace sd {
 
 /// A scheduler's JSON file. Every scheduler reads from it what it knows under diffusers' names,
 /// with the defaults of its own class, whatever class wrote the file: unknown keys are ignored, and
-/// null and the keys listed in `_use_default_values` count as left out. Errors: c10::ValueError
-/// naming the file, the key and what it should be
+/// null and the keys listed in `_use_default_values` count as left out.
+/// Errors: c10::ValueError naming the file, the key and what it should be
 class SchedulerConfig {
  public:
   /// `source` is the file's name in messages.

@@ -14,7 +14,8 @@ namespace sd {
 /// How a prompt is read: `a1111` knows weights and BREAK, `plain` takes each character as it is.
 enum class PromptSyntax { a1111, plain };
 
-/// "a1111" or "plain". Errors: c10::ValueError for another word
+/// "a1111" or "plain".
+/// Errors: c10::ValueError for another word
 PromptSyntax parse_prompt_syntax(const std::string& name);
 const std::vector<std::string>& prompt_syntax_names();
 

@@ -30,7 +30,8 @@ class PathPattern {
   lightlora::Pattern pattern_;
 };
 
-/// Reads PATTERN=NUMBER of a flag. Errors: c10::ValueError for other texts
+/// Reads PATTERN=NUMBER of a flag.
+/// Errors: c10::ValueError for other texts
 std::vector<std::pair<PathPattern, double>> parse_patterns(const std::string& flag,
                                                            const std::vector<std::string>& texts);
 
@@ -59,7 +60,8 @@ std::vector<ParameterGroup> parameter_groups(const sd::PipelineAdapters& adapter
                                              const AdapterOptions& options, double learning_rate);
 
 /// Adapters of one variant with factors `down` and `up`, and those that were added to the weights
-/// before them, as one: their ranks add up. Errors: c10::Error if `start` lacks a layer
+/// before them, as one: their ranks add up.
+/// Errors: c10::Error if `start` lacks a layer
 lightlora::Components joined(const lightlora::Components& start,
                              const lightlora::Components& state);
 /// The second of two that were joined.

@@ -63,7 +63,8 @@ class LatentSource {
   const ImageDataset& dataset() const { return dataset_; }
   /// One sample of a picture: (4, h, w) fp32 on the CPU, as the UNet knows latents.
   torch::Tensor sample(int64_t index, at::Generator& generator);
-  /// Fills the cache and lets go of the autoencoder. Errors: c10::Error without `cache`
+  /// Fills the cache and lets go of the autoencoder.
+  /// Errors: c10::Error without `cache`
   void encode_all();
 
  private:

@@ -44,9 +44,9 @@ class OutputFolder {
  public:
   /// Makes the folder if it is missing, and finds out now whether files can be written there. A run
   /// that does not go on from an earlier one's checkpoints finds no results of it, or removes them
-  /// if the options say so. Errors: c10::Error if files cannot be written, if another run is at
-  /// work there, or if there are
-  ///         results that the run would mix its own with
+  /// if the options say so.
+  /// Errors: c10::Error if files cannot be written, if another run is at work there, or if there
+  ///         are results that the run would mix its own with
   OutputFolder(const RunOptions& options, bool goes_on);
   ~OutputFolder();
   OutputFolder(const OutputFolder&) = delete;

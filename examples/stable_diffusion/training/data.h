@@ -134,8 +134,8 @@ class ImageDataset {
 };
 
 /// Takes `share` of the pictures, at least one, out of `files` at random (by seed) and returns
-/// them: what a validation loss is measured on. Nothing if share is 0. Errors: c10::ValueError if
-/// none would be left to train on
+/// them: what a validation loss is measured on. Nothing if share is 0.
+/// Errors: c10::ValueError if none would be left to train on
 std::vector<PictureFile> split_off(std::vector<PictureFile>& files, double share, uint64_t seed);
 
 }  // namespace training

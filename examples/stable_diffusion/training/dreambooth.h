@@ -21,7 +21,8 @@ class DreamBooth : public PictureTask {
   static constexpr const char* kDiffusersFile = "pytorch_lora_weights.safetensors";
 
   /// Loads everything. The processes of the group share the drawing of class pictures, and every
-  /// batch. Errors: as the parts; c10::Error if Ctrl-C came while class pictures were drawn
+  /// batch.
+  /// Errors: as the parts; c10::Error if Ctrl-C came while class pictures were drawn
   explicit DreamBooth(const DreamBoothOptions& options, const distributed::Group& group = {});
   DreamBooth(const DreamBooth&) = delete;
   DreamBooth& operator=(const DreamBooth&) = delete;

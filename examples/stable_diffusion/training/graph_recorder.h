@@ -18,8 +18,9 @@ class GraphRecorder {
   virtual int warm_ups() const = 0;
   /// Runs the work as it is, on the stream that is recorded later.
   virtual void warm_up(const std::function<void()>& work) = 0;
-  /// Records the work; nothing of it happens. Errors: what the work throws, or what says that it
-  /// cannot be recorded; the device is then as it was.
+  /// Records the work; nothing of it happens.
+  /// Errors: what the work throws, or what says that it cannot be recorded; the device is then as
+  ///         it was.
   virtual void record(const std::function<void()>& work) = 0;
   /// What the work did, on the same memory.
   virtual void replay() = 0;

@@ -55,7 +55,8 @@ class DiffusionLoss {
   /// Noise and timestep for latents.
   NoisySample draw(const torch::Tensor& latents, at::Generator& generator) const;
 
-  /// The loss of a batch, a scalar in fp32. Shapes: states (samples, tokens, width)
+  /// The loss of a batch, a scalar in fp32.
+  /// Shapes: states (samples, tokens, width)
   torch::Tensor operator()(sd::UNet2DConditionModel& unet, const std::vector<NoisySample>& samples,
                            const torch::Tensor& states) const {
     return of(unet, inputs(samples, states));

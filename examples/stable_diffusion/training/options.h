@@ -118,7 +118,8 @@ struct TrainingOptions {
   MachineOptions machine;
   distributed::GroupOptions group;
 
-  /// How to load the model with its weights in this precision. Errors: those of sd::pick_device
+  /// How to load the model with its weights in this precision.
+  /// Errors: those of sd::pick_device
   sd::StableDiffusionOptions pipeline_options(c10::ScalarType dtype) const;
 };
 

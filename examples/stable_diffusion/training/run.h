@@ -17,10 +17,10 @@ struct Outcome {
 /// Trains a task to its end, or until Ctrl-C, and writes what it learned into the output folder,
 /// with the log, checkpoints and validations on the way, and config.toml, which repeats the run.
 /// Goes on from the checkpoint that the options name, or from the last one if torchrun has started
-/// the processes anew. Errors: c10::Error if there is no such checkpoint or it is of another run,
-/// or if a restart could take
-///         an earlier run's checkpoint for its own; those of Trainer::step, after which earlier
-///         checkpoints are as they were
+/// the processes anew.
+/// Errors: c10::Error if there is no such checkpoint or it is of another run, or if a restart could
+///         take an earlier run's checkpoint for its own; those of Trainer::step, after which
+///         earlier checkpoints are as they were
 Outcome train(Task& task, const RunOptions& options);
 
 }  // namespace training

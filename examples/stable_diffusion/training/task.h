@@ -56,7 +56,8 @@ class PictureTask : public Task {
   /// What `make_plan` wants to know; for after the pipeline is loaded.
   RunFacts facts(const std::vector<PictureFile>& files, const std::vector<PictureFile>& held_out,
                  const distributed::Group& group) const;
-  /// The files as samples; `name` is for messages. Errors: c10::Error naming a file that is damaged
+  /// The files as samples; `name` is for messages.
+  /// Errors: c10::Error naming a file that is damaged
   SampleSource make_source(const std::string& name, std::vector<PictureFile> files,
                            const TrainingOptions& options, const SampleOptions& samples);
 

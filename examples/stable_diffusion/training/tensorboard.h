@@ -15,7 +15,8 @@ namespace training {
 class TensorBoardWriter {
  public:
   /// Makes a new file in the folder. A run that goes on gives the step it starts at: TensorBoard
-  /// then forgets what older files say about later ones. Errors: c10::Error if it cannot be made
+  /// then forgets what older files say about later ones.
+  /// Errors: c10::Error if it cannot be made
   explicit TensorBoardWriter(const std::string& folder, int64_t first_step = 0);
 
   void add_scalar(const std::string& tag, double value, int64_t step);

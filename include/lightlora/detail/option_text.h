@@ -108,8 +108,7 @@ std::map<std::string, std::string> own_to_text(const Options& options) {
 
 /// The variant's own options from their text.
 /// Errors: c10::ValueError naming `where` for a name that the variant does not take, with those
-/// that
-///         it does, or for text that is no such value
+///         that it does, or for text that is no such value
 template <typename Options>
 Options own_from_text(const std::map<std::string, std::string>& own, const std::string& where,
                       const std::string& variant) {

@@ -24,7 +24,8 @@ class PackedWeight {
   at::Tensor linear_weight(const at::Tensor& weight) const;
   /// Its transpose, for the gradient of the input.
   at::Tensor linear_weight_t(const at::Tensor& weight) const;
-  /// x weight^T + bias. Shapes: x (N, in), result (N, out)
+  /// x weight^T + bias.
+  /// Shapes: x (N, in), result (N, out)
   static at::Tensor linear(const at::Tensor& x, const at::Tensor& packed,
                            const std::optional<at::Tensor>& bias = std::nullopt);
 
@@ -32,7 +33,8 @@ class PackedWeight {
   at::Tensor kernels(const at::Tensor& weight) const;
   /// The kernels of the convolution that the gradient of the input is, where the stride is 1.
   at::Tensor kernels_t(const at::Tensor& weight) const;
-  /// The convolution without groups. Shapes: x (B, in, H, W), result (B, out, H', W')
+  /// The convolution without groups.
+  /// Shapes: x (B, in, H, W), result (B, out, H', W')
   static at::Tensor convolution(const at::Tensor& x, const at::Tensor& packed,
                                 const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
                                 at::IntArrayRef padding, at::IntArrayRef dilation);

@@ -125,8 +125,7 @@ inline void add_low_rank_(const at::Tensor& y, const at::Tensor& x, const at::Te
 
 /// Gradients of both factors, and dx += scale (dy up) down, in one pass over x, dy and dx.
 /// Shapes: x (N, in), dy (N, out), dx (N, in) or undefined; result (r, in), (out, r), each
-/// undefined
-///         if it is not wanted
+///         undefined if it is not wanted
 inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(
     const at::Tensor& x, const at::Tensor& dy, const at::Tensor& dx, const at::Tensor& down,
     const at::Tensor& up, double scale, bool want_down, bool want_up) {

@@ -11,9 +11,9 @@
 namespace lightlora {
 
 /// The part of an adapter that trains the lengths of the weight's rows; with any variant that adds
-/// to the weight. Equation: delta = magnitude * (weight + added) / |weight + added| - weight, the
-/// row lengths |.|
-///           taken as constants in the backward pass (the paper's section 4.3)
+/// to the weight.
+/// Equation: delta = magnitude * (weight + added) / |weight + added| - weight, the row lengths |.|
+///         taken as constants in the backward pass (the paper's section 4.3)
 /// Paper:    Liu et al. 2024, "DoRA", arXiv:2402.09353
 /// Shapes:   magnitude (out, 1), or (1, channels) with `dora_inputs`: one length for each input
 ///           channel, all kernel positions together; weight, added and delta (out, in)

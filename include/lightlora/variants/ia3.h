@@ -29,12 +29,11 @@ struct IA3Options : VariantOptions<IA3Options> {
 /// Equation: delta = scale * (l - 1) (.) weight, so that y = (l (.) weight) x + bias at scale 1
 /// Paper:    Liu et al. 2022, "(IA)^3", arXiv:2205.05638, section 3.3
 /// Shapes:   trained l (out, 1), or (1, in) with `scale_input`; starts at one. A convolution has
-/// one
-///           number for each channel, whatever its kernel
+///           one number for each channel, whatever its kernel
 /// Dtypes:   fp32, whatever the base is cast to
 /// Errors:   c10::ValueError if `init` is not the default, or DoRA is asked for
 /// Differs from PEFT: a bias is not rescaled (the paper's layers have none), and the vectors of
-/// several adapters add up instead of multiplying. `rank` is not used.
+///           several adapters add up instead of multiplying. `rank` is not used.
 class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
  public:
   static constexpr const char* kVariant = "ia3";

@@ -17,7 +17,8 @@ namespace lightlora {
 
 /// The two factors of a size that LoKr splits it into, the smaller one first: `factor` if it
 /// divides the size, otherwise the most even pair whose smaller one is at most `factor` (-1: no
-/// limit). Errors: c10::ValueError if size < 1, or factor is neither -1 nor positive
+/// limit).
+/// Errors: c10::ValueError if size < 1, or factor is neither -1 nor positive
 inline std::pair<int64_t, int64_t> kronecker_split(int64_t size, int64_t factor) {
   TORCH_CHECK_VALUE(size >= 1 && (factor >= 1 || factor == -1),
                     "expected a size >= 1 and a factor >= 1 or -1, got ", size, " and ", factor);
@@ -61,12 +62,11 @@ struct LoKrOptions : VariantOptions<LoKrOptions> {
 /// Equation: delta = scale * kron(w1, w2), w1 = lokr_w1 or lokr_w1_a * lokr_w1_b, w2 likewise
 /// Paper:    Yeh et al. 2023, "LyCORIS", arXiv:2309.14859, section 3.3
 /// Shapes:   w1 (l, m), w2 (k, n * kernel size) with out = l * k and inputs = m * n; w1_a (l,
-/// rank),
-///           w1_b (rank, m), w2_a (k, rank), w2_b (rank, n * kernel size)
+///           rank), w1_b (rank, m), w2_a (k, rank), w2_b (rank, n * kernel size)
 /// Dtypes:   fp32, whatever the base is cast to; products run in the dtype of the input
 /// Errors:   c10::ValueError if rank < 1, `init` is not the default, or `lokr_shape` does not
-/// divide
-///           the layer's sizes
+///           divide the layer's sizes
+///
 /// As in LyCORIS, w2 is of low rank if rank < max(k, n) / 2, w1 only with `decompose_both` too; w2
 /// starts at zero. `network_alpha / rank` scales the delta also when both are full, as in PEFT.
 class LoKrAdapterImpl : public AdapterModule<LoKrAdapterImpl, LoKrOptions> {

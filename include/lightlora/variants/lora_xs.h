@@ -15,9 +15,11 @@ namespace lightlora {
 /// Shapes:   trained core (rank, rank); frozen up_aux (out, rank), down_aux (rank, in)
 /// Dtypes:   fp32, whatever the base is cast to; the decomposition is made in double
 /// Errors:   c10::ValueError if rank < 1, rank > min(in, out), or `init` is not the default
+///
 /// Files always hold the two bases: singular vectors of close values differ between machines, so
-/// they cannot be made again exactly. Differs from the paper: the core starts at zero instead of
-/// N(0, 1e-5), so that a new adapter changes nothing.
+/// they cannot be made again exactly.
+/// Differs from the paper: the core starts at zero instead of N(0, 1e-5), so that a new adapter
+///           changes nothing.
 class LoRAXSAdapterImpl : public AdapterModule<LoRAXSAdapterImpl> {
  public:
   static constexpr const char* kVariant = "lora_xs";

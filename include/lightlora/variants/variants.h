@@ -52,8 +52,7 @@ struct VariantEntry {
   std::vector<OwnOption> options;  ///< what it takes beside the shared ones
   /// Its own options as adapters hold them, those at their default left out.
   /// Errors: c10::ValueError, naming the second argument, for a name that it does not take or a
-  /// text
-  ///         that is no such value
+  ///         text that is no such value
   OwnOptions (*canonical)(const OwnOptions&, const std::string&);
 
   /// Whether it takes an option of that name beside the shared ones.

@@ -32,7 +32,8 @@ class ColorFont {
 
   /// The bitmap of a code point in the middle of a square, or an undefined tensor if the font has
   /// none.
-  /// Shapes: (4, side, side), red, green, blue (times alpha) and alpha. Dtypes: uint8
+  /// Shapes: (4, side, side), red, green, blue (times alpha) and alpha.
+  /// Dtypes: uint8
   at::Tensor bitmap(char32_t code_point) const;
 
   int64_t side() const { return side_; }

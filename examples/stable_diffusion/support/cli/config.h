@@ -21,7 +21,8 @@ struct Setting {
 };
 
 /// Reads a TOML file of flags: `max_train_steps = 500`. Tables only group; their names do not
-/// count. Errors: std::invalid_argument with the file and the line
+/// count.
+/// Errors: std::invalid_argument with the file and the line
 std::vector<Setting> read_config(const std::string& path);
 
 /// The settings as TOML, one line each, in their order.

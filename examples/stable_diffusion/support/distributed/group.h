@@ -59,7 +59,8 @@ class Group {
   /// In place: what rank 0 has.
   void broadcast(const std::vector<torch::Tensor>& tensors) const;
   /// Work that was dealt out: part i was made by rank i % size and is fp32 on the CPU; afterwards
-  /// all ranks have all parts. Shapes: all the same
+  /// all ranks have all parts.
+  /// Shapes: all the same
   void complete(std::vector<torch::Tensor>& parts) const;
   /// What rank 0 says.
   int64_t from_main(int64_t value) const;
@@ -84,8 +85,8 @@ class Group {
 /// Runs a program's work in the group that the environment describes (see read_world). Only rank 0
 /// keeps its standard output. The flags must be the same on all ranks, apart from folders, which
 /// are each machine's own. Each process uses the GPU of its local rank. When one rank fails, all
-/// stop. Errors: those of the body, with the rank in front; c10::Error and c10::ValueError naming
-/// what is
+/// stop.
+/// Errors: those of the body, with the rank in front; c10::Error and c10::ValueError naming what is
 ///         wrong with the group
 void run(const cli::App& app, const GroupOptions& options,
          const std::function<void(const Group&)>& body);

@@ -33,7 +33,8 @@ inline bool operator!=(const Image& a, const Image& b) { return !(a == b); }
 Image crop(const Image& image, int64_t left, int64_t top, int64_t width, int64_t height);
 
 /// The middle of the picture; an odd rest is split as torchvision's CenterCrop does, halves to
-/// even. Errors: as crop
+/// even.
+/// Errors: as crop
 Image crop_centre(const Image& image, int64_t width, int64_t height);
 
 /// Left and right exchanged.

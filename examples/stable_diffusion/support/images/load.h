@@ -16,8 +16,9 @@ namespace images {
 /// both). Transparency is dropped, not blended; 16-bit channels keep their upper 8 bits. Differs
 /// from PIL: a 16-bit grey PNG keeps its greys (PIL clips them at 255 and returns almost white);
 /// orientation is read from EXIF only, not from XMP; transparent pixels of a GIF have the
-/// background colour. Errors: c10::Error naming the file and what it looks like: missing, empty,
-/// text, truncated, HEIC, ...
+/// background colour.
+/// Errors: c10::Error naming the file and what it looks like: missing, empty, text, truncated,
+///         HEIC, ...
 Image load_image(const std::string& path);
 
 /// The same from memory; `name` stands for the file in messages.

@@ -19,8 +19,8 @@ struct Sheet {
 
 /// Draws the sheet on a light background. Pictures whose longer side is under 100 pixels are
 /// enlarged by whole factors (each pixel a square) to about 190; all have the same factor. Labels
-/// are broken into lines; a character outside ASCII is shown as '?'. Errors: c10::ValueError if
-/// there is no picture, or the labels do not fit the grid
+/// are broken into lines; a character outside ASCII is shown as '?'.
+/// Errors: c10::ValueError if there is no picture, or the labels do not fit the grid
 Image draw_sheet(const Sheet& sheet);
 
 }  // namespace images

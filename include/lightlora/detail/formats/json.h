@@ -18,8 +18,8 @@
 namespace lightlora {
 
 /// A JSON value. Objects keep their members in the order of the text; numbers keep their
-/// characters. Errors: JsonError (JsonFault::type) when a value is asked for as something that it
-/// is not.
+/// characters.
+/// Errors: JsonError (JsonFault::type) when a value is asked for as something that it is not.
 class JsonValue {
  public:
   /// Values in order.
@@ -153,7 +153,8 @@ inline JsonValue read_json_value(JsonReader& reader) {
 
 }  // namespace detail
 
-/// The value of a whole JSON text. Errors: JsonError.
+/// The value of a whole JSON text.
+/// Errors: JsonError.
 inline JsonValue parse_json(std::string_view text, JsonLimits limits = {}) {
   JsonReader reader(text, limits);
   JsonValue value = detail::read_json_value(reader);
@@ -272,7 +273,8 @@ class JsonWriter {
 }  // namespace detail
 
 /// The JSON text of a value; `indent` 2 with `sort_keys` and `ascii` gives the bytes of Python's
-/// `json.dumps(value, indent=2, sort_keys=True)`. Errors: JsonError for strings that are not UTF-8.
+/// `json.dumps(value, indent=2, sort_keys=True)`.
+/// Errors: JsonError for strings that are not UTF-8.
 inline std::string write_json(const JsonValue& value, JsonStyle style = {}) {
   detail::JsonWriter writer(style);
   writer.write(value);

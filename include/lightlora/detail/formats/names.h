@@ -83,8 +83,9 @@ class NameUnfolder {
 
 }  // namespace detail
 
-/// Many dotted names as one short text: {"a.0.x", "a.0.y", "a.1.x"} gives "a.{0.{x,y},1.x}".
-/// The order is kept. Errors: c10::Error if a name holds '{', '}' or ','
+/// Many dotted names as one short text: {"a.0.x", "a.0.y", "a.1.x"} gives "a.{0.{x,y},1.x}". The
+/// order is kept.
+/// Errors: c10::Error if a name holds '{', '}' or ','
 inline std::string fold_names(const std::vector<std::string>& names) {
   for (const auto& name : names) {
     TORCH_CHECK(name.find_first_of("{},") == std::string::npos, "'", name,
@@ -93,8 +94,9 @@ inline std::string fold_names(const std::vector<std::string>& names) {
   return names.empty() ? "" : detail::fold_range(names, 0, names.size(), 0);
 }
 
-/// The names that `fold_names` folded. Errors: c10::Error if the text is malformed, nests deeper
-/// than 64 levels, or stands for more than about 16 MB of names
+/// The names that `fold_names` folded.
+/// Errors: c10::Error if the text is malformed, nests deeper than 64 levels, or stands for more
+///         than about 16 MB of names
 inline std::vector<std::string> unfold_names(const std::string& text) {
   return detail::NameUnfolder(text).unfold();
 }

@@ -316,7 +316,8 @@ class PickleReader : private PickleMachine {
   }
 };
 
-/// The values of a pickle that holds nothing but data. Errors: ArchiveError, one line
+/// The values of a pickle that holds nothing but data.
+/// Errors: ArchiveError, one line
 inline Pickle read_pickle(std::string_view bytes) { return PickleReader(bytes).read(); }
 
 }  // namespace lightlora::detail

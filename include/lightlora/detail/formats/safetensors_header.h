@@ -257,8 +257,8 @@ inline void check_coverage(SafetensorsHeader& header, uint64_t data_size,
 }
 
 /// Header of the safetensors file with the bytes `file`, checked in full: every tensor's bytes lie
-/// in the file and belong to it alone. Errors: SafetensorsHeaderError. No allocation exceeds a
-/// small multiple of the header's length.
+/// in the file and belong to it alone.
+/// Errors: SafetensorsHeaderError. No allocation exceeds a small multiple of the header's length.
 inline SafetensorsHeader parse_safetensors_header(std::string_view file,
                                                   bool allow_trailing_bytes) {
   const auto refuse = [&](SafetensorsFault fault, const std::string& expected,
