@@ -18,8 +18,9 @@ struct Shape {
 };
 
 /// `bare`: the frozen layer alone. `composed`: base(x) + scale * up(down(x)) from single operators,
-/// as adapters are usually written. The others are routes of `lightlora::Linear`; `packed` is the
-/// automatic one over a weight that is kept in the CPU kernels' layout too.
+/// as adapters are usually written. The others are routes of a patched `torch::nn::Linear` while it is
+/// active; `packed` is the automatic one over a `lightlora::Linear` whose weight is kept in the CPU
+/// kernels' layout too.
 enum class Form { bare, composed, bypass, merged, automatic, packed };
 
 inline const std::vector<std::pair<Form, std::string>>& forms() {
@@ -57,19 +58,19 @@ class LayerCase {
   explicit LayerCase(LayerSetup setup) : setup_(std::move(setup)) {
     const auto& s = setup_.shape;
     torch::manual_seed(1);
-    model_ =
-        torch::nn::Sequential(lightlora::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
-    model_->to(setup_.device, setup_.dtype);
-    lora_ = lightlora::patch(*model_, setup_.variant,
-                             lightlora::LoRAOptions(setup_.rank).network_alpha(2), {"0"});
+    plain_.model =
+        torch::nn::Sequential(torch::nn::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
+    plain_.model->to(setup_.device, setup_.dtype);
+    plain_.lora = lightlora::patch(*plain_.model, setup_.variant,
+                                   lightlora::LoRAOptions(setup_.rank).network_alpha(2), {"0"});
+    plain_.parameters = plain_.lora->parameters();
     {
       // Zero factors would hide errors, and zeros are cheaper to multiply on some devices.
       const at::NoGradGuard no_grad;
-      for (auto& parameter : lora_->parameters()) parameter.normal_(0, 0.1);
+      for (auto& parameter : plain_.parameters) parameter.normal_(0, 0.1);
     }
-    adapter_ = lora_->adapters()[0];
-    parameters_ = lora_->parameters();
-    active_ = std::make_unique<lightlora::Activation>(lora_->activate());
+    adapter_ = plain_.lora->adapters()[0];
+    make_packed();
     fresh_inputs();
   }
 
@@ -78,9 +79,7 @@ class LayerCase {
   int64_t inner_rank() const { return adapter_->rank(); }
 
   /// Whether this device and dtype have packed weights.
-  bool can_pack() const {
-    return lightlora::PackedWeight::usable(x_, model_->parameters()[0], std::nullopt);
-  }
+  bool can_pack() const { return lightlora::PackedWeight::usable(x_, weight(), std::nullopt); }
 
   void fresh_inputs() {
     const auto options = at::TensorOptions(setup_.device).dtype(setup_.dtype);
@@ -89,26 +88,24 @@ class LayerCase {
   }
 
   at::Tensor forward(Form form) {
-    const at::Tensor& weight = layer().weight;
-    if (form == Form::bare) return at::linear(x_, weight);
+    activate(form);
+    if (form == Form::bare) return at::linear(x_, weight());
     if (form == Form::composed) {
-      return composed(x_, weight, adapter_->factors(), adapter_->scale());
+      return composed(x_, weight(), adapter_->factors(), adapter_->scale());
     }
-    if (form == Form::packed) {
-      return lightlora::low_rank_linear(x_, weight, std::nullopt, adapter_->factors(),
-                                        adapter_->scale(), "packed", lightlora::Route::automatic,
-                                        &packed_);
-    }
-    lora_->set_route(form == Form::bypass   ? lightlora::Route::bypass
-                     : form == Form::merged ? lightlora::Route::merged
-                                            : lightlora::Route::automatic);
-    return layer().forward(x_);
+    if (form == Form::packed) return packed_.model->forward(x_);
+    const lightlora::Route route = form == Form::bypass   ? lightlora::Route::bypass
+                                   : form == Form::merged ? lightlora::Route::merged
+                                                          : lightlora::Route::automatic;
+    if (route != route_) plain_.lora->set_route(route_ = route);
+    return plain_.model->forward(x_);
   }
 
   /// The gradients of x and, but for the bare layer, of what is trained.
   std::vector<at::Tensor> backward(const at::Tensor& y, Form form) {
     std::vector<at::Tensor> leaves{x_};
-    if (form != Form::bare) leaves.insert(leaves.end(), parameters_.begin(), parameters_.end());
+    const auto& trained = form == Form::packed ? packed_.parameters : plain_.parameters;
+    if (form != Form::bare) leaves.insert(leaves.end(), trained.begin(), trained.end());
     return torch::autograd::grad({y}, leaves, {dy_});
   }
 
@@ -129,7 +126,40 @@ class LayerCase {
   }
 
  private:
-  lightlora::LinearImpl& layer() { return *model_->ptr(0)->as<lightlora::LinearImpl>(); }
+  struct Patched {
+    torch::nn::Sequential model;
+    lightlora::Patched lora;
+    std::vector<at::Tensor> parameters;
+  };
+
+  const at::Tensor& weight() const {
+    return plain_.model->ptr(0)->as<torch::nn::LinearImpl>()->weight;
+  }
+
+  // A model activates once for all of its layers, so no layer's time has that in it.
+  void activate(Form form) {
+    const bool plain = form != Form::bare && form != Form::composed;
+    Patched* wanted = form == Form::packed ? &packed_ : plain ? &plain_ : nullptr;
+    if (wanted == activated_) return;
+    activated_ = wanted;
+    active_.reset();
+    if (wanted) active_ = std::make_unique<lightlora::Activation>(wanted->lora->activate());
+  }
+
+  // The same weight and adapter over a layer that packs.
+  void make_packed() {
+    lightlora::Linear layer(torch::nn::LinearOptions(setup_.shape.k, setup_.shape.m).bias(false));
+    layer->to(setup_.device, setup_.dtype);
+    {
+      const at::NoGradGuard no_grad;
+      layer->weight.copy_(weight());
+    }
+    packed_.model = torch::nn::Sequential(layer);
+    lightlora::pack_weights(*packed_.model);
+    packed_.lora = lightlora::patch(*packed_.model, plain_.lora->state());
+    packed_.lora->to(setup_.device);
+    packed_.parameters = packed_.lora->parameters();
+  }
 
   static at::Tensor composed(const at::Tensor& x, const at::Tensor& weight,
                              const lightlora::Factors& factors, double scale) {
@@ -145,13 +175,13 @@ class LayerCase {
     const auto twin = lightlora::make_adapter(lightlora::state_of(*adapter_));
     twin->module().to(at::kDouble);
     std::vector<at::Tensor> leaves{wide(x_)};
-    const at::Tensor weight = wide(layer().weight);
+    const at::Tensor base = wide(weight());
     if (form != Form::bare) {
       for (const auto& item : twin->trained()) leaves.push_back(item.value());
     }
     const at::Tensor y = form == Form::bare
-                             ? at::linear(leaves[0], weight)
-                             : composed(leaves[0], weight, twin->factors(), twin->scale());
+                             ? at::linear(leaves[0], base)
+                             : composed(leaves[0], base, twin->factors(), twin->scale());
     std::vector<at::Tensor> result{y.detach()};
     for (const auto& gradient : torch::autograd::grad({y}, leaves, {wide(dy_)})) {
       result.push_back(gradient);
@@ -160,11 +190,10 @@ class LayerCase {
   }
 
   LayerSetup setup_;
-  lightlora::PackedWeight packed_;
-  torch::nn::Sequential model_;
-  lightlora::Patched lora_;
+  Patched plain_, packed_;
   std::shared_ptr<lightlora::Adapter> adapter_;
-  std::vector<at::Tensor> parameters_;
+  lightlora::Route route_ = lightlora::Route::automatic;
+  Patched* activated_ = nullptr;
   std::unique_ptr<lightlora::Activation> active_;
   at::Tensor x_, dy_;
 };
