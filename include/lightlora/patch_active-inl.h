@@ -8,6 +8,7 @@
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
 
 #include <algorithm>
+#include <string_view>
 #include <unordered_set>
 
 namespace lightlora {
@@ -134,6 +135,25 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::table_of(const Weights& weights
   return table;
 }
 
+namespace detail {
+
+// Whether a path is that of an attention's output projection. LibTorch calls it with the sequence
+// first, so that its rows are no rows of the batch, however long both are.
+template <typename Sites>
+bool is_attention_output(const Sites& sites, const std::string& path) {
+  constexpr std::string_view name = "out_proj";
+  if (path.size() < name.size() || path.compare(path.size() - name.size(), name.npos, name) != 0) {
+    return false;
+  }
+  const std::string parent = path.substr(0, path.size() - name.size());
+  return std::any_of(sites.begin(), sites.end(), [&](const auto& other) {
+    return std::string_view(other.weight.type()) == "MultiheadAttention" &&
+           other.path == parent + other.weight.part();
+  });
+}
+
+}  // namespace detail
+
 LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::rows_table(const std::vector<std::string>& names,
                                                             const torch::Tensor& index) {
   for (const auto& name : names) require_set(name);
@@ -162,11 +182,14 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::rows_table(const std::vector<st
     }
     if (!any) continue;
     const LayerKind kind = site.weight.kind();
+    const bool attention = detail::is_attention_output(sites_, site.path);
     TORCH_CHECK(
         kind != LayerKind::bag && kind != LayerKind::bilinear && kind != LayerKind::recurrent &&
-            !site.bound && site.weight.part().empty(),
+            !site.bound && !attention && site.weight.part().empty(),
         "'", site.path, "': adapters chosen for each row cannot be combined with ",
-        site.bound ? "a bound weight" : site.weight.type(),
+        site.bound  ? "a bound weight"
+        : attention ? "MultiheadAttention"
+                    : site.weight.type(),
         ": its input has no dimension of rows that is known; hint: leave it out of the sets");
     AdaptedSite made = make_site(site.path, site.weight, std::move(active), site.state);
     made.rows = rows;

@@ -378,4 +378,10 @@ TEST_CASE("rows: what has no rows, or not as many as the index, is refused", "[i
   const auto gru = patch<ClassicLoRA>(*recurrent, 2, Targets::all());
   CHECK_THROWS_WITH(gru->activate_rows({"default"}, torch::tensor({0}, torch::kLong)),
                     ContainsSubstring("adapters chosen for each row cannot be combined with GRU"));
+  // LibTorch's attention projects its output with the sequence first, also one as long as the batch.
+  nn::Sequential attention(nn::MultiheadAttention(8, 2));
+  const auto heads = patch<ClassicLoRA>(*attention, 2, {"0.out_proj"});
+  CHECK_THROWS_WITH(heads->activate_rows({"default"}, torch::tensor({0, -1}, torch::kLong)),
+                    ContainsSubstring("'0.out_proj': adapters chosen for each row cannot be "
+                                      "combined with MultiheadAttention"));
 }
