@@ -9,11 +9,13 @@
 #include <torch/ordered_dict.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -70,6 +72,8 @@ Factors truncate(const Factors& factors, const Keep& keep);
 
 /// Tensors by name, in the order of registration.
 using NamedTensors = torch::OrderedDict<std::string, torch::Tensor>;
+/// Trained values of one adapter by name, as states hold them.
+using TrainedValues = std::map<std::string, at::Tensor>;
 
 /// What every variant is: trained values of one layer, and how they compose to a weight delta.
 /// Merging, patching, files and the fast forward pass are written against this class alone.
@@ -181,6 +185,17 @@ class Adapter {
   double scale_ = 1.0;
 };
 
+namespace detail {
+
+// Whether options of this type may be given for a variant where its type is known: a rank, what all
+// variants have, or the variant's own type.
+template <typename AdapterImpl, typename Options>
+constexpr bool takes_options =
+    std::is_convertible_v<Options, int64_t> || std::is_same_v<Options, LoRAOptions> ||
+    std::is_same_v<Options, typename AdapterImpl::Options>;
+
+}  // namespace detail
+
 /// Base of the variants' modules: a cloneable torch module that is an Adapter.
 /// (Two bases, because torch's Cloneable derives from Module non-virtually.)
 /// `OwnOptions` is the variant's type of options, if it has some of its own.
@@ -190,6 +205,10 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
 
  public:
   using Options = OwnOptions;
+
+  /// The layer that values of this variant are for, where they tell more of it than files do. A
+  /// variant of which that is true has a function of this name.
+  static LayerInfo layer_of(LayerInfo layer, const TrainedValues& /*trained*/) { return layer; }
 
   /// Takes the options and the layer; the variant's constructor then calls `reset()`.
   /// Errors: c10::ValueError for an option that the variant does not take

@@ -26,16 +26,20 @@ template <typename Layer, typename AdapterImpl>
 class AdaptedLayerImpl : public torch::nn::Module {
  public:
   /// `name` takes part in naming the frozen bases; layers of one shape should differ in it.
+  /// Options of another variant do not compile.
   /// Errors: c10::ValueError for options that do not fit the layer
-  explicit AdaptedLayerImpl(Layer layer, LoRAOptions options = {}, std::string name = "") {
+  template <typename Options = LoRAOptions,
+            std::enable_if_t<detail::takes_options<AdapterImpl, Options>, int> = 0>
+  explicit AdaptedLayerImpl(Layer layer, const Options& options = {}, std::string name = "") {
     base = register_module("base", std::move(layer));
     for (auto& parameter : base->parameters()) parameter.set_requires_grad(false);
     const auto weights = find_weights(base.ptr());
-    TORCH_CHECK_VALUE(weights.size() == 1, "lightlora: '", name,
-                      "': expected a layer with one weight among ", adaptable_types(), ", got ",
-                      base->name(), "; hint: patch() adapts models with any of them");
-    adapter = register_module("adapter", std::make_shared<AdapterImpl>(
-                                             std::move(options), weights[0].info(std::move(name))));
+    TORCH_CHECK_VALUE(weights.size() == 1, "'", name, "': expected a layer with one weight among ",
+                      adaptable_types(), ", got ", base->name(),
+                      "; hint: patch() adapts models with any of them");
+    adapter = register_module(
+        "adapter",
+        std::make_shared<AdapterImpl>(LoRAOptions(options), weights[0].info(std::move(name))));
     fit(*adapter, weights[0]);
   }
 

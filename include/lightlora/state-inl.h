@@ -87,17 +87,8 @@ LIGHTLORA_INLINE void restore(Adapter& adapter, const LayerState& state) {
 }
 
 LIGHTLORA_INLINE std::shared_ptr<Adapter> make_adapter(const LayerState& state) {
-  LayerInfo layer = state.layer;
-  // (IA)3's numbers tell what files do not: whether they are one for each channel. Those that scale
-  // a convolution's inputs once were one for each place of the kernel.
-  if (const auto scales = state.trained.find("l"); scales != state.trained.end()) {
-    const at::Tensor& l = scales->second;
-    if (l.sizes() == at::IntArrayRef({1, layer.in})) layer.kernel.clear();
-    const bool by_channel =
-        l.dim() == 2 && l.size(1) == 1 && l.size(0) > 0 && l.size(0) < layer.out;
-    if (by_channel && layer.out % l.size(0) == 0) layer.out_kernel = {layer.out / l.size(0)};
-  }
-  auto adapter = find_variant(state.variant).make(state.options, layer);
+  const VariantEntry& variant = find_variant(state.variant);
+  auto adapter = variant.make(state.options, variant.layer_of(state.layer, state.trained));
   restore(*adapter, state);
   return adapter;
 }

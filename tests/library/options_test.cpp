@@ -18,6 +18,10 @@ constexpr bool patches_with =
 
 TEST_CASE("an option that a variant does not take does not compile, or is refused by name",
           "[variants]") {
+  STATIC_REQUIRE(std::is_constructible_v<LoKr<torch::nn::Linear>::Impl, torch::nn::Linear,
+                                         LoKrOptions, std::string>);
+  STATIC_REQUIRE_FALSE(std::is_constructible_v<ClassicLoRA<torch::nn::Linear>::Impl,
+                                               torch::nn::Linear, LoKrOptions, std::string>);
   STATIC_REQUIRE(patches_with<LoKr, LoKrOptions>);
   STATIC_REQUIRE(patches_with<LoKr, LoRAOptions>);
   STATIC_REQUIRE(patches_with<FusedDownUpLoRA, LightOptions>);
@@ -60,4 +64,15 @@ TEST_CASE("a variant's own options are the same typed and as text, and in its de
   CHECK_THAT(typed->description(), ContainsSubstring(", decompose_factor 8, lokr_shape 2 5"));
   CHECK(find_variant("vera").takes("aux_seed"));
   CHECK_FALSE(find_variant("vera").takes("aux_in"));
+}
+
+TEST_CASE("values tell of their layer what only their own variant knows", "[options]") {
+  const LayerInfo convolution{"conv", 36, 6, {3, 3}};
+  const TrainedValues by_channel{{"l", torch::ones({1, 36})}};
+  CHECK(find_variant("ia3").layer_of(convolution, by_channel).kernel.empty());
+  for (const auto& variant : variants()) {
+    if (variant.name == "ia3") continue;
+    INFO(variant.name);
+    CHECK(variant.layer_of(convolution, by_channel).kernel == convolution.kernel);
+  }
 }

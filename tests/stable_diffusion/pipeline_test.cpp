@@ -61,6 +61,12 @@ struct Copy {
     }
     return "no error";
   }
+  // The folder is refused in one line that says this.
+  void expect(const std::string& text) const {
+    const std::string found = error();
+    REQUIRE_THAT(found, ContainsSubstring(text));
+    REQUIRE(found.find('\n') == std::string::npos);
+  }
 
   ScratchFolder scratch;
 };
@@ -174,63 +180,54 @@ TEST_CASE("pipeline: an incomplete folder gives one line that names what is miss
           "[pipeline]") {
   const Copy copy;
   const auto& scratch = copy.scratch;
-  const auto expect = [&](const std::string& text) {
-    const auto error = copy.error();
-    REQUIRE_THAT(error, ContainsSubstring(text));
-    REQUIRE(error.find('\n') == std::string::npos);
-  };
   REQUIRE(copy.error() == "no error");
   SECTION("no index") {
     fs::remove(scratch.file("model_index.json"));
-    expect("got one without model_index.json; hint:");
+    copy.expect("got one without model_index.json; hint:");
   }
   for (const std::string part : {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}) {
     SECTION("no " + part) {
       fs::remove_all(scratch.file(part));
-      expect("/" + part + "': expected a folder, got none; hint:");
+      copy.expect("/" + part + "': expected a folder, got none; hint:");
     }
   }
   SECTION("no configuration") {
     fs::remove(scratch.file("unet/config.json"));
-    expect("unet/config.json': expected a JSON file, got none; hint:");
+    copy.expect("unet/config.json': expected a JSON file, got none; hint:");
   }
   SECTION("no weights") {
     fs::remove(scratch.file("unet/diffusion_pytorch_model.safetensors"));
-    expect("unet': expected diffusion_pytorch_model.safetensors, got no weights; hint:");
+    copy.expect("unet': expected diffusion_pytorch_model.safetensors, got no weights; hint:");
   }
   SECTION("cut off weights") {
     fs::resize_file(scratch.file("unet/diffusion_pytorch_model.safetensors"), 20000);
-    expect("unet/diffusion_pytorch_model.safetensors");
+    copy.expect("unet/diffusion_pytorch_model.safetensors");
   }
 }
 
 TEST_CASE("pipeline: a folder whose parts do not fit gives one line that names what is wrong",
           "[pipeline]") {
   const Copy copy;
-  const auto expect = [&](const std::string& text) {
-    const auto error = copy.error();
-    REQUIRE_THAT(error, ContainsSubstring(text));
-    REQUIRE(error.find('\n') == std::string::npos);
-  };
   SECTION("another kind of model") {
     copy.change("model_index.json", "text_encoder_2", {"transformers", "CLIPTextModel"});
-    expect("expected Stable Diffusion 1.x or 2.x, got \"StableDiffusionPipeline\"");
+    copy.expect("expected Stable Diffusion 1.x or 2.x, got \"StableDiffusionPipeline\"");
   }
   SECTION("another kind of part") {
     copy.change("model_index.json", "vae", {"diffusers", "AutoencoderTiny"});
-    expect("expected vae to be AutoencoderKL, got \"AutoencoderTiny\"; hint:");
+    copy.expect("expected vae to be AutoencoderKL, got \"AutoencoderTiny\"; hint:");
   }
   SECTION("a text encoder of another width") {
     copy.change("text_encoder/config.json", "hidden_size", 48);
-    expect("expected a text encoder of width 24 (the unet's cross_attention_dim), got 48; hint:");
+    copy.expect(
+        "expected a text encoder of width 24 (the unet's cross_attention_dim), got 48; hint:");
   }
   SECTION("an inpainting model") {
     copy.change("unet/config.json", "in_channels", 9);
-    expect("got 9 in and 4 out; hint: inpainting");
+    copy.expect("got 9 in and 4 out; hint: inpainting");
   }
   SECTION("weights of another size") {
     copy.change("text_encoder/config.json", "intermediate_size", 32);
-    expect("expected shape [32], got [48]; hint:");
+    copy.expect("expected shape [32], got [48]; hint:");
   }
 }
 

@@ -48,6 +48,18 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
     reset();
   }
 
+  /// The numbers tell whether they are one for each channel: those that scale a convolution's inputs
+  /// once were one for each place of the kernel.
+  static LayerInfo layer_of(LayerInfo layer, const TrainedValues& trained) {
+    const auto found = trained.find("l");
+    if (found == trained.end() || found->second.dim() != 2) return layer;
+    const int64_t rows = found->second.size(0), columns = found->second.size(1);
+    if (rows == 1 && columns == layer.in) layer.kernel.clear();
+    const bool by_channel = columns == 1 && rows > 0 && rows < layer.out;
+    if (by_channel && layer.out % rows == 0) layer.out_kernel = {layer.out / rows};
+    return layer;
+  }
+
   void reset_parameters() override { torch::nn::init::ones_(l); }
 
   torch::Tensor added(const torch::Tensor& weight) const override {

@@ -54,6 +54,8 @@ struct VariantEntry {
   /// Errors: c10::ValueError, naming the second argument, for a name that it does not take or a
   ///         text that is no such value
   OwnOptions (*canonical)(const OwnOptions&, const std::string&);
+  /// See `AdapterModule::layer_of`.
+  LayerInfo (*layer_of)(LayerInfo, const TrainedValues&);
 
   /// Whether it takes an option of that name beside the shared ones.
   bool takes(const std::string& option) const;
@@ -85,11 +87,13 @@ VariantEntry variant_entry() {
           [](LoRAOptions all, LayerInfo layer) -> std::shared_ptr<Adapter> {
             return std::make_shared<AdapterImpl>(std::move(all), std::move(layer));
           },
-          typeid(AdapterImpl), std::move(options),
+          typeid(AdapterImpl),
+          std::move(options),
           [](const OwnOptions& own, const std::string& where) {
             return detail::own_to_text(
                 detail::own_from_text<Options>(own, where, AdapterImpl::kVariant));
-          }};
+          },
+          &AdapterImpl::layer_of};
 }
 
 namespace detail {
@@ -103,13 +107,6 @@ template <typename AdapterImpl, typename... Known>
 constexpr bool is_one_of(const std::tuple<Known...>* /*list*/) {
   return (std::is_same_v<AdapterImpl, Known> || ...);
 }
-
-// Whether `patch` and `add` may be given options of this type for a variant: a rank, what all
-// variants have, or the variant's own type.
-template <typename AdapterImpl, typename Options>
-constexpr bool takes_options =
-    std::is_convertible_v<Options, int64_t> || std::is_same_v<Options, LoRAOptions> ||
-    std::is_same_v<Options, typename AdapterImpl::Options>;
 
 }  // namespace detail
 
