@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the tables (tables.md) and draws the plots (PNG) of one folder of results, beside its JSON files.
 
-Usage: report.py <folder with layer.json, layer_vs_peft.json, train.json, generate.json; what is missing is left out>
+Usage: report.py <folder with layer.json, layer_vs_peft.json, rows_vs_peft.json, train.json, generate.json; what is missing is left out>
 """
 
 import json
@@ -239,6 +239,19 @@ def peft_tables(data):
     return text
 
 
+def row_tables(data):
+    machine = data["machine"]
+    return f"\n## Rows with different adapters against PEFT {machine['peft']}\n\n{caption(machine)}.\n\n" + table(
+        {
+            "adapters": lambda r: str(r["adapters"]),
+            "ours, over one adapter": lambda r: f"{r['mixed_over_one']:.2f}",
+            "PEFT, over one adapter": lambda r: f"{r['peft_mixed_over_one']:.2f}",
+            "PEFT / ours": lambda r: f"{r['peft_over_ours']:.2f}",
+        },
+        data["rows"],
+    )
+
+
 def program_tables(programs):
     rows = [row for data in programs.values() for row in data["rows"]]
     machine = next(iter(programs.values()))["machine"]
@@ -268,6 +281,8 @@ def main(folder):
     if data := read("layer_vs_peft.json"):
         plot_peft(folder, data)
         text += peft_tables(data)
+    if data := read("rows_vs_peft.json"):
+        text += row_tables(data)
     programs = {what: data for what in ["train", "generate"] if (data := read(f"{what}.json"))}
     if programs:
         plot_programs(folder, programs)

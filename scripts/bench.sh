@@ -15,6 +15,7 @@ mkdir -p "$results"
 python=.deps/python/bin/python3
 if [[ -x $python ]] && "$python" -c 'import peft, diffusers' 2>/dev/null; then
   "$python" benchmarks/layer_vs_peft.py --bin "$bin" --json "$results/layer_vs_peft.json"
+  "$python" benchmarks/rows_vs_peft.py --bin "$bin" --json "$results/rows_vs_peft.json"
   for what in train generate; do
     "$python" benchmarks/program_vs_diffusers.py "$what" --bin "$bin" --json "$results/$what.json"
   done

@@ -19,8 +19,7 @@ struct Shape {
 
 /// `bare`: the frozen layer alone. `composed`: base(x) + scale * up(down(x)) from single operators,
 /// as adapters are usually written. The others are routes of a patched `torch::nn::Linear` while it is
-/// active; `packed` is the automatic one over a `lightlora::Linear` whose weight is kept in the CPU
-/// kernels' layout too.
+/// active; `packed` is the automatic one while the weight is kept in the CPU kernels' layout too.
 enum class Form { bare, composed, bypass, merged, automatic, packed };
 
 inline const std::vector<std::pair<Form, std::string>>& forms() {
@@ -70,7 +69,7 @@ class LayerCase {
       for (auto& parameter : plain_.parameters) parameter.normal_(0, 0.1);
     }
     adapter_ = plain_.lora->adapters()[0];
-    make_packed();
+    packed_ = lightlora::pack_weights(*plain_.model);
     fresh_inputs();
   }
 
@@ -93,7 +92,6 @@ class LayerCase {
     if (form == Form::composed) {
       return composed(x_, weight(), adapter_->factors(), adapter_->scale());
     }
-    if (form == Form::packed) return packed_.model->forward(x_);
     const lightlora::Route route = form == Form::bypass   ? lightlora::Route::bypass
                                    : form == Form::merged ? lightlora::Route::merged
                                                           : lightlora::Route::automatic;
@@ -104,8 +102,9 @@ class LayerCase {
   /// The gradients of x and, but for the bare layer, of what is trained.
   std::vector<at::Tensor> backward(const at::Tensor& y, Form form) {
     std::vector<at::Tensor> leaves{x_};
-    const auto& trained = form == Form::packed ? packed_.parameters : plain_.parameters;
-    if (form != Form::bare) leaves.insert(leaves.end(), trained.begin(), trained.end());
+    if (form != Form::bare) {
+      leaves.insert(leaves.end(), plain_.parameters.begin(), plain_.parameters.end());
+    }
     return torch::autograd::grad({y}, leaves, {dy_});
   }
 
@@ -138,27 +137,15 @@ class LayerCase {
 
   // A model activates once for all of its layers, so no layer's time has that in it.
   void activate(Form form) {
-    const bool plain = form != Form::bare && form != Form::composed;
-    Patched* wanted = form == Form::packed ? &packed_ : plain ? &plain_ : nullptr;
-    if (wanted == activated_) return;
-    activated_ = wanted;
-    active_.reset();
-    if (wanted) active_ = std::make_unique<lightlora::Activation>(wanted->lora->activate());
-  }
-
-  // The same weight and adapter over a layer that packs.
-  void make_packed() {
-    lightlora::Linear layer(torch::nn::LinearOptions(setup_.shape.k, setup_.shape.m).bias(false));
-    layer->to(setup_.device, setup_.dtype);
-    {
-      const at::NoGradGuard no_grad;
-      layer->weight.copy_(weight());
+    const bool adapts = form != Form::bare && form != Form::composed;
+    if (adapts != (active_ != nullptr)) {
+      active_.reset();
+      if (adapts) active_ = std::make_unique<lightlora::Activation>(plain_.lora->activate());
     }
-    packed_.model = torch::nn::Sequential(layer);
-    lightlora::pack_weights(*packed_.model);
-    packed_.lora = lightlora::patch(*packed_.model, plain_.lora->state());
-    packed_.lora->to(setup_.device);
-    packed_.parameters = packed_.lora->parameters();
+    const bool packs = form == Form::packed;
+    if (packs == (packing_ != nullptr)) return;
+    packing_.reset();
+    if (packs) packing_ = std::make_unique<lightlora::Packing>(packed_.activate());
   }
 
   static at::Tensor composed(const at::Tensor& x, const at::Tensor& weight,
@@ -190,11 +177,12 @@ class LayerCase {
   }
 
   LayerSetup setup_;
-  Patched plain_, packed_;
+  Patched plain_;
+  lightlora::PackedWeights packed_;
   std::shared_ptr<lightlora::Adapter> adapter_;
   lightlora::Route route_ = lightlora::Route::automatic;
-  Patched* activated_ = nullptr;
   std::unique_ptr<lightlora::Activation> active_;
+  std::unique_ptr<lightlora::Packing> packing_;
   at::Tensor x_, dy_;
 };
 

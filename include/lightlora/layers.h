@@ -8,6 +8,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -95,6 +96,7 @@ class AdaptedLayerImpl : public torch::nn::Module {
   }
 
   std::shared_ptr<const detail::ActiveTable> table() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (!table_ || !table_->holds()) {
       auto made = std::make_shared<detail::ActiveTable>(this);
       made->add(make_site(adapter->layer().name, find_weights(base.ptr())[0], {{adapter, 1.0}},
@@ -104,6 +106,7 @@ class AdaptedLayerImpl : public torch::nn::Module {
     return table_;
   }
 
+  std::mutex mutex_;  // several threads may call one layer
   std::shared_ptr<const detail::ActiveTable> table_;
 };
 

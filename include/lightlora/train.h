@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <lightlora/config.h>
 #include <lightlora/patch.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
 
 #include <functional>
@@ -43,6 +45,67 @@ torch::Tensor checkpoint(const Patched& lora, Function segment, const torch::Ten
       },
       {x});
 }
+
+/// A patched model and its adapters as one module, whose clones are adapted too, by copies of the
+/// adapters. A plain clone of a patched model is the base alone; this is for what clones models, such
+/// as LibTorch's data_parallel, through which gradients come back to the adapters of `lora`:
+///
+///     lightlora::AdaptedModel<Net> whole(net, lora);
+///     auto y = torch::nn::parallel::data_parallel(whole, x);
+///
+/// The children are `base` and `adapters`. `Holder` is the model's holder.
+template <typename Holder>
+class AdaptedModelImpl : public torch::nn::Module {
+ public:
+  /// `lora` are the adapters of `model`.
+  AdaptedModelImpl(Holder model, Patched lora)
+      : base(register_module("base", std::move(model))), lora_(std::move(lora)) {
+    const auto adapters = register_module("adapters", torch::nn::ModuleList());
+    for (const auto& set : lora_->sets()) {
+      for (const auto& adapter : lora_->adapters(set)) {
+        adapters->push_back(adapter->module().shared_from_this());
+      }
+    }
+  }
+
+  /// The model with its active adapters.
+  template <typename... Inputs>
+  auto forward(Inputs&&... inputs) {
+    return lora_(base, std::forward<Inputs>(inputs)...);
+  }
+
+  /// A deep copy with adapters of its own.
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<torch::Device>& device = std::nullopt) const override {
+    Holder model(std::dynamic_pointer_cast<typename Holder::ContainedType>(base->clone(device)));
+    Patched lora;
+    for (const auto& set : lora_->sets()) {
+      const AdapterState state = lora_->state(set, Bases::embedded);
+      if (lora) {
+        lora->add(set, state);
+      } else {
+        lora = patch(*model, state, set);
+      }
+    }
+    lora->set_active(lora_->active());
+    if (device) lora->to(*device);
+    auto copy = std::make_shared<AdaptedModelImpl>(std::move(model), std::move(lora));
+    copy->train(is_training());
+    return copy;
+  }
+
+  Holder base{nullptr};  ///< the model
+
+ private:
+  Patched lora_;
+};
+
+/// Module holder of AdaptedModelImpl.
+template <typename Holder>
+class AdaptedModel : public torch::nn::ModuleHolder<AdaptedModelImpl<Holder>> {
+ public:
+  using torch::nn::ModuleHolder<AdaptedModelImpl<Holder>>::ModuleHolder;
+};
 
 /// Parameter groups for an optimiser that trains the output side faster (LoRA+).
 /// Equation: rate(up side) = ratio * rate(everything else)

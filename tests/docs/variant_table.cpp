@@ -45,7 +45,7 @@ double seconds(const std::function<void()>& work) {
 
 // Median over interleaved pairs of (adapted time / bare time).
 double time_ratio(const Row& row) {
-  torch::nn::Sequential bare(torch::nn::Linear(320, 320)), adapted(lightlora::Linear(320, 320));
+  torch::nn::Sequential bare(torch::nn::Linear(320, 320)), adapted(torch::nn::Linear(320, 320));
   for (auto& parameter : bare->parameters()) parameter.set_requires_grad(false);
   const auto lora = lightlora::patch(*adapted, row.variant, row.options, {"0"});
   const Tensor x = torch::randn({1024, 320}).requires_grad_(), g = torch::randn({1024, 320});

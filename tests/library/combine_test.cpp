@@ -182,18 +182,11 @@ TEST_CASE("torch::save and torch::load keep every set of a patched model", "[com
 }
 
 TEST_CASE("checkpoint: adapters get the gradients that they get without it", "[combine]") {
-  for (const bool drop_in : {false, true}) {
+  for (const bool packs : {false, true}) {
     for (const bool alive : {false, true}) {
-      INFO((drop_in ? "drop-in" : "plain") << (alive ? ", active during backward" : ""));
+      INFO((packs ? "packed" : "plain") << (alive ? ", active during backward" : ""));
       torch::manual_seed(4);
-      torch::nn::Sequential model;
-      if (drop_in) {
-        model->push_back(lightlora::Linear(40, 30));
-        model->push_back(lightlora::Linear(30, 40));
-      } else {
-        model->push_back(torch::nn::Linear(40, 30));
-        model->push_back(torch::nn::Linear(30, 40));
-      }
+      torch::nn::Sequential model(torch::nn::Linear(40, 30), torch::nn::Linear(30, 40));
       const auto lora = patch<LightLoRA>(*model, 3, Targets::all_linear());
       randomise(lora);
       const Tensor x = random_input({6, 40}).to(torch::kFloat).requires_grad_();
@@ -204,6 +197,7 @@ TEST_CASE("checkpoint: adapters get the gradients that they get without it", "[c
         for (auto& parameter : lora->parameters()) parameter.mutable_grad() = Tensor();
         x.mutable_grad() = Tensor();
         torch::manual_seed(6);
+        const auto packing = packs ? pack_weights(*model).activate() : Packing();
         std::optional<Activation> on(lora->activate());
         const Tensor y = checkpointed ? checkpoint(lora, drop, x) : drop(x);
         if (!alive) on.reset();

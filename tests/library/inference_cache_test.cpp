@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What evaluation keeps: it must be used, and never after anything it was made from has changed.
 #include <ATen/record_function.h>
-#include <lightlora/linear.h>
 #include <lightlora/patch.h>
 #include <lightlora/train.h>
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Models that use their weights in many ways: each is adapted as its merged weight would be, or
 // named in an error. And what must not be adapted is not.
-#include <lightlora/linear.h>
 #include <lightlora/patch.h>
 #include <lightlora/train.h>
 #include <torch/csrc/jit/api/module.h>

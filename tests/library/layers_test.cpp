@@ -2,7 +2,7 @@
 // Layers beyond those of the property tests, and how adapted layers behave in training and in
 // threads.
 #include <ATen/autocast_mode.h>
-#include <lightlora/linear.h>
+#include <torch/nn/parallel/data_parallel.h>
 
 #include "models.h"
 
@@ -26,19 +26,10 @@ struct AttentionImpl : torch::nn::Module {
 };
 TORCH_MODULE(Attention);
 
-torch::nn::Sequential two_layers(bool drop_in) {
+torch::nn::Sequential two_layers() {
   torch::manual_seed(4);
-  torch::nn::Sequential model;
-  if (drop_in) {
-    model->push_back(lightlora::Linear(40, 30));
-    model->push_back(torch::nn::ReLU());
-    model->push_back(lightlora::Linear(30, 20));
-  } else {
-    model->push_back(torch::nn::Linear(40, 30));
-    model->push_back(torch::nn::ReLU());
-    model->push_back(torch::nn::Linear(30, 20));
-  }
-  return model;
+  return torch::nn::Sequential(torch::nn::Linear(40, 30), torch::nn::ReLU(),
+                               torch::nn::Linear(30, 20));
 }
 
 }  // namespace
@@ -75,7 +66,7 @@ TEST_CASE("attention: the input and output projections carry every variant", "[l
 }
 
 TEST_CASE("dropout: it has a range, and needs an input of the adapter's own", "[layers]") {
-  auto plain = two_layers(/*drop_in=*/false);
+  auto plain = two_layers();
   CHECK_THROWS_WITH(patch<ClassicLoRA>(*plain, LoRAOptions(3).dropout(1.0), {"0"}),
                     ContainsSubstring("expected 0 <= dropout < 1, got 1"));
   torch::nn::Sequential recurrent(torch::nn::GRU(6, 5));
@@ -86,11 +77,10 @@ TEST_CASE("dropout: it has a range, and needs an input of the adapter's own", "[
   CHECK_THROWS_WITH(lora->bind_weights({"0"}), ContainsSubstring("expected dropout 0"));
 }
 
-TEST_CASE("autocast: drop-in layers compute in its dtype, adapters get fp32 gradients",
-          "[layers]") {
+TEST_CASE("autocast: layers compute in its dtype, adapters get fp32 gradients", "[layers]") {
   for (const auto& recipe : recipes()) {
     INFO(recipe.name);
-    auto model = two_layers(/*drop_in=*/true);
+    auto model = two_layers();
     const auto lora = patch(*model, recipe.variant, recipe.options, Targets::all_linear());
     randomise(lora);
     const Tensor x = random_input({6, 40}).to(torch::kFloat), exact = lora(model, x);
@@ -108,11 +98,10 @@ TEST_CASE("autocast: drop-in layers compute in its dtype, adapters get fp32 grad
   }
 }
 
-TEST_CASE("half precision: training through a drop-in layer keeps small steps of any variant",
-          "[layers]") {
+TEST_CASE("half precision: training keeps small steps of any variant", "[layers]") {
   for (const auto& recipe : recipes()) {
     INFO(recipe.name);
-    auto model = two_layers(/*drop_in=*/true);
+    auto model = two_layers();
     model->to(torch::kBFloat16);
     const auto lora = patch(*model, recipe.variant, recipe.options, Targets::all_linear());
     const Tensor x = random_input({6, 40}).to(torch::kBFloat16);
@@ -127,7 +116,7 @@ TEST_CASE("half precision: training through a drop-in layer keeps small steps of
 }
 
 TEST_CASE("moving: a cast while active, or adapters left behind, are errors", "[layers][cuda]") {
-  auto model = two_layers(/*drop_in=*/false);
+  auto model = two_layers();
   const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all_linear());
   {
     const auto on = lora->activate();
@@ -148,7 +137,7 @@ TEST_CASE("moving: a cast while active, or adapters left behind, are errors", "[
 }
 
 TEST_CASE("adapters keep fp32 when the model is moved to half precision", "[layers]") {
-  auto model = two_layers(/*drop_in=*/true);
+  auto model = two_layers();
   const auto lora = patch<ClassicLoRA>(*model, 2, Targets::all_linear());
   model->to(torch::kHalf);
   for (const auto& parameter : lora->parameters()) CHECK(parameter.scalar_type() == at::kFloat);
@@ -217,4 +206,39 @@ TEST_CASE("a child of a model is cloned with its values, cast but for its adapte
   CHECK(net.layer->base->weight.scalar_type() == torch::kHalf);
   CHECK(net.layer->adapter->up.scalar_type() == torch::kFloat);
   CHECK(net.forward(x.to(torch::kHalf)).scalar_type() == torch::kHalf);
+}
+
+TEST_CASE(
+    "a patched model as one module: replicas of data_parallel are adapted and train its adapters",
+    "[layers]") {
+  for (const std::string variant : {"classic", "light", "lokr"}) {
+    INFO(variant);
+    auto model = two_layers();
+    LoRAOptions options(3);
+    const auto lora = patch(*model, variant, options, Targets::all_linear(), "one");
+    lora->add("two", "classic", LoRAOptions(2), {"2"});
+    randomise(lora);
+    lora->set_active({{"one", 1.0}, {"two", -0.5}});
+    const Tensor x = random_input({6, 40}).to(torch::kFloat);
+    const auto gradients = [&](const Tensor& y) {
+      for (auto& parameter : lora->parameters()) parameter.mutable_grad() = Tensor();
+      y.square().sum().backward();
+      std::vector<Tensor> all;
+      for (const auto& parameter : lora->parameters()) all.push_back(parameter.grad().clone());
+      return all;
+    };
+    const Tensor alone = lora(model, x);
+    const auto expected = gradients(alone);
+
+    AdaptedModel<torch::nn::Sequential> whole(model, lora);
+    CHECK(torch::equal(whole->forward(x), alone));
+    const std::vector<torch::Device> devices(2, torch::kCPU);
+    auto replicas = torch::nn::parallel::replicate(whole, devices);
+    const auto parts =
+        torch::nn::parallel::parallel_apply(replicas, {x.narrow(0, 0, 2), x.narrow(0, 2, 4)});
+    const Tensor y = torch::cat({parts[0], parts[1]});
+    CHECK(close(y, alone, 1e-6));
+    const auto found = gradients(y);
+    for (std::size_t i = 0; i < found.size(); ++i) CHECK(close(found[i], expected[i], 1e-5));
+  }
 }

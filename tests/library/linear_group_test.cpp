@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers in one product must give what they give one by one, and must be one product.
 #include <ATen/record_function.h>
-#include <lightlora/linear.h>
+#include <lightlora/packing.h>
 #include <lightlora/patch.h>
 
 #include <functional>

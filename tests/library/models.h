@@ -58,15 +58,9 @@ inline std::vector<Subject> convolutions() {
       {"Conv2d with groups",
        [] { return Sequential(torch::nn::Conv2d(torch::nn::Conv2dOptions(12, 40, 3).groups(2))); },
        [] { return random_input({2, 12, 6, 6}); }},
-      {"drop-in Conv2d",
+      {"Conv2d with groups and reflection",
        [] {
-         return Sequential(
-             lightlora::Conv2d(torch::nn::Conv2dOptions(6, 40, 3).stride(2).padding(1)));
-       },
-       [] { return random_input({2, 6, 9, 7}); }},
-      {"drop-in Conv2d with groups and reflection",
-       [] {
-         return Sequential(lightlora::Conv2d(
+         return Sequential(torch::nn::Conv2d(
              torch::nn::Conv2dOptions(12, 40, 3).groups(2).padding(1).padding_mode(
                  torch::kReflect)));
        },
@@ -122,8 +116,6 @@ inline const std::vector<Subject>& subjects() {
            return Sequential(torch::nn::Linear(torch::nn::LinearOptions(110, 60).bias(false)));
          },
          [] { return random_input({4, 110}); }},
-        {"drop-in Linear", [] { return Sequential(lightlora::Linear(70, 90)); },
-         [] { return random_input({5, 3, 70}); }},
         {"Embedding", [] { return Sequential(torch::nn::Embedding(120, 80)); },
          [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
         {"Embedding with padding and sparse gradients",

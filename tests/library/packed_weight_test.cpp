@@ -4,10 +4,12 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
-#include <lightlora/linear.h>
+#include <lightlora/packing.h>
 #include <lightlora/patch.h>
 
 #include <functional>
+#include <string>
+#include <thread>
 
 #include "support.h"
 
@@ -52,7 +54,7 @@ void freeze(torch::nn::Module& module) {
   for (auto& parameter : module.parameters()) parameter.set_requires_grad(false);
 }
 
-// Output and gradient of x, with packing as it is now.
+// Output and gradient of x, with what is packed now.
 template <typename Layer>
 std::vector<Tensor> run(Layer& layer, const Tensor& x) {
   const Tensor leaf = x.detach().clone().requires_grad_();
@@ -64,9 +66,8 @@ std::vector<Tensor> run(Layer& layer, const Tensor& x) {
 
 template <typename Layer>
 void check_equal(Layer& layer, const Tensor& x) {
-  layer->set_packed(false);
   const auto plain = run(layer, x);
-  layer->set_packed(true);
+  const auto packing = lightlora::pack_weights(*layer).activate();
   const auto packed = run(layer, x);
   for (std::size_t i = 0; i < plain.size(); ++i) {
     INFO((i == 0 ? "output" : "gradient") << " of x " << x.sizes() << " " << x.scalar_type());
@@ -82,7 +83,7 @@ TEST_CASE("a packed Linear equals the plain one, forward and backward", "[packed
   torch::manual_seed(1);
   for (const auto dtype : kDtypes) {
     for (const bool bias : {true, false}) {
-      lightlora::Linear layer(torch::nn::LinearOptions(48, 80).bias(bias));
+      torch::nn::Linear layer(torch::nn::LinearOptions(48, 80).bias(bias));
       layer->to(dtype);
       freeze(*layer);
       const auto input = [&](std::vector<int64_t> sizes) { return torch::randn(sizes).to(dtype); };
@@ -93,7 +94,7 @@ TEST_CASE("a packed Linear equals the plain one, forward and backward", "[packed
       check_equal(layer, input({48, 7}).t());
       check_equal(layer, input({3, 2, 48}).transpose(0, 1));
       // Forward and backward, both from the packed weight.
-      layer->set_packed(true);
+      const auto packing = lightlora::pack_weights(*layer).activate();
       CHECK(packed_products([&] { run(layer, input({5, 48})); }) == (available(dtype) ? 2 : 0));
     }
   }
@@ -108,7 +109,7 @@ TEST_CASE("a packed Conv2d equals the plain one, forward and backward", "[packed
           for (const int64_t dilation : {1, 2}) {
             INFO("kernel " << kernel << ", stride " << stride << ", padding " << padding
                            << ", dilation " << dilation);
-            lightlora::Conv2d layer(torch::nn::Conv2dOptions(6, 10, kernel)
+            torch::nn::Conv2d layer(torch::nn::Conv2dOptions(6, 10, kernel)
                                         .stride(stride)
                                         .padding(padding)
                                         .dilation(dilation));
@@ -121,10 +122,10 @@ TEST_CASE("a packed Conv2d equals the plain one, forward and backward", "[packed
         }
       }
     }
-    lightlora::Conv2d layer(torch::nn::Conv2dOptions(6, 10, 3).padding(1));
+    torch::nn::Conv2d layer(torch::nn::Conv2dOptions(6, 10, 3).padding(1));
     layer->to(dtype);
     freeze(*layer);
-    layer->set_packed(true);
+    const auto packing = lightlora::pack_weights(*layer).activate();
     const Tensor x = torch::randn({2, 6, 12, 11}).to(dtype);
     CHECK(packed_products([&] { run(layer, x); }) == (available(dtype) ? 2 : 0));
   }
@@ -132,25 +133,25 @@ TEST_CASE("a packed Conv2d equals the plain one, forward and backward", "[packed
 
 TEST_CASE("what cannot be packed is computed as ever", "[packed_weight]") {
   torch::manual_seed(1);
-  lightlora::Conv2d grouped(torch::nn::Conv2dOptions(6, 12, 3).groups(3).padding(1));
+  torch::nn::Conv2d grouped(torch::nn::Conv2dOptions(6, 12, 3).groups(3).padding(1));
   freeze(*grouped);
   check_equal(grouped, torch::randn({2, 6, 8, 8}));
   check_equal(grouped, torch::randn({6, 8, 8}));  // one picture without a batch
-  lightlora::Conv2d reflecting(
+  torch::nn::Conv2d reflecting(
       torch::nn::Conv2dOptions(6, 12, 3).padding(1).padding_mode(torch::kReflect));
   freeze(*reflecting);
   check_equal(reflecting, torch::randn({2, 6, 8, 8}));
-  lightlora::Conv2d same(torch::nn::Conv2dOptions(6, 12, 3).padding(torch::kSame));
+  torch::nn::Conv2d same(torch::nn::Conv2dOptions(6, 12, 3).padding(torch::kSame));
   freeze(*same);
   check_equal(same, torch::randn({2, 6, 8, 8}));
-  lightlora::Linear wide(16, 8);
+  torch::nn::Linear wide(16, 8);
   wide->to(torch::kDouble);
   freeze(*wide);
   check_equal(wide, torch::randn({5, 16}, torch::kDouble));
 
   // A weight that trains gets its gradient.
-  lightlora::Linear trains(16, 8);
-  trains->set_packed(true);
+  torch::nn::Linear trains(16, 8);
+  const auto packing = lightlora::pack_weights(*trains).activate();
   const Tensor x = torch::randn({5, 16});
   trains->forward(x).sum().backward();
   CHECK(close(trains->weight.grad(), x.sum(0).expand({8, 16}), 1e-6));
@@ -168,13 +169,20 @@ TEST_CASE("what cannot be packed is computed as ever", "[packed_weight]") {
 TEST_CASE("a packed weight follows every change of the weight", "[packed_weight]") {
   torch::manual_seed(1);
   const Tensor x = torch::randn({5, 16}), picture = torch::randn({1, 4, 6, 6});
-  lightlora::Linear linear(16, 8);
-  lightlora::Conv2d conv(torch::nn::Conv2dOptions(4, 8, 3));
+  torch::nn::Linear linear(16, 8);
+  torch::nn::Conv2d conv(torch::nn::Conv2dOptions(4, 8, 3));
   for (auto* module : std::vector<torch::nn::Module*>{linear.get(), conv.get()}) freeze(*module);
-  CHECK(lightlora::pack_weights(*linear) == 1);
-  CHECK(lightlora::pack_weights(*conv) == 1);
+  const auto packed_linear = lightlora::pack_weights(*linear);
+  const auto packed_conv = lightlora::pack_weights(*conv);
+  REQUIRE((packed_linear.size() == 1 && packed_conv.size() == 1));
   const torch::NoGradGuard no_grad;
-  const auto outputs = [&] { return std::vector<Tensor>{linear(x), conv(picture)}; };
+  const auto outputs = [&] {
+    const auto first = packed_linear.activate(), second = packed_conv.activate();
+    std::vector<Tensor> both;
+    CHECK(packed_products([&] { both = {linear(x), conv(picture)}; }) ==
+          (available(torch::kFloat) ? 2 : 0));
+    return both;
+  };
   const auto before = outputs();
   linear->weight.mul_(2);
   conv->weight.set_data(conv->weight * 2);
@@ -183,9 +191,33 @@ TEST_CASE("a packed weight follows every change of the weight", "[packed_weight]
   CHECK(close(after[1], torch::conv2d(picture, conv->weight, conv->bias), 3e-6));
   CHECK_FALSE(close(after[0], before[0], 1e-2));
   CHECK_FALSE(close(after[1], before[1], 1e-2));
-  const auto copy = std::dynamic_pointer_cast<lightlora::LinearImpl>(linear->clone());
-  CHECK(copy->is_packed());
-  CHECK(torch::equal(copy->forward(x), after[0]));
+  CHECK(packed_products([&] { linear(x); }) == 0);  // nothing is active any more
+}
+
+TEST_CASE("packed weights are those of their model, in their thread, as chosen",
+          "[packed_weight]") {
+  torch::manual_seed(1);
+  const torch::NoGradGuard no_grad;
+  const Tensor x = torch::randn({5, 16});
+  torch::nn::Sequential model(torch::nn::Linear(16, 16), torch::nn::Linear(16, 16));
+  freeze(*model);
+  const auto copy = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(model->clone());
+  const int64_t one = available(torch::kFloat) ? 1 : 0;
+  const auto first = lightlora::pack_weights(
+      *model, [](const std::string& path, const Tensor&) { return path == "0"; });
+  CHECK(first.size() == 1);
+  CHECK(lightlora::PackedWeights().size() == 0);
+  const auto nothing = lightlora::PackedWeights().activate();
+  CHECK(packed_products([&] { model->forward(x); }) == 0);
+  {
+    const auto packing = first.activate();
+    CHECK(packed_products([&] { model->forward(x); }) == one);
+    CHECK(packed_products([&] { copy->forward(x); }) == 0);
+    CHECK(packed_products([&] { std::thread([&] { model->forward(x); }).join(); }) == 0);
+    const auto both = lightlora::pack_weights(*model).activate();
+    CHECK(packed_products([&] { model->forward(x); }) == 2 * one);
+  }
+  CHECK(packed_products([&] { model->forward(x); }) == 0);
 }
 
 TEST_CASE("an adapted layer learns the same from a packed weight", "[packed_weight]") {
@@ -194,7 +226,7 @@ TEST_CASE("an adapted layer learns the same from a packed weight", "[packed_weig
       for (const auto route : {lightlora::Route::automatic, lightlora::Route::merged}) {
         INFO(variant << " " << dtype << " " << lightlora::to_string(route));
         torch::manual_seed(2);
-        torch::nn::Sequential model(lightlora::Linear(40, 24), lightlora::Linear(24, 40));
+        torch::nn::Sequential model(torch::nn::Linear(40, 24), torch::nn::Linear(24, 40));
         model->to(dtype);
         const auto lora = lightlora::patch(*model, variant, lightlora::LoRAOptions(4), {"0", "1"});
         lora->set_route(route);
@@ -205,7 +237,8 @@ TEST_CASE("an adapted layer learns the same from a packed weight", "[packed_weig
         const Tensor x = torch::randn({6, 40}).to(dtype).requires_grad_();
         const Tensor gradient = torch::randn({6, 40}).to(dtype);
         const auto learn = [&](bool packs) {
-          lightlora::pack_weights(*model, packs);
+          const auto packing =
+              packs ? lightlora::pack_weights(*model).activate() : lightlora::Packing();
           std::vector<Tensor> leaves{x};
           for (const auto& parameter : lora->parameters()) leaves.push_back(parameter);
           const Tensor y = lora(model, x);

@@ -53,7 +53,7 @@ TEST_CASE("patch: the model without an activation computes as before", "[patch]"
 }
 
 TEST_CASE("patch: a call takes the model, a part of it or what holds it, and no other", "[patch]") {
-  torch::nn::Sequential model(lightlora::Linear(12, 12), torch::nn::Linear(12, 9));
+  torch::nn::Sequential model(torch::nn::Linear(12, 12), torch::nn::Linear(12, 9));
   struct Whole : torch::nn::Module {
     explicit Whole(torch::nn::Sequential part) : body(register_module("body", std::move(part))) {}
     Tensor forward(const Tensor& x) { return body->forward(x).relu(); }
@@ -64,7 +64,7 @@ TEST_CASE("patch: a call takes the model, a part of it or what holds it, and no 
   randomise(lora);
   const Tensor x = input(), adapted = lora(model, x);
   CHECK(close(lora(whole, x), adapted.relu(), 1e-6));
-  auto first = model->ptr<lightlora::LinearImpl>(0);
+  auto first = model->ptr<torch::nn::LinearImpl>(0);
   CHECK_FALSE(torch::equal(lora(*first, x), first->forward(x)));
   CHECK_THROWS_WITH(lora(other, x),
                     ContainsSubstring("got 'torch::nn::SequentialImpl', which has none of its 2 "
@@ -74,7 +74,7 @@ TEST_CASE("patch: a call takes the model, a part of it or what holds it, and no 
 
 TEST_CASE("patch: an empty handle says so", "[patch]") {
   const Patched lora;
-  torch::nn::Sequential model = one_linear(true);
+  torch::nn::Sequential model = one_linear();
   CHECK_FALSE(lora);
   CHECK_THROWS_WITH(lora->report(),
                     ContainsSubstring("expected a handle that patch(...) returned"));
@@ -159,36 +159,33 @@ TEST_CASE("patch: a layer takes adapters from one handle at a time", "[patch]") 
 }
 
 TEST_CASE("patch: several named sets add up with their weights", "[patch]") {
-  for (const bool drop_in : {false, true}) {
-    INFO((drop_in ? "drop-in" : "plain"));
-    torch::manual_seed(0);
-    auto model = one_linear(drop_in);
-    model->to(torch::kDouble);
-    const Tensor x = input().to(torch::kDouble), base = model->forward(x);
-    const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(2).network_alpha(1), {"0"}, "one");
-    lora->add("two", "light", LoRAOptions(3), {"0"});
-    randomise(lora, "one");
-    randomise(lora, "two");
-    const auto only = [&](double one, double two) {
-      lora->set_active({{"one", one}, {"two", two}});
-      return lora(model, x) - base;
-    };
-    const Tensor one = only(1, 0), two = only(0, 1);
-    CHECK(one.norm().item<double>() > 0.1);
-    CHECK(two.norm().item<double>() > 0.1);
-    CHECK(close(only(0.5, -2), 0.5 * one - 2 * two, 1e-12));
-    lora->merge();
-    CHECK(close(model->forward(x) - base, 0.5 * one - 2 * two, 1e-12));
-    lora->unmerge();
-    lora->set_active({{"two", 1}});
-    CHECK(close(lora(model, x) - base, two, 1e-12));
-    lora->set_active({});
-    CHECK(torch::equal(lora(model, x), base));
-    CHECK(lora->parameters().size() == 4);
-    CHECK_THROWS_WITH(lora->set_active({{"three", 1}}), ContainsSubstring("('one', 'two'), got"));
-    CHECK_THROWS_WITH(lora->add("one", "light", 2, {"0"}),
-                      ContainsSubstring("got 'one' a second time"));
-  }
+  torch::manual_seed(0);
+  auto model = one_linear();
+  model->to(torch::kDouble);
+  const Tensor x = input().to(torch::kDouble), base = model->forward(x);
+  const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(2).network_alpha(1), {"0"}, "one");
+  lora->add("two", "light", LoRAOptions(3), {"0"});
+  randomise(lora, "one");
+  randomise(lora, "two");
+  const auto only = [&](double one, double two) {
+    lora->set_active({{"one", one}, {"two", two}});
+    return lora(model, x) - base;
+  };
+  const Tensor one = only(1, 0), two = only(0, 1);
+  CHECK(one.norm().item<double>() > 0.1);
+  CHECK(two.norm().item<double>() > 0.1);
+  CHECK(close(only(0.5, -2), 0.5 * one - 2 * two, 1e-12));
+  lora->merge();
+  CHECK(close(model->forward(x) - base, 0.5 * one - 2 * two, 1e-12));
+  lora->unmerge();
+  lora->set_active({{"two", 1}});
+  CHECK(close(lora(model, x) - base, two, 1e-12));
+  lora->set_active({});
+  CHECK(torch::equal(lora(model, x), base));
+  CHECK(lora->parameters().size() == 4);
+  CHECK_THROWS_WITH(lora->set_active({{"three", 1}}), ContainsSubstring("('one', 'two'), got"));
+  CHECK_THROWS_WITH(lora->add("one", "light", 2, {"0"}),
+                    ContainsSubstring("got 'one' a second time"));
 }
 
 TEST_CASE("patch: rank and alpha patterns reach their layers", "[patch]") {
@@ -231,54 +228,51 @@ TEST_CASE("patch: a pattern that is malformed or matches no layer is an error", 
 
 TEST_CASE("patch: a set that is added in mid-training trains, and a set that is removed is gone",
           "[patch]") {
-  for (const bool drop_in : {false, true}) {
-    INFO((drop_in ? "drop-in" : "plain"));
-    torch::manual_seed(0);
-    auto model = one_linear(drop_in);
-    const Tensor x = input(), target = torch::randn({5, 9});
-    const auto lora = patch<ClassicLoRA>(*model, 2, {"0"}, "one");
-    torch::optim::SGD optimizer(lora->parameters(), 0.1);
-    const auto loss = [&] { return torch::mse_loss(lora(model, x), target); };
-    const auto train = [&] {
-      optimizer.zero_grad();
-      const Tensor value = loss();
-      value.backward();
-      optimizer.step();
-      return value.item<double>();
-    };
-    const double first = train();
-    for (int i = 0; i < 5; ++i) train();
-    lora->add("two", "light", LoRAOptions(3), {"0"});
-    optimizer.add_param_group(
-        torch::optim::OptimizerParamGroup(lora->named_parameters("two").values()));
-    const Tensor start = lora->named_parameters("two")["0.up"].detach().clone();
-    const double joined = train();
-    for (int i = 0; i < 5; ++i) train();
-    CHECK(joined < first);
-    CHECK(loss().item<double>() < joined);
-    CHECK_FALSE(torch::equal(lora->named_parameters("two")["0.up"], start));
+  torch::manual_seed(0);
+  auto model = one_linear();
+  const Tensor x = input(), target = torch::randn({5, 9});
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"0"}, "one");
+  torch::optim::SGD optimizer(lora->parameters(), 0.1);
+  const auto loss = [&] { return torch::mse_loss(lora(model, x), target); };
+  const auto train = [&] {
+    optimizer.zero_grad();
+    const Tensor value = loss();
+    value.backward();
+    optimizer.step();
+    return value.item<double>();
+  };
+  const double first = train();
+  for (int i = 0; i < 5; ++i) train();
+  lora->add("two", "light", LoRAOptions(3), {"0"});
+  optimizer.add_param_group(
+      torch::optim::OptimizerParamGroup(lora->named_parameters("two").values()));
+  const Tensor start = lora->named_parameters("two")["0.up"].detach().clone();
+  const double joined = train();
+  for (int i = 0; i < 5; ++i) train();
+  CHECK(joined < first);
+  CHECK(loss().item<double>() < joined);
+  CHECK_FALSE(torch::equal(lora->named_parameters("two")["0.up"], start));
 
-    const Tensor both = lora(model, x).detach();
-    lora->set_active({{"two", 1}});
-    const Tensor two = lora(model, x).detach();
-    lora->set_active({{"one", 1}, {"two", 1}});
-    CHECK(close(lora(model, x), both, 1e-6));
-    const int64_t trainable = lora->report().trainable;
-    lora->remove("one");
-    CHECK(lora->sets() == std::vector<std::string>{"two"});
-    CHECK(close(lora(model, x), two, 1e-6));
-    CHECK(lora->report().trainable == trainable - 2 * (12 + 9));
-    CHECK(lora->report().layers == 1);
-    CHECK(lora->report().hits.size() == 1);
-    CHECK(lora->parameters().size() == 2);
-    CHECK_THROWS_WITH(lora->remove("one"), ContainsSubstring("('two'), got 'one'"));
-    lora->remove("two");
-    CHECK(lora->report().layers == 0);
-    CHECK(lora->report().trainable == 0);
-    // Nothing holds the layer any more, and its weight stays frozen as the handle found it.
-    const auto next = patch<ClassicLoRA>(*model, 2, {"0"});
-    CHECK(next->report().layers == 1);
-  }
+  const Tensor both = lora(model, x).detach();
+  lora->set_active({{"two", 1}});
+  const Tensor two = lora(model, x).detach();
+  lora->set_active({{"one", 1}, {"two", 1}});
+  CHECK(close(lora(model, x), both, 1e-6));
+  const int64_t trainable = lora->report().trainable;
+  lora->remove("one");
+  CHECK(lora->sets() == std::vector<std::string>{"two"});
+  CHECK(close(lora(model, x), two, 1e-6));
+  CHECK(lora->report().trainable == trainable - 2 * (12 + 9));
+  CHECK(lora->report().layers == 1);
+  CHECK(lora->report().hits.size() == 1);
+  CHECK(lora->parameters().size() == 2);
+  CHECK_THROWS_WITH(lora->remove("one"), ContainsSubstring("('two'), got 'one'"));
+  lora->remove("two");
+  CHECK(lora->report().layers == 0);
+  CHECK(lora->report().trainable == 0);
+  // Nothing holds the layer any more, and its weight stays frozen as the handle found it.
+  const auto next = patch<ClassicLoRA>(*model, 2, {"0"});
+  CHECK(next->report().layers == 1);
 }
 
 TEST_CASE("assign: the wrong layers or shapes change nothing", "[patch]") {
@@ -324,22 +318,6 @@ TEST_CASE("the report reads as PEFT's does", "[patch]") {
   report.total = 859520964;
   report.layers = 128;
   CHECK(report.to_string() == "trainable 19,200 of 859,520,964 (0.002%) in 128 layers");
-}
-
-TEST_CASE("drop-in layers are torch layers that clone as themselves", "[linear]") {
-  lightlora::Linear linear(torch::nn::LinearOptions(6, 4).bias(false));
-  CHECK(dynamic_cast<torch::nn::LinearImpl*>(linear.get()) != nullptr);
-  linear->weight.set_requires_grad(false);
-  const auto copy = linear->clone();
-  REQUIRE(dynamic_cast<lightlora::LinearImpl*>(copy.get()) != nullptr);
-  CHECK(torch::equal(copy->parameters()[0], linear->weight));
-  CHECK_FALSE(copy->parameters()[0].requires_grad());
-  lightlora::Conv2d conv(torch::nn::Conv2dOptions(3, 4, 3).stride(2).padding(1));
-  const auto conv_copy = std::dynamic_pointer_cast<lightlora::Conv2dImpl>(conv->clone());
-  REQUIRE(conv_copy);
-  const Tensor x = torch::randn({1, 3, 8, 8});
-  CHECK(torch::equal(conv_copy->forward(x), conv(x)));
-  CHECK(torch::equal(conv(x), torch::conv2d(x, conv->weight, conv->bias, 2, 1)));
 }
 
 TEST_CASE("patch: a layer names itself when the input does not fit", "[patch]") {

@@ -227,48 +227,21 @@ TEST_CASE("an adapter's module clones with its values, independent of the first"
 
 TEST_CASE("2-D, 3-D and empty inputs keep their leading sizes", "[properties]") {
   for (const auto& recipe : recipes()) {
-    for (const char* kind : {"Linear", "drop-in Linear"}) {
-      for (const auto& subject : subjects()) {
-        if (subject.name != kind) continue;
-        INFO(recipe.name << " on " << subject.name);
-        Case c(recipe, subject);
-        randomise(c.lora);
-        const Tensor full = c.adapted();
-        const Tensor flat = c.lora(c.model, c.x.reshape({15, 70}));
-        CHECK(close(flat, full.reshape({15, 90}), kDouble));
-        const Tensor strided = c.x.transpose(0, 1);
-        CHECK(close(c.lora(c.model, strided), full.transpose(0, 1), kDouble));
-        CHECK(close(c.lora(c.model, c.x[0][0]), full[0][0], kDouble));
-        CHECK(c.lora(c.model, torch::empty({0, 70}, c.x.options())).sizes() ==
-              torch::IntArrayRef({0, 90}));
-        CHECK(c.lora(c.model, torch::empty({0, 5, 70}, c.x.options())).sizes() ==
-              torch::IntArrayRef({0, 5, 90}));
-      }
-    }
-  }
-}
-
-TEST_CASE("drop-in layers and patched plain layers give the same numbers", "[properties]") {
-  const std::pair<const char*, const char*> pairs[] = {{"Linear", "drop-in Linear"},
-                                                       {"Conv2d", "drop-in Conv2d"}};
-  const auto find = [](const std::string& name) -> const Subject& {
-    return *std::find_if(subjects().begin(), subjects().end(),
-                         [&](const Subject& subject) { return subject.name == name; });
-  };
-  for (const auto& recipe : recipes()) {
-    for (const auto& [plain_name, drop_in_name] : pairs) {
-      INFO(recipe.name << ": " << drop_in_name);
-      Case plain(recipe, find(plain_name));
-      Case drop_in(recipe, find(drop_in_name));
-      randomise(plain.lora);
-      randomise(drop_in.lora);
-      REQUIRE(close(drop_in.base(), plain.base(), kDouble));
-      const Tensor expected = plain.adapted();
-      CHECK(close(drop_in.adapted(), expected, kDouble));
-      expected.square().sum().backward();
-      drop_in.adapted().square().sum().backward();
-      const auto a = plain.lora->parameters(), b = drop_in.lora->parameters();
-      for (std::size_t i = 0; i < a.size(); ++i) CHECK(close(b[i].grad(), a[i].grad(), kDouble));
+    for (const auto& subject : subjects()) {
+      if (subject.name != "Linear") continue;
+      INFO(recipe.name << " on " << subject.name);
+      Case c(recipe, subject);
+      randomise(c.lora);
+      const Tensor full = c.adapted();
+      const Tensor flat = c.lora(c.model, c.x.reshape({15, 70}));
+      CHECK(close(flat, full.reshape({15, 90}), kDouble));
+      const Tensor strided = c.x.transpose(0, 1);
+      CHECK(close(c.lora(c.model, strided), full.transpose(0, 1), kDouble));
+      CHECK(close(c.lora(c.model, c.x[0][0]), full[0][0], kDouble));
+      CHECK(c.lora(c.model, torch::empty({0, 70}, c.x.options())).sizes() ==
+            torch::IntArrayRef({0, 90}));
+      CHECK(c.lora(c.model, torch::empty({0, 5, 70}, c.x.options())).sizes() ==
+            torch::IntArrayRef({0, 5, 90}));
     }
   }
 }

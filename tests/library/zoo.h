@@ -2,7 +2,6 @@
 // Small models for the tests of patching and merging, their input, and adapters that do something.
 #pragma once
 
-#include <lightlora/linear.h>
 #include <lightlora/patch.h>
 
 #include <string>
@@ -43,14 +42,8 @@ inline Tensor input() {
   return torch::randn({5, 12});
 }
 
-inline torch::nn::Sequential one_linear(bool drop_in) {
-  torch::nn::Sequential model;
-  if (drop_in) {
-    model->push_back(lightlora::Linear(12, 9));
-  } else {
-    model->push_back(torch::nn::Linear(12, 9));
-  }
-  return model;
+inline torch::nn::Sequential one_linear() {
+  return torch::nn::Sequential(torch::nn::Linear(12, 9));
 }
 
 inline void randomise(const lightlora::Patched& lora, const std::string& name = "default") {

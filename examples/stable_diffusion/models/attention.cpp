@@ -2,7 +2,7 @@
 #include "models/attention.h"
 
 #include <ATen/ATen.h>
-#include <lightlora/linear.h>
+#include <lightlora/packing.h>
 #include <lightlora/patch.h>
 #include <torch/nn/modules/dropout.h>
 
@@ -14,8 +14,8 @@ namespace sd {
 
 namespace {
 
-lightlora::Linear make_linear(int64_t in, int64_t out, bool bias) {
-  return lightlora::Linear(torch::nn::LinearOptions(in, out).bias(bias));
+torch::nn::Linear make_linear(int64_t in, int64_t out, bool bias) {
+  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
 }
 
 torch::nn::LayerNorm make_layer_norm(int64_t channels) {
@@ -90,13 +90,13 @@ void AttentionImpl::group_projections() {
 }
 
 at::Tensor AttentionImpl::attend(const at::Tensor& x, const KeyValue& context) {
-  return attend_to(to_q(x), context);
+  return attend_to(linear(*to_q, x), context);
 }
 
 at::Tensor AttentionImpl::attend_to(const at::Tensor& query, const KeyValue& context) {
   const at::Tensor result =
       attention(query, context.key, context.value, options.heads(), options.upcast_attention());
-  return to_out->at<lightlora::LinearImpl>(0).forward(result);
+  return linear(to_out->at<torch::nn::LinearImpl>(0), result);
 }
 
 GEGLUImpl::GEGLUImpl(int64_t in, int64_t out) : in_(in), out_(out) { reset(); }
@@ -104,7 +104,7 @@ GEGLUImpl::GEGLUImpl(int64_t in, int64_t out) : in_(in), out_(out) { reset(); }
 void GEGLUImpl::reset() { proj = register_module("proj", make_linear(in_, 2 * out_, true)); }
 
 at::Tensor GEGLUImpl::forward(const at::Tensor& x) {
-  const auto halves = proj(x).chunk(2, /*dim=*/-1);
+  const auto halves = linear(*proj, x).chunk(2, /*dim=*/-1);
   at::Tensor gate = at::gelu(halves[1]);
   return gate.requires_grad() ? halves[0] * gate : gate.mul_(halves[0]);
 }
@@ -119,7 +119,7 @@ void FeedForwardImpl::reset() {
 }
 
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
-  return net->at<lightlora::LinearImpl>(2).forward(net->at<GEGLUImpl>(0).forward(x));
+  return linear(net->at<torch::nn::LinearImpl>(2), net->at<GEGLUImpl>(0).forward(x));
 }
 
 BasicTransformerBlockImpl::BasicTransformerBlockImpl(Transformer2DModelOptions options_)
@@ -174,13 +174,14 @@ void Transformer2DModelImpl::reset() {
 }
 
 at::Tensor Transformer2DModelImpl::forward(const at::Tensor& x, const at::Tensor& context) {
-  const bool linear = options.use_linear_projection();
+  const bool on_tokens = options.use_linear_projection();
   at::Tensor tokens = norm(x);
-  tokens = linear ? proj_in_linear(to_tokens(tokens)) : to_tokens(proj_in_conv(tokens));
+  tokens = on_tokens ? linear(*proj_in_linear, to_tokens(tokens)) : to_tokens(proj_in_conv(tokens));
   for (const auto& block : *transformer_blocks) {
     tokens = run_segment(*block->as<BasicTransformerBlock>(), tokens, context);
   }
-  at::Tensor map = linear ? to_map(proj_out_linear(tokens), x) : proj_out_conv(to_map(tokens, x));
+  at::Tensor map =
+      on_tokens ? to_map(linear(*proj_out_linear, tokens), x) : proj_out_conv(to_map(tokens, x));
   return add_to(std::move(map), x);
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/linear.h>
+#include <lightlora/packing.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
 #include <memory>
@@ -63,7 +64,7 @@ class AttentionImpl : public torch::nn::Cloneable<AttentionImpl> {
   void group_projections();
 
   AttentionOptions options;
-  lightlora::Linear to_q{nullptr}, to_k{nullptr}, to_v{nullptr};
+  torch::nn::Linear to_q{nullptr}, to_k{nullptr}, to_v{nullptr};
   torch::nn::ModuleList to_out;
 
  private:
@@ -84,7 +85,7 @@ class GEGLUImpl : public torch::nn::Cloneable<GEGLUImpl> {
 
   at::Tensor forward(const at::Tensor& x);
 
-  lightlora::Linear proj{nullptr};
+  torch::nn::Linear proj{nullptr};
 
  private:
   int64_t in_;
@@ -163,8 +164,8 @@ class Transformer2DModelImpl : public torch::nn::Cloneable<Transformer2DModelImp
   Transformer2DModelOptions options;
   torch::nn::GroupNorm norm{nullptr};
   /// One pair of these exists, as `use_linear_projection` says.
-  lightlora::Linear proj_in_linear{nullptr}, proj_out_linear{nullptr};
-  lightlora::Conv2d proj_in_conv{nullptr}, proj_out_conv{nullptr};
+  torch::nn::Linear proj_in_linear{nullptr}, proj_out_linear{nullptr};
+  torch::nn::Conv2d proj_in_conv{nullptr}, proj_out_conv{nullptr};
   torch::nn::ModuleList transformer_blocks;
 };
 TORCH_MODULE(Transformer2DModel);

@@ -13,8 +13,12 @@ at::Tensor norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x) {
   return normed.requires_grad() ? at::silu(normed) : at::silu_(normed);
 }
 
-lightlora::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel) {
-  return lightlora::Conv2d(torch::nn::Conv2dOptions(in, out, kernel).padding((kernel - 1) / 2));
+at::Tensor linear(const torch::nn::LinearImpl& layer, const at::Tensor& x) {
+  return at::linear(x, layer.weight, layer.bias);
+}
+
+torch::nn::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel) {
+  return torch::nn::Conv2d(torch::nn::Conv2dOptions(in, out, kernel).padding((kernel - 1) / 2));
 }
 
 torch::nn::GroupNorm make_group_norm(int64_t groups, int64_t channels, double eps) {
@@ -50,7 +54,7 @@ void ResnetBlock2DImpl::reset() {
 at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& activated_temb) {
   at::Tensor hidden = conv1(norm_silu(norm1, x));
   if (time_emb_proj) {
-    const at::Tensor shift = at::linear(activated_temb, time_emb_proj->weight, time_emb_proj->bias);
+    const at::Tensor shift = linear(*time_emb_proj, activated_temb);
     hidden = add_to(std::move(hidden), shift.unsqueeze(-1).unsqueeze(-1));
   }
   hidden = norm_silu(norm2, hidden);
@@ -66,7 +70,7 @@ Downsample2DImpl::Downsample2DImpl(int64_t channels, int64_t padding)
 
 void Downsample2DImpl::reset() {
   conv = register_module(
-      "conv", lightlora::Conv2d(
+      "conv", torch::nn::Conv2d(
                   torch::nn::Conv2dOptions(channels_, channels_, 3).stride(2).padding(padding_)));
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/linear.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
@@ -44,8 +44,13 @@ inline at::Tensor add_to(at::Tensor fresh, const at::Tensor& x) {
 /// Shapes: x (B, C, H, W) in either memory format, result the same
 at::Tensor norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x);
 
-/// A lightlora::Conv2d with a bias, kernel size `kernel` and half of it as padding.
-lightlora::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel);
+/// x weight^T + bias in one operator: torch::nn::Linear itself goes over its result once more to add
+/// the bias where x has three dimensions.
+/// Shapes: x (..., in), result (..., out)
+at::Tensor linear(const torch::nn::LinearImpl& layer, const at::Tensor& x);
+
+/// A torch::nn::Conv2d with a bias, kernel size `kernel` and half of it as padding.
+torch::nn::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel);
 
 /// A torch::nn::GroupNorm with weight and bias.
 torch::nn::GroupNorm make_group_norm(int64_t groups, int64_t channels, double eps);
@@ -89,7 +94,7 @@ class ResnetBlock2DImpl : public torch::nn::Cloneable<ResnetBlock2DImpl> {
 
   ResnetBlock2DOptions options;
   torch::nn::GroupNorm norm1{nullptr}, norm2{nullptr};
-  lightlora::Conv2d conv1{nullptr}, conv2{nullptr}, conv_shortcut{nullptr};
+  torch::nn::Conv2d conv1{nullptr}, conv2{nullptr}, conv_shortcut{nullptr};
   torch::nn::Linear time_emb_proj{nullptr};
 };
 TORCH_MODULE(ResnetBlock2D);
@@ -104,7 +109,7 @@ class Downsample2DImpl : public torch::nn::Cloneable<Downsample2DImpl> {
 
   at::Tensor forward(const at::Tensor& x);
 
-  lightlora::Conv2d conv{nullptr};
+  torch::nn::Conv2d conv{nullptr};
 
  private:
   int64_t channels_;
@@ -121,7 +126,7 @@ class Upsample2DImpl : public torch::nn::Cloneable<Upsample2DImpl> {
 
   at::Tensor forward(const at::Tensor& x, int64_t height, int64_t width);
 
-  lightlora::Conv2d conv{nullptr};
+  torch::nn::Conv2d conv{nullptr};
 
  private:
   int64_t channels_;

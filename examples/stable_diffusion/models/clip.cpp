@@ -83,7 +83,7 @@ CLIPAttentionImpl::CLIPAttentionImpl(CLIPTextModelOptions options_) : options(st
 void CLIPAttentionImpl::reset() {
   const int64_t hidden = options.hidden_size();
   const auto projection = [&](const char* name) {
-    return register_module(name, lightlora::Linear(torch::nn::LinearOptions(hidden, hidden)));
+    return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(hidden, hidden)));
   };
   k_proj = projection("k_proj");
   v_proj = projection("v_proj");
@@ -93,28 +93,28 @@ void CLIPAttentionImpl::reset() {
 
 torch::Tensor CLIPAttentionImpl::forward(const torch::Tensor& x) {
   const int64_t heads = options.num_attention_heads();
-  const auto query = split_heads(q_proj(x), heads);
-  const auto key = split_heads(k_proj(x), heads);
-  const auto value = split_heads(v_proj(x), heads);
+  const auto query = split_heads(linear(*q_proj, x), heads);
+  const auto key = split_heads(linear(*k_proj, x), heads);
+  const auto value = split_heads(linear(*v_proj, x), heads);
   const auto attended =
       at::scaled_dot_product_attention(query, key, value, /*attn_mask=*/{}, /*dropout_p=*/0.0,
                                        /*is_causal=*/true);
-  return out_proj(attended.transpose(1, 2).reshape(x.sizes()));
+  return linear(*out_proj, attended.transpose(1, 2).reshape(x.sizes()));
 }
 
 CLIPMLPImpl::CLIPMLPImpl(CLIPTextModelOptions options_) : options(std::move(options_)) { reset(); }
 
 void CLIPMLPImpl::reset() {
-  fc1 = register_module("fc1", lightlora::Linear(torch::nn::LinearOptions(
+  fc1 = register_module("fc1", torch::nn::Linear(torch::nn::LinearOptions(
                                    options.hidden_size(), options.intermediate_size())));
-  fc2 = register_module("fc2", lightlora::Linear(torch::nn::LinearOptions(
+  fc2 = register_module("fc2", torch::nn::Linear(torch::nn::LinearOptions(
                                    options.intermediate_size(), options.hidden_size())));
 }
 
 torch::Tensor CLIPMLPImpl::forward(const torch::Tensor& x) {
-  const auto hidden = fc1(x);
-  if (options.hidden_act() == CLIPActivation::gelu) return fc2(at::gelu(hidden));
-  return fc2(hidden * at::sigmoid(hidden * 1.702));
+  const auto hidden = linear(*fc1, x);
+  if (options.hidden_act() == CLIPActivation::gelu) return linear(*fc2, at::gelu(hidden));
+  return linear(*fc2, hidden * at::sigmoid(hidden * 1.702));
 }
 
 CLIPEncoderLayerImpl::CLIPEncoderLayerImpl(CLIPTextModelOptions options_)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/linear.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
 #include <nlohmann/json_fwd.hpp>
@@ -68,7 +68,7 @@ class CLIPAttentionImpl : public torch::nn::Cloneable<CLIPAttentionImpl> {
   torch::Tensor forward(const torch::Tensor& x);
 
   CLIPTextModelOptions options;
-  lightlora::Linear k_proj{nullptr}, v_proj{nullptr}, q_proj{nullptr}, out_proj{nullptr};
+  torch::nn::Linear k_proj{nullptr}, v_proj{nullptr}, q_proj{nullptr}, out_proj{nullptr};
 };
 TORCH_MODULE(CLIPAttention);
 
@@ -82,7 +82,7 @@ class CLIPMLPImpl : public torch::nn::Cloneable<CLIPMLPImpl> {
   torch::Tensor forward(const torch::Tensor& x);
 
   CLIPTextModelOptions options;
-  lightlora::Linear fc1{nullptr}, fc2{nullptr};
+  torch::nn::Linear fc1{nullptr}, fc2{nullptr};
 };
 TORCH_MODULE(CLIPMLP);
 

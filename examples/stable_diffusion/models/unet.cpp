@@ -36,7 +36,7 @@ void TimestepEmbeddingImpl::reset() {
 }
 
 at::Tensor TimestepEmbeddingImpl::forward(const at::Tensor& x) {
-  return linear_2(at::silu(linear_1(x)));
+  return linear(*linear_2, at::silu(linear(*linear_1, x)));
 }
 
 UNet2DConditionModelImpl::UNet2DConditionModelImpl(UNet2DConditionModelOptions options_)
@@ -204,6 +204,7 @@ void UNet2DConditionModelImpl::check_inputs(const at::Tensor& sample, const at::
 at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at::Tensor& timesteps,
                                              const at::Tensor& encoder_hidden_states) {
   check_inputs(sample, timesteps, encoder_hidden_states);
+  const auto packing = packed.activate();
   const at::Tensor temb = embed_time(sample, timesteps);
   at::Tensor x = conv_in(options.center_input_sample() ? 2 * sample - 1 : sample);
   std::vector<at::Tensor> skips{x};

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/packing.h>
+
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -114,11 +116,13 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   std::vector<std::string> attention_names() const;
 
   UNet2DConditionModelOptions options;
-  lightlora::Conv2d conv_in{nullptr}, conv_out{nullptr};
+  torch::nn::Conv2d conv_in{nullptr}, conv_out{nullptr};
   TimestepEmbedding time_embedding{nullptr};
   torch::nn::ModuleList down_blocks, up_blocks;
   UNetMidBlock mid_block{nullptr};
   torch::nn::GroupNorm conv_norm_out{nullptr};
+  /// What `forward` computes from instead, if anything; see sd::pack_weights.
+  lightlora::PackedWeights packed;
 
  private:
   int64_t time_embed_dim() const;

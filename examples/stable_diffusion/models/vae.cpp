@@ -61,13 +61,10 @@ void VaeAttentionImpl::reset() {
 
 at::Tensor VaeAttentionImpl::forward(const at::Tensor& x) {
   const at::Tensor tokens = to_tokens(group_norm(x));
-  const auto linear = [](const at::Tensor& input, const torch::nn::LinearImpl& layer) {
-    return at::linear(input, layer.weight, layer.bias);
-  };
   const at::Tensor result =
-      attention(linear(tokens, *to_q), linear(tokens, *to_k), linear(tokens, *to_v),
+      attention(linear(*to_q, tokens), linear(*to_k, tokens), linear(*to_v, tokens),
                 /*heads=*/1, /*upcast=*/false);
-  return add_to(to_map(linear(result, to_out->at<torch::nn::LinearImpl>(0)), x), x);
+  return add_to(to_map(linear(to_out->at<torch::nn::LinearImpl>(0), result), x), x);
 }
 
 VaeBlockImpl::VaeBlockImpl(std::vector<ResnetBlock2DOptions> resnets, VaeSampler sampler)

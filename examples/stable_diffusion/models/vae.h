@@ -131,7 +131,7 @@ class VaeHalfImpl : public torch::nn::Cloneable<VaeHalfImpl> {
 
   at::Tensor forward(const at::Tensor& x);
 
-  lightlora::Conv2d conv_in{nullptr}, conv_out{nullptr};
+  torch::nn::Conv2d conv_in{nullptr}, conv_out{nullptr};
   torch::nn::ModuleList blocks;
   VaeMidBlock mid_block{nullptr};
   torch::nn::GroupNorm conv_norm_out{nullptr};
@@ -167,7 +167,7 @@ class AutoencoderKLImpl : public torch::nn::Cloneable<AutoencoderKLImpl> {
 
   AutoencoderKLOptions options;
   VaeHalf encoder{nullptr}, decoder{nullptr};
-  lightlora::Conv2d quant_conv{nullptr}, post_quant_conv{nullptr};
+  torch::nn::Conv2d quant_conv{nullptr}, post_quant_conv{nullptr};
 
  private:
   int64_t latent_tile() const;

@@ -35,6 +35,7 @@ struct ConvolutionCall {
   const c10::OperatorHandle& op;
   const Arguments& arguments;
   std::size_t groups_at;
+  bool transposed;
 
   const at::Tensor& x() const { return arguments[0].toTensor(); }
   int64_t groups() const { return arguments[groups_at].toInt(); }
@@ -110,23 +111,30 @@ inline at::Tensor convolution_of_adapter(const ConvolutionCall& call, const Adap
   return call.with(x, kernels.to(x.scalar_type())) * item.weight;
 }
 
-// Kernels of one pixel are a plain product, which packing slows.
-inline at::Tensor base_convolution(const ConvolutionCall& call, const AdaptedSite& site) {
+// The packed kernels that a call can use, or null. Kernels of one pixel are a plain product, which
+// packing slows.
+inline const PackedSite* packed_kernels(const ConvolutionCall& call) {
   const at::Tensor &x = call.x(), &weight = call.arguments[1].toTensor();
-  const auto bias = optional_tensor(call.arguments[2]);
-  const bool packs = site.packed && weight.dim() == 4 && x.dim() == 4 && call.groups() == 1 &&
-                     site.weight.kind() == LayerKind::convolution && call.groups_at == 6 &&
-                     weight.size(2) * weight.size(3) > 1 && call.arguments[4].isIntList() &&
-                     !autocast_dtype(x) && PackedWeight::usable(x, weight, bias);
-  if (!packs) return call.with(x, weight, /*biased=*/true);
+  if (call.transposed || call.groups_at != 6 || weight.dim() != 4 || x.dim() != 4) return nullptr;
+  if (call.groups() != 1 || weight.size(2) * weight.size(3) <= 1) return nullptr;
+  const PackedSite* site = find_packed(weight);
+  const bool usable = site && call.arguments[4].isIntList() && !autocast_dtype(x) &&
+                      PackedWeight::usable(x, site->tensor, optional_tensor(call.arguments[2]));
+  return usable ? site : nullptr;
+}
+
+inline at::Tensor base_convolution(const ConvolutionCall& call, const PackedSite* packed) {
+  const at::Tensor &x = call.x(), &weight = call.arguments[1].toTensor();
+  if (!packed) return call.with(x, weight, /*biased=*/true);
   const auto sizes = [&](std::size_t i) { return call.arguments[i].toIntVector(); };
-  return packed_conv2d(x, weight, bias, *site.packed, sizes(3), sizes(4), sizes(5));
+  return packed_conv2d(x, packed->tensor, optional_tensor(call.arguments[2]), *packed->packed,
+                       sizes(3), sizes(4), sizes(5));
 }
 
 inline at::Tensor adapted_convolution(const ConvolutionCall& call, const AdaptedSite& site) {
   const at::Tensor& x = call.x();
   if (site.rows) {
-    return add_by_sets(site, base_convolution(call, site), x,
+    return add_by_sets(site, base_convolution(call, packed_kernels(call)), x,
                        [&](const ActiveAdapter& item, const at::Tensor& rows) {
                          return convolution_of_adapter(call, site, rows, item);
                        });
@@ -138,13 +146,13 @@ inline at::Tensor adapted_convolution(const ConvolutionCall& call, const Adapted
   }
   if (!situation.dropping && situation.factors) {
     const auto [factors, scale] = composed_factors(site);
-    return at::add(base_convolution(call, site), low_rank_convolution(call, site, x, factors),
-                   scale);
+    return at::add(base_convolution(call, packed_kernels(call)),
+                   low_rank_convolution(call, site, x, factors), scale);
   }
   if (!situation.dropping && !situation.half) {
     return call.with(x, summed_weight(site), /*biased=*/true);
   }
-  at::Tensor y = base_convolution(call, site);
+  at::Tensor y = base_convolution(call, packed_kernels(call));
   for (const auto& item : site.active) {
     const at::Tensor seen = situation.dropping ? adapter_input(item, x) : x;
     y = at::add(y, convolution_of_adapter(call, site, seen, item));

@@ -130,11 +130,12 @@ inline at::Tensor linear_of_site(const at::Tensor& x, const at::Tensor& weight,
   auto [factors, scale] = composed_factors(site);
   factors.up = some_rows(factors.up, part);
   // What is packed is known by its tensor, of which the operator may have got a view.
-  const bool packs = site.packed && site.tensor.dim() == 2 && part.count == site.tensor.size(0);
+  const bool whole = site.tensor.dim() == 2 && part.count == site.tensor.size(0);
+  const PackedSite* packed = whole ? find_packed(site.tensor) : nullptr;
   // What evaluation does not keep yet is not worth a sum for one call either.
-  return low_rank_linear(x, packs ? site.tensor : weight, bias, factors, scale, site.path,
+  return low_rank_linear(x, packed ? packed->tensor : weight, bias, factors, scale, site.path,
                          path == Path::kept_merged ? Route::bypass : route,
-                         packs ? site.packed.get() : nullptr);
+                         packed ? packed->packed.get() : nullptr);
 }
 
 // One set of factors for a matrix of several weights: down stacked, up block by block along the

@@ -24,39 +24,10 @@ LIGHTLORA_INLINE AdaptedSite make_site(std::string path, const LayerWeight& weig
     for (const auto& tensor : item.adapter->frozen()) site.sources.push_back(tensor.value());
   }
   site.sources.push_back(site.tensor);
-  site.packable = dynamic_cast<const Packable*>(weight.layer().get());
-  if (site.packable) site.packed = site.packable->packed();
   return site;
 }
 
 namespace detail {
-
-LIGHTLORA_INLINE void ActiveTable::add(AdaptedSite site) {
-  sites_.push_back(std::move(site));
-  const AdaptedSite& added = sites_.back();
-  if (added.tensor.has_storage()) {
-    by_storage_[added.tensor.storage().unsafeGetStorageImpl()].push_back(&added);
-  }
-}
-
-LIGHTLORA_INLINE const std::vector<const AdaptedSite*>* ActiveTable::find(
-    const void* storage) const {
-  const auto found = by_storage_.find(storage);
-  return found == by_storage_.end() ? nullptr : &found->second;
-}
-
-LIGHTLORA_INLINE bool ActiveTable::holds() const {
-  std::size_t held = 0;
-  for (const auto& site : sites_) {
-    const at::Tensor& now = site.weight.tensor();
-    if (!now.is_same(site.tensor) || !now.has_storage()) return false;
-    if (site.packable && site.packable->packed() != site.packed) return false;
-    const auto* here = find(now.storage().unsafeGetStorageImpl());
-    if (!here || std::find(here->begin(), here->end(), &site) == here->end()) return false;
-    ++held;
-  }
-  return held == sites_.size();
-}
 
 // The kinds of LibTorch's debug information are its own; the one for its tests is what is left.
 constexpr auto kFrameKind = c10::DebugInfoKind::TEST_INFO_2;
@@ -100,7 +71,7 @@ inline void set_frame(const std::shared_ptr<const ActiveFrame>& frame) {
     above = take_what_lies_above();
     if (is_on_top(kFrameKind)) c10::ThreadLocalDebugInfo::_pop(kFrameKind);
   }
-  const bool any = frame && !frame->tables.empty();
+  const bool any = frame && !(frame->tables.empty() && frame->packings.empty());
   if (any) {
     c10::ThreadLocalDebugInfo::_push(kFrameKind, std::const_pointer_cast<ActiveFrame>(frame));
   }
@@ -126,24 +97,46 @@ LIGHTLORA_INLINE std::shared_ptr<const ActiveTable> current_table(const void* ow
 
 inline const void* current_node() { return torch::autograd::get_current_node().get(); }
 
-LIGHTLORA_INLINE ActiveScope::ActiveScope(std::shared_ptr<const ActiveTable> table)
-    : table_(std::move(table)) {
-  register_kernels();
+// A frame is never changed once it is a thread's: backward passes may hold it.
+template <typename Change>
+void change_frame(const Change& change) {
   const ActiveFrame* before = frame_of_thread();
   auto frame = before ? std::make_shared<ActiveFrame>(*before) : std::make_shared<ActiveFrame>();
-  frame->tables.push_back(table_);
-  frame->node = current_node();
+  change(*frame);
   set_frame(frame);
 }
 
-LIGHTLORA_INLINE ActiveScope::~ActiveScope() {
-  const ActiveFrame* before = frame_of_thread();
-  if (!table_ || !before) return;
-  auto frame = std::make_shared<ActiveFrame>(*before);
-  auto& tables = frame->tables;
-  const auto last = std::find(tables.rbegin(), tables.rend(), table_);
+template <typename Table>
+void erase_last(std::vector<std::shared_ptr<const Table>>& tables,
+                const std::shared_ptr<const Table>& table) {
+  const auto last = std::find(tables.rbegin(), tables.rend(), table);
   if (last != tables.rend()) tables.erase(std::next(last).base());
-  set_frame(frame);
+}
+
+LIGHTLORA_INLINE ActiveScope::ActiveScope(std::shared_ptr<const ActiveTable> table)
+    : table_(std::move(table)) {
+  register_kernels();
+  change_frame([&](ActiveFrame& frame) {
+    frame.tables.push_back(table_);
+    frame.node = current_node();
+  });
+}
+
+LIGHTLORA_INLINE ActiveScope::ActiveScope(std::shared_ptr<const PackedTable> packing)
+    : packing_(std::move(packing)) {
+  register_kernels();
+  change_frame([&](ActiveFrame& frame) {
+    frame.packings.push_back(packing_);
+    frame.node = current_node();
+  });
+}
+
+LIGHTLORA_INLINE ActiveScope::~ActiveScope() {
+  if (!(table_ || packing_) || !frame_of_thread()) return;
+  change_frame([&](ActiveFrame& frame) {
+    if (table_) erase_last(frame.tables, table_);
+    if (packing_) erase_last(frame.packings, packing_);
+  });
 }
 
 LIGHTLORA_INLINE FrameScope::FrameScope(const std::shared_ptr<const ActiveFrame>& frame)
@@ -250,19 +243,40 @@ LIGHTLORA_INLINE Match match_matrix(const at::Tensor& matrix) {
   return match ? match : match_layout(matrix, layout.transposed(), /*transposed=*/true);
 }
 
+// Whether two tensors of one storage are the same part of it.
+inline bool is_laid_out_as(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() && a.strides() == b.strides() &&
+         a.storage_offset() == b.storage_offset();
+}
+
 LIGHTLORA_INLINE const AdaptedSite* match_whole(const at::Tensor& weight, LayerKind kind) {
   const AdaptedSite* found = nullptr;
   for_each_site_of(weight, [&](const AdaptedSite& site) {
-    const at::Tensor& own = site.tensor;
-    if (site.weight.kind() != kind || own.sizes() != weight.sizes() ||
-        own.strides() != weight.strides() || own.storage_offset() != weight.storage_offset()) {
-      return false;
-    }
+    if (site.weight.kind() != kind || !is_laid_out_as(site.tensor, weight)) return false;
     found = &site;
     return true;
   });
   if (found) note_reached(*found);
   return found;
+}
+
+LIGHTLORA_INLINE bool packs() {
+  const ActiveFrame* frame = frame_of_thread();
+  return frame && !frame->packings.empty();
+}
+
+LIGHTLORA_INLINE const PackedSite* find_packed(const at::Tensor& weight) {
+  const ActiveFrame* frame = frame_of_thread();
+  if (!frame || frame->packings.empty() || !weight.has_storage()) return nullptr;
+  const void* const storage = weight.storage().unsafeGetStorageImpl();
+  for (const auto& packing : frame->packings) {
+    const auto* sites = packing->find(storage);
+    if (!sites) continue;
+    for (const PackedSite* site : *sites) {
+      if (is_laid_out_as(site->tensor, weight)) return site;
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace detail

@@ -4,12 +4,14 @@
 #include <lightlora/config.h>
 #include <lightlora/detail/inference_cache.h>
 #include <lightlora/detail/layer_weights.h>
+#include <lightlora/detail/packed_weight.h>
 #include <lightlora/options.h>
 
 #include <c10/core/DispatchKey.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -46,9 +48,7 @@ struct AdaptedSite {
   at::Tensor tensor;                  ///< the weight itself, when the table was made
   std::vector<ActiveAdapter> active;  ///< what joins in; with `rows` one for each set or null
   std::shared_ptr<SiteState> state;   ///< shared by all tables of a handle
-  std::shared_ptr<const PackedWeight> packed = {};  ///< or null
-  const Packable* packable = nullptr;               ///< the layer, if it is one
-  std::shared_ptr<const RowChoice> rows = {};       ///< or null: all rows alike
+  std::shared_ptr<const RowChoice> rows = {};  ///< or null: all rows alike
 
   /// All that composed values depend on: trained and frozen tensors, and last the weight.
   std::vector<at::Tensor> sources = {};
@@ -57,6 +57,13 @@ struct AdaptedSite {
     InferenceCache merged, factors;
   };
   std::shared_ptr<Kept> kept = std::make_shared<Kept>();
+};
+
+/// A weight that the CPU's kernels find in their own layout too.
+struct PackedSite {
+  LayerWeight weight;                          ///< where the weight is
+  at::Tensor tensor;                           ///< the weight itself, when the table was made
+  std::shared_ptr<const PackedWeight> packed;  ///< the copy
 };
 
 /// A site as it is now. What joins in may be null where `rows` chooses.
@@ -68,33 +75,61 @@ namespace detail {
 /// The dispatch key that is switched on while something is active.
 constexpr auto kModeKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
-/// The sites of one activation by their storage. Never changes once it is made.
-class ActiveTable {
+/// Sites by their storage. Never changes once it is made.
+template <typename Site>
+class SiteTable {
+ public:
+  /// Takes a site in.
+  void add(Site site) {
+    sites_.push_back(std::move(site));
+    const Site& added = sites_.back();
+    if (added.tensor.has_storage()) {
+      by_storage_[added.tensor.storage().unsafeGetStorageImpl()].push_back(&added);
+    }
+  }
+  /// The sites with weights in this storage, or null.
+  const std::vector<const Site*>* find(const void* storage) const {
+    const auto found = by_storage_.find(storage);
+    return found == by_storage_.end() ? nullptr : &found->second;
+  }
+  /// All of them.
+  const std::deque<Site>& sites() const { return sites_; }
+  /// Whether each weight still lies as when the table was made.
+  bool holds() const {
+    return std::all_of(sites_.begin(), sites_.end(), [this](const Site& site) {
+      const at::Tensor& now = site.weight.tensor();
+      if (!now.is_same(site.tensor) || !now.has_storage()) return false;
+      const auto* here = find(now.storage().unsafeGetStorageImpl());
+      return here && std::find(here->begin(), here->end(), &site) != here->end();
+    });
+  }
+
+ private:
+  std::deque<Site> sites_;
+  std::unordered_map<const void*, std::vector<const Site*>> by_storage_;
+};
+
+/// The sites of one activation.
+class ActiveTable : public SiteTable<AdaptedSite> {
  public:
   /// `owner` tells handles apart: of nested activations of one, the inner counts.
   explicit ActiveTable(const void* owner) : owner_(owner) {}
 
   /// Whose sites these are.
   const void* owner() const { return owner_; }
-  /// Takes a site in.
-  void add(AdaptedSite site);
-  /// The sites with weights in this storage, or null.
-  const std::vector<const AdaptedSite*>* find(const void* storage) const;
-  /// All of them.
-  const std::deque<AdaptedSite>& sites() const { return sites_; }
-  /// Whether each weight still lies, and is packed, as when the table was made.
-  bool holds() const;
 
  private:
   const void* owner_;
-  std::deque<AdaptedSite> sites_;
-  std::unordered_map<const void*, std::vector<const AdaptedSite*>> by_storage_;
 };
+
+/// The packed weights of one model.
+using PackedTable = SiteTable<PackedSite>;
 
 /// What is active in a thread. LibTorch itself carries it, as its other thread state, into the
 /// threads of the backward pass, at::launch and TorchScript's fork.
 struct ActiveFrame : c10::DebugInfoBase {
-  std::vector<std::shared_ptr<const ActiveTable>> tables;  ///< one for each activation
+  std::vector<std::shared_ptr<const ActiveTable>> tables;    ///< one for each activation
+  std::vector<std::shared_ptr<const PackedTable>> packings;  ///< likewise, of packed weights
   /// The node of the backward pass inside of which the activation was made, or null.
   const void* node = nullptr;
 };
@@ -108,6 +143,7 @@ std::shared_ptr<const ActiveTable> current_table(const void* owner);
 class ActiveScope {
  public:
   explicit ActiveScope(std::shared_ptr<const ActiveTable> table);
+  explicit ActiveScope(std::shared_ptr<const PackedTable> packing);
   ~ActiveScope();
   ActiveScope(ActiveScope&&) = default;
   ActiveScope& operator=(ActiveScope&&) = delete;
@@ -116,6 +152,7 @@ class ActiveScope {
 
  private:
   std::shared_ptr<const ActiveTable> table_;
+  std::shared_ptr<const PackedTable> packing_;
 };
 
 /// While it lives, exactly what a frame holds is active: for what runs again in a backward pass.
@@ -150,6 +187,10 @@ struct Match {
 Match match_matrix(const at::Tensor& matrix);
 /// The adapted weight of this kind that a tensor is, or null.
 const AdaptedSite* match_whole(const at::Tensor& weight, LayerKind kind);
+/// Whether packed weights are active in this thread.
+bool packs();
+/// Where the packed copy of exactly this weight is, or null.
+const PackedSite* find_packed(const at::Tensor& weight);
 /// Whether this runs inside a node of the backward pass in which nothing was activated: LibTorch's
 /// own derivatives use weights there that must stay what they are.
 bool in_derivative();

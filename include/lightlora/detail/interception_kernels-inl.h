@@ -21,7 +21,18 @@ namespace detail {
 // it.
 using Below = c10::impl::ExcludeDispatchKeyGuard;
 
-// a b of matrices or stacks of them, if one is an adapted weight or its transpose; else undefined.
+// x weight^T + bias from a packed copy of exactly this weight; undefined where there is none that
+// can be used.
+inline at::Tensor packed_product(const at::Tensor& x, const at::Tensor& weight,
+                                 const std::optional<at::Tensor>& bias) {
+  const PackedSite* site = find_packed(weight);
+  if (!site || weight.dim() != 2 || x.dim() == 0 || x.size(-1) != weight.size(1)) return {};
+  if (autocast_dtype(x) || !PackedWeight::usable(x, site->tensor, bias)) return {};
+  return packed_linear(x, site->tensor, bias, *site->packed);
+}
+
+// a b of matrices or stacks of them, if one is an adapted weight or its transpose, or b the transpose
+// of a packed one; else undefined.
 // The transpose on the right is what layers compute; the other three are what models do with
 // weights themselves, and what LibTorch's derivatives do, which must not be touched.
 inline at::Tensor product_of_site(const at::Tensor& a, const at::Tensor& b,
@@ -31,6 +42,9 @@ inline at::Tensor product_of_site(const at::Tensor& a, const at::Tensor& b,
       if (match.transposed) return adapted_linear(a, b.t(), bias, match);
       if (bias || in_derivative()) return {};
       return adapted_linear_t(a, b, match);
+    }
+    if (packs() && !in_derivative()) {
+      if (at::Tensor y = packed_product(a, b.t(), bias); y.defined()) return y;
     }
   }
   if (bias || a.dim() != 2 || b.dim() < 1 || in_derivative()) return {};
@@ -50,6 +64,9 @@ inline at::Tensor linear_kernel(const at::Tensor& x, const at::Tensor& weight,
       const at::Tensor y = adapted_linear_t(x, weight.t(), match);
       return bias ? at::add(y, *bias) : y;
     }
+  }
+  if (packs()) {
+    if (at::Tensor y = packed_product(x, weight, bias); y.defined()) return y;
   }
   return at::linear(x, weight, bias);
 }
@@ -118,7 +135,9 @@ void convolution_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack)
           : match_whole(arguments[1].toTensor(),
                         transposed ? LayerKind::transposed_convolution : LayerKind::convolution);
   if (site) {
-    stack->emplace_back(adapted_convolution({op, arguments, GroupsAt}, *site));
+    stack->emplace_back(adapted_convolution({op, arguments, GroupsAt, transposed}, *site));
+  } else if (const PackedSite* packed = packed_kernels({op, arguments, GroupsAt, transposed})) {
+    stack->emplace_back(base_convolution({op, arguments, GroupsAt, transposed}, packed));
   } else {
     give_back(stack, std::move(arguments));
     op.callBoxed(stack);

@@ -4,7 +4,6 @@
 #include <lightlora/detail/layer_weights.h>
 
 #include <ATen/ATen.h>
-#include <lightlora/detail/low_rank_linear-inl.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/embedding.h>
@@ -55,24 +54,6 @@ LIGHTLORA_INLINE std::pair<Factors, double> total_factors(
 LIGHTLORA_INLINE torch::Tensor adapter_input(const ActiveAdapter& item, const torch::Tensor& x) {
   const bool training = item.adapter->module().is_training();
   return at::dropout(x, item.adapter->options().dropout(), training);
-}
-
-LIGHTLORA_INLINE const PackedWeight* Packable::packed_for(
-    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) const {
-  const bool usable =
-      packed_ && !detail::autocast_dtype(x) && PackedWeight::usable(x, weight, bias);
-  return usable ? packed_.get() : nullptr;
-}
-
-LIGHTLORA_INLINE int64_t pack_weights(torch::nn::Module& model, bool on) {
-  int64_t layers = 0;
-  for (const auto& module : model.modules()) {
-    if (auto* packable = dynamic_cast<Packable*>(module.get())) {
-      packable->set_packed(on);
-      ++layers;
-    }
-  }
-  return layers;
 }
 
 LIGHTLORA_INLINE LayerWeight::LayerWeight(std::shared_ptr<torch::nn::Module> layer,

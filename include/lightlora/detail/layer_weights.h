@@ -3,7 +3,6 @@
 
 #include <lightlora/adapter.h>
 #include <lightlora/config.h>
-#include <lightlora/detail/packed_weight.h>
 #include <lightlora/targets.h>
 
 #include <cstdint>
@@ -36,36 +35,6 @@ std::pair<Factors, double> total_factors(const std::vector<ActiveAdapter>& activ
 
 /// What one adapter sees of its layer's inputs: in training some are left out, as its dropout says.
 torch::Tensor adapter_input(const ActiveAdapter& item, const torch::Tensor& x);
-
-/// Mixin of layers that can keep their frozen weight a second time in the CPU kernels' own layout
-/// (see PackedWeight), for faster forward and backward passes; of no effect on other devices and
-/// while the weight trains.
-class Packable {
- public:
-  /// Switches it on or off.
-  void set_packed(bool on) {
-    if (on != is_packed()) packed_ = on ? std::make_shared<PackedWeight>() : nullptr;
-  }
-  /// Whether it is on.
-  bool is_packed() const { return packed_ != nullptr; }
-  /// What holds the packed weight, or null.
-  const std::shared_ptr<const PackedWeight>& packed() const { return packed_; }
-
- protected:
-  ~Packable() = default;
-
-  /// What holds the packed weight, if a product with `x` can use it, or null.
-  const PackedWeight* packed_for(const at::Tensor& x, const at::Tensor& weight,
-                                 const std::optional<at::Tensor>& bias) const;
-
- private:
-  std::shared_ptr<const PackedWeight>
-      packed_;  // shared by copies of a layer, which only costs hits
-};
-
-/// Switches packed weights on or off in every layer of a model that can pack, and returns how many
-/// there are.
-int64_t pack_weights(torch::nn::Module& model, bool on = true);
 
 /// What a layer does with its weight, and so how an adapter joins in.
 /// `linear`: x W^T. `convolution`: with kernels (out, in / groups, ...). `transposed_convolution`:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <lightlora/torchscript.h>
+#include <lightlora/exported.h>
 
 #include <lightlora/patch-inl.h>
 

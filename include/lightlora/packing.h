@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// \file
+/// The frozen weights of a model, laid out for speed: packed for a CPU's kernels, or grouped for one
+/// product.
+
+#include <lightlora/config.h>
+#include <lightlora/detail/interception.h>
+#include <torch/nn/modules/linear.h>
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lightlora {
+
+/// While it lives, layers of this thread compute from packed weights. Movable, within that thread.
+class Packing {
+ public:
+  /// Nothing is packed.
+  Packing() = default;
+
+ private:
+  friend class PackedWeights;
+  std::optional<detail::ActiveScope> scope_;
+};
+
+/// The frozen weights of a model once more, in the layout that the CPU's kernels (oneDNN) read.
+/// LibTorch's own operators bring a weight into it in every call, which with few rows or pixels costs
+/// more than the product. Packed once, at a weight's first use, it costs the weight's memory again,
+/// and twice where gradients pass. The model stays as it is; every change of a weight is seen.
+/// Weights of linear layers and of 2-d convolutions without groups are taken, in fp32, and in bf16
+/// where the processor has it; what trains, other dtypes and devices, and autocast compute as ever.
+///
+///     const auto packed = lightlora::pack_weights(*model);
+///     const auto packing = packed.activate();  // in each thread that calls the model
+///     model->forward(x);                       // with adapters or without
+class PackedWeights {
+ public:
+  /// None.
+  PackedWeights() = default;
+
+  /// Lets the layers use them, in this thread, as long as the result lives.
+  [[nodiscard]] Packing activate() const;
+
+  /// How many weights there are.
+  std::size_t size() const;
+
+ private:
+  friend PackedWeights pack_weights(
+      torch::nn::Module& model,
+      const std::function<bool(const std::string&, const torch::Tensor&)>& chooses);
+  struct Copies;
+  std::shared_ptr<Copies> copies_;
+};
+
+/// Packs the weights of a model's layers; only those for which `chooses(path, weight)`, if given.
+PackedWeights pack_weights(
+    torch::nn::Module& model,
+    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses = {});
+
+/// Lays the weights of several linear layers one behind the other in one piece of memory, so that
+/// `linear_group` can take them in one product. They stay parameters of their own: loading, saving,
+/// merging and adapting go on as before. Moving or casting a layer undoes it; call this afterwards.
+/// Errors: c10::ValueError unless the layers have the same inputs, dtype and device
+void group_weights(const std::vector<torch::nn::LinearImpl*>& layers);
+
+/// Several linear layers of one input, such as to_q, to_k and to_v, in one product: three kernels
+/// forward instead of nine with adapters on them, one instead of three without.
+/// Equation: y_i = layers[i](x)
+/// Shapes:   x (..., in), y_i (..., out_i)
+/// Layers that `group_weights` has not laid out, with a bias or a weight that trains are called one
+/// by one, and adapters with dropout, without factors or without gradients are applied one by one.
+std::vector<at::Tensor> linear_group(const at::Tensor& x,
+                                     const std::vector<torch::nn::LinearImpl*>& layers);
+
+}  // namespace lightlora
+
+#ifndef LIGHTLORA_COMPILED
+#include <lightlora/packing-inl.h>
+#endif
