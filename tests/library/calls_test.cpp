@@ -176,6 +176,30 @@ TEST_CASE("rows of a batch have different adapters, or none, and train them", "[
   });
 }
 
+TEST_CASE("rows of a batch give without gradients what they give with them, in every rank",
+          "[calls]") {
+  for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
+    for (const int64_t rank : {1, 3, 4, 5, 8, 9}) {
+      INFO(dtype << ", rank " << rank);
+      torch::manual_seed(2);
+      torch::nn::Sequential model(torch::nn::Linear(70, 90));
+      model->to(dtype);
+      const auto lora = patch<ClassicLoRA>(*model, rank, {"0"}, "one");
+      lora->add<ClassicLoRA>("two", 2, {"0"});
+      randomise(lora);
+      const auto on = lora->activate_rows({"one", "two"}, torch::tensor({1, -1, 0, 0, 1}));
+      for (const Tensor& x : {torch::randn({5, 7, 70}).to(dtype), torch::randn({5, 70}).to(dtype),
+                              torch::randn({5, 70, 3}).to(dtype).transpose(1, 2)}) {
+        const Tensor expected = model->forward(x).detach();
+        const torch::NoGradGuard no_grad;
+        for (int call = 0; call < 2; ++call) {
+          CHECK(close(model->forward(x), expected, dtype == torch::kFloat ? 1e-6 : 1e-2));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("inference mode, no_grad and autograd give one result", "[calls]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
     Case c(recipe, subject);

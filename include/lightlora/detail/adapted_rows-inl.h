@@ -3,6 +3,7 @@
 
 // A batch whose rows have different adapters: grouped products, without a loop over rows.
 #include <lightlora/detail/interception.h>
+#include <lightlora/detail/thin_products.h>
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
@@ -13,9 +14,13 @@ namespace lightlora {
 
 namespace detail {
 
-// Factors of every set, and of none: equal ranks, filled up with zeros, scales in `up`.
-// Shapes: down (sets + 1, r, in), up (sets + 1, rows, r)
-inline Factors factors_by_set(const MatchedRows& part, int64_t in, at::ScalarType dtype) {
+// Factors of every set, and of none: equal ranks, filled up with zeros, scales in `up_t`.
+// Shapes: down (sets + 1, r, in), up_t (sets + 1, r, rows)
+struct FactorsBySet {
+  at::Tensor down, up_t;
+};
+
+inline FactorsBySet factors_by_set(const MatchedRows& part, int64_t in, at::ScalarType dtype) {
   const AdaptedSite& site = *part.site;
   int64_t rank = 1;
   std::vector<Factors> found;
@@ -42,12 +47,12 @@ inline Factors factors_by_set(const MatchedRows& part, int64_t in, at::ScalarTyp
     downs.push_back(at::constant_pad_nd(f.down.to(dtype), {0, 0, 0, missing}));
     ups.push_back(at::constant_pad_nd(f.up.to(dtype), {0, missing}));
   }
-  return {at::stack(downs), at::stack(ups)};
+  return {at::stack(downs), at::stack(ups).transpose(1, 2).contiguous()};
 }
 
 // The same, without gradients composed once and kept: many sets of small factors are many small
 // operations.
-inline Factors kept_factors_by_set(const MatchedRows& part, int64_t in, at::ScalarType dtype) {
+inline FactorsBySet kept_factors_by_set(const MatchedRows& part, int64_t in, at::ScalarType dtype) {
   const AdaptedSite& site = *part.site;
   if (at::GradMode::is_enabled()) return factors_by_set(part, in, dtype);
   std::vector<double> numbers{static_cast<double>(part.first), static_cast<double>(part.count),
@@ -56,8 +61,8 @@ inline Factors kept_factors_by_set(const MatchedRows& part, int64_t in, at::Scal
     numbers.push_back(item.adapter ? item.adapter->scale() * item.weight : 0);
   }
   const auto made = site.kept->factors.get(site.sources, numbers, [&] {
-    const Factors factors = factors_by_set(part, in, dtype);
-    return std::vector<at::Tensor>{factors.down, factors.up};
+    const FactorsBySet factors = factors_by_set(part, in, dtype);
+    return std::vector<at::Tensor>{factors.down, factors.up_t};
   });
   return {made[0], made[1]};
 }
@@ -89,9 +94,10 @@ at::Tensor add_by_sets(const AdaptedSite& site, at::Tensor y, const at::Tensor& 
   return y;
 }
 
-// y = layer(x) + (x down^T) up^T with the factors of each row's own set. One row of the batch has
-// many rows of the matrix, so that gathering its factors is little beside reading it. Shapes: x
-// (batch, ..., in), weight (out, in)
+// y = layer(x) + (x down^T) up^T with the factors of each row's own set: on a CPU with small ranks in
+// one pass over x and y, otherwise in two batched products. One row of the batch has many rows of
+// the matrix, so that gathering its factors is little beside reading it.
+// Shapes: x (batch, ..., in), weight (out, in)
 inline at::Tensor linear_by_rows(const at::Tensor& x, const at::Tensor& weight,
                                  const std::optional<at::Tensor>& bias, const MatchedRows& part) {
   const AdaptedSite& site = *part.site;
@@ -108,10 +114,22 @@ inline at::Tensor linear_by_rows(const at::Tensor& x, const at::Tensor& weight,
   }
   const at::Tensor set = set_of_rows(site, x);
   const at::Tensor tokens = x.reshape({x.size(0), -1, x.size(-1)}).to(y.scalar_type());
-  const Factors all = kept_factors_by_set(part, weight.size(1), y.scalar_type());
+  // Kept in one dtype at a time, so that of half precision only what the kernels take is tried.
+  const bool narrow = std::all_of(
+      site.active.begin(), site.active.end(),
+      [](const ActiveAdapter& item) { return !item.adapter || item.adapter->rank() <= 4; });
+  const bool may_be_thin = y.scalar_type() == at::kFloat || narrow;
+  if (may_be_thin && !at::GradMode::is_enabled() && y.is_contiguous()) {
+    const FactorsBySet all = kept_factors_by_set(part, weight.size(1), at::kFloat);
+    if (thin::usable(tokens, all.down[0], all.up_t[0].t())) {
+      thin::add_low_rank_by_set_(y.view({x.size(0), -1, y.size(-1)}), tokens.contiguous(), set,
+                                 all.down, all.up_t);
+      return y;
+    }
+  }
+  const FactorsBySet all = kept_factors_by_set(part, weight.size(1), y.scalar_type());
   const at::Tensor hidden = tokens.bmm(all.down.index_select(0, set).transpose(1, 2));
-  const at::Tensor up = all.up.index_select(0, set).transpose(1, 2);
-  return at::add(y, hidden.bmm(up).reshape(y.sizes()));
+  return at::add(y, hidden.bmm(all.up_t.index_select(0, set)).reshape(y.sizes()));
 }
 
 }  // namespace detail

@@ -113,6 +113,37 @@ void backward_as(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& dx
   });
 }
 
+/// y[b] += (x[b] down[set[b]]^T) up_t[set[b]] in one pass over x and y, which are contiguous.
+/// Shapes: y (B, N, out), x (B, N, in), set (B) int64, down (sets, r, in), up_t (sets, r, out)
+template <typename T>
+void add_low_rank_by_set_as(const at::Tensor& y, const at::Tensor& x, const at::Tensor& set,
+                            const at::Tensor& down, const at::Tensor& up_t) {
+  const int64_t* const sets = set.const_data_ptr<int64_t>();
+  const int64_t rows = x.size(1), rank = down.size(1), in = x.size(2), out = y.size(2);
+  const auto* const xs = static_cast<const T*>(x.const_data_ptr());
+  auto* const ys = static_cast<T*>(y.mutable_data_ptr());
+  const float *const downs = down.const_data_ptr<float>(), *const ups =
+                                                               up_t.const_data_ptr<float>();
+  over_rows(x.size(0), x.numel() + y.numel(), [&](int64_t begin, int64_t end, int64_t /*thread*/) {
+    for (int64_t b = begin; b < end; ++b) {
+      const Forward<T> call{{xs + b * rows * in, in, in},
+                            {ys + b * rows * out, out, out},
+                            downs + sets[b] * rank * in,
+                            ups + sets[b] * rank * out,
+                            rank};
+      run(call, 0, rows, best_isa());
+    }
+  });
+}
+
+/// The same in fp32 or bf16, the factors in fp32.
+inline void add_low_rank_by_set_(const at::Tensor& y, const at::Tensor& x, const at::Tensor& set,
+                                 const at::Tensor& down, const at::Tensor& up_t) {
+  RECORD_FUNCTION("lightlora::add_low_rank_by_set_", c10::ArrayRef<c10::IValue>{});
+  x.scalar_type() == at::kFloat ? add_low_rank_by_set_as<float>(y, x, set, down, up_t)
+                                : add_low_rank_by_set_as<Half16>(y, x, set, down, up_t);
+}
+
 /// y += scale (x down^T) up^T in one pass over x and y.
 /// Shapes: y (N, out), x (N, in), down (r, in), up (out, r)
 inline void add_low_rank_(const at::Tensor& y, const at::Tensor& x, const at::Tensor& down,
@@ -147,6 +178,10 @@ inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(
 
 #else  // `usable` says no
 
+inline void add_low_rank_by_set_(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 const at::Tensor&, const at::Tensor&) {
+  TORCH_INTERNAL_ASSERT(false);
+}
 inline void add_low_rank_(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                           const at::Tensor&, double) {
   TORCH_INTERNAL_ASSERT(false);
