@@ -184,8 +184,8 @@ TEST_CASE("rows of a batch give without gradients what they give with them, in e
       torch::manual_seed(2);
       torch::nn::Sequential model(torch::nn::Linear(70, 90));
       model->to(dtype);
-      const auto lora = patch<ClassicLoRA>(*model, rank, {"0"}, "one");
-      lora->add<ClassicLoRA>("two", 2, {"0"});
+      const auto lora = lightlora::patch<lightlora::ClassicLoRA>(*model, rank, {"0"}, "one");
+      lora->add<lightlora::ClassicLoRA>("two", 2, {"0"});
       randomise(lora);
       const auto on = lora->activate_rows({"one", "two"}, torch::tensor({1, -1, 0, 0, 1}));
       for (const Tensor& x : {torch::randn({5, 7, 70}).to(dtype), torch::randn({5, 70}).to(dtype),
