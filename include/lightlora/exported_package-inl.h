@@ -8,6 +8,7 @@
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <algorithm>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -46,25 +47,31 @@ LIGHTLORA_INLINE PatchedPackage::PatchedPackage(torch::inductor::AOTIModelPackag
     : loader_(&loader) {}
 
 LIGHTLORA_INLINE PatchedPackage::Constant& PatchedPackage::constant_of(const LayerState& layer) {
-  const std::string name = detail::constant_name(layer.layer.name, loader_->get_constant_fqns());
-  auto& known = constants_[name];
-  if (known) return *known;
-  const auto now = loader_->get_runner()->extract_constants_map(/*use_inactive=*/false);
-  const at::Tensor base = now.at(name).detach().clone();
-  const auto with_kind = [&](LayerKind kind) {
-    return LayerWeight(nullptr, base.cpu(), /*owned=*/true, "constant", kind);
+  const std::string& path = layer.layer.name;
+  const std::string name = detail::constant_name(path, loader_->get_constant_fqns());
+  const auto found = constants_.find(name);
+  const auto fits = [&](const LayerInfo& here) {
+    return here.in == layer.layer.in && here.out == layer.layer.out;
   };
-  for (const LayerKind kind : detail::possible_kinds(base.dim())) {
-    LayerWeight weight = with_kind(kind);
-    const LayerInfo here = weight.info(layer.layer.name);
-    if (here.in != layer.layer.in || here.out != layer.layer.out) continue;
-    known = std::make_shared<Constant>(Constant{base, std::move(weight), {}});
-    return *known;
+  std::optional<LayerInfo> here;
+  if (found != constants_.end()) {
+    here = found->second->weight.info(path);
+    if (fits(*here)) return *found->second;
+  } else {
+    const auto now = loader_->get_runner()->extract_constants_map(/*use_inactive=*/false);
+    const at::Tensor base = now.at(name).detach().clone();
+    for (const LayerKind kind : detail::possible_kinds(base.dim())) {
+      LayerWeight weight(nullptr, base.cpu(), /*owned=*/true, "constant", kind);
+      const LayerInfo as_kind = weight.info(path);
+      if (!here) here = as_kind;
+      if (!fits(as_kind)) continue;
+      auto& constant = constants_[name];
+      constant = std::make_shared<Constant>(Constant{base, std::move(weight), {}});
+      return *constant;
+    }
   }
-  constants_.erase(name);
-  const LayerInfo here = with_kind(detail::possible_kinds(base.dim())[0]).info(layer.layer.name);
-  TORCH_CHECK(false, "'", layer.layer.name, "': expected an adapter for ", here.in, " -> ",
-              here.out, ", got ", layer.layer.in, " -> ", layer.layer.out,
+  TORCH_CHECK(false, "'", path, "': expected an adapter for ", here->in, " -> ", here->out,
+              ", got ", layer.layer.in, " -> ", layer.layer.out,
               "; hint: it was trained on another model");
 }
 

@@ -30,7 +30,9 @@ def main():
                 package_path=f"{folder}/{name}.pt2",
                 inductor_configs={"freezing": freezing, "cpp_cache_precompile_headers": False},
             )
-        environment = {**os.environ, "LIGHTLORA_PACKAGES": folder}
+        # A package's code asks for libtorch.so, which a program that needs libtorch_cpu alone does not bring.
+        libraries = str(pathlib.Path(torch.__file__).parent / "lib")
+        environment = {**os.environ, "LIGHTLORA_PACKAGES": folder, "LD_LIBRARY_PATH": libraries}
         run = subprocess.run([LIBRARY_TESTS, "[aotinductor]"], env=environment, capture_output=True, text=True)
         print(run.stdout + run.stderr)
         assert run.returncode == 0 and "2 test cases" in run.stdout and "checks nothing" not in run.stdout
