@@ -42,6 +42,8 @@ class EmbeddingReader {
     if (all.empty()) refuse_others();
     if (!all.empty()) {
       // the rest of the file is the LoRA that they come with
+    } else if (file_.contains("clip_g")) {
+      all.push_back(two_encoders());
     } else if (file_.contains("IN01") || file_.contains("MID")) {
       all.push_back(kohya_layers());
     } else if (find_layered()) {
@@ -63,8 +65,6 @@ class EmbeddingReader {
   std::string where() const { return "'" + file_.path() + "': "; }
 
   void refuse_others() const {
-    TORCH_CHECK(!file_.contains("clip_g"), where(), "expected embeddings for Stable Diffusion 1.x ",
-                "or 2.x, got one for SDXL (clip_g)");
     for (const auto& tensor : file_.tensors()) {
       const bool lora = tensor.name.find("lora") != std::string::npos && tensor.name[0] != '<';
       TORCH_CHECK(!lora, where(), "expected learned embeddings, got a LoRA (", shown(tensor.name),
@@ -103,6 +103,20 @@ class EmbeddingReader {
       const auto own = file_.metadata().find("name");
       result.token = own == file_.metadata().end() ? stem() : own->second;
     }
+    return result;
+  }
+
+  LearnedEmbedding two_encoders() const {
+    TORCH_CHECK(file_.contains("clip_l") && file_.tensors().size() == 2, where(),
+                "expected clip_l and clip_g as the embeddings of SDXL, got ",
+                file_.contains("clip_l") ? "more tensors" : "clip_g without clip_l");
+    LearnedEmbedding result{stem(), matrix("clip_l", false)};
+    result.vectors_2 = matrix("clip_g", false);
+    TORCH_CHECK(result.vectors.size(0) == result.vectors_2.size(0), where(),
+                "expected as many vectors for both text encoders, got ", result.vectors.size(0),
+                " and ", result.vectors_2.size(0));
+    const auto token = file_.metadata().find("token");
+    if (token != file_.metadata().end()) result.token = token->second;
     return result;
   }
 
@@ -212,6 +226,17 @@ LIGHTLORA_INLINE void save_embedding(const std::string& path, const LearnedEmbed
       embedding.layers.size(), " layers, got ",
       vectors.defined() ? c10::str(vectors.sizes()) : "none");
   Metadata metadata{{"format", "pt"}};
+  if (embedding.vectors_2.defined()) {
+    TORCH_CHECK_VALUE(
+        !layered && key == EmbeddingKey::token, "'", path,
+        "': vectors for two text encoders cannot be combined with ",
+        layered ? "layers: " : "the key emb_params: ", "the format of SDXL has no place for them");
+    metadata["token"] = embedding.token;
+    return save_safetensors(path,
+                            {{"clip_l", vectors.detach().to(dtype)},
+                             {"clip_g", embedding.vectors_2.detach().to(dtype)}},
+                            metadata);
+  }
   if (layered) metadata["layers"] = fold_names(embedding.layers);
   const std::string name = key == EmbeddingKey::token ? embedding.token : "emb_params";
   save_safetensors(path, {{name, vectors.detach().to(dtype)}}, metadata);

@@ -11,7 +11,7 @@
 namespace lightlora {
 
 /// A concept that textual inversion taught: one or several vectors in place of a token's own.
-/// Shapes: vectors (n, width); layer-wise (layers, n, width), fp32
+/// Shapes: vectors (n, width); layer-wise (layers, n, width); vectors_2 (n, width_2), fp32
 /// Papers: Gal et al. 2022, "An Image is Worth One Word", arXiv:2208.01618; layer-wise: Voynov et
 ///         al. 2023, "P+", arXiv:2303.09522
 struct LearnedEmbedding {
@@ -20,6 +20,9 @@ struct LearnedEmbedding {
   /// The UNet's attentions that read each slice of a layer-wise embedding, such as
   /// "down_blocks.0.attentions.0"; empty for one embedding for all of them.
   std::vector<std::string> layers = {};
+  /// SDXL: what the second text encoder reads (`clip_g` in files, where `vectors` are `clip_l`);
+  /// undefined for a model with one.
+  at::Tensor vectors_2 = {};
 };
 
 /// The key of a file that is written.
@@ -33,8 +36,8 @@ enum class EmbeddingKey {
 const std::vector<std::pair<const char*, const char*>>& attention_order();
 
 /// The learned embeddings in a file: of diffusers (one or several tokens, `.safetensors` or
-/// `.bin`), of A1111 (`emb_params`, or a `.pt` with `string_to_param`), of an SDXL trainer with
-/// `clip_l` alone, those bundled with a LoRA (`bundle_emb`), and layer-wise ones: this library's,
+/// `.bin`), of A1111 (`emb_params`, or a `.pt` with `string_to_param`), of SDXL (`clip_l` and `clip_g`,
+/// or `clip_l` alone), those bundled with a LoRA (`bundle_emb`), and layer-wise ones: this library's,
 /// kohya's (16 tensors) and P+'s. The token is `token` if given; else what the file says, or its
 /// name without the ending.
 /// Errors: c10::Error naming the file for another kind of file, vectors of another shape, layers
@@ -43,7 +46,8 @@ std::vector<LearnedEmbedding> load_embeddings(const std::string& path,
                                               const std::string& token = "");
 
 /// Writes one learned embedding: a tensor named after the token (or `emb_params`), and for a
-/// layer-wise one its layers' names in the metadata. A1111 and others read one token from a file.
+/// layer-wise one its layers' names in the metadata; for SDXL `clip_l` and `clip_g`, and the token
+/// in the metadata. A1111 and others read one token from a file.
 /// Errors: c10::ValueError for an embedding without a token, vectors of another shape, layers that
 /// do not fit; those of `save_safetensors`
 void save_embedding(const std::string& path, const LearnedEmbedding& embedding,

@@ -5,6 +5,7 @@
 
 #include <lightlora/detail/formats/dialects.h>
 #include <lightlora/detail/formats/diffusers.h>
+#include <lightlora/detail/formats/family.h>
 #include <lightlora/detail/formats/kohya.h>
 #include <lightlora/detail/formats/native.h>
 #include <lightlora/detail/formats/peft.h>
@@ -114,6 +115,10 @@ LIGHTLORA_INLINE void save(const Patched& lora, const std::string& path,
   save(components, path, SaveOptions(options).bases(Bases::by_seed));
 }
 
+LIGHTLORA_INLINE std::string model_family(const Components& components) {
+  return detail::model_family(components);
+}
+
 LIGHTLORA_INLINE AdapterFile read_adapters(const std::string& path, const ReadOptions& options) {
   namespace fs = std::filesystem;
   AdapterFile contents;
@@ -128,7 +133,7 @@ LIGHTLORA_INLINE AdapterFile read_adapters(const std::string& path, const ReadOp
     detail::read_adapter_file((folder / name).string(), "", options, contents);
     return contents;
   }
-  for (const char* component : {"unet", "text_encoder"}) {
+  for (const char* component : detail::kComponents) {
     const fs::path file = folder / component / "adapter_model.safetensors";
     if (fs::exists(file)) detail::read_adapter_file(file.string(), component, options, contents);
   }

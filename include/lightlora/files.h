@@ -83,15 +83,19 @@ struct AdapterFile {
   int64_t bytes = 0;                 ///< of all tensors
 };
 
+/// Which Stable Diffusion adapters are for: "sd1", "sd2" or "sdxl", by the widths and names of their
+/// layers; empty if those fit several or none of them.
+std::string model_family(const Components& components);
+
 /// Reads adapters of any dialect. It is found for each tensor by itself, so files that mix
 /// spellings are read: native; diffusers since 0.12; PEFT, as a file or a folder, also one with the
-/// folders `unet` and `text_encoder`; kohya, A1111 and LyCORIS, with diffusers' or the original
+/// folders `unet`, `text_encoder` and `text_encoder_2`; kohya, A1111 and LyCORIS, with diffusers' or the original
 /// block names. A folder of diffusers is read too, and files of torch.save. Methods: LoRA, also of
 /// convolutions and with a Tucker core; LoHa; LoKr; each with DoRA. Scale: an `.alpha` tensor, or
 /// the configuration of PEFT or diffusers, divided by the rank; else 1
 /// Dtypes: any floating-point dtype, as fp32 (native files as they are)
 /// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of
-///         another method, a layer given twice, a tensor without its partner, factors of two ranks,
+///         another method, a layer given twice, a UNet's blocks under two namings, a tensor without its partner, factors of two ranks,
 ///         an alpha that is zero or not a number, two scales that disagree
 AdapterFile read_adapters(const std::string& path, const ReadOptions& options = {});
 

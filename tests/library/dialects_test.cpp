@@ -255,7 +255,7 @@ TEST_CASE("other methods are named", "[dialects]") {
 TEST_CASE("names that match no layer are counted, shown and explained", "[dialects]") {
   Files files;
   const std::pair<const char*, const char*> cases[] = {
-      {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "SDXL"},
+      {"lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", "Stable Diffusion 3"},
       {"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight", "FLUX"},
       {"lora_unet_mid_block_attentions_0_proj_im.lora_up.weight", "another model"},
       {"unet:0:up", "cloneofsimo"},

@@ -136,8 +136,10 @@ TEST_CASE("embeddings: what is written is read again", "[embeddings]") {
 
 TEST_CASE("embeddings: other files are refused by name", "[embeddings]") {
   Files files;
-  CHECK_THAT(files.error({{"clip_l", torch::ones({1, 8})}, {"clip_g", torch::ones({1, 9})}}),
-             ContainsSubstring("SDXL"));
+  CHECK_THAT(files.error({{"clip_l", torch::ones({1, 8})}, {"clip_g", torch::ones({2, 9})}}),
+             ContainsSubstring("as many vectors for both text encoders, got 1 and 2"));
+  CHECK_THAT(files.error({{"clip_g", torch::ones({2, 9})}}),
+             ContainsSubstring("got clip_g without clip_l"));
   CHECK_THAT(files.error({{"lora_unet_conv_in.lora_up.weight", torch::ones({1, 8})}}),
              ContainsSubstring("give it as --lora"));
   CHECK_THAT(files.error({{"<cat>", torch::ones({2, 3, 8})}}),

@@ -113,13 +113,13 @@ TEST_CASE("prompts of a frozen encoder are encoded once, those of one that train
     for (const auto& text : texts) {
       rows.push_back(torch::full({2, 3}, static_cast<double>(text.size())));
     }
-    return torch::stack(rows);
+    return sd::PromptEmbeds(torch::stack(rows));
   };
   PromptStates frozen(encode, /*trains=*/false);
   frozen.prepare({"a", "bb", "a"});
   CHECK(calls == 2);
   frozen.release_encoder();
-  CHECK(torch::equal(frozen.states({"bb", "a", "bb"}).select(1, 0).select(1, 0),
+  CHECK(torch::equal(frozen.states({"bb", "a", "bb"}).states.select(1, 0).select(1, 0),
                      torch::tensor({2.F, 1.F, 2.F})));
   CHECK_THROWS_WITH(frozen.states({"new"}), ContainsSubstring("got 'new'"));
   PromptStates trained(encode, /*trains=*/true);

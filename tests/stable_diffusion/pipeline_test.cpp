@@ -118,7 +118,8 @@ TEST_CASE("pipeline: the scheduler's file and name count", "[pipeline][parity]")
 TEST_CASE("pipeline: prompts, pictures and latents are encoded as diffusers does",
           "[pipeline][parity]") {
   const at::NoGradGuard no_grad;
-  REQUIRE(close(pipeline().encode_prompt({"a cat", ""}), number("embeds"), kModuleTolerance));
+  REQUIRE(
+      close(pipeline().encode_prompt({"a cat", ""}).states, number("embeds"), kModuleTolerance));
   const auto generator = at::detail::createCPUGenerator(8);
   const auto latents = pipeline().encode_image(number("encode.pixels"), generator);
   REQUIRE(close(latents, number("encode.latents"), kModuleTolerance));
@@ -209,8 +210,8 @@ TEST_CASE("pipeline: a folder whose parts do not fit gives one line that names w
           "[pipeline]") {
   const Copy copy;
   SECTION("another kind of model") {
-    copy.change("model_index.json", "text_encoder_2", {"transformers", "CLIPTextModel"});
-    copy.expect("expected Stable Diffusion 1.x or 2.x, got \"StableDiffusionPipeline\"");
+    copy.change("model_index.json", "transformer", {"diffusers", "SD3Transformer2DModel"});
+    copy.expect("expected Stable Diffusion 1.x, 2.x or XL, got \"StableDiffusionPipeline\"");
   }
   SECTION("another kind of part") {
     copy.change("model_index.json", "vae", {"diffusers", "AutoencoderTiny"});
@@ -239,7 +240,7 @@ TEST_CASE("pipeline: a token that the text encoder does not know is refused", "[
                       ContainsSubstring("expected ids below 1462 (the text encoder's vocab_size), "
                                         "got 1462; hint:"));
   model.text_encoder()->resize_token_embeddings(1463);
-  REQUIRE(model.encode_prompt({"a <toy>"}).size(0) == 1);
+  REQUIRE(model.encode_prompt({"a <toy>"}).states.size(0) == 1);
 }
 
 TEST_CASE("pipeline: a path that is no model is refused", "[pipeline]") {

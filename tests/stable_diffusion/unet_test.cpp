@@ -321,16 +321,16 @@ TEST_CASE("unet: unsupported configurations name field and value", "[unet]") {
     CHECK_THAT(error, ContainsSubstring("got " + shown));
   };
   check("down_block_types", {"CrossAttnDownBlock2D", "AttnDownBlock2D", "DownBlock2D"},
-        "AttnDownBlock2D; hint: only Stable Diffusion 1.x and 2.x are supported");
+        "AttnDownBlock2D; hint: only the UNets of Stable Diffusion 1.x, 2.x and XL are");
   check("up_block_types", {"UpBlock2D", "CrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D"},
         "SimpleCrossAttnUpBlock2D");
   check("transformer_layers_per_block", {{1, 2}, {1, 2}, {1, 2}}, "[[1,2],[1,2],[1,2]]");
   const std::multimap<std::string, nlohmann::json> unsupported = {
-      {"mid_block_type", "UNetMidBlock2D"},
+      {"mid_block_type", "UNetMidBlock2DSimpleCrossAttn"},
       {"dual_cross_attention", true},
       {"num_attention_heads", 8},
       {"class_embed_type", "timestep"},
-      {"addition_embed_type", "text_time"},
+      {"addition_embed_type", "text_image"},
       {"encoder_hid_dim", 640},
       {"time_embedding_type", "fourier"},
       {"resnet_time_scale_shift", "scale_shift"},

@@ -99,6 +99,9 @@ Generator::Generator(const GenerationOptions& options, const std::vector<std::st
   for (const auto& text : options.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(pipeline_, embedding);
   }
+  if (options_.sample.scheduler().empty()) {
+    options_.sample.scheduler(pipeline_.default_scheduler());
+  }
   pipeline_.vae()->enable_tiling(options.vae_tiling);
   if (options.image.empty()) return;
   const auto picture =
@@ -235,8 +238,8 @@ std::vector<std::string> Generator::notices() const {
   std::vector<std::string> lines;
   for (const auto& [name, text] :
        {std::pair("prompt", without_tags(options_)),
-        std::pair("negative prompt", options_.sample.negative_prompt())}) {
-    const auto count = sd::prompt_chunks(pipeline_.tokenizer(), text, options_.syntax()).size();
+        std::pair("negative prompt", options_.sample.negative_prompt().value_or(""))}) {
+    const auto count = pipeline_.prompt_chunks(text, options_.syntax()).front().size();
     if (count < 2) continue;
     lines.push_back(
         fmt::format("the {} is read in {} chunks of the text encoder's length", name, count));

@@ -52,7 +52,7 @@ class Generator {
   GeneratedImage described(const GenerationOptions& options, const at::Tensor& picture,
                            DrawnPicture about) const;
 
-  const GenerationOptions options_;
+  GenerationOptions options_;  // what they leave to the model is filled in
   distributed::Group group_;
   sd::StableDiffusion pipeline_;
   std::vector<sd::LoRAChoice> choices_;

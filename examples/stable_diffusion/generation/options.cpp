@@ -11,13 +11,33 @@ namespace generation {
 
 namespace {
 
+// SDXL's numbers come in pairs.
+void bind_sizes(cli::App& app, GenerationOptions& f) {
+  app.group("Sizes that SDXL is told");
+  const auto add = [&](const std::string& flag, std::vector<int64_t>& pair,
+                       const std::string& description) { app.add_pair(flag, pair, description); };
+  add("--original_size", f.sample.size().original_size,
+      "Height and width that the picture is to look as if it had before it was resized (default: "
+      "the picture's)");
+  add("--crops_coords_top_left", f.sample.size().crops_coords_top_left,
+      "Top and left of what it is to look as if it was cut out (default: 0 0, well centred)");
+  add("--target_size", f.sample.size().target_size, "Height and width (default: the picture's)");
+  const std::string away = "The same for what guidance leads away from (default: the same";
+  add("--negative_original_size", f.sample.negative_size().original_size, away + ")");
+  add("--negative_crops_coords_top_left", f.sample.negative_size().crops_coords_top_left,
+      away + "; 0 0 beside another of the three)");
+  add("--negative_target_size", f.sample.negative_size().target_size, away + ")");
+}
+
 void bind_picture(cli::App& app, GenerationOptions& f) {
   app.group("Picture");
   app.add_option(
       "--prompt", f.sample.prompt(),
       "What to draw. (word), (word:1.3) and [word] weigh words, BREAK begins a new chunk, "
       "<lora:name:0.8> uses a file of --lora_dir; \\( is a bracket");
-  app.add_option("--negative_prompt", f.sample.negative_prompt(), "What to keep away from");
+  app.add_option("--negative_prompt", f.sample.negative_prompt(),
+                 "What to keep away from (SDXL: without it zeros and not an empty text, if the "
+                 "model says so)");
   app.add_choice(
       "--prompt_syntax", f.prompt_syntax,
       {{"a1111", sd::PromptSyntax::a1111}, {"plain", sd::PromptSyntax::plain}},
@@ -25,7 +45,7 @@ void bind_picture(cli::App& app, GenerationOptions& f) {
       "--print_tokens)");
   app.add_option(
          "--clip_skip", f.sample.clip_skip(),
-         "Layers of the text encoder to leave out at its end, as in diffusers; A1111 counts "
+         "Layers of the text encoders to leave out at their end, as in diffusers; A1111 counts "
          "one more")
       ->check(cli::at_least(0));
   app.add_option("--output", f.output,
@@ -46,6 +66,9 @@ void bind_picture(cli::App& app, GenerationOptions& f) {
   app.add_option("--from_png", f.from_png,
                  "Draw with the settings stored in a PNG picture, of this program or A1111; flags "
                  "given beside it count more");
+}
+
+void bind_start_and_grids(cli::App& app, GenerationOptions& f) {
   app.group("Image to image");
   app.add_option("--image", f.image,
                  "Picture to start from; its size, rounded down to what the model can do, is the "
@@ -67,7 +90,12 @@ void bind_sampling(cli::App& app, GenerationOptions& f) {
       ->check(cli::at_least(1));
   app.add_option("--guidance_scale", f.sample.guidance_scale(),
                  "How strictly to follow the prompt; 1 or less switches guidance off");
-  app.add_option("--scheduler", f.sample.scheduler(), "Sampling method")
+  app.add_option("--guidance_rescale", f.sample.guidance_rescale(),
+                 "Share of guidance whose contrast is that of the prompt alone, against pictures "
+                 "that are too bright; 0.7 is usual with models of v")
+      ->check(cli::between(0, 1));
+  app.add_option("--scheduler", f.sample.scheduler(),
+                 "Sampling method (default: ddim; SDXL: what the model's folder says)")
       ->check(cli::one_of(sd::scheduler_names()));
   app.add_flag("--use_karras_sigmas", f.sample.use_karras_sigmas(),
                "Karras' noise levels, for euler, dpmpp_2m and unipc");
@@ -87,6 +115,7 @@ void bind(cli::App& app, GenerationOptions& f) {
   app.group("Model");
   sd::bind_model(app, f.model);
   sd::bind_single_file(app, f.model);
+  sd::bind_vae(app, f.model);
   app.add_option(
       "--lora", f.loras,
       "LoRA of any common dialect, or a PEFT folder, as FILE or FILE:WEIGHT; repeatable");
@@ -102,6 +131,8 @@ void bind(cli::App& app, GenerationOptions& f) {
                  "Cut the adapters of LoRA files to this rank (default: as they are)")
       ->check(cli::at_least(1));
   bind_picture(app, f);
+  bind_sizes(app, f);
+  bind_start_and_grids(app, f);
   bind_sampling(app, f);
   app.group("Running");
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));

@@ -102,9 +102,39 @@ const std::pair<const char*, const char*> kPlainFields[] = {
     {"Init image", "image"},
     {"Initial latents", "initial_latents"},
     {"Eta", "eta"},
+    {"CFG Rescale", "guidance_rescale"},
     {"Timestep spacing", "timestep_spacing"},
     {"Prompt syntax", "prompt_syntax"},
 };
+
+// What SDXL was told about sizes, as "1024x768": fields and values, the latter empty if not given.
+std::vector<std::pair<std::string, std::string>> size_fields(const sd::SampleOptions& sample) {
+  std::vector<std::pair<std::string, std::string>> fields;
+  for (const auto& [before, sizes] :
+       {std::pair("", &sample.size()), std::pair("Negative ", &sample.negative_size())}) {
+    for (const auto& [name, pair] : {std::pair("original size", &sizes->original_size),
+                                     std::pair("crop", &sizes->crops_coords_top_left),
+                                     std::pair("target size", &sizes->target_size)}) {
+      std::string field = std::string(before) + name;
+      field[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(field[0])));
+      fields.emplace_back(field, pair->empty() ? "" : fmt::format("{}x{}", (*pair)[0], (*pair)[1]));
+    }
+  }
+  return fields;
+}
+
+// The flag of such a field; empty for another one.
+std::string size_flag(const std::string& field) {
+  static const std::map<std::string, std::string> flags{
+      {"Original size", "original_size"},
+      {"Crop", "crops_coords_top_left"},
+      {"Target size", "target_size"},
+      {"Negative original size", "negative_original_size"},
+      {"Negative crop", "negative_crops_coords_top_left"},
+      {"Negative target size", "negative_target_size"}};
+  const auto found = flags.find(field);
+  return found == flags.end() ? "" : found->second;
+}
 
 // Adds the flags that a field stands for; false if it means nothing here.
 bool read_field(const std::string& name, const std::string& value,
@@ -118,6 +148,8 @@ bool read_field(const std::string& name, const std::string& value,
   if (name == "Size" && split != std::string::npos) {
     settings["width"] = value.substr(0, split);
     settings["height"] = value.substr(split + 1);
+  } else if (const auto flag = size_flag(name); !flag.empty() && split != std::string::npos) {
+    settings[flag] = value.substr(0, split) + " " + value.substr(split + 1);
   } else if (name == "Sampler") {
     read_sampler(value, settings);
   } else if (name == "Schedule type") {
@@ -150,7 +182,13 @@ void set_flag(cli::App& app, const std::string& flag, const std::string& value,
   CLI::Option* option = app.get_option("--" + flag);
   if (option->count() > 0 || value.empty()) return;
   try {
-    option->add_result(value);
+    const auto space = value.find(' ');
+    if (option->get_expected_max() == 2 && space != std::string::npos) {
+      option->add_result(value.substr(0, space));
+      option->add_result(value.substr(space + 1));
+    } else {
+      option->add_result(value);
+    }
     option->run_callback();
   } catch (const CLI::ParseError& error) {
     TORCH_CHECK_VALUE(false, "'", source, "': ", error.what(), "; hint: give --", flag,
@@ -205,7 +243,7 @@ Parameters parse_parameters(const std::string& text, const std::string& source) 
 
 Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRAChoice>& loras,
                     const DrawnPicture& picture) {
-  Parameters result{options.sample.prompt(), options.sample.negative_prompt(), {}};
+  Parameters result{options.sample.prompt(), options.sample.negative_prompt().value_or(""), {}};
   std::vector<std::string> files;
   const bool tags = options.syntax() == sd::PromptSyntax::a1111;
   const auto present = tags ? take_lora_tags(options.sample.prompt()).tags.size() : 0;
@@ -230,6 +268,10 @@ Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRA
   if (options.sample.clip_skip() > 0)
     add("Clip skip", fmt::to_string(options.sample.clip_skip() + 1));
   if (options.sample.eta() > 0) add("Eta", fmt::to_string(options.sample.eta()));
+  if (options.sample.guidance_rescale() > 0) {
+    add("CFG Rescale", fmt::to_string(options.sample.guidance_rescale()));
+  }
+  for (const auto& [field, pair] : size_fields(options.sample)) add(field, pair);
   add("Timestep spacing", options.sample.timestep_spacing());
   add("Prompt syntax", tags ? "" : "plain");
   add("Initial latents", options.initial_latents);

@@ -123,7 +123,12 @@ Extracted extract(const ExtractOptions& options) {
   }
   auto base = load(options.base.path, options, /*unet=*/false);
   auto tuned = load(options.tuned, options, /*unet=*/false);
-  extractor.take("text_encoder", *base.text_encoder(), *tuned.text_encoder(), options.text_encoder);
+  TORCH_CHECK(base.text_encoders() == tuned.text_encoders(), "'", options.tuned,
+              "': expected a model of the family of '", options.base.path, "', got another one");
+  for (size_t i = 0; i < base.text_encoders(); ++i) {
+    extractor.take(i == 0 ? "text_encoder" : "text_encoder_2", *base.text_encoder(i),
+                   *tuned.text_encoder(i), options.text_encoder);
+  }
   extractor.finish();
   return result;
 }

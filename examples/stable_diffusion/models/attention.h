@@ -127,7 +127,7 @@ struct Transformer2DModelOptions {
   TORCH_ARG(int64_t, layers) = 1;
   /// Groups of the normalisation before the first projection. Default: 32.
   TORCH_ARG(int64_t, groups) = 32;
-  /// Linear projections on tokens (SD 2.x) instead of 1x1 convolutions (SD 1.x). Default: false.
+  /// Linear projections on tokens (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x). Default: false.
   TORCH_ARG(bool, use_linear_projection) = false;
   /// The first attention sees the text too. Default: false.
   TORCH_ARG(bool, only_cross_attention) = false;

@@ -149,7 +149,11 @@ torch::Tensor CLIPEncoderImpl::forward(torch::Tensor x, int64_t skip) {
   const int64_t count = options.num_hidden_layers();
   TORCH_CHECK_VALUE(skip >= 0 && skip <= count, "sd::CLIPTextModel: expected clip_skip from 0 to ",
                     count, ", got ", skip);
-  for (int64_t i = 0; i < count - skip; ++i) x = layers->at<CLIPEncoderLayerImpl>(i).forward(x);
+  return run(std::move(x), 0, count - skip);
+}
+
+torch::Tensor CLIPEncoderImpl::run(torch::Tensor x, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) x = layers->at<CLIPEncoderLayerImpl>(i).forward(x);
   return x;
 }
 
@@ -174,12 +178,28 @@ CLIPTextModelImpl::CLIPTextModelImpl(CLIPTextModelOptions options_) : options(st
 
 void CLIPTextModelImpl::reset() {
   text_model = register_module("text_model", CLIPTextTransformer(options));
+  if (!options.projection_dim()) return;
+  text_projection = register_module(
+      "text_projection",
+      lightlora::Linear(
+          torch::nn::LinearOptions(options.hidden_size(), *options.projection_dim()).bias(false)));
 }
 
 torch::Tensor CLIPTextModelImpl::forward(const torch::Tensor& ids) { return text_model(ids, 0); }
 
 torch::Tensor CLIPTextModelImpl::hidden_state(const torch::Tensor& ids, int64_t clip_skip) {
   return text_model(ids, clip_skip);
+}
+
+PromptEmbeds CLIPTextModelImpl::penultimate(const torch::Tensor& ids, int64_t clip_skip) {
+  const int64_t count = options.num_hidden_layers(), end = count - 1 - clip_skip;
+  TORCH_CHECK_VALUE(clip_skip >= 0 && end >= 0, "'CLIPTextModel': expected clip_skip from 0 to ",
+                    count - 1, ", got ", clip_skip);
+  auto& encoder = *text_model->encoder;
+  const auto state = encoder.run(text_model->embeddings(ids), 0, end);
+  if (!options.projection_dim()) return state;
+  const auto last = text_model->final_layer_norm(encoder.run(state, end, count));
+  return {state, text_projection(pooled(ids, last))};
 }
 
 torch::Tensor CLIPTextModelImpl::pooled(const torch::Tensor& ids,
@@ -208,7 +228,8 @@ void CLIPTextModelImpl::resize_token_embeddings(int64_t vocab_size) {
 
 std::string CLIPTextModelImpl::parameter_name(const std::string& file_name) {
   static const std::string prefix = "text_model.";
-  return file_name.rfind(prefix, 0) == 0 ? file_name : prefix + file_name;
+  const bool own = file_name.rfind(prefix, 0) == 0 || file_name == "text_projection.weight";
+  return own ? file_name : prefix + file_name;
 }
 
 }  // namespace sd

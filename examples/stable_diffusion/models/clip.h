@@ -8,10 +8,13 @@
 #include <torch/nn/modules/normalization.h>
 
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-// The text encoder of Stable Diffusion 1.x and 2.x: transformers' CLIPTextModel with its names.
+// The text encoders of Stable Diffusion: transformers' CLIPTextModel and, with a projection,
+// CLIPTextModelWithProjection, with their names.
 
 namespace sd {
 
@@ -35,6 +38,8 @@ struct CLIPTextModelOptions {
   TORCH_ARG(double, layer_norm_eps) = 1e-5;
   /// The token whose state is the pooled output; 2 means the largest id, as in old files.
   TORCH_ARG(int64_t, eos_token_id) = 49407;
+  /// Width of the pooled output's projection. Default: none (CLIPTextModel).
+  TORCH_ARG(std::optional<int64_t>, projection_dim) = std::nullopt;
 };
 
 /// Sum of the embeddings of tokens and of their positions.
@@ -108,6 +113,8 @@ class CLIPEncoderImpl : public torch::nn::Cloneable<CLIPEncoderImpl> {
   void reset() override;
   /// The state after all layers but the last `skip`.
   torch::Tensor forward(torch::Tensor x, int64_t skip);
+  /// The state after the layers from `begin` to before `end`.
+  torch::Tensor run(torch::Tensor x, int64_t begin, int64_t end);
 
   CLIPTextModelOptions options;
   torch::nn::ModuleList layers;
@@ -127,7 +134,17 @@ class CLIPTextTransformerImpl : public torch::nn::Cloneable<CLIPTextTransformerI
 };
 TORCH_MODULE(CLIPTextTransformer);
 
-/// The CLIP text encoder, without the projection of CLIP's loss.
+/// What a UNet is told about texts, by one encoder or by two side by side.
+struct PromptEmbeds {
+  PromptEmbeds() = default;
+  /* implicit */ PromptEmbeds(torch::Tensor states_, torch::Tensor pooled_ = {})
+      : states(std::move(states_)), pooled(std::move(pooled_)) {}
+
+  torch::Tensor states;  ///< (texts, tokens, width)
+  torch::Tensor pooled;  ///< (texts, projection); undefined where the UNet wants none
+};
+
+/// The CLIP text encoder, with the projection of CLIP's loss if the options say so.
 /// Shapes:  ids (B, T) int64 with T <= max_position_embeddings, result (B, T, hidden)
 /// Dtypes:  every floating dtype
 /// Errors:  c10::Error if T is larger, an id is not below vocab_size, or clip_skip leaves no layer
@@ -143,6 +160,11 @@ class CLIPTextModelImpl : public torch::nn::Cloneable<CLIPTextModelImpl> {
   /// layer norm, as diffusers' `clip_skip`.
   torch::Tensor hidden_state(const torch::Tensor& ids, int64_t clip_skip);
 
+  /// What SDXL reads: the state before the last layer, or `clip_skip` layers before that one,
+  /// without the final layer norm; and with a projection also the pooled output,
+  /// text_projection of the end token's last state.
+  PromptEmbeds penultimate(const torch::Tensor& ids, int64_t clip_skip);
+
   /// The state of the first end token of each row of `hidden_state`, (B, hidden).
   torch::Tensor pooled(const torch::Tensor& ids, const torch::Tensor& hidden_state) const;
 
@@ -155,6 +177,7 @@ class CLIPTextModelImpl : public torch::nn::Cloneable<CLIPTextModelImpl> {
 
   CLIPTextModelOptions options;
   CLIPTextTransformer text_model{nullptr};
+  lightlora::Linear text_projection{nullptr};  ///< with `projection_dim`
 };
 TORCH_MODULE(CLIPTextModel);
 

@@ -82,6 +82,30 @@ std::vector<int64_t> ConfigReader::positives(const std::string& field,
   return value->get<std::vector<int64_t>>();
 }
 
+std::vector<std::vector<int64_t>> ConfigReader::positive_lists(
+    const std::string& field, const std::vector<std::vector<int64_t>>& otherwise) const {
+  const nlohmann::json* value = find(field);
+  if (!value || value->is_null()) return otherwise;
+  const auto good = [](const nlohmann::json& item) {
+    return item.is_number_integer() && item.get<int64_t>() > 0;
+  };
+  const auto good_list = [&](const nlohmann::json& item) {
+    return item.is_array() && !item.empty() && std::all_of(item.begin(), item.end(), good);
+  };
+  if (good(*value)) return {{value->get<int64_t>()}};
+  const auto good_level = [&](const nlohmann::json& item) { return good(item) || good_list(item); };
+  if (!value->is_array() || value->empty() ||
+      !std::all_of(value->begin(), value->end(), good_level)) {
+    fail(field, "a positive integer, or a list of them or of lists of them");
+  }
+  std::vector<std::vector<int64_t>> lists;
+  for (const auto& item : *value) {
+    lists.push_back(item.is_array() ? item.get<std::vector<int64_t>>()
+                                    : std::vector<int64_t>{item.get<int64_t>()});
+  }
+  return lists;
+}
+
 std::vector<bool> ConfigReader::flags(const std::string& field,
                                       const std::vector<bool>& otherwise) const {
   const nlohmann::json* value = find(field);

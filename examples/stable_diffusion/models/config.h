@@ -28,6 +28,9 @@ class ConfigReader {
   /// Positive integers: a list, or one number as a list of one.
   std::vector<int64_t> positives(const std::string& field,
                                  const std::vector<int64_t>& otherwise) const;
+  /// A list for each level: lists of positive integers or single ones, or one for all levels.
+  std::vector<std::vector<int64_t>> positive_lists(
+      const std::string& field, const std::vector<std::vector<int64_t>>& otherwise) const;
   /// A list of flags, or one flag as a list of one.
   std::vector<bool> flags(const std::string& field, const std::vector<bool>& otherwise) const;
 

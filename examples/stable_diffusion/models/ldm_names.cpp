@@ -48,7 +48,7 @@ const std::map<std::string, std::string> vae_attention_names{
     {"group_norm", "norm"}, {"to_q", "q"}, {"to_k", "k"}, {"to_v", "v"}};
 
 [[noreturn]] void unknown(const std::string& name) {
-  TORCH_CHECK(false, "'", name, "': expected a tensor that Stable Diffusion 1.x has, got none; ",
+  TORCH_CHECK(false, "'", name, "': expected a tensor that Stable Diffusion has, got none; ",
               "hint: this model cannot be written as one file in the original layout");
 }
 
@@ -91,6 +91,9 @@ std::string ldm_unet_name(const std::string& name, const UNet2DConditionModelOpt
   if (outer.count(parts[0])) return renamed(parts, 0, outer);
   if (parts[0] == "time_embedding") {
     return (parts[1] == "linear_1" ? "time_embed.0." : "time_embed.2.") + join_from(parts, 2);
+  }
+  if (parts[0] == "add_embedding") {
+    return (parts[1] == "linear_1" ? "label_emb.0.0." : "label_emb.0.2.") + join_from(parts, 2);
   }
   if (parts[0] == "mid_block") {
     const std::string at = parts[1] == "attentions" ? "1" : parts[2] == "0" ? "0" : "2";

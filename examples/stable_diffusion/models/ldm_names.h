@@ -6,7 +6,7 @@
 #include "models/unet.h"
 #include "models/vae.h"
 
-// The names that the original code of Stable Diffusion 1.x gives the tensors of our modules. Files
+// The names that the original code of Stable Diffusion gives the tensors of our modules. Files
 // with them are what most sites offer as one .safetensors or .ckpt.
 
 namespace sd {

@@ -51,6 +51,11 @@ void UNet2DConditionModelImpl::reset() {
       "conv_in", make_conv(options.in_channels(), channels.front(), options.conv_in_kernel()));
   time_embedding =
       register_module("time_embedding", TimestepEmbedding(channels.front(), time_embed_dim()));
+  if (options.text_time()) {
+    add_embedding = register_module(
+        "add_embedding",
+        TimestepEmbedding(options.projection_class_embeddings_input_dim(), time_embed_dim()));
+  }
   down_blocks = register_module("down_blocks", torch::nn::ModuleList());
   up_blocks = register_module("up_blocks", torch::nn::ModuleList());
   for (size_t i = 0; i < options.levels(); ++i) {
@@ -81,7 +86,6 @@ Transformer2DModelOptions UNet2DConditionModelImpl::transformer_options(size_t l
   return Transformer2DModelOptions(options.block_out_channels()[level],
                                    per_level(options.attention_head_dim(), level),
                                    per_level(options.cross_attention_dim(), level))
-      .layers(per_level(options.transformer_layers_per_block(), level))
       .groups(options.norm_num_groups())
       .use_linear_projection(options.use_linear_projection())
       .only_cross_attention(per_level(options.only_cross_attention(), level))
@@ -93,7 +97,7 @@ int64_t UNet2DConditionModelImpl::attentions_before(size_t block) const {
   int64_t count = 0;
   for (size_t i = 0; i < block; ++i) {
     if (i == levels) {
-      count += 1;
+      count += options.mid_block_attention() ? 1 : 0;
     } else if (i < levels && options.down_block_types()[i] == "CrossAttnDownBlock2D") {
       count += per_level(options.layers_per_block(), i);
     } else if (i > levels && options.up_block_types()[i - levels - 1] == "CrossAttnUpBlock2D") {
@@ -132,6 +136,7 @@ UNetBlockOptions UNet2DConditionModelImpl::down_block_options(size_t level) cons
   }
   if (options.down_block_types()[level] == "CrossAttnDownBlock2D") {
     block.attention = transformer_options(level);
+    block.transformer_layers = per_level(options.transformer_layers_per_block(), level);
   }
   block.add_sampler = level + 1 < options.levels();
   block.downsample_padding = options.downsample_padding();
@@ -144,9 +149,13 @@ UNetBlockOptions UNet2DConditionModelImpl::mid_block_options() const {
   const auto resnet =
       resnet_options(channels, channels).output_scale_factor(options.mid_block_scale_factor());
   UNetBlockOptions block;
-  block.resnets = {resnet, resnet};
+  block.resnets = {resnet};
+  if (!options.mid_block_attention()) return block;
+  block.resnets.push_back(resnet);
   block.attention = transformer_options(options.levels() - 1);
   block.attention->only_cross_attention(false);  // diffusers' mid block has no such switch
+  block.transformer_layers =
+      per_level(options.transformer_layers_per_block(), options.levels() - 1);
   block.first_attention = attentions_before(options.levels());
   return block;
 }
@@ -165,20 +174,35 @@ UNetBlockOptions UNet2DConditionModelImpl::up_block_options(size_t i) const {
   }
   if (options.up_block_types()[i] == "CrossAttnUpBlock2D") {
     block.attention = transformer_options(level);
+    const auto& own = options.reverse_transformer_layers_per_block();
+    block.transformer_layers =
+        own.empty() ? per_level(options.transformer_layers_per_block(), level) : per_level(own, i);
   }
   block.add_sampler = level > 0;
   block.first_attention = attentions_before(options.levels() + 1 + i);
   return block;
 }
 
+at::Tensor UNet2DConditionModelImpl::embed_conditions(const AddedConditions& added,
+                                                      at::ScalarType dtype) {
+  const at::Tensor waves =
+      timestep_embedding(added.time_ids.flatten(), options.addition_time_embed_dim(),
+                         options.flip_sin_to_cos(), options.freq_shift())
+          .reshape({added.time_ids.size(0), -1});
+  return add_embedding(at::cat({added.text_embeds.to(dtype), waves.to(dtype)}, /*dim=*/1));
+}
+
 at::Tensor UNet2DConditionModelImpl::embed_time(const at::Tensor& sample,
-                                                const at::Tensor& timesteps) {
+                                                const at::Tensor& timesteps,
+                                                const AddedConditions& added) {
   const at::Tensor per_sample =
       (timesteps.dim() == 0 ? timesteps.unsqueeze(0) : timesteps).to(sample.device());
   const at::Tensor waves =
       timestep_embedding(per_sample.expand(sample.size(0)), options.block_out_channels().front(),
                          options.flip_sin_to_cos(), options.freq_shift());
-  return at::silu(time_embedding(waves.to(sample.scalar_type())));
+  const at::Tensor embedded = time_embedding(waves.to(sample.scalar_type()));
+  if (!options.text_time()) return at::silu(embedded);
+  return at::silu(embedded + embed_conditions(added, sample.scalar_type()));
 }
 
 void UNet2DConditionModelImpl::check_inputs(const at::Tensor& sample, const at::Tensor& timesteps,
@@ -201,11 +225,34 @@ void UNet2DConditionModelImpl::check_inputs(const at::Tensor& sample, const at::
               context.sizes(), "; hint: a text encoder of another model has another width");
 }
 
+void UNet2DConditionModelImpl::check_added(const at::Tensor& sample,
+                                           const AddedConditions& added) const {
+  TORCH_CHECK(options.text_time() || !added.defined(),
+              "'UNet2DConditionModel': expected no added conditions, got some; hint: only a model ",
+              "with addition_embed_type text_time (SDXL) has them");
+  if (!options.text_time()) return;
+  TORCH_CHECK(added.text_embeds.defined() && added.time_ids.defined(),
+              "'UNet2DConditionModel': expected added conditions (text_embeds and time_ids), got ",
+              added.defined() ? "one of them" : "none");
+  const int64_t rows = sample.size(0), width = options.projection_class_embeddings_input_dim();
+  TORCH_CHECK(
+      added.text_embeds.dim() == 2 && added.time_ids.dim() == 2 &&
+          added.text_embeds.size(0) == rows && added.time_ids.size(0) == rows &&
+          added.text_embeds.size(1) + added.time_ids.size(1) * options.addition_time_embed_dim() ==
+              width,
+      "'UNet2DConditionModel': expected text_embeds and time_ids of ", rows, " rows that make ",
+      width, " columns (", options.addition_time_embed_dim(), " for each number), got ",
+      added.text_embeds.sizes(), " and ", added.time_ids.sizes(),
+      "; hint: a refiner has another set of numbers");
+}
+
 at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at::Tensor& timesteps,
-                                             const at::Tensor& encoder_hidden_states) {
+                                             const at::Tensor& encoder_hidden_states,
+                                             const AddedConditions& added) {
   check_inputs(sample, timesteps, encoder_hidden_states);
+  check_added(sample, added);
   const auto packing = packed.activate();
-  const at::Tensor temb = embed_time(sample, timesteps);
+  const at::Tensor temb = embed_time(sample, timesteps, added);
   at::Tensor x = conv_in(options.center_input_sample() ? 2 * sample - 1 : sample);
   std::vector<at::Tensor> skips{x};
   for (size_t i = 0; i < options.levels(); ++i) {

@@ -51,13 +51,26 @@ struct UNet2DConditionModelOptions {
   };
   TORCH_ARG(std::vector<int64_t>, block_out_channels) = { 320, 640, 1280, 1280 };
   TORCH_ARG(std::vector<int64_t>, layers_per_block) = { 2 };
-  TORCH_ARG(std::vector<int64_t>, transformer_layers_per_block) = { 1 };
+  /// For each level the transformer blocks of its transformers: one number for all of them, or one
+  /// for each.
+  TORCH_ARG(std::vector<std::vector<int64_t>>, transformer_layers_per_block) = { {1} };
+  /// The same for the expanding half, in its order. Default: the contracting half's, reversed.
+  TORCH_ARG(std::vector<std::vector<int64_t>>, reverse_transformer_layers_per_block) = {};
   TORCH_ARG(std::vector<int64_t>, cross_attention_dim) = { 1280 };
   /// The number of heads, whatever its name says: diffusers keeps the old, wrong name.
   TORCH_ARG(std::vector<int64_t>, attention_head_dim) = { 8 };
   TORCH_ARG(std::vector<bool>, only_cross_attention) = { false };
   TORCH_ARG(bool, use_linear_projection) = false;
+  /// Whether the middle has a transformer and a second resnet around it: UNetMidBlock2DCrossAttn,
+  /// or else UNetMidBlock2D.
+  TORCH_ARG(bool, mid_block_attention) = true;
   TORCH_ARG(bool, upcast_attention) = false;
+  /// Conditions beside the text's states: with "text_time" a pooled text and numbers about the
+  /// picture (SDXL). Default: none.
+  TORCH_ARG(bool, text_time) = false;
+  /// With them: the width of the embedding of each number, and of all of them with the pooled text.
+  TORCH_ARG(int64_t, addition_time_embed_dim) = 0;
+  TORCH_ARG(int64_t, projection_class_embeddings_input_dim) = 0;
   TORCH_ARG(int64_t, downsample_padding) = 1;
   TORCH_ARG(double, mid_block_scale_factor) = 1;
   TORCH_ARG(double, dropout) = 0;
@@ -90,13 +103,24 @@ class TimestepEmbeddingImpl : public torch::nn::Cloneable<TimestepEmbeddingImpl>
 };
 TORCH_MODULE(TimestepEmbedding);
 
-/// The noise predictor of Stable Diffusion 1.x and 2.x, with diffusers' parameter names.
-/// Paper:  Rombach et al. 2022, arXiv:2112.10752
+/// What a UNet with `text_time` is told beside the text's states: diffusers' added_cond_kwargs.
+struct AddedConditions {
+  torch::Tensor text_embeds;  ///< the pooled text, (B, projection)
+  /// Original height and width, top and left of the crop, target height and width, (B, 6).
+  torch::Tensor time_ids;
+
+  bool defined() const { return text_embeds.defined() || time_ids.defined(); }
+};
+
+/// The noise predictor of Stable Diffusion 1.x and 2.x and of SDXL, with diffusers' parameter names.
+/// Papers: Rombach et al. 2022, arXiv:2112.10752; SDXL: Podell et al. 2023, arXiv:2307.01952
 /// Shapes: sample (B, in_channels, H, W), timesteps (B) or a scalar,
 ///         encoder_hidden_states (B, T, cross_attention_dim), or (B, transformers, T, ...) with a
 ///         text for each of `attention_names()`; result (B, out_channels, H, W)
-/// Dtypes: sample, text and weights in one floating dtype; timesteps in any
-/// Errors: c10::Error if the inputs' shapes do not fit the options
+///         With `text_time`, emb = time_embedding(t) + add_embedding([text_embeds, waves(time_ids)])
+/// Dtypes: sample, text and weights in one floating dtype; timesteps and time_ids in any
+/// Errors: c10::Error if the inputs' shapes do not fit the options, or if conditions are given or
+///         missing against them
 /// Either memory format of the sample runs through the whole model; give the weights the same one
 /// (`to_channels_last`). H and W need not divide by the total downsampling.
 class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionModelImpl> {
@@ -105,7 +129,7 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   void reset() override;
 
   at::Tensor forward(const at::Tensor& sample, const at::Tensor& timesteps,
-                     const at::Tensor& encoder_hidden_states);
+                     const at::Tensor& encoder_hidden_states, const AddedConditions& added = {});
 
   /// AttentionImpl::group_projections everywhere: on a GPU, where launching a kernel costs more
   /// than a projection computes, a third of the kernels.
@@ -118,6 +142,7 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   UNet2DConditionModelOptions options;
   torch::nn::Conv2d conv_in{nullptr}, conv_out{nullptr};
   TimestepEmbedding time_embedding{nullptr};
+  TimestepEmbedding add_embedding{nullptr};  ///< with `text_time`
   torch::nn::ModuleList down_blocks, up_blocks;
   UNetMidBlock mid_block{nullptr};
   torch::nn::GroupNorm conv_norm_out{nullptr};
@@ -134,10 +159,13 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   UNetBlockOptions mid_block_options() const;
   UNetBlockOptions up_block_options(size_t i) const;
 
-  /// silu(time_embedding(timesteps)), as the resnets want it: (B, time_embed_dim).
-  at::Tensor embed_time(const at::Tensor& sample, const at::Tensor& timesteps);
+  /// silu of the embedding of timesteps and conditions, as the resnets want it: (B, time_embed_dim).
+  at::Tensor embed_time(const at::Tensor& sample, const at::Tensor& timesteps,
+                        const AddedConditions& added);
+  at::Tensor embed_conditions(const AddedConditions& added, at::ScalarType dtype);
   void check_inputs(const at::Tensor& sample, const at::Tensor& timesteps,
                     const at::Tensor& context) const;
+  void check_added(const at::Tensor& sample, const AddedConditions& added) const;
 };
 TORCH_MODULE(UNet2DConditionModel);
 

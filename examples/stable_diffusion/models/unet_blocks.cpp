@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "models/config.h"
+
 namespace sd {
 
 namespace {
@@ -14,7 +16,10 @@ ResnetsAndAttentions register_layers(torch::nn::Module& block, const UNetBlockOp
   ResnetsAndAttentions layers;
   if (options.attention) {
     for (size_t i = 0; i < transformers; ++i) {
-      layers.attentions->push_back(Transformer2DModel(*options.attention));
+      auto transformer = *options.attention;
+      const auto& blocks = options.transformer_layers;
+      if (!blocks.empty()) transformer.layers(per_level(blocks, i));
+      layers.attentions->push_back(Transformer2DModel(transformer));
     }
     block.register_module("attentions", layers.attentions);
   }

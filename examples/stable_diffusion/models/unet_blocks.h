@@ -16,6 +16,8 @@ struct UNetBlockOptions {
   std::vector<ResnetBlock2DOptions> resnets;
   /// The level's transformers. Default: none (DownBlock2D, UpBlock2D).
   std::optional<Transformer2DModelOptions> attention;
+  /// Transformer blocks of each of them, or one number for all. Default: as `attention` says.
+  std::vector<int64_t> transformer_layers;
   /// The level ends in a down- or upsampler. Default: true.
   bool add_sampler = true;
   /// Padding of the downsampler. Default: 1.
@@ -58,7 +60,7 @@ class UNetDownBlockImpl : public torch::nn::Cloneable<UNetDownBlockImpl> {
 };
 TORCH_MODULE(UNetDownBlock);
 
-/// Between the halves: UNetMidBlock2DCrossAttn.
+/// Between the halves: UNetMidBlock2DCrossAttn, or UNetMidBlock2D, which is one resnet.
 /// Shapes: x (B, C, H, W), result the same
 class UNetMidBlockImpl : public torch::nn::Cloneable<UNetMidBlockImpl> {
  public:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "models/config.h"
@@ -10,11 +11,12 @@ namespace sd {
 
 namespace {
 
-// What diffusers' UNet2DConditionModel can do beyond Stable Diffusion 1.x and 2.x.
+// What diffusers' UNet2DConditionModel can do beyond Stable Diffusion 1.x, 2.x and SDXL.
 void check_supported(const ConfigReader& reader) {
   reader.supports("_class_name", {"UNet2DConditionModel"});
   reader.supports("act_fn", {"silu", "swish"});
-  reader.supports("mid_block_type", {"UNetMidBlock2DCrossAttn"});
+  reader.supports("mid_block_type", {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D"});
+  reader.supports("addition_embed_type", {nullptr, "text_time"});
   reader.supports("resnet_time_scale_shift", {"default"});
   reader.supports("time_embedding_type", {"positional"});
   reader.supports("attention_type", {"default"});
@@ -23,13 +25,51 @@ void check_supported(const ConfigReader& reader) {
     reader.supports(field, {false});
   }
   reader.supports("resnet_out_scale_factor", {1.0});
-  for (const char* field :
-       {"num_attention_heads", "encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type",
-        "addition_embed_type", "addition_time_embed_dim", "num_class_embeds",
-        "time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim", "cross_attention_norm",
-        "projection_class_embeddings_input_dim", "reverse_transformer_layers_per_block"}) {
+  for (const char* field : {"num_attention_heads", "encoder_hid_dim", "encoder_hid_dim_type",
+                            "class_embed_type", "num_class_embeds", "time_embedding_act_fn",
+                            "timestep_post_act", "time_cond_proj_dim", "cross_attention_norm"}) {
     reader.supports(field, {nullptr});
   }
+}
+
+// Conditions that nothing else uses: with them the two widths are needed, without them left out.
+void read_text_time(const nlohmann::json& config, const ConfigReader& reader,
+                    UNet2DConditionModelOptions& options) {
+  options.text_time(config.value("addition_embed_type", nlohmann::json()) == "text_time");
+  if (options.text_time()) {
+    options.addition_time_embed_dim(reader.positive("addition_time_embed_dim", 0))
+        .projection_class_embeddings_input_dim(
+            reader.positive("projection_class_embeddings_input_dim", 0));
+    return;
+  }
+  reader.supports("addition_time_embed_dim", {nullptr});
+  reader.supports("projection_class_embeddings_input_dim", {nullptr});
+}
+
+// A level may have a list of its own in diffusers only where both halves are given.
+void read_transformer_layers(const nlohmann::json& config, const ConfigReader& reader,
+                             UNet2DConditionModelOptions& options) {
+  options.transformer_layers_per_block(reader.positive_lists(
+      "transformer_layers_per_block", options.transformer_layers_per_block()));
+  options.reverse_transformer_layers_per_block(
+      reader.positive_lists("reverse_transformer_layers_per_block", {}));
+  const auto& lists = options.transformer_layers_per_block();
+  const bool asymmetric =
+      std::any_of(lists.begin(), lists.end(), [](const auto& list) { return list.size() > 1; });
+  if (asymmetric && options.reverse_transformer_layers_per_block().empty()) {
+    reader.fail("transformer_layers_per_block",
+                "one number for each level where reverse_transformer_layers_per_block is left out");
+  }
+  options.mid_block_attention(config.value("mid_block_type", nlohmann::json()) != "UNetMidBlock2D");
+}
+
+// As many numbers as the level has transformers, or one for all of them.
+void check_transformer_layers(const std::vector<int64_t>& numbers, int64_t transformers,
+                              const char* field, const std::string& source) {
+  const auto count = static_cast<int64_t>(numbers.size());
+  TORCH_CHECK_VALUE(count == 1 || count == transformers, "'", source, "': expected each list of ",
+                    field, " to have 1 or ", transformers,
+                    " entries (the level's transformers), got ", count);
 }
 
 std::vector<int64_t> read_sample_size(const nlohmann::json& config, const ConfigReader& reader) {
@@ -56,7 +96,7 @@ void check_block_types(const std::vector<std::string>& types, size_t levels, con
   for (const auto& type : types) {
     TORCH_CHECK_VALUE(type == with_attention || type == plain, "'", source, "': expected ", field,
                       " to be ", with_attention, " or ", plain, ", got ", type,
-                      "; hint: only Stable Diffusion 1.x and 2.x are supported");
+                      "; hint: only the UNets of Stable Diffusion 1.x, 2.x and XL are supported");
   }
 }
 
@@ -78,8 +118,6 @@ UNet2DConditionModelOptions UNet2DConditionModelOptions::from_json(const nlohman
       .up_block_types(reader.texts("up_block_types", o.up_block_types()))
       .block_out_channels(reader.positives("block_out_channels", o.block_out_channels()))
       .layers_per_block(reader.positives("layers_per_block", o.layers_per_block()))
-      .transformer_layers_per_block(
-          reader.positives("transformer_layers_per_block", o.transformer_layers_per_block()))
       .cross_attention_dim(reader.positives("cross_attention_dim", o.cross_attention_dim()))
       .attention_head_dim(reader.positives("attention_head_dim", o.attention_head_dim()))
       .only_cross_attention(reader.flags("only_cross_attention", o.only_cross_attention()))
@@ -92,6 +130,8 @@ UNet2DConditionModelOptions UNet2DConditionModelOptions::from_json(const nlohman
       .norm_eps(reader.number("norm_eps", o.norm_eps()))
       .conv_in_kernel(reader.positive("conv_in_kernel", o.conv_in_kernel()))
       .conv_out_kernel(reader.positive("conv_out_kernel", o.conv_out_kernel()));
+  read_text_time(config, reader, o);
+  read_transformer_layers(config, reader, o);
   o.check(source);
   return o;
 }
@@ -105,6 +145,10 @@ void UNet2DConditionModelOptions::check(const std::string& source) const {
                     source);
   check_levels(layers_per_block_, n, "layers_per_block", source);
   check_levels(transformer_layers_per_block_, n, "transformer_layers_per_block", source);
+  if (!reverse_transformer_layers_per_block_.empty()) {
+    check_levels(reverse_transformer_layers_per_block_, n, "reverse_transformer_layers_per_block",
+                 source);
+  }
   check_levels(cross_attention_dim_, n, "cross_attention_dim", source);
   check_levels(attention_head_dim_, n, "attention_head_dim", source);
   check_levels(only_cross_attention_, n, "only_cross_attention", source);
@@ -115,6 +159,13 @@ void UNet2DConditionModelOptions::check(const std::string& source) const {
   for (size_t level = 0; level < n; ++level) {
     const int64_t channels = block_out_channels_[level];
     const int64_t heads = per_level(attention_head_dim_, level);
+    const int64_t layers = per_level(layers_per_block_, level);
+    check_transformer_layers(per_level(transformer_layers_per_block_, level), layers,
+                             "transformer_layers_per_block", source);
+    if (!reverse_transformer_layers_per_block_.empty()) {
+      check_transformer_layers(per_level(reverse_transformer_layers_per_block_, n - 1 - level),
+                               layers + 1, "reverse_transformer_layers_per_block", source);
+    }
     TORCH_CHECK_VALUE(channels % norm_num_groups_ == 0, "'", source,
                       "': expected block_out_channels to be multiples of norm_num_groups (",
                       norm_num_groups_, "), got ", channels);

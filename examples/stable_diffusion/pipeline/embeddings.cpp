@@ -47,16 +47,29 @@ std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
 }
 
 void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding) {
-  auto encoder = pipeline.text_encoder();
-  const int64_t width = encoder->options.hidden_size();
-  TORCH_CHECK(embedding.vectors.size(-1) == width, "'", embedding.token,
-              "': expected vectors of width ", width, " (the text encoder's), got ",
-              embedding.vectors.size(-1), "; hint: it was trained for another kind of model");
-  const auto vectors = slices_in_order(embedding, pipeline.unet()->attention_names());
-  const auto ids = add_embedding(pipeline.tokenizer(), embedding);
-  const int64_t rows = *std::max_element(ids.begin(), ids.end()) + 1;
-  if (rows > encoder->options.vocab_size()) encoder->resize_token_embeddings(rows);
-  pipeline.learn(ids, vectors);
+  const size_t encoders = pipeline.text_encoders();
+  const size_t own = embedding.vectors_2.defined() ? 2 : 1;
+  TORCH_CHECK(own == encoders && (own == 1 || embedding.layers.empty()), "'", embedding.token,
+              "': expected ", encoders == 2 ? "vectors for both text encoders" : "one text encoder",
+              ", got ",
+              own == 2                   ? "vectors for two"
+              : embedding.layers.empty() ? "vectors for one"
+                                         : "layer-wise ones",
+              "; hint: it was trained for another kind of model");
+  for (size_t i = 0; i < encoders; ++i) {
+    auto encoder = pipeline.text_encoder(i);
+    const int64_t width = encoder->options.hidden_size();
+    const auto& vectors = i == 0 ? embedding.vectors : embedding.vectors_2;
+    TORCH_CHECK(vectors.size(-1) == width, "'", embedding.token, "': expected vectors of width ",
+                width, " (the text encoder's), got ", vectors.size(-1),
+                "; hint: it was trained for another kind of model");
+    const auto sliced =
+        i == 0 ? slices_in_order(embedding, pipeline.unet()->attention_names()) : vectors;
+    const auto ids = add_embedding(pipeline.tokenizer(i), embedding);
+    const int64_t rows = *std::max_element(ids.begin(), ids.end()) + 1;
+    if (rows > encoder->options.vocab_size()) encoder->resize_token_embeddings(rows);
+    pipeline.learn(ids, sliced, i);
+  }
 }
 
 }  // namespace sd

@@ -23,8 +23,8 @@ std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
 
 /// The same, and lets the models read the vectors. Prompts may then use the name. The vectors are
 /// kept as they are, so that those that train go on training.
-/// Errors: c10::Error if their width is not the text encoder's, or a layer-wise embedding is not
-/// for the UNet's transformers
+/// Errors: c10::Error if it is not for as many text encoders as there are, their width is not the
+/// text encoder's, or a layer-wise embedding is not for the UNet's transformers
 void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding);
 
 }  // namespace sd

@@ -44,6 +44,50 @@ void merge(const lightlora::Patched& handle, const std::map<std::string, double>
   handle->merge(/*safe=*/true);
 }
 
+// What people call a family.
+std::string shown_family(const std::string& family) {
+  if (family == "sdxl") return "SDXL";
+  return family == "sd2" ? "Stable Diffusion 2.x" : "Stable Diffusion 1.x";
+}
+
+// The family that a pipeline is of, by the width of the text that its UNet reads; empty for others.
+std::string family_of(const StableDiffusion& pipeline) {
+  if (pipeline.is_sdxl()) return "sdxl";
+  const int64_t width = pipeline.unet()->options.cross_attention_dim().front();
+  return width == 768 ? "sd1" : width == 1024 ? "sd2" : "";
+}
+
+// The likely cause comes before a list of layers that do not fit; some would even fit, as SDXL's
+// first text encoder is that of 1.x.
+void check_family(const std::string& path, const lightlora::Components& components,
+                  const StableDiffusion& pipeline) {
+  const auto own = lightlora::model_family(components), model = family_of(pipeline);
+  const bool fits = own.empty() || own == model || (model.empty() && own != "sdxl");
+  TORCH_CHECK(fits, "'", path, "': expected a LoRA for ",
+              model.empty() ? "a smaller model" : shown_family(model), ", which '",
+              pipeline.folder(), "' is, got one for ", shown_family(own),
+              "; hint: a LoRA draws with models of the family that it was trained on");
+}
+
+void add_all(PipelineAdapters& adapters, StableDiffusion& pipeline, const LoRAChoice& choice,
+             const lightlora::Components& components,
+             std::map<std::string, std::map<std::string, double>>& weights) {
+  for (const auto& [component, state] : components) {
+    auto& own = weights[component];
+    if (component == "unet") {
+      add(adapters.unet, *pipeline.unet(), choice, state, own);
+    } else if (component == "text_encoder") {
+      add(adapters.text_encoder, *pipeline.text_encoder(), choice, state, own);
+    } else if (component == "text_encoder_2" && pipeline.text_encoders() == 2) {
+      add(adapters.text_encoder_2, *pipeline.text_encoder(1), choice, state, own);
+    } else {
+      TORCH_CHECK(false, "'", choice.path,
+                  "': expected adapters for unet or text_encoder, got some for '", component,
+                  "'; hint: the file belongs to another kind of model");
+    }
+  }
+}
+
 }  // namespace
 
 LoRAChoice parse_lora(const std::string& text) {
@@ -58,27 +102,18 @@ LoRAChoice parse_lora(const std::string& text) {
 PipelineAdapters merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
                              std::optional<int64_t> split_rank) {
   PipelineAdapters adapters;
-  std::map<std::string, double> unet_weights, text_encoder_weights;
+  std::map<std::string, std::map<std::string, double>> weights;
   const auto options =
       lightlora::ReadOptions().allow_trailing_bytes(pipeline.options().allow_trailing_bytes());
   for (const auto& choice : choices) {
-    const auto contents = lightlora::read_adapters(choice.path, options);
-    for (const auto& [component, read] : contents.components) {
-      const auto state =
-          split_rank ? lightlora::cut(read, lightlora::Keep::rank(*split_rank)) : read;
-      if (component == "unet") {
-        add(adapters.unet, *pipeline.unet(), choice, state, unet_weights);
-      } else if (component == "text_encoder") {
-        add(adapters.text_encoder, *pipeline.text_encoder(), choice, state, text_encoder_weights);
-      } else {
-        TORCH_CHECK(false, "'", choice.path,
-                    "': expected adapters for unet or text_encoder, got some for '", component,
-                    "'; hint: the file belongs to another kind of model");
-      }
+    auto components = lightlora::read_adapters(choice.path, options).components;
+    check_family(choice.path, components, pipeline);
+    for (auto& [component, state] : components) {
+      if (split_rank) state = lightlora::cut(state, lightlora::Keep::rank(*split_rank));
     }
+    add_all(adapters, pipeline, choice, components, weights);
   }
-  merge(adapters.unet, unet_weights);
-  merge(adapters.text_encoder, text_encoder_weights);
+  for (const auto& [component, model] : adapters.by_component()) merge(model, weights[component]);
   return adapters;
 }
 

@@ -22,7 +22,8 @@ LoRAChoice parse_lora(const std::string& text);
 
 /// Merges LoRA files into the models of a pipeline, which then run at their usual speed.
 /// `split_rank` cuts their ranks first.
-/// Errors: c10::Error naming the file, and then the layers that do not fit
+/// Errors: c10::Error naming the file, and then the family that it is for, or the layers that do not
+/// fit
 PipelineAdapters merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
                              std::optional<int64_t> split_rank = std::nullopt);
 

@@ -6,9 +6,10 @@
 namespace sd {
 
 void bind_model(cli::App& app, ModelOptions& options) {
-  app.add_option("--pretrained_model_name_or_path", options.path,
-                 "Stable Diffusion model: a folder in diffusers layout, or one of 1.x as a single "
-                 ".safetensors or .ckpt file")
+  app.add_option(
+         "--pretrained_model_name_or_path", options.path,
+         "Stable Diffusion model (1.x, 2.x or XL): a folder in diffusers layout, or a single "
+         ".safetensors or .ckpt file")
       ->required()
       ->free_on_resume();
 }
@@ -16,11 +17,18 @@ void bind_model(cli::App& app, ModelOptions& options) {
 void bind_single_file(cli::App& app, ModelOptions& options) {
   app.add_option("--model_config", options.load.model_config(),
                  "For a single file: folder in diffusers layout with its configurations and "
-                 "tokenizer (default: the file's own folder, or those of Stable Diffusion 1.x)")
+                 "tokenizer (default: the file's own folder, or those of its family)")
       ->free_on_resume();
   app.add_flag("--allow_trailing_bytes", options.load.allow_trailing_bytes(),
                "Accept models and LoRA files with bytes behind their last tensor, which some "
                "published ones have")
+      ->free_on_resume();
+}
+
+void bind_vae(cli::App& app, ModelOptions& options) {
+  app.add_option("--pretrained_vae_model_name_or_path", options.load.vae(),
+                 "Folder of another autoencoder, with its config.json, such as one for SDXL that "
+                 "does not overflow in fp16 (default: the model's own)")
       ->free_on_resume();
 }
 
@@ -35,8 +43,11 @@ void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& 
 
 std::string model_arguments(const ModelOptions& options) {
   const auto& config = options.load.model_config();
-  return fmt::format("--pretrained_model_name_or_path {}{}", options.path,
-                     config.empty() ? "" : fmt::format(" --model_config {}", config));
+  const auto& vae = options.load.vae();
+  return fmt::format(
+      "--pretrained_model_name_or_path {}{}{}", options.path,
+      config.empty() ? "" : fmt::format(" --model_config {}", config),
+      vae.empty() ? "" : fmt::format(" --pretrained_vae_model_name_or_path {}", vae));
 }
 
 }  // namespace sd

@@ -20,11 +20,14 @@ void bind_model(cli::App& app, ModelOptions& options);
 /// Puts --model_config and --allow_trailing_bytes into the current group.
 void bind_single_file(cli::App& app, ModelOptions& options);
 
+/// Puts --pretrained_vae_model_name_or_path into the current group.
+void bind_vae(cli::App& app, ModelOptions& options);
+
 /// Puts --pack_weights into the current group; `exception` ends the sentence on what "auto" means.
 void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& exception = "");
 
-/// "--pretrained_model_name_or_path DIR", with --model_config if there is one, for a command to
-/// copy.
+/// "--pretrained_model_name_or_path DIR", with --model_config and another autoencoder if there are
+/// such, for a command to copy.
 std::string model_arguments(const ModelOptions& options);
 
 }  // namespace sd

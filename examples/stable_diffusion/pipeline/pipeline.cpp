@@ -4,11 +4,11 @@
 #include <ATen/ATen.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "models/config.h"
 #include "models/packing.h"
 #include "models/weights.h"
 #include "pipeline/device.h"
@@ -19,12 +19,6 @@ namespace sd {
 namespace {
 
 namespace fs = std::filesystem;
-
-const char* const parts[] = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"};
-
-// The class that `model_index.json` names for each part with weights.
-const std::pair<const char*, const char*> known_classes[] = {
-    {"unet", "UNet2DConditionModel"}, {"vae", "AutoencoderKL"}, {"text_encoder", "CLIPTextModel"}};
 
 template <typename Module>
 void finish(Module& module, const StableDiffusionOptions& options) {
@@ -44,6 +38,15 @@ Module require_part(const Module& module, const char* name) {
   return module;
 }
 
+AutoencoderKLOptions other_vae_options(const std::string& folder) {
+  const auto path = (fs::path(folder) / "config.json").string();
+  TORCH_CHECK(fs::exists(path), "'", folder,
+              "': expected a folder with an autoencoder's config.json for ",
+              "--pretrained_vae_model_name_or_path, got ",
+              fs::exists(folder) ? "one without" : "nothing there");
+  return AutoencoderKLOptions::from_json(read_json_file(path), path);
+}
+
 // Compared with all of the machine's memory, not with what is free now, so that a run which goes on
 // later computes the same bits.
 bool is_small(const torch::nn::Module& module) {
@@ -60,16 +63,24 @@ StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOption
     : folder_(model), options_(std::move(options)) {
   if (fs::is_regular_file(model)) {
     file_ = std::make_shared<SingleFile>(model, options_.model_config(), file_options(options_));
+    index_ = file_->index();
     scheduler_config_ = SchedulerConfig(file_->config("scheduler"), source_of("scheduler"));
   } else {
-    check_index();
+    index_ = read_model_index(folder_);
     scheduler_config_ = read_scheduler_config(part("scheduler"));
   }
+  check_scheduler_class(scheduler_config_->values(), scheduler_config_->source());
   NoiseSchedule{*scheduler_config_};  // refuses a file that no scheduler could use
   unet_options_ = UNet2DConditionModelOptions::from_json(config("unet"), source_of("unet"));
-  vae_options_ = AutoencoderKLOptions::from_json(config("vae"), source_of("vae"));
+  vae_options_ = options_.vae().empty()
+                     ? AutoencoderKLOptions::from_json(config("vae"), source_of("vae"))
+                     : other_vae_options(options_.vae());
   check_parts();
-  if (options_.load_text_encoder()) load_text_encoder();
+  for (const auto& name : index_.text_encoders()) {
+    auto& text = text_.emplace_back();
+    text.name = name;
+    if (options_.load_text_encoder()) load_text_encoder(text);
+  }
   if (options_.load_unet()) load_unet();
   if (options_.load_vae()) load_vae();
 }
@@ -87,37 +98,39 @@ nlohmann::json StableDiffusion::config(const std::string& name) const {
   return file_ ? file_->config(name) : read_json_file(part(name + "/config.json"));
 }
 
-void StableDiffusion::check_index() const {
-  TORCH_CHECK(
-      fs::exists(folder_), "'", folder_,
-      "': expected a diffusers folder or a file, got nothing there; hint: is the path right?");
-  const std::string path = part("model_index.json");
-  TORCH_CHECK(fs::exists(path), "'", folder_,
-              "': expected a diffusers folder, got one without model_index.json; hint: the folder "
-              "that holds unet/, vae/ and text_encoder/");
-  const auto index = read_json_file(path);
-  TORCH_CHECK(!index.contains("text_encoder_2") && !index.contains("transformer"), "'", path,
-              "': expected Stable Diffusion 1.x or 2.x, got ",
-              index.value("_class_name", nlohmann::json()).dump());
-  for (const auto& [name, known] : known_classes) {
-    const auto entry = index.find(name);
-    const bool named = entry != index.end() && entry->is_array() && entry->size() == 2;
-    TORCH_CHECK(!named || (*entry)[1] == known, "'", path, "': expected ", name, " to be ", known,
-                ", got ", (*entry)[1].dump(), "; hint: Stable Diffusion 1.x and 2.x are supported");
+CLIPTextModelOptions StableDiffusion::text_options(const std::string& name) const {
+  const auto json = config(name);
+  auto options = CLIPTextModelOptions::from_json(json, source_of(name));
+  if (name == "text_encoder_2") {
+    options.projection_dim(ConfigReader(json, source_of(name)).positive("projection_dim", 512));
   }
-  for (const auto* name : parts) {
-    TORCH_CHECK(fs::is_directory(part(name)), "'", part(name),
-                "': expected a folder, got none; hint: an unfinished download of the model?");
-  }
+  return options;
 }
 
 void StableDiffusion::check_parts() const {
-  const auto text = CLIPTextModelOptions::from_json(config("text_encoder"));
+  int64_t text = 0, pooled = 0;
+  for (const auto& name : index_.text_encoders()) {
+    const auto options = text_options(name);
+    text += options.hidden_size();
+    pooled = options.projection_dim().value_or(0);
+  }
   for (const int64_t width : unet_options_.cross_attention_dim()) {
-    TORCH_CHECK(width == text.hidden_size(), "'", folder_, "': expected a text encoder of width ",
-                width, " (the unet's cross_attention_dim), got ", text.hidden_size(),
+    TORCH_CHECK(width == text, "'", folder_, "': expected a text encoder of width ", width,
+                " (the unet's cross_attention_dim), got ", text,
+                index_.two_text_encoders ? " of both together" : "",
                 "; hint: the parts belong to two models");
   }
+  TORCH_CHECK(index_.two_text_encoders == unet_options_.text_time(), "'", folder_,
+              "': expected two text encoders exactly if the unet's addition_embed_type is ",
+              "text_time, got ", index_.two_text_encoders ? "two without it" : "one with it",
+              "; hint: the parts belong to two models");
+  const int64_t numbers = 6 * unet_options_.addition_time_embed_dim();
+  TORCH_CHECK(
+      !is_sdxl() || unet_options_.projection_class_embeddings_input_dim() == pooled + numbers, "'",
+      folder_, "': expected projection_class_embeddings_input_dim ", pooled + numbers,
+      " (the projection of text_encoder_2 and six numbers), got ",
+      unet_options_.projection_class_embeddings_input_dim(),
+      "; hint: a refiner, which has five numbers, is not supported");
   const int64_t channels = vae_options_.latent_channels();
   TORCH_CHECK(unet_options_.in_channels() == channels && unet_options_.out_channels() == channels,
               "'", folder_, "': expected a unet of ", channels, " channels (the vae's), got ",
@@ -125,24 +138,26 @@ void StableDiffusion::check_parts() const {
               " out; hint: inpainting and upscaling models are not supported");
 }
 
-void StableDiffusion::load_text_encoder() {
-  const auto options =
-      CLIPTextModelOptions::from_json(config("text_encoder"), source_of("text_encoder"));
+void StableDiffusion::load_text_encoder(Text& text) {
+  auto options = text_options(text.name);
   const int64_t length = options.max_position_embeddings();
-  tokenizer_ =
-      file_ ? file_->tokenizer(length) : std::make_unique<Tokenizer>(part("tokenizer"), length);
-  TORCH_CHECK(tokenizer_->model_max_length() <= length, "'", file_ ? folder_ : part("tokenizer"),
+  const auto tokenizer = ModelIndex::tokenizer_of(text.name);
+  text.tokenizer = file_ ? file_->tokenizer(length, tokenizer)
+                         : std::make_unique<Tokenizer>(part(tokenizer), length);
+  TORCH_CHECK(text.tokenizer->model_max_length() <= length, "'", file_ ? folder_ : part(tokenizer),
               "': expected at most ", length, " tokens (the text encoder's positions), got ",
-              tokenizer_->model_max_length());
+              text.tokenizer->model_max_length());
+  // Old files call the end token 2 and mean the largest id; a learned word's would be larger still.
+  if (options.eos_token_id() == 2) options.eos_token_id(text.tokenizer->eos_id());
   const UninitializedModules uninitialized(options_.dtype());
-  text_encoder_ = CLIPTextModel(options);
+  text.model = CLIPTextModel(options);
   if (file_) {
-    file_->load_text_encoder(*text_encoder_);
+    file_->load_text_encoder(*text.model, text.name);
   } else {
-    load_weights(*text_encoder_, find_weights(part("text_encoder"), "model"),
+    load_weights(*text.model, find_weights(part(text.name), "model"),
                  CLIPTextModelImpl::parameter_name, file_options(options_));
   }
-  finish(text_encoder_, options_);
+  finish(text.model, options_);
 }
 
 void StableDiffusion::load_unet() {
@@ -167,31 +182,36 @@ void StableDiffusion::load_vae() {
   const UninitializedModules uninitialized(
       options_.vae_dtype().value_or(upcast ? at::kFloat : options_.dtype()));
   vae_ = AutoencoderKL(vae_options_);
-  if (file_) {
+  if (file_ && options_.vae().empty()) {
     file_->load_vae(*vae_, vae_options_);
   } else {
-    load_weights(*vae_, find_weights(part("vae"), "diffusion_pytorch_model"), vae_legacy_name,
+    const auto folder = options_.vae().empty() ? part("vae") : options_.vae();
+    load_weights(*vae_, find_weights(folder, "diffusion_pytorch_model"), vae_legacy_name,
                  file_options(options_));
   }
   finish(vae_, options_);
 }
 
-const Tokenizer& StableDiffusion::tokenizer() const {
-  require_part(text_encoder_, "text_encoder");
-  return *tokenizer_;
+const Tokenizer& StableDiffusion::tokenizer(size_t encoder) const {
+  text_encoder(encoder);
+  return *text_[encoder].tokenizer;
 }
 
-Tokenizer& StableDiffusion::tokenizer() {
-  require_part(text_encoder_, "text_encoder");
-  return *tokenizer_;
+Tokenizer& StableDiffusion::tokenizer(size_t encoder) {
+  text_encoder(encoder);
+  return *text_[encoder].tokenizer;
 }
 
 UNet2DConditionModel StableDiffusion::unet() const { return require_part(unet_, "unet"); }
 
 AutoencoderKL StableDiffusion::vae() const { return require_part(vae_, "vae"); }
 
-CLIPTextModel StableDiffusion::text_encoder() const {
-  return require_part(text_encoder_, "text_encoder");
+CLIPTextModel StableDiffusion::text_encoder(size_t encoder) const {
+  return require_part(text_.at(encoder).model, "text_encoder");
+}
+
+std::string StableDiffusion::default_scheduler() const {
+  return is_sdxl() ? scheduler_of_class(*scheduler_config_) : "ddim";
 }
 
 std::vector<int64_t> StableDiffusion::default_size() const {
@@ -199,62 +219,6 @@ std::vector<int64_t> StableDiffusion::default_size() const {
   TORCH_CHECK(!size.empty(), "'", part("unet/config.json"),
               "': expected a sample_size, got none; hint: give the height and width");
   return {size.front() * vae_scale_factor(), size.back() * vae_scale_factor()};
-}
-
-torch::Tensor StableDiffusion::encode_prompt(const std::vector<std::string>& texts,
-                                             int64_t clip_skip) {
-  TORCH_CHECK_VALUE(!texts.empty(), "sd::StableDiffusion::encode_prompt: expected texts, got none");
-  std::vector<int64_t> ids;
-  for (const auto& text : texts) {
-    const auto encoded = tokenizer().encode(text);
-    ids.insert(ids.end(), encoded.begin(), encoded.end());
-  }
-  return hidden_states(ids, static_cast<int64_t>(texts.size()), clip_skip);
-}
-
-torch::Tensor StableDiffusion::hidden_states(const std::vector<int64_t>& ids, int64_t rows,
-                                             int64_t clip_skip) {
-  const int64_t largest = *std::max_element(ids.begin(), ids.end());
-  const int64_t known = text_encoder()->options.vocab_size();
-  TORCH_CHECK(largest < known, "'", part("tokenizer"), "': expected ids below ", known,
-              " (the text encoder's vocab_size), got ", largest,
-              "; hint: the tokenizer belongs to another model");
-  const auto batch = upload(torch::tensor(ids, at::kLong).view({rows, -1}), options_.device());
-  auto& learned = text_encoder()->text_model->embeddings->learned;
-  learned = learned_;
-  int64_t layers = 0;
-  for (const auto& word : learned_)
-    layers = word.vectors.dim() == 3 ? word.vectors.size(0) : layers;
-  if (layers == 0) return text_encoder()->hidden_state(batch, clip_skip);
-  std::vector<torch::Tensor> states;
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    for (size_t i = 0; i < learned_.size(); ++i) {
-      if (learned_[i].vectors.dim() == 3) learned[i].vectors = learned_[i].vectors[layer];
-    }
-    states.push_back(text_encoder()->hidden_state(batch, clip_skip));
-  }
-  return at::stack(states, /*dim=*/1);
-}
-
-torch::Tensor StableDiffusion::encode_chunks(std::vector<PromptChunk> chunks, size_t at_least,
-                                             int64_t clip_skip) {
-  while (chunks.size() < at_least) {
-    chunks.push_back(prompt_chunks(tokenizer(), "", PromptSyntax::plain).front());
-  }
-  std::vector<int64_t> ids;
-  for (const auto& chunk : chunks) ids.insert(ids.end(), chunk.ids.begin(), chunk.ids.end());
-  auto states = hidden_states(ids, static_cast<int64_t>(chunks.size()), clip_skip);
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    if (!chunks[i].weighted()) continue;
-    const auto weights = torch::tensor(chunks[i].weights).to(states.device(), at::kFloat);
-    auto state = states[static_cast<int64_t>(i)];
-    const auto before = state.to(at::kFloat).flatten(-2).mean(-1, /*keepdim=*/true).unsqueeze(-1);
-    const auto weighted = state.to(at::kFloat) * weights.unsqueeze(-1);
-    const auto after = weighted.flatten(-2).mean(-1, /*keepdim=*/true).unsqueeze(-1);
-    state.copy_(weighted * (before / after));  // each layer's states by themselves
-  }
-  if (states.dim() == 3) return states.reshape({1, -1, states.size(-1)});
-  return states.transpose(0, 1).reshape({1, states.size(1), -1, states.size(-1)});
 }
 
 torch::Tensor StableDiffusion::encode_image(const torch::Tensor& pixels,
@@ -265,15 +229,24 @@ torch::Tensor StableDiffusion::encode_image(const torch::Tensor& pixels,
   return distribution.sample(generator) * vae_options_.scaling_factor();
 }
 
-torch::Tensor StableDiffusion::decode(const torch::Tensor& latents) {
+torch::Tensor StableDiffusion::decode_one(const torch::Tensor& latent) {
   auto model = vae();
   const auto weight = model->parameters().front();
+  const auto unscaled = latent / vae_options_.scaling_factor();
+  const auto picture =
+      model->decode(unscaled.to(weight.device(), weight.scalar_type())).to(at::kFloat);
+  if (weight.scalar_type() != at::kHalf || picture.isfinite().all().item<bool>()) return picture;
+  TORCH_WARN_ONCE("'", folder_, "': the autoencoder overflows in fp16; it decodes in fp32 from ",
+                  "now on");
+  model->to(at::kFloat);
+  return model->decode(unscaled.to(weight.device(), at::kFloat));
+}
+
+torch::Tensor StableDiffusion::decode(const torch::Tensor& latents) {
   std::vector<torch::Tensor> pictures;
   // One at a time: the decoder's activations are many times the size of a picture.
   for (const auto& latent : latents.split(1)) {
-    const auto input =
-        (latent / vae_options_.scaling_factor()).to(weight.device(), weight.scalar_type());
-    pictures.push_back((model->decode(input).to(at::kFloat) / 2 + 0.5).clamp(0, 1));
+    pictures.push_back((decode_one(latent) / 2 + 0.5).clamp(0, 1));
   }
   return at::cat(pictures);
 }

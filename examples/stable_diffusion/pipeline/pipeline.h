@@ -15,6 +15,8 @@
 #include "models/packing.h"
 #include "models/unet.h"
 #include "models/vae.h"
+#include "pipeline/model_index.h"
+#include "pipeline/size_conditions.h"
 #include "schedulers/schedulers.h"
 #include "text/prompt.h"
 #include "text/tokenizer.h"
@@ -26,21 +28,24 @@ class SingleFile;
 /// What to load of a model, and where to.
 struct StableDiffusionOptions {
   TORCH_ARG(torch::Device, device) = torch::kCPU;
-  /// Of the UNet and the text encoder.
+  /// Of the UNet and the text encoders.
   TORCH_ARG(at::ScalarType, dtype) = at::kFloat;
   /// Of the autoencoder. Default: `dtype`, but fp32 instead of fp16 and bf16 where its
-  /// configuration says `force_upcast`, as it does for Stable Diffusion 1.x and 2.x.
+  /// configuration says `force_upcast`, as it does for Stable Diffusion 1.x, 2.x and XL.
   TORCH_ARG(std::optional<at::ScalarType>, vae_dtype) = std::nullopt;
   /// For a single file: a folder in diffusers layout whose configurations and tokenizer belong to
-  /// it. Default: the file's own folder if it has such, otherwise those of Stable Diffusion 1.x.
+  /// it. Default: the file's own folder if it has such, otherwise those of its family.
   TORCH_ARG(std::string, model_config);
+  /// A folder with `config.json` and weights of another autoencoder, such as one for SDXL that does
+  /// not overflow in fp16. Default: the model's own.
+  TORCH_ARG(std::string, vae);
   /// Accept bytes behind the last tensor of the model's safetensors files, which some published
   /// ones have. Default: false.
   TORCH_ARG(bool, allow_trailing_bytes) = false;
   TORCH_ARG(PackWeights, pack_weights) = PackWeights::off;
   TORCH_ARG(bool, load_unet) = true;
   TORCH_ARG(bool, load_vae) = true;
-  /// With the tokenizer. Default: true.
+  /// All of them, with their tokenizers. Default: true.
   TORCH_ARG(bool, load_text_encoder) = true;
 };
 
@@ -49,11 +54,19 @@ struct SampleOptions {
   TORCH_ARG(std::string, prompt);
   /// How the two prompts are read. A prompt of any length is used as a whole, in chunks.
   TORCH_ARG(PromptSyntax, prompt_syntax) = PromptSyntax::a1111;
-  /// What guidance leads away from. Default: the empty prompt.
-  TORCH_ARG(std::string, negative_prompt);
+  /// What guidance leads away from. Default: the empty prompt; SDXL: zeros instead of its states,
+  /// if the model's index says so.
+  TORCH_ARG(std::optional<std::string>, negative_prompt) = std::nullopt;
   TORCH_ARG(int64_t, num_inference_steps) = 50;
   /// How far to go beyond the prompt's prediction; up to 1 there is no guidance.
   TORCH_ARG(double, guidance_scale) = 7.5;
+  /// Share of the guided prediction that gets the standard deviation of the prompt's own, against
+  /// overexposed pictures. Default: 0. Paper: Lin et al. 2023, arXiv:2305.08891, section 3.4
+  TORCH_ARG(double, guidance_rescale) = 0.0;
+  /// SDXL: what the UNet is told about sizes, and what guidance leads away from. Default of the
+  /// latter: the same; where one of its pairs is set, the others are the picture's size and 0, 0.
+  TORCH_ARG(SizeConditions, size);
+  TORCH_ARG(SizeConditions, negative_size);
   /// In pixels. Default: the model's own size.
   TORCH_ARG(std::optional<int64_t>, height) = std::nullopt;
   TORCH_ARG(std::optional<int64_t>, width) = std::nullopt;
@@ -67,14 +80,15 @@ struct SampleOptions {
   TORCH_ARG(std::optional<int64_t>, batch_position) = std::nullopt;
   /// How many pictures go through the UNet at once; 0 means all. It changes memory, not pictures.
   TORCH_ARG(int64_t, batch_size) = 0;
-  /// One of `scheduler_names()`, over the folder's scheduler file.
-  TORCH_ARG(std::string, scheduler) = "ddim";
+  /// One of `scheduler_names()`, over the folder's scheduler file. Default:
+  /// `StableDiffusion::default_scheduler()`.
+  TORCH_ARG(std::string, scheduler);
   /// Over the scheduler's file: Karras' noise levels, and leading, linspace or trailing timesteps.
   TORCH_ARG(bool, use_karras_sigmas) = false;
   TORCH_ARG(std::string, timestep_spacing);
   TORCH_ARG(double, eta) = 0.0;
-  /// Layers of the text encoder to leave out at its end (of the prompt's encoding only, as
-  /// diffusers).
+  /// Layers of the text encoders to leave out at their end (of the prompt's encoding only, as
+  /// diffusers); SDXL counts from the last but one.
   TORCH_ARG(int64_t, clip_skip) = 0;
   /// Unit normal (n, 4, h, w) to start from instead of the seed's; it sets size and number.
   TORCH_ARG(torch::Tensor, initial_latents);
@@ -94,10 +108,11 @@ struct SampleResult {
   torch::Tensor pictures;  ///< (n, 3, H, W) in [0, 1] fp32; undefined if not asked for
 };
 
-/// A Stable Diffusion 1.x or 2.x model from a diffusers folder (`model_index.json`, `unet/`,
-/// `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`), or one of 1.x from a single file. The
-/// modules are public: adapters are put into them and trainers call them. They start in evaluation
-/// mode without gradients.
+/// A Stable Diffusion 1.x, 2.x or XL model from a diffusers folder (`model_index.json`, `unet/`,
+/// `vae/`, `text_encoder/`, `tokenizer/` and `scheduler/`, for SDXL also `text_encoder_2/` and
+/// `tokenizer_2/`), or from a single file. What the folder says decides, not a flag. The modules
+/// are public: adapters are put into them and trainers call them. They start in evaluation mode
+/// without gradients.
 /// Errors: c10::Error or c10::ValueError naming the folder or file, with a hint
 /// Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
 ///           replaces steps_offset 0 by 1 and switches clip_sample off), and latents stay in fp32
@@ -108,20 +123,26 @@ class StableDiffusion {
 
   /// Lets ids mean these vectors: (ids, width), or (transformers, ids, width) in the order of the
   /// UNet's `attention_names()`. They are used as they are at each call, and gradients flow into
-  /// them.
-  void learn(std::vector<int64_t> ids, const torch::Tensor& vectors) {
-    learned_.push_back({std::move(ids), vectors.to(options_.device())});
+  /// them. `encoder` counts from 0.
+  void learn(std::vector<int64_t> ids, const torch::Tensor& vectors, size_t encoder = 0) {
+    text_.at(encoder).learned.push_back({std::move(ids), vectors.to(options_.device())});
   }
 
   /// The text encoder's last states, (texts, tokens, width) on the device; what is beyond its
-  /// length is cut off. With a layer-wise word (texts, transformers, tokens, width).
-  torch::Tensor encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
+  /// length is cut off. With a layer-wise word (texts, transformers, tokens, width). SDXL: the
+  /// states of both encoders before their last layers side by side, and the second one's pooled
+  /// output.
+  PromptEmbeds encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
+
+  /// A prompt in chunks, for each text encoder.
+  using Chunks = std::vector<std::vector<PromptChunk>>;
+  Chunks prompt_chunks(const std::string& text, PromptSyntax syntax) const;
 
   /// The states of a prompt of any length, (1, chunks x tokens, width), with at least as many
   /// chunks as asked for. A chunk with weights is multiplied by them token by token, and then as a
-  /// whole so that its mean stays what it was, as A1111 does.
-  torch::Tensor encode_chunks(std::vector<PromptChunk> chunks, size_t at_least = 1,
-                              int64_t clip_skip = 0);
+  /// whole so that its mean stays what it was, as A1111 does, for each encoder by itself; the
+  /// pooled output is the first chunk's.
+  PromptEmbeds encode_chunks(Chunks chunks, size_t at_least = 1, int64_t clip_skip = 0);
 
   /// Latents of pictures as the UNet knows them (times scaling_factor), drawn from their
   /// distribution.
@@ -129,7 +150,8 @@ class StableDiffusion {
   ///         dtype
   torch::Tensor encode_image(const torch::Tensor& pixels, const at::Generator& generator);
 
-  /// Pictures of latents as the UNet knows them: (B, 3, H, W) in [0, 1] fp32.
+  /// Pictures of latents as the UNet knows them: (B, 3, H, W) in [0, 1] fp32. An autoencoder in
+  /// fp16 that overflows decodes in fp32, with one notice.
   torch::Tensor decode(const torch::Tensor& latents);
 
   SampleResult sample(const SampleOptions& options);
@@ -138,16 +160,26 @@ class StableDiffusion {
   const std::string& folder() const { return folder_; }
   const StableDiffusionOptions& options() const { return options_; }
   const SchedulerConfig& scheduler_config() const { return *scheduler_config_; }
+  /// "ddim" for Stable Diffusion 1.x and 2.x; SDXL: the class that the folder's file names.
+  /// Errors: c10::ValueError if that class is not one of ours
+  std::string default_scheduler() const;
+  /// Whether the UNet is told a pooled text and sizes.
+  bool is_sdxl() const { return unet_options_.text_time(); }
+  /// How many text encoders there are, 1 or 2; their names in files are "text_encoder" and
+  /// "text_encoder_2".
+  size_t text_encoders() const { return text_.size(); }
   /// Errors of the four: c10::Error if that part was not loaded
-  const Tokenizer& tokenizer() const;
-  Tokenizer& tokenizer();
+  const Tokenizer& tokenizer(size_t encoder = 0) const;
+  Tokenizer& tokenizer(size_t encoder = 0);
   UNet2DConditionModel unet() const;
   AutoencoderKL vae() const;
-  CLIPTextModel text_encoder() const;
+  CLIPTextModel text_encoder(size_t encoder = 0) const;
 
   /// Lets go of a part that is not needed any more; its memory is free when nobody else holds it.
   void release_vae() { vae_ = nullptr; }
-  void release_text_encoder() { text_encoder_ = nullptr; }
+  void release_text_encoder() {
+    for (auto& text : text_) text.model = nullptr;
+  }
 
   /// Pixels per latent in each direction.
   int64_t vae_scale_factor() const { return vae_options_.downsampling(); }
@@ -155,37 +187,57 @@ class StableDiffusion {
   std::vector<int64_t> default_size() const;
 
  private:
-  void check_index() const;
+  // A text encoder with what belongs to it.
+  struct Text {
+    std::string name;  // of its part
+    std::unique_ptr<Tokenizer> tokenizer;
+    CLIPTextModel model{nullptr};
+    std::vector<CLIPTextEmbeddingsImpl::Learned> learned;
+  };
+
   void check_parts() const;
   std::string part(const std::string& name) const;
   std::string source_of(const std::string& name) const;
   nlohmann::json config(const std::string& name) const;
+  CLIPTextModelOptions text_options(const std::string& name) const;
   void load_unet();
   void load_vae();
-  void load_text_encoder();
+  void load_text_encoder(Text& text);
 
-  torch::Tensor hidden_states(const std::vector<int64_t>& ids, int64_t rows, int64_t clip_skip);
+  PromptEmbeds hidden_states(size_t encoder, const std::vector<int64_t>& ids, int64_t rows,
+                             int64_t clip_skip);
+  PromptEmbeds encoded(Text& text, const torch::Tensor& ids, int64_t clip_skip) const;
+  PromptEmbeds encode_chunks(size_t encoder, const std::vector<PromptChunk>& chunks,
+                             int64_t clip_skip);
   std::unique_ptr<Scheduler> scheduler_for(const SampleOptions& options) const;
   torch::Tensor initial_noise(const SampleOptions& options, const NoiseSource& noise) const;
   torch::Tensor noisy_image(const SampleOptions& options, const NoiseSource& noise,
                             const Scheduler& scheduler, size_t begin);
-  torch::Tensor encode_context(const SampleOptions& options);
-  // A prompt's states by the number of pictures that they are repeated for.
-  using Contexts = std::map<int64_t, torch::Tensor>;
+  // What the UNet is told, with guidance in twice as many rows as pictures.
+  struct Conditions {
+    torch::Tensor states;
+    AddedConditions added;
+  };
+  PromptEmbeds encode_context(const SampleOptions& options);
+  torch::Tensor context_sizes(const SampleOptions& options, const torch::Tensor& latents) const;
+  // By the number of pictures that they are repeated for.
+  using Contexts = std::map<int64_t, Conditions>;
+  Contexts contexts_for(const SampleOptions& options, const torch::Tensor& latents);
+  torch::Tensor guided(const torch::Tensor& output, const SampleOptions& options) const;
+  torch::Tensor decode_one(const torch::Tensor& latent);
   torch::Tensor predict(const torch::Tensor& latents, double timestep, const Contexts& contexts,
                         const SampleOptions& options);
 
-  std::vector<CLIPTextEmbeddingsImpl::Learned> learned_;
   std::string folder_;
+  ModelIndex index_;
   std::shared_ptr<const SingleFile> file_;  // null for a folder
   StableDiffusionOptions options_;
   UNet2DConditionModelOptions unet_options_;
   AutoencoderKLOptions vae_options_;
   std::optional<SchedulerConfig> scheduler_config_;
-  std::unique_ptr<Tokenizer> tokenizer_;
+  std::vector<Text> text_;
   UNet2DConditionModel unet_{nullptr};
   AutoencoderKL vae_{nullptr};
-  CLIPTextModel text_encoder_{nullptr};
 };
 
 }  // namespace sd

@@ -51,33 +51,33 @@ int64_t rows_at_once(const torch::Tensor& latents, const SampleOptions& options)
   return options.batch_size() > 0 ? options.batch_size() : latents.size(0);
 }
 
-// The states for each number of pictures that a step computes at once. Made before the first step,
-// since layers keep what they compute from a context as long as they see the same tensor.
-std::map<int64_t, torch::Tensor> repeated(const torch::Tensor& context,
-                                          const torch::Tensor& latents,
-                                          const SampleOptions& options) {
-  std::map<int64_t, torch::Tensor> result;
-  for (const auto& part : latents.split(rows_at_once(latents, options))) {
-    auto& states = result[part.size(0)];
-    if (!states.defined()) states = context.repeat_interleave(part.size(0), /*dim=*/0);
-  }
-  return result;
+bool is_guided(const SampleOptions& options) { return options.guidance_scale() > 1.0; }
+
+// Gives a guided prediction, in part, the standard deviation of the prompt's own.
+torch::Tensor rescaled(const torch::Tensor& guided, const torch::Tensor& own, double share) {
+  const auto deviation = [](const torch::Tensor& x) {
+    return x.flatten(1).std(1).view({-1, 1, 1, 1});
+  };
+  const auto even = guided * (deviation(own) / deviation(guided));
+  return share * even + (1.0 - share) * guided;
 }
 
 }  // namespace
 
 std::unique_ptr<Scheduler> StableDiffusion::scheduler_for(const SampleOptions& options) const {
-  auto config = *scheduler_config_;
+  // Latents are no pixels: a file of a class that has no such option does not ask for clipping.
+  auto config = scheduler_config_->with_defaults({{"clip_sample", false}});
+  const std::string name = options.scheduler().empty() ? default_scheduler() : options.scheduler();
   if (options.use_karras_sigmas()) {
-    TORCH_CHECK_VALUE(knows_karras_sigmas(options.scheduler()),
+    TORCH_CHECK_VALUE(knows_karras_sigmas(name),
                       "--use_karras_sigmas: expected --scheduler euler, dpmpp_2m or unipc, got ",
-                      options.scheduler());
+                      name);
     config = config.with("use_karras_sigmas", true);
   }
   if (!options.timestep_spacing().empty()) {
     config = config.with("timestep_spacing", options.timestep_spacing());
   }
-  auto scheduler = make_scheduler(options.scheduler(), config);
+  auto scheduler = make_scheduler(name, config);
   scheduler->set_timesteps(options.num_inference_steps());
   return scheduler;
 }
@@ -139,32 +139,84 @@ torch::Tensor StableDiffusion::noisy_image(const SampleOptions& options, const N
 
 // The prompt's states behind those of the negative prompt, if there is guidance: (1 or 2, T,
 // width). The shorter one is filled up with empty chunks.
-torch::Tensor StableDiffusion::encode_context(const SampleOptions& options) {
-  const auto chunks = prompt_chunks(tokenizer(), options.prompt(), options.prompt_syntax());
-  if (options.guidance_scale() <= 1.0) return encode_chunks(chunks, 1, options.clip_skip());
+PromptEmbeds StableDiffusion::encode_context(const SampleOptions& options) {
+  const auto chunks = prompt_chunks(options.prompt(), options.prompt_syntax());
+  if (!is_guided(options)) return encode_chunks(chunks, 1, options.clip_skip());
+  if (is_sdxl() && index_.force_zeros_for_empty_prompt && !options.negative_prompt()) {
+    const auto own = encode_chunks(chunks, 1, options.clip_skip());
+    return {at::cat({at::zeros_like(own.states), own.states}),
+            at::cat({at::zeros_like(own.pooled), own.pooled})};
+  }
   const auto negative =
-      prompt_chunks(tokenizer(), options.negative_prompt(), options.prompt_syntax());
-  const size_t length = std::max(chunks.size(), negative.size());
-  return at::cat(
-      {encode_chunks(negative, length), encode_chunks(chunks, length, options.clip_skip())});
+      prompt_chunks(options.negative_prompt().value_or(""), options.prompt_syntax());
+  size_t length = 1;
+  for (const auto* both : {&chunks, &negative}) {
+    for (const auto& own : *both) length = std::max(length, own.size());
+  }
+  const auto away = encode_chunks(negative, length),
+             own = encode_chunks(chunks, length, options.clip_skip());
+  const auto both = [](const torch::Tensor& a, const torch::Tensor& b) {
+    return a.defined() ? at::cat({a, b}) : a;
+  };
+  return {both(away.states, own.states), both(away.pooled, own.pooled)};
+}
+
+// (1 or 2, 6) for SDXL, on the device.
+torch::Tensor StableDiffusion::context_sizes(const SampleOptions& options,
+                                             const torch::Tensor& latents) const {
+  const auto& away = options.negative_size();
+  TORCH_CHECK_VALUE(is_sdxl() || (options.size().empty() && away.empty()),
+                    "'--original_size, --crops_coords_top_left, --target_size': cannot be ",
+                    "combined with Stable Diffusion 1.x and 2.x: only SDXL is told about sizes");
+  if (!is_sdxl()) return {};
+  const int64_t height = latents.size(2) * vae_scale_factor();
+  const int64_t width = latents.size(3) * vae_scale_factor();
+  auto sizes = time_ids(options.size(), height, width);
+  if (is_guided(options)) {
+    sizes = at::cat({away.empty() ? sizes : time_ids(away, height, width), sizes});
+  }
+  return sizes.to(options_.device());
+}
+
+// What the UNet is told for each number of pictures that a step computes at once. Made before the
+// first step, since layers keep what they compute from a context as long as they see the same
+// tensor.
+StableDiffusion::Contexts StableDiffusion::contexts_for(const SampleOptions& options,
+                                                        const torch::Tensor& latents) {
+  const auto context = encode_context(options);
+  const auto sizes = context_sizes(options, latents);
+  Contexts result;
+  for (const auto& part : latents.split(rows_at_once(latents, options))) {
+    auto& own = result[part.size(0)];
+    if (own.states.defined()) continue;
+    own.states = context.states.repeat_interleave(part.size(0), /*dim=*/0);
+    if (!is_sdxl()) continue;
+    own.added = {context.pooled.repeat_interleave(part.size(0), /*dim=*/0),
+                 sizes.repeat_interleave(part.size(0), /*dim=*/0)};
+  }
+  return result;
+}
+
+torch::Tensor StableDiffusion::guided(const torch::Tensor& output,
+                                      const SampleOptions& options) const {
+  const auto halves = output.chunk(2);
+  const auto result = halves[0] + options.guidance_scale() * (halves[1] - halves[0]);
+  const double share = options.guidance_rescale();
+  return share > 0 ? rescaled(result, halves[1], share) : result;
 }
 
 // The guided prediction in the latents' dtype; both prompts go through the UNet as one batch.
 torch::Tensor StableDiffusion::predict(const torch::Tensor& latents, double timestep,
                                        const Contexts& contexts, const SampleOptions& options) {
-  const bool guided = options.guidance_scale() > 1.0;
+  const bool doubles = is_guided(options);
   const auto time = at::full({}, timestep, at::TensorOptions(at::kFloat).device(options_.device()));
   std::vector<torch::Tensor> parts;
   for (const auto& part : latents.split(rows_at_once(latents, options))) {
-    const auto input = (guided ? at::cat({part, part}) : part).to(options_.dtype());
-    const auto& states = contexts.at(part.size(0));
-    const auto output = unet()->forward(input, time, states).to(latents.scalar_type());
-    if (!guided) {
-      parts.push_back(output);
-      continue;
-    }
-    const auto halves = output.chunk(2);
-    parts.push_back(halves[0] + options.guidance_scale() * (halves[1] - halves[0]));
+    const auto input = (doubles ? at::cat({part, part}) : part).to(options_.dtype());
+    const auto& told = contexts.at(part.size(0));
+    const auto output =
+        unet()->forward(input, time, told.states, told.added).to(latents.scalar_type());
+    parts.push_back(doubles ? guided(output, options) : output);
   }
   return parts.size() == 1 ? parts.front() : at::cat(parts);
 }
@@ -181,7 +233,7 @@ SampleResult StableDiffusion::sample(const SampleOptions& options) {
                      ? noisy_image(options, step.noise, *scheduler, begin)
                      : initial_noise(options, step.noise).to(options_.device(), dtype) *
                            scheduler->init_noise_sigma();
-  const auto contexts = repeated(encode_context(options), latents, options);
+  const auto contexts = contexts_for(options, latents);
   const auto& timesteps = scheduler->timesteps();
   const auto total = static_cast<int64_t>(timesteps.size() - begin);
   if (options.callback()) options.callback()(0, total);

@@ -64,7 +64,7 @@ std::optional<MarkedPrediction> prediction_of(const lightlora::TensorFile& file)
 
 }  // namespace
 
-nlohmann::json single_file_scheduler(const lightlora::TensorFile& file) {
+nlohmann::json single_file_scheduler(const lightlora::TensorFile& file, ModelFamily family) {
   nlohmann::json config{{"_class_name", "PNDMScheduler"},
                         {"beta_start", 0.00085},
                         {"beta_end", 0.012},
@@ -75,11 +75,21 @@ nlohmann::json single_file_scheduler(const lightlora::TensorFile& file) {
                         {"set_alpha_to_one", false},
                         {"skip_prk_steps", true},
                         {"prediction_type", "epsilon"}};
+  if (family == ModelFamily::sdxl) {
+    config["_class_name"] = "EulerDiscreteScheduler";
+    config["timestep_spacing"] = "leading";
+  }
   const auto prediction = prediction_of(file);
   if (!prediction) {
-    TORCH_WARN_ONCE("'", file.path(), "': nothing says what its UNet predicts; taken to be noise ",
-                    "(epsilon), as in Stable Diffusion 1.x; hint: for another model name a folder ",
-                    "with its scheduler/scheduler_config.json by --model_config");
+    const bool velocity = family == ModelFamily::sd2;
+    if (velocity) config["prediction_type"] = "v_prediction";
+    TORCH_WARN_ONCE("'", file.path(), "': nothing says what its UNet predicts; taken to be ",
+                    velocity ? "v (v_prediction)" : "noise (epsilon)", ", as in Stable Diffusion ",
+                    velocity                      ? "2.1"
+                    : family == ModelFamily::sdxl ? "XL"
+                                                  : "1.x",
+                    "; hint: for another model name a folder with its ",
+                    "scheduler/scheduler_config.json by --model_config");
     return config;
   }
   if (prediction->velocity) config["prediction_type"] = "v_prediction";

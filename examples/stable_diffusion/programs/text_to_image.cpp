@@ -22,19 +22,22 @@ using generation::Generator;
 
 // The text as it stands, unless the other syntax is asked for.
 void print_tokens(const GenerationOptions& options) {
-  const auto loaded = sd::load_tokenizer(options.model.path, options.model.load.model_config(),
-                                         lightlora::SafetensorsOptions().allow_trailing_bytes(
-                                             options.model.load.allow_trailing_bytes()));
-  sd::Tokenizer& tokenizer = *loaded;
-  for (const auto& text : options.learned_embeds) {
-    for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(tokenizer, embedding);
-  }
+  const auto tokenizers = sd::load_tokenizers(options.model.path, options.model.load.model_config(),
+                                              lightlora::SafetensorsOptions().allow_trailing_bytes(
+                                                  options.model.load.allow_trailing_bytes()));
   const auto syntax = options.prompt_syntax.value_or(sd::PromptSyntax::plain);
   const bool weighs = syntax == sd::PromptSyntax::a1111;
   const auto& prompt = options.sample.prompt();
   const auto text = weighs ? generation::take_lora_tags(prompt).text : prompt;
-  for (const auto& chunk : sd::prompt_chunks(tokenizer, text, syntax)) {
-    fmt::print("{}\n", nlohmann::json(chunk.ids).dump());
+  int number = 0;
+  for (const auto& tokenizer : tokenizers) {
+    for (const auto& words : options.learned_embeds) {
+      for (const auto& word : sd::read_embeddings(words)) sd::add_embedding(*tokenizer, word);
+    }
+    if (tokenizers.size() > 1) fmt::print("{}:\n", ++number == 1 ? "tokenizer" : "tokenizer_2");
+    for (const auto& chunk : sd::prompt_chunks(*tokenizer, text, syntax)) {
+      fmt::print("{}\n", nlohmann::json(chunk.ids).dump());
+    }
   }
 }
 
@@ -144,7 +147,7 @@ void draw(cli::App& app, GenerationOptions& options, const distributed::Group& g
 int main(int argc, char** argv) {
   GenerationOptions options;
   cli::App app("text_to_image",
-               "Draws pictures of a prompt with a Stable Diffusion 1.x or 2.x model.",
+               "Draws pictures of a prompt with a Stable Diffusion 1.x, 2.x or XL model.",
                "text_to_image --pretrained_model_name_or_path stable-diffusion-v1-5 --lora "
                "out/pytorch_lora_weights.safetensors:0.8 --prompt 'a photo of sks dog in a bucket' "
                "--seed 1 --output dog.png");

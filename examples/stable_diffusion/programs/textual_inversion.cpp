@@ -25,7 +25,7 @@ void print_end(const training::InversionOptions& options) {
 int main(int argc, char** argv) {
   training::InversionOptions options;
   cli::App app("textual_inversion",
-               "Teaches a Stable Diffusion 1.x or 2.x model a new word from a few pictures.",
+               "Teaches a Stable Diffusion 1.x, 2.x or XL model a new word from a few pictures.",
                "textual_inversion --pretrained_model_name_or_path stable-diffusion-v1-5 "
                "--train_data_dir photos --placeholder_token '<my-cat>' --initializer_token cat "
                "--output_dir word");

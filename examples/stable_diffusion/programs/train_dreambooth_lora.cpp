@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Teaches a Stable Diffusion model a subject from a few pictures, with LoRA adapters in the UNet
-// and, if asked to, the text encoder. Ends with the files written, their sizes, and the command
+// and, if asked to, the text encoders. Ends with the files written, their sizes, and the command
 // that draws with them.
 #include <filesystem>
 
@@ -42,7 +42,7 @@ void print_end(const DreamBoothOptions& options) {
 int main(int argc, char** argv) {
   DreamBoothOptions options;
   cli::App app("train_dreambooth_lora",
-               "Teaches a Stable Diffusion 1.x or 2.x model a subject from a few pictures.",
+               "Teaches a Stable Diffusion 1.x, 2.x or XL model a subject from a few pictures.",
                "train_dreambooth_lora --pretrained_model_name_or_path stable-diffusion-v1-5 "
                "--instance_data_dir photos --instance_prompt 'a photo of sks dog' --output_dir out "
                "--variant light --max_train_steps 500");

@@ -244,6 +244,25 @@ std::vector<std::string> scheduler_names() {
   return names;
 }
 
+std::string scheduler_of_class(const SchedulerConfig& config) {
+  static const std::pair<const char*, const char*> classes[] = {
+      {"DDIMScheduler", "ddim"},
+      {"DDPMScheduler", "ddpm"},
+      {"PNDMScheduler", "pndm"},
+      {"EulerDiscreteScheduler", "euler"},
+      {"EulerAncestralDiscreteScheduler", "euler_ancestral"},
+      {"LCMScheduler", "lcm"},
+      {"DPMSolverMultistepScheduler", "dpmpp_2m"},
+      {"UniPCMultistepScheduler", "unipc"},
+  };
+  const auto found = config.values().value("_class_name", nlohmann::json());
+  for (const auto& [name, ours] : classes) {
+    if (found == name) return ours;
+  }
+  TORCH_CHECK_VALUE(false, "'", config.source(), "': expected a scheduler that is known here, got ",
+                    found.dump(), "; hint: choose one with --scheduler, such as euler");
+}
+
 bool knows_karras_sigmas(const std::string& name) {
   return name == "euler" || name == "unipc" || name.rfind("dpmpp_2m", 0) == 0;
 }

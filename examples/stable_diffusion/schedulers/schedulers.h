@@ -39,6 +39,7 @@ class SchedulerConfig {
   SchedulerConfig with_defaults(const nlohmann::json& values) const;
 
   const std::string& source() const { return source_; }
+  const nlohmann::json& values() const { return values_; }
 
  private:
   const nlohmann::json* find(const std::string& key) const;
@@ -126,6 +127,10 @@ std::unique_ptr<Scheduler> make_scheduler(const std::string& name, const Schedul
 
 /// The names that `make_scheduler` knows.
 std::vector<std::string> scheduler_names();
+
+/// Our name of the class that wrote a file, such as "euler" for EulerDiscreteScheduler.
+/// Errors: c10::ValueError naming the file and the class if it is none of ours
+std::string scheduler_of_class(const SchedulerConfig& config);
 
 /// Whether `use_karras_sigmas` means something to the scheduler of this name.
 bool knows_karras_sigmas(const std::string& name);

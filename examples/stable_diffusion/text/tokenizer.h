@@ -58,6 +58,11 @@ class Tokenizer {
   /// Errors: c10::ValueError if count < 1
   std::vector<int64_t> add_token(const std::string& text, int64_t count);
 
+  /// From now on fills up with this token, which is cut out of texts as special ones are: "!", with
+  /// which OpenCLIP's encoders were trained.
+  /// Errors: c10::Error if the vocabulary lacks it
+  void pad_with(const std::string& token);
+
   /// The id of a token of the vocabulary or an added one (its exact name, e.g. "cat</w>").
   std::optional<int64_t> token_id(const std::string& token) const;
 

@@ -171,14 +171,18 @@ double usual_rate(const AdapterOptions& options) {
 }
 
 sd::PipelineAdapters add_adapters(const AdapterOptions& options, torch::nn::Module& unet,
-                                  torch::nn::Module* text_encoder, uint64_t seed,
-                                  const lightlora::Components& start) {
+                                  const std::vector<torch::nn::Module*>& text_encoders,
+                                  uint64_t seed, const lightlora::Components& start) {
   torch::manual_seed(seed);
   sd::PipelineAdapters adapters;
   adapters.unet = adapt("unet", unet, options, options.target_modules, start);
-  if (options.train_text_encoder) {
-    adapters.text_encoder =
-        adapt("text_encoder", *text_encoder, options, options.text_encoder_target_modules, start);
+  for (size_t i = 0; i < text_encoders.size(); ++i) {
+    const std::string component = i == 0 ? "text_encoder" : "text_encoder_2";
+    TORCH_CHECK(start.empty() || start.count(component) > 0, "--init_from '", options.init_from,
+                "': expected adapters of the ", component, ", got none; hint: the file is for ",
+                "another kind of model");
+    adapters.of_text_encoder(i) =
+        adapt(component, *text_encoders[i], options, options.text_encoder_target_modules, start);
   }
   require_used("--rank_pattern", options.rank_pattern, adapters);
   require_used("--alpha_pattern", options.alpha_pattern, adapters);
@@ -207,8 +211,9 @@ std::vector<ParameterGroup> parameter_groups(const sd::PipelineAdapters& adapter
     }
   };
   add(adapters.unet, 1);
-  if (adapters.text_encoder) {
-    add(adapters.text_encoder, options.text_encoder_lr.value_or(learning_rate) / learning_rate);
+  for (const auto& text_encoder : {adapters.text_encoder, adapters.text_encoder_2}) {
+    if (!text_encoder) continue;
+    add(text_encoder, options.text_encoder_lr.value_or(learning_rate) / learning_rate);
   }
   std::vector<ParameterGroup> groups;
   for (auto& item : by_factor) groups.push_back(std::move(item.second));

@@ -46,14 +46,14 @@ AdapterOptions with_start(AdapterOptions options, const lightlora::Components& s
 /// Where this variant learns at about the usual pace.
 double usual_rate(const AdapterOptions& options);
 
-/// Puts adapters into a UNet and, if it trains, into a text encoder, which may be null if not. The
-/// trained values follow from the seed, or are those of `start`. With `relax_rank` those are added
+/// Puts adapters into a UNet and into those text encoders that train: none, or all of the pipeline's
+/// in their order. The trained values follow from the seed, or are those of `start`. With `relax_rank` those are added
 /// to the models' weights, and new adapters of that rank train on top (Ruiz et al. 2023,
 /// arXiv:2307.06949, "rank-relaxed fast finetuning").
 /// Errors: as lightlora::patch, and c10::Error for a pattern that matches nothing
 sd::PipelineAdapters add_adapters(const AdapterOptions& options, torch::nn::Module& unet,
-                                  torch::nn::Module* text_encoder, uint64_t seed,
-                                  const lightlora::Components& start = {});
+                                  const std::vector<torch::nn::Module*>& text_encoders,
+                                  uint64_t seed, const lightlora::Components& start = {});
 
 /// What trains, by learning rate. `learning_rate` is the run's, of which text_encoder_lr is a part.
 std::vector<ParameterGroup> parameter_groups(const sd::PipelineAdapters& adapters,

@@ -89,14 +89,14 @@ LatentSource::Moments LatentSource::moments(int64_t index, const View& view) {
           posterior.std()[0].to(torch::kCPU, torch::kFloat)};
 }
 
-Tensor LatentSource::sample(int64_t index, at::Generator& generator) {
+LatentSource::Sample LatentSource::sample(int64_t index, at::Generator& generator) {
   const View view = cached_view(index, dataset_.draw_view(index, generator));
   Moments fresh;
   const bool keep = cache_ || dataset_.is_fixed(index);
   Moments& own = keep ? cached_[{index, view.flipped}] : fresh;
   if (!own.first.defined()) own = moments(index, view);
   const Tensor noise = at::randn(own.first.sizes(), generator, torch::kFloat);
-  return (own.first + own.second * noise) * scaling_factor_;
+  return {(own.first + own.second * noise) * scaling_factor_, dataset_.time_ids(index, view)};
 }
 
 void LatentSource::encode_all() {
@@ -154,8 +154,9 @@ TrainingBatch SampleSource::batch(int64_t index, const DiffusionLoss& loss) {
   for (int64_t i = 0; i < options_.batch_size; ++i) {
     const int64_t picture = pictures.at(static_cast<size_t>(rank_ * options_.batch_size + i));
     auto generator = generator_for(options_.seed, options_.sample, sample);
-    const torch::Tensor latents = latents_.sample(picture, generator);
-    batch.samples.push_back(loss.draw(latents, generator));
+    const auto drawn = latents_.sample(picture, generator);
+    batch.samples.push_back(loss.draw(drawn.latents, generator));
+    batch.samples.back().time_ids = drawn.time_ids;
     batch.captions.push_back(caption(picture, sample++));
   }
   return batch;

@@ -61,8 +61,12 @@ class LatentSource {
   LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed);
 
   const ImageDataset& dataset() const { return dataset_; }
-  /// One sample of a picture: (4, h, w) fp32 on the CPU, as the UNet knows latents.
-  torch::Tensor sample(int64_t index, at::Generator& generator);
+  /// One sample of a picture.
+  struct Sample {
+    torch::Tensor latents;          ///< (4, h, w) fp32 on the CPU, as the UNet knows them
+    std::vector<int64_t> time_ids;  ///< see ImageDataset::time_ids
+  };
+  Sample sample(int64_t index, at::Generator& generator);
   /// Fills the cache and lets go of the autoencoder.
   /// Errors: c10::Error without `cache`
   void encode_all();

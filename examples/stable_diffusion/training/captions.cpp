@@ -10,19 +10,23 @@ void PromptStates::prepare(const std::vector<std::string>& texts) {
   if (trains_) return;
   const torch::NoGradGuard no_grad;
   for (const auto& text : texts) {
-    torch::Tensor& kept = kept_[text];
-    if (kept.defined()) continue;
+    auto& kept = kept_[text];
+    if (kept.states.defined()) continue;
     TORCH_CHECK(encode_, "expected only prompts that were encoded before, got '", text, "'");
-    kept = encode_({text})[0];
+    kept = encode_({text});
   }
 }
 
-torch::Tensor PromptStates::states(const std::vector<std::string>& texts) {
+sd::PromptEmbeds PromptStates::states(const std::vector<std::string>& texts) {
   if (trains_) return encode_(texts);
   prepare(texts);
-  std::vector<torch::Tensor> rows;
-  for (const auto& text : texts) rows.push_back(kept_.at(text));
-  return at::stack(rows);
+  std::vector<torch::Tensor> states, pooled;
+  for (const auto& text : texts) {
+    const auto& kept = kept_.at(text);
+    states.push_back(kept.states);
+    if (kept.pooled.defined()) pooled.push_back(kept.pooled);
+  }
+  return {at::cat(states), pooled.empty() ? torch::Tensor() : at::cat(pooled)};
 }
 
 namespace {

@@ -8,19 +8,22 @@
 #include <string>
 #include <vector>
 
+#include "models/clip.h"
+
 namespace training {
 
 /// What the pictures of a learned word have in common.
 enum class Property { object, style };
 
-/// What the UNet is told about each sample: the text encoder's states of its caption.
+/// What the UNet is told about each sample: the text encoders' states of its caption, and for SDXL
+/// the pooled output.
 ///
 /// A frozen encoder's states are computed once per text and kept, so that the encoder is needed no
 /// more once all captions were `prepare`d. One that trains runs again for every batch.
 class PromptStates {
  public:
   /// States (texts, tokens, width) of texts on the UNet's device and in its dtype.
-  using Encoder = std::function<torch::Tensor(const std::vector<std::string>& texts)>;
+  using Encoder = std::function<sd::PromptEmbeds(const std::vector<std::string>& texts)>;
 
   PromptStates(Encoder encode, bool trains) : encode_(std::move(encode)), trains_(trains) {}
 
@@ -30,13 +33,13 @@ class PromptStates {
   void release_encoder() { encode_ = nullptr; }
 
   bool trains() const { return trains_; }
-  /// Shapes: (texts, tokens, width)
-  torch::Tensor states(const std::vector<std::string>& texts);
+  /// A row for each text.
+  sd::PromptEmbeds states(const std::vector<std::string>& texts);
 
  private:
   Encoder encode_;
   bool trains_;
-  std::map<std::string, torch::Tensor> kept_;  // (tokens, width) each
+  std::map<std::string, sd::PromptEmbeds> kept_;  // one row each
 };
 
 /// Captions around a learned word, so that it means the thing alone and not its surroundings:

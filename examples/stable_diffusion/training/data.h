@@ -119,6 +119,10 @@ class ImageDataset {
   /// The part of a picture that a sample shows; takes numbers from the generator only for what is
   /// left to chance.
   View draw_view(int64_t index, at::Generator& generator) const;
+  /// What SDXL is told about such a sample: height and width of the picture as its file has it, top
+  /// and left of the cut in the resized and, if so, mirrored picture, height and width of the
+  /// sample.
+  std::vector<int64_t> time_ids(int64_t index, const View& view) const;
   /// One sample: (3, height, width) in [-1, 1], fp32 on the CPU.
   torch::Tensor pixels(int64_t index, const View& view) const;
   /// pixels(index, draw_view(index, generator))
@@ -130,7 +134,7 @@ class ImageDataset {
   DatasetOptions options_;
   std::vector<PictureFile> files_;
   std::vector<images::Image> pictures_;
-  std::vector<Size> sizes_;
+  std::vector<Size> originals_, sizes_;  // of the files, and of the samples
 };
 
 /// Takes `share` of the pictures, at least one, out of `files` at random (by seed) and returns

@@ -73,6 +73,7 @@ ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions&
   const auto buckets = options.buckets ? bucket_sizes(*options.buckets) : std::vector<Size>{};
   for (const auto& file : files_) {
     const images::Image picture = images::load_image(file.path);
+    originals_.push_back({picture.width, picture.height});
     if (buckets.empty()) {
       sizes_.push_back({options.resolution, options.resolution});
       pictures_.push_back(images::resize_shorter_side(picture, options.resolution, options.filter));
@@ -115,12 +116,22 @@ View ImageDataset::draw_view(int64_t index, at::Generator& generator) const {
     return limit == 1 ? 0 : at::randint(limit, {1}, generator, at::kLong).item<int64_t>();
   };
   View view;
-  if (!options_.center_crop) {
+  if (options_.center_crop) {
+    view.top = images::centre_offset(picture.height, size.height);
+    view.left = images::centre_offset(picture.width, size.width);
+  } else {
     view.top = below(picture.height - size.height + 1);
     view.left = below(picture.width - size.width + 1);
   }
   view.flipped = options_.random_flip && below(2) == 1;
   return view;
+}
+
+std::vector<int64_t> ImageDataset::time_ids(int64_t index, const View& view) const {
+  const Size original = originals_.at(static_cast<size_t>(index)), size = sample_size(index);
+  const int64_t width = pictures_.at(static_cast<size_t>(index)).width;
+  const int64_t left = view.flipped ? width - view.left - size.width : view.left;
+  return {original.height, original.width, view.top, left, size.height, size.width};
 }
 
 torch::Tensor ImageDataset::pixels(int64_t index, const View& view) const {

@@ -141,10 +141,13 @@ void DreamBooth::learn_words() {
 
 void DreamBooth::adapt() {
   const bool both = plan_->adapter.train_text_encoder;
-  torch::nn::Module* text_encoder = both ? pipeline_->text_encoder().get() : nullptr;
-  adapters_ =
-      add_adapters(plan_->adapter, *pipeline_->unet(), text_encoder, options_.machine.seed, start_);
-  if (both) pipeline_->text_encoder()->train();
+  std::vector<torch::nn::Module*> text_encoders;
+  for (size_t i = 0; both && i < pipeline_->text_encoders(); ++i) {
+    text_encoders.push_back(pipeline_->text_encoder(i).get());
+  }
+  adapters_ = add_adapters(plan_->adapter, *pipeline_->unet(), text_encoders, options_.machine.seed,
+                           start_);
+  for (auto* text_encoder : text_encoders) text_encoder->train();
   for (const auto& model : adapters_.all()) fmt::print("{}\n", model->report().to_string());
   fmt::print("{}\n", adapters_.unet->adapters()[0]->description());
   if (plan_->adapter.lora.init() == lightlora::Init::both_zero) {
@@ -206,6 +209,7 @@ void DreamBooth::finish() {
   card.base_model = options_.model.path;
   card.prompt = options_.instance_prompt;
   card.trains_text_encoder = options_.adapter.train_text_encoder;
+  card.is_sdxl = pipeline_->is_sdxl();
   card.picture_prompt = options_.run.validation_prompt;
   if (fs::exists(folder / "contact_sheet.png")) card.pictures = {"contact_sheet.png"};
   for (const auto& setting : plan_->settings)

@@ -93,6 +93,7 @@ void bind_required(cli::App& app, DreamBoothOptions& o) {
   app.group("Files");
   app.add_config_flag();
   sd::bind_single_file(app, o.model);
+  sd::bind_vae(app, o.model);
   app.add_option("--learned_embeds", o.learned_embeds,
                  "Learned embedding to start from (textual_inversion writes one), as FILE or "
                  "FILE:TOKEN; the prompts may then use its token; repeatable");
@@ -105,7 +106,8 @@ void bind(cli::App& app, AdapterOptions& o) {
   bind_kind(app, o);
   app.add_option("--target_modules", o.target_modules,
                  "Layers of the UNet by name or end of name; may be repeated");
-  app.add_flag("--train_text_encoder", o.train_text_encoder, "Adapters in the text encoder too");
+  app.add_flag("--train_text_encoder", o.train_text_encoder,
+               "Adapters in the text encoder too; of SDXL in both");
   app.add_option("--text_encoder_target_modules", o.text_encoder_target_modules,
                  "Layers of the text encoder by name or end of name; may be repeated");
   app.add_option("--text_encoder_lr", o.text_encoder_lr,
@@ -145,6 +147,9 @@ void bind(cli::App& app, DreamBoothOptions& o) {
                  "Record forward and backward once and replay them: saves a GPU's waiting for "
                  "launches (auto: with a GPU and no training text encoder)");
   distributed::bind(app, o.group);
+  app.absent("--do_edm_style_training",
+             "models of that kind (Playground v2.5) scale inputs and outputs in another way");
+  app.absent("--output_kohya_format", "convert_lora --to kohya writes such a file of the result");
 }
 
 void AdapterOptions::check() const {

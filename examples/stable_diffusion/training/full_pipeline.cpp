@@ -70,16 +70,17 @@ void save_tokenizer(const fs::path& from, const fs::path& to, const Ids& ids) {
   }
 }
 
-void save_text_encoder(const sd::StableDiffusion& pipeline, const at::Tensor& vectors,
-                       const std::vector<int64_t>& ids, const fs::path& to) {
+void save_text_encoder(const sd::StableDiffusion& pipeline, size_t encoder,
+                       const at::Tensor& vectors, const std::vector<int64_t>& ids,
+                       const fs::path& to) {
   lightlora::TensorMap tensors;
-  for (const auto& item : pipeline.text_encoder()->named_parameters()) {
+  for (const auto& item : pipeline.text_encoder(encoder)->named_parameters()) {
     tensors[item.key()] = item.value().detach().cpu();
   }
   auto& table = tensors.at("text_model.embeddings.token_embedding.weight");
   table = table.index_copy(0, at::tensor(ids, at::kLong), vectors.to(table.scalar_type()));
   json config =
-      sd::read_json_file((fs::path(pipeline.folder()) / "text_encoder" / "config.json").string());
+      sd::read_json_file((fs::path(pipeline.folder()) / to.filename() / "config.json").string());
   config["vocab_size"] = table.size(0);
   fs::create_directories(to);
   lightlora::save_safetensors((to / "model.safetensors").string(), tensors, {{"format", "pt"}});
@@ -107,20 +108,24 @@ void save_full_pipeline(const sd::StableDiffusion& pipeline,
                         const lightlora::LearnedEmbedding& word, const std::string& folder) {
   check_full_pipeline(pipeline.folder(), !word.layers.empty(), folder);
   const fs::path from = pipeline.folder(), to = folder;
-  Ids ids;
-  std::vector<int64_t> rows;
-  for (int64_t i = 0; i < word.vectors.size(0); ++i) {
-    const std::string token = i == 0 ? word.token : fmt::format("{}_{}", word.token, i);
-    rows.push_back(pipeline.tokenizer().token_id(token).value());
-    ids[token] = rows.back();
-  }
   const json index = sd::read_json_file((from / "model_index.json").string());
   for (const auto& [part, classes] : index.items()) {
-    const bool changes = part == "text_encoder" || part == "tokenizer";
+    const bool changes = part.rfind("text_encoder", 0) == 0 || part.rfind("tokenizer", 0) == 0;
     if (!changes && fs::is_directory(from / part)) copy_part(from / part, to / part);
   }
-  save_tokenizer(from / "tokenizer", to / "tokenizer", ids);
-  save_text_encoder(pipeline, word.vectors, rows, to / "text_encoder");
+  for (size_t i = 0; i < pipeline.text_encoders(); ++i) {
+    const std::string encoder = i == 0 ? "text_encoder" : "text_encoder_2";
+    const std::string tokenizer = sd::ModelIndex::tokenizer_of(encoder);
+    Ids ids;
+    std::vector<int64_t> rows;
+    for (int64_t k = 0; k < word.vectors.size(0); ++k) {
+      const std::string token = k == 0 ? word.token : fmt::format("{}_{}", word.token, k);
+      rows.push_back(pipeline.tokenizer(i).token_id(token).value());
+      ids[token] = rows.back();
+    }
+    save_tokenizer(from / tokenizer, to / tokenizer, ids);
+    save_text_encoder(pipeline, i, i == 0 ? word.vectors : word.vectors_2, rows, to / encoder);
+  }
   copy_whole(from / "model_index.json", to / "model_index.json");  // last: now it is a model
 }
 

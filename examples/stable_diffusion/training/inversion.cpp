@@ -48,7 +48,7 @@ Inversion::Inversion(const InversionOptions& options, const distributed::Group& 
                                                     std::move(source),
                                                     std::nullopt,
                                                     {},
-                                                    {{"embedding", 1, {vectors_}}}},
+                                                    {{"embedding", 1, vectors_}}},
                                        schedule_of(options_.optimization, *plan_),
                                        trainer_options(options_, group));
   if (!options_.run.validation_prompt.empty()) {
@@ -65,29 +65,44 @@ SampleOptions Inversion::samples() const {
   return samples;
 }
 
-// Gives the word tokens of its own, whose vectors all begin as the initializer's.
-void Inversion::learn_word() {
-  const auto initial = pipeline_->tokenizer().tokenize(options_.initializer_token);
+// The initializer's vector, as often as the word has some.
+torch::Tensor Inversion::initial_vectors(size_t encoder, const std::vector<int64_t>& layers) const {
+  const auto initial = pipeline_->tokenizer(encoder).tokenize(options_.initializer_token);
   TORCH_CHECK_VALUE(initial.size() == 1, "--initializer_token: expected a word of one token, got '",
                     options_.initializer_token, "' with ", initial.size(),
                     "; hint: a short common word, see text_to_image --print_tokens");
-  const auto table = pipeline_->text_encoder()->text_model->embeddings->token_embedding->weight;
+  const auto table =
+      pipeline_->text_encoder(encoder)->text_model->embeddings->token_embedding->weight;
   const auto row = table[initial[0]].to(torch::kFloat);
+  auto shape = layers;
+  shape.insert(shape.end(), {options_.num_vectors, row.size(0)});
+  return row.expand(shape).clone().set_requires_grad(true);  // on the model's device
+}
+
+// Gives the word tokens of its own, whose vectors all begin as the initializer's.
+void Inversion::learn_word() {
   lightlora::LearnedEmbedding embedding{options_.placeholder_token, {}, {}};
-  std::vector<int64_t> shape{options_.num_vectors, row.size(0)};
+  std::vector<int64_t> layers;
+  TORCH_CHECK_VALUE(!options_.layerwise || !pipeline_->is_sdxl(),
+                    "'--layerwise': cannot be combined with SDXL: its UNet reads a pooled text ",
+                    "that belongs to no layer");
   if (options_.layerwise) {
     embedding.layers = pipeline_->unet()->attention_names();
-    shape.insert(shape.begin(), static_cast<int64_t>(embedding.layers.size()));
+    layers = {static_cast<int64_t>(embedding.layers.size())};
   }
-  vectors_ = row.expand(shape).clone().set_requires_grad(true);  // on the model's device
-  embedding.vectors = vectors_;
+  for (size_t i = 0; i < pipeline_->text_encoders(); ++i) {
+    vectors_.push_back(initial_vectors(i, layers));
+  }
+  embedding.vectors = vectors_[0];
+  if (vectors_.size() > 1) embedding.vectors_2 = vectors_[1];
   sd::add_embedding(*pipeline_, embedding);
 }
 
 lightlora::LearnedEmbedding Inversion::embedding() const {
-  lightlora::LearnedEmbedding result{
-      options_.placeholder_token, vectors_.detach().to(torch::kCPU).clone(), {}};
+  const auto copy = [](const torch::Tensor& t) { return t.detach().to(torch::kCPU).clone(); };
+  lightlora::LearnedEmbedding result{options_.placeholder_token, copy(vectors_[0]), {}};
   if (options_.layerwise) result.layers = pipeline_->unet()->attention_names();
+  if (vectors_.size() > 1) result.vectors_2 = copy(vectors_[1]);
   return result;
 }
 
@@ -98,11 +113,16 @@ void Inversion::save(const std::string& folder) const {
 void Inversion::load(const std::string& folder) {
   const auto path = (std::filesystem::path(folder) / kFile).string();
   const auto all = lightlora::load_embeddings(path);
-  TORCH_CHECK(all.size() == 1 && all[0].vectors.sizes() == vectors_.sizes(), "'", path,
-              "': expected one word with vectors ", vectors_.sizes(), ", got another shape; hint: ",
-              "the checkpoint is of a run with another --num_vectors");
+  const bool two = vectors_.size() > 1;
+  const bool fits = all.size() == 1 && all[0].vectors.sizes() == vectors_[0].sizes() &&
+                    all[0].vectors_2.defined() == two &&
+                    (!two || all[0].vectors_2.sizes() == vectors_[1].sizes());
+  TORCH_CHECK(
+      fits, "'", path, "': expected one word with vectors ", vectors_[0].sizes(),
+      ", got another shape; hint: ", "the checkpoint is of a run with another --num_vectors");
   const torch::NoGradGuard no_grad;
-  vectors_.copy_(all[0].vectors);
+  vectors_[0].copy_(all[0].vectors);
+  if (two) vectors_[1].copy_(all[0].vectors_2);
 }
 
 void Inversion::after_step(int64_t step) {

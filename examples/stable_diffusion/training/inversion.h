@@ -14,7 +14,8 @@
 namespace training {
 
 /// Textual inversion: finds vectors for a new word under which a frozen model draws the pictures.
-/// Layer-wise, each cross attention of the UNet has vectors of its own.
+/// Layer-wise, each cross attention of the UNet has vectors of its own. For SDXL both text encoders
+/// learn some.
 /// Papers: Gal et al. 2022, arXiv:2208.01618; layer-wise: Voynov et al. 2023, arXiv:2303.09522
 class Inversion : public PictureTask {
  public:
@@ -39,18 +40,20 @@ class Inversion : public PictureTask {
 
  private:
   void learn_word();
+  torch::Tensor initial_vectors(size_t encoder, const std::vector<int64_t>& layers) const;
   SampleOptions samples() const;
 
   const InversionOptions options_;
   std::optional<const Plan> plan_;
-  torch::Tensor vectors_;  // (n, width) or (layers, n, width)
+  // For each text encoder (n, width), or layer-wise (layers, n, width).
+  std::vector<torch::Tensor> vectors_;
 };
 
 /// Trains as the options say: everything that textual_inversion does.
 /// Errors: c10::ValueError for options that do not go together; those of Inversion and train
 Outcome train_inversion(const InversionOptions& options, const distributed::Group& group = {});
 
-/// Writes a model in diffusers layout whose tokenizer and text encoder know a learned word; its
+/// Writes a model in diffusers layout whose tokenizers and text encoders know a learned word; its
 /// other parts are copied. What diffusers' script writes with --save_as_full_pipeline. Errors:
 /// c10::ValueError if the model is no folder, the word is layer-wise, or the folder is the
 ///         model's own

@@ -39,7 +39,7 @@ void bind(cli::App& app, InversionOptions& o) {
       ->check(cli::at_least(1));
   app.add_flag("--layerwise", o.layerwise,
                "Vectors of their own for each cross attention of the UNet (XTI, P+): 16 times as "
-               "many for Stable Diffusion 1.x");
+               "many for Stable Diffusion 1.x; not for SDXL");
   app.add_option("--repeats", o.repeats, "How often each picture comes in one epoch")
       ->check(cli::at_least(1));
   app.add_option("--save_steps", o.save_steps,
@@ -54,6 +54,7 @@ void bind(cli::App& app, InversionOptions& o) {
          "text encoder")
       ->free_on_resume();
   sd::bind_single_file(app, o.model);
+  sd::bind_vae(app, o.model);
   bind(app, o.run);
   bind(app, o.data);
   bind(app, o.optimization);

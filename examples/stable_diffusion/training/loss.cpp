@@ -27,11 +27,47 @@ Tensor DiffusionLoss::weights(const Tensor& timesteps) const {
   const Tensor capped = snr.clamp_max(*options_.snr_gamma);
   if (prediction_type() == sd::PredictionType::sample) return capped;
   const bool velocity = prediction_type() == sd::PredictionType::v_prediction;
-  return capped / (velocity ? snr + 1 : snr);
+  if (velocity) return capped / (snr + 1);
+  // Where there is no signal at all both are 0: the limit is 1.
+  return at::where(snr > 0, capped / snr, at::ones_like(snr));
+}
+
+namespace {
+
+// (samples, 6)
+Tensor sizes_of(const std::vector<NoisySample>& samples) {
+  std::vector<Tensor> rows;
+  for (const auto& sample : samples) {
+    rows.push_back(torch::tensor(sample.time_ids, torch::kLong).to(torch::kFloat));
+  }
+  return at::stack(rows);
+}
+
+}  // namespace
+
+LossInputs LossInputs::clone() const {
+  const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
+  return {copy(noisy),  copy(timesteps),
+          copy(states), {copy(added.text_embeds), copy(added.time_ids)},
+          copy(target), copy(weights)};
+}
+
+void LossInputs::copy_from(const LossInputs& other) {
+  const auto fill = [](Tensor& own, const Tensor& value) {
+    if (own.defined()) own.copy_(value);
+  };
+  fill(noisy, other.noisy);
+  fill(timesteps, other.timesteps);
+  fill(states, other.states);
+  fill(added.text_embeds, other.added.text_embeds);
+  fill(added.time_ids, other.added.time_ids);
+  fill(target, other.target);
+  fill(weights, other.weights);
 }
 
 LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
-                                 const Tensor& states) const {
+                                 const sd::PromptEmbeds& text) const {
+  const Tensor& states = text.states;
   std::vector<Tensor> latents, noises;
   std::vector<int64_t> timesteps;
   for (const auto& sample : samples) {
@@ -48,6 +84,7 @@ LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
   result.timesteps = on_device(times);
   result.noisy = on_device(schedule_.add_noise(x, noise, times).to(states.scalar_type()));
   result.states = states;
+  if (text.pooled.defined()) result.added = {text.pooled, on_device(sizes_of(samples))};
   Tensor target = noise;
   if (prediction_type() == sd::PredictionType::v_prediction) {
     target = schedule_.get_velocity(x, noise, times);
@@ -61,7 +98,7 @@ LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
 
 Tensor DiffusionLoss::of(sd::UNet2DConditionModel& unet, const LossInputs& inputs) {
   const Tensor predicted =
-      unet->forward(inputs.noisy, inputs.timesteps, inputs.states).to(torch::kFloat);
+      unet->forward(inputs.noisy, inputs.timesteps, inputs.states, inputs.added).to(torch::kFloat);
   if (!inputs.weights.defined()) return at::mse_loss(predicted, inputs.target);
   const Tensor each =
       at::mse_loss(predicted, inputs.target, at::Reduction::None).flatten(1).mean(1);

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "models/clip.h"
 #include "models/unet.h"
 #include "schedulers/schedulers.h"
 
@@ -29,22 +30,29 @@ struct NoisySample {
   torch::Tensor latents;  ///< (4, h, w) fp32 on the CPU
   torch::Tensor noise;    ///< the same
   int64_t timestep = 0;
+  std::vector<int64_t> time_ids;  ///< what SDXL is told about sizes, see ImageDataset::time_ids
 };
 
 /// What the loss of one batch is computed from, on the model's device.
 struct LossInputs {
-  torch::Tensor noisy;      ///< (B, 4, h, w), what the model sees, in its dtype
-  torch::Tensor timesteps;  ///< (B)
-  torch::Tensor states;     ///< (B, tokens, width)
-  torch::Tensor target;     ///< (B, 4, h, w) fp32, what it should predict
-  torch::Tensor weights;    ///< (B), of the samples; undefined: all alike
+  torch::Tensor noisy;        ///< (B, 4, h, w), what the model sees, in its dtype
+  torch::Tensor timesteps;    ///< (B)
+  torch::Tensor states;       ///< (B, tokens, width)
+  sd::AddedConditions added;  ///< of SDXL
+  torch::Tensor target;       ///< (B, 4, h, w) fp32, what it should predict
+  torch::Tensor weights;      ///< (B), of the samples; undefined: all alike
+
+  /// Copies in memory of their own, which `copy_from` then fills with another batch's values.
+  LossInputs clone() const;
+  void copy_from(const LossInputs& other);
 };
 
 /// The loss of a denoising model.
 /// Equation: mean over samples of w(t) |target - unet(add_noise(x, noise, t), t, states)|^2, with
 ///           w(t) = 1, or min(snr(t), gamma) / snr(t) for models that predict noise, and
 ///           min(snr(t), gamma) / (snr(t) + 1) for those that predict v,
-///           min(snr(t), gamma) for those that predict the sample
+///           min(snr(t), gamma) for those that predict the sample; pure noise (snr 0) counts as noise
+///           that is all there is to predict, w = 1 for epsilon
 class DiffusionLoss {
  public:
   DiffusionLoss(sd::NoiseSchedule schedule, LossOptions options)
@@ -56,15 +64,15 @@ class DiffusionLoss {
   NoisySample draw(const torch::Tensor& latents, at::Generator& generator) const;
 
   /// The loss of a batch, a scalar in fp32.
-  /// Shapes: states (samples, tokens, width)
+  /// Shapes: text.states (samples, tokens, width); text.pooled (samples, projection) for SDXL
   torch::Tensor operator()(sd::UNet2DConditionModel& unet, const std::vector<NoisySample>& samples,
-                           const torch::Tensor& states) const {
-    return of(unet, inputs(samples, states));
+                           const sd::PromptEmbeds& text) const {
+    return of(unet, inputs(samples, text));
   }
 
   /// Its two halves: everything that does not ask the model, and what does, which is the same
   /// operators for every batch of one shape.
-  LossInputs inputs(const std::vector<NoisySample>& samples, const torch::Tensor& states) const;
+  LossInputs inputs(const std::vector<NoisySample>& samples, const sd::PromptEmbeds& text) const;
   static torch::Tensor of(sd::UNet2DConditionModel& unet, const LossInputs& inputs);
 
  private:

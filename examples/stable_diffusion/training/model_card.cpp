@@ -37,7 +37,7 @@ tags:
 - diffusers
 - lora
 - dreambooth
-- stable-diffusion
+- stable-diffusion{xl}
 - lightlora
 ---
 
@@ -48,9 +48,9 @@ LoRA adapters for `{model}`, trained with lightlora on the prompt `{prompt}`.{al
 ## Use
 In diffusers:
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusionPipeline.{load}({quoted_model})
+pipe = {pipeline}.{load}({quoted_model})
 pipe.load_lora_weights(".")  # this folder
 image = pipe({quoted_prompt}).images[0]
 ```
@@ -65,11 +65,14 @@ text_to_image --pretrained_model_name_or_path {model} --lora lightlora.safetenso
 
 void write_model_card(const std::string& folder, const ModelCard& card) {
   const bool is_file = std::filesystem::is_regular_file(card.base_model);
+  const char* also =
+      card.is_sdxl ? " They adapt the text encoders too." : " They adapt the text encoder too.";
   auto text = fmt::format(
       kTop, fmt::arg("model", card.base_model), fmt::arg("quoted_model", quoted(card.base_model)),
       fmt::arg("prompt", cell(card.prompt)), fmt::arg("quoted_prompt", quoted(card.prompt)),
-      fmt::arg("title", cell(card.title)),
-      fmt::arg("also", card.trains_text_encoder ? " They adapt the text encoder too." : ""),
+      fmt::arg("title", cell(card.title)), fmt::arg("also", card.trains_text_encoder ? also : ""),
+      fmt::arg("xl", card.is_sdxl ? "-xl" : ""),
+      fmt::arg("pipeline", card.is_sdxl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline"),
       fmt::arg("load", is_file ? "from_single_file" : "from_pretrained"));
   if (!card.pictures.empty()) {
     text += fmt::format("\n## Pictures\n`{}`\n\n", cell(card.picture_prompt));

@@ -15,7 +15,7 @@ struct ModelCard {
   std::vector<std::pair<std::string, std::string>> settings;  ///< for its table
   std::vector<std::string> pictures;                          ///< files relative to the card
   std::string picture_prompt;                                 ///< what they show
-  bool trains_text_encoder = false;
+  bool trains_text_encoder = false, is_sdxl = false;
 };
 
 /// Writes README.md into a folder, in the form that the Hugging Face hub reads.

@@ -24,7 +24,7 @@ DatasetOptions dataset_options(const DataOptions& data, int64_t resolution) {
   return options;
 }
 
-// Follows from the first values of every weight of the UNet and the text encoder: fine-tuning moves
+// Follows from the first values of every weight of the UNet and the text encoders: fine-tuning moves
 // all.
 std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
   distributed::Fingerprint print;
@@ -38,7 +38,7 @@ std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
     }
   };
   add(*pipeline.unet());
-  add(*pipeline.text_encoder());
+  for (size_t i = 0; i < pipeline.text_encoders(); ++i) add(*pipeline.text_encoder(i));
   return print.hexadecimal();
 }
 

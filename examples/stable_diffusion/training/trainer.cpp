@@ -92,8 +92,8 @@ Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
   // activation, in which plain layers' weights are summed.)
   std::vector<lightlora::Activation> active;
   if (parts_.prompts.trains()) active = activate();
-  const Tensor states = parts_.prompts.states(batch.captions);
-  const LossInputs inputs = parts_.loss.inputs(batch.samples, states);
+  const auto text = parts_.prompts.states(batch.captions);
+  const LossInputs inputs = parts_.loss.inputs(batch.samples, text);
   const bool record = options_.cuda_graph && !parts_.prompts.trains();
   return record ? replay(inputs, weight) : compute(inputs, weight);
 }
@@ -116,9 +116,7 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
     return compute(inputs, weight);
   Recorded& own = recorded_[shape.str()];
   if (!own.graph) {
-    const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
-    own.inputs = {copy(inputs.noisy), copy(inputs.timesteps), copy(inputs.states),
-                  copy(inputs.target), copy(inputs.weights)};
+    own.inputs = inputs.clone();
     own.loss = at::zeros({}, inputs.target.options());
     const auto device = inputs.noisy.device();
     own.graph = std::make_unique<CudaGraph>(
@@ -131,11 +129,7 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
         options_.require_cuda_graph ? CudaGraph::OnFailure::fail
                                     : CudaGraph::OnFailure::run_as_it_is);
   } else {
-    own.inputs.noisy.copy_(inputs.noisy);
-    own.inputs.timesteps.copy_(inputs.timesteps);
-    own.inputs.states.copy_(inputs.states);
-    own.inputs.target.copy_(inputs.target);
-    if (inputs.weights.defined()) own.inputs.weights.copy_(inputs.weights);
+    own.inputs.copy_from(inputs);
   }
   own.graph->run();
   return own.loss.clone();

@@ -45,7 +45,9 @@ ValidationLoss::ValidationLoss(LatentSource& latents, const std::string& prompt,
   for (int64_t i = 0; i < count; ++i) {
     const int64_t picture = i % dataset.size();
     auto generator = generator_for(seed, Stream::validation, i);
-    auto sample = loss.draw(latents.sample(picture, generator), generator);
+    const auto drawn = latents.sample(picture, generator);
+    auto sample = loss.draw(drawn.latents, generator);
+    sample.time_ids = drawn.time_ids;
     sample.timestep = (2 * i + 1) * loss.num_train_timesteps() / (2 * count);
     batch_.samples.push_back(std::move(sample));
     batch_.captions.push_back(dataset.caption(picture, prompt));
@@ -56,8 +58,8 @@ double ValidationLoss::measure(Trainer& trainer) const {
   const Evaluation evaluation(trainer);
   double sum = 0;
   for (size_t i = 0; i < batch_.samples.size(); ++i) {
-    const auto states = trainer.prompts().states({batch_.captions[i]});
-    sum += trainer.loss()(trainer.unet(), {batch_.samples[i]}, states).item<double>();
+    const auto text = trainer.prompts().states({batch_.captions[i]});
+    sum += trainer.loss()(trainer.unet(), {batch_.samples[i]}, text).item<double>();
   }
   return sum / static_cast<double>(batch_.samples.size());
 }

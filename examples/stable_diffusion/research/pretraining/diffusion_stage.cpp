@@ -8,6 +8,7 @@
 #include "research/pretraining/folder.h"
 #include "research/pretraining/pictures.h"
 #include "research/pretraining/sampling.h"
+#include "research/pretraining/size_views.h"
 #include "research/pretraining/stages.h"
 #include "schedulers/schedulers.h"
 #include "support/cli/progress.h"
@@ -22,6 +23,7 @@ constexpr int64_t validation_start = 1'000'000'000;
 struct LatentPool {
   at::Tensor latents;  // (N, C, h, w) in the compute dtype, scaled to unit variance
   at::Tensor ids;      // (N, T) int64
+  at::Tensor sizes;    // (N, 6), what a UNet in SDXL's form is told
 };
 
 class DiffusionStage {
@@ -42,6 +44,7 @@ class DiffusionStage {
     model_.vae->to(dtype_);
     const auto text_config = text_encoder_config(options.config, tokenizer_.size());
     model_.text_encoder = sd::CLIPTextModel(sd::CLIPTextModelOptions::from_json(text_config));
+    if (is_sdxl(options.config)) make_second_encoder();
     model_.unet = sd::UNet2DConditionModel(
         sd::UNet2DConditionModelOptions::from_json(unet_config(options.config)));
     model_.vae->to(options.device);
@@ -53,6 +56,10 @@ class DiffusionStage {
     }
     optimizer_.add(*model_.text_encoder, "text_encoder.", dtype_,
                    stage_.value("text_rate_scale", 1.0));
+    if (model_.text_encoder_2) {
+      optimizer_.add(*model_.text_encoder_2, "text_encoder_2.", dtype_,
+                     stage_.value("text_rate_scale", 1.0));
+    }
     optimizer_.add(*model_.unet, "unet.", dtype_, /*rate_scale=*/1.0);
     if (stage_.value("muon", false))
       optimizer_.orthogonalize({"blocks.", "mid_block.", "encoder.layers."});
@@ -69,6 +76,14 @@ class DiffusionStage {
   }
 
  private:
+  void make_second_encoder() {
+    const auto config = text_encoder_config(options_.config, tokenizer_.size(), "text_encoder_2");
+    model_.text_encoder_2 =
+        sd::CLIPTextModel(sd::CLIPTextModelOptions::from_json(config).projection_dim(
+            config.at("projection_dim").get<int64_t>()));
+    model_.text_encoder_2->to(options_.device);
+  }
+
   Composer load_composer() const {
     auto emoji = EmojiSet::load(options_.dataset_dir + "/emoji.safetensors");
     auto choice = emoji.with_roles({Role::kNamed});
@@ -90,17 +105,24 @@ class DiffusionStage {
     torch::NoGradGuard no_grad;
     const int64_t piece = 64;
     cli::Progress progress("latents", count);
-    std::vector<at::Tensor> latents;
+    std::vector<at::Tensor> latents, sizes;
     std::vector<std::string> captions;
     for (int64_t done = 0; done < count; done += piece) {
       const int64_t now = std::min(piece, count - done);
-      const auto pictures = composer_.batch(first + done, now, &captions);
+      auto pictures = composer_.batch(first + done, now, &captions);
+      sizes.push_back(plain_sizes(pictures.size(-1)).expand({now, 6}));
+      if (is_sdxl(options_.config)) {
+        const auto views = with_sizes(pictures, first + done, stage_.at("sizes"));
+        pictures = views.pictures;
+        sizes.back() = views.time_ids;
+      }
       const auto input = pictures.to(options_.device, dtype_).contiguous(layout());
       const auto mean = model_.vae->encode(input).mean().to(at::kFloat);
       latents.push_back((mean * model_.vae->options.scaling_factor()).to(dtype_));
       progress.update(done + now);
     }
-    return {at::cat(latents).contiguous(), token_ids(tokenizer_, captions).to(options_.device)};
+    return {at::cat(latents).contiguous(), token_ids(tokenizer_, captions).to(options_.device),
+            at::cat(sizes).to(options_.device)};
   }
 
   std::string pool_path(int64_t number) const {
@@ -116,27 +138,35 @@ class DiffusionStage {
     if (std::filesystem::exists(path)) {
       const lightlora::SafetensorsFile file(path);
       pool_ = {file.load("latents").to(options_.device, dtype_),
-               file.load("ids").to(options_.device)};
+               file.load("ids").to(options_.device),
+               file.contains("sizes") ? file.load("sizes").to(options_.device) : at::Tensor()};
+      TORCH_CHECK(pool_.sizes.defined() || !is_sdxl(options_.config), "'", path,
+                  "': expected sizes, got none; hint: remove the file");
       TORCH_CHECK(pool_.latents.size(0) == count, "'", path, "': expected ", count,
                   " latents, got ", pool_.latents.size(0), "; hint: remove the file");
     } else {
       pool_ = encode(/*first=*/number * count, count);
       if (options_.group.is_main()) {
         make_folder(options_.output_dir + "/checkpoints");
-        lightlora::save_safetensors(path,
-                                    {{"latents", pool_.latents.cpu()}, {"ids", pool_.ids.cpu()}});
+        lightlora::TensorMap kept{{"latents", pool_.latents.cpu()}, {"ids", pool_.ids.cpu()}};
+        if (is_sdxl(options_.config)) kept["sizes"] = pool_.sizes.cpu();
+        lightlora::save_safetensors(path, kept);
       }
     }
     if (number > 0 && options_.group.is_main()) std::filesystem::remove(pool_path(number - 1));
     pool_number_ = number;
   }
 
-  at::Tensor loss_of(const at::Tensor& latents, const at::Tensor& ids, const at::Tensor& noise,
+  at::Tensor loss_of(const LatentPool& batch, const at::Tensor& noise,
                      const at::Tensor& timesteps) {
+    const auto& latents = batch.latents;
     const auto clean = latents.to(at::kFloat);
     const auto noisy = schedule_.add_noise(clean, noise, timesteps).to(dtype_);
-    const auto text = model_.text_encoder->forward(ids);
-    const auto output = model_.unet->forward(noisy.contiguous(layout()), timesteps, text);
+    const auto text = model_.embed(batch.ids);
+    sd::AddedConditions added;
+    if (text.pooled.defined()) added = {text.pooled, batch.sizes};
+    const auto output =
+        model_.unet->forward(noisy.contiguous(layout()), timesteps, text.states, added);
     return (output.to(at::kFloat) - schedule_.target(clean, noise, timesteps)).square().mean();
   }
 
@@ -161,7 +191,9 @@ class DiffusionStage {
     const auto noise = at::randn(latents.sizes(), noise_options());
     const auto timesteps = spread_timesteps(batch);
     const auto own = [&](const at::Tensor& all) { return share_of_batch(options_.group, all); };
-    const auto loss = loss_of(own(latents), own(ids), own(noise), own(timesteps));
+    LatentPool drawn{own(latents), own(ids), {}};
+    if (is_sdxl(options_.config)) drawn.sizes = own(pool_.sizes.index_select(0, rows));
+    const auto loss = loss_of(drawn, own(noise), own(timesteps));
     loss.backward();
     return loss.item<double>();
   }
@@ -172,8 +204,7 @@ class DiffusionStage {
     const int64_t count = validation_.latents.size(0);
     const auto noise = at::randn(validation_.latents.sizes(), noise_options());
     const auto order = at::randperm(count, validation_.ids.options());
-    return loss_of(validation_.latents, validation_.ids, noise,
-                   spread_timesteps(count).index_select(0, order))
+    return loss_of(validation_, noise, spread_timesteps(count).index_select(0, order))
         .item<double>();
   }
 
@@ -187,19 +218,44 @@ class DiffusionStage {
       const auto& color = named_colors()[i * 5 % named_colors().size()];
       prompts.push_back("a " + name + " on a " + color.name + " background");
     }
-    const auto pictures = draw_pictures(model_, token_ids(tokenizer_, prompts), empty_ids_,
-                                        stage_.value("validation_sampling_steps", 20),
-                                        stage_.value("validation_guidance", 3.0), /*seed=*/7);
-    make_folder(options_.output_dir + "/samples");
-    save_sheet(options_.output_dir + "/samples/diffusion-" + std::to_string(step) + ".png",
-               pictures, /*columns=*/8, /*factor=*/2);
-    return {{"validation_loss", loss}};
+    const auto draw = [&](const std::string& name, const at::Tensor& sizes) {
+      const auto pictures =
+          draw_pictures(model_, token_ids(tokenizer_, prompts), empty_ids_,
+                        stage_.value("validation_sampling_steps", 20),
+                        stage_.value("validation_guidance", 3.0), /*seed=*/7, sizes);
+      make_folder(options_.output_dir + "/samples");
+      save_sheet(options_.output_dir + "/samples/diffusion-" + std::to_string(step) + name + ".png",
+                 pictures, /*columns=*/8, /*factor=*/2);
+      return pictures;
+    };
+    const auto pictures = draw("", {});
+    nlohmann::json figures{{"validation_loss", loss}};
+    if (!is_sdxl(options_.config)) return figures;
+    // As if the pictures had been small, and as if they were cut out from the bottom right.
+    const int64_t side = pictures.size(-1);
+    auto small = plain_sizes(side), cut = plain_sizes(side);
+    small.narrow(1, 0, 2).fill_(static_cast<double>(side / 8));
+    cut.narrow(1, 2, 2).fill_(static_cast<double>(side / 2));
+    figures["sharpness"] = sharpness(pictures);
+    figures["sharpness_if_small"] = sharpness(draw("-small", small));
+    draw("-cut", cut);
+    return figures;
+  }
+
+  // How much neighbouring pixels differ.
+  static double sharpness(const at::Tensor& pictures) {
+    return pictures.diff(1, /*dim=*/-1).abs().mean().item<double>();
   }
 
   void save() {
     save_part(options_.output_dir, "text_encoder",
               text_encoder_config(options_.config, tokenizer_.size()),
               optimizer_.averages("text_encoder."));
+    if (model_.text_encoder_2) {
+      save_part(options_.output_dir, "text_encoder_2",
+                text_encoder_config(options_.config, tokenizer_.size(), "text_encoder_2"),
+                optimizer_.averages("text_encoder_2."));
+    }
     save_part(options_.output_dir, "unet", unet_config(options_.config),
               optimizer_.averages("unet."));
     save_index(options_.output_dir, options_.config);

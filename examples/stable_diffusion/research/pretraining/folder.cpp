@@ -2,6 +2,7 @@
 #include "research/pretraining/folder.h"
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include "models/weights.h"
@@ -32,9 +33,13 @@ nlohmann::json unet_config(const nlohmann::json& config) {
   return with_class(config.at("unet").at("model"), "UNet2DConditionModel");
 }
 
-nlohmann::json text_encoder_config(const nlohmann::json& config, int64_t vocab_size) {
-  nlohmann::json model = config.at("text_encoder").at("model");
-  model["architectures"] = {"CLIPTextModel"};
+bool is_sdxl(const nlohmann::json& config) { return config.contains("text_encoder_2"); }
+
+nlohmann::json text_encoder_config(const nlohmann::json& config, int64_t vocab_size,
+                                   const std::string& part) {
+  nlohmann::json model = config.at(part).at("model");
+  model["architectures"] = {part == "text_encoder" ? "CLIPTextModel"
+                                                   : "CLIPTextModelWithProjection"};
   model["model_type"] = "clip_text_model";
   // transformers would else compute in the file's fp16, beside a UNet in fp32.
   model["dtype"] = "float32";
@@ -63,7 +68,8 @@ void save_part(const std::string& folder, const std::string& subfolder,
   make_folder(folder + "/" + subfolder);
   lightlora::TensorMap half;
   for (const auto& [name, tensor] : weights) half[name] = tensor.to(at::kHalf).contiguous();
-  const std::string stem = subfolder == "text_encoder" ? "model" : "diffusion_pytorch_model";
+  const bool text = subfolder.rfind("text_encoder", 0) == 0;
+  const std::string stem = text ? "model" : "diffusion_pytorch_model";
   lightlora::save_safetensors(folder + "/" + subfolder + "/" + stem + ".safetensors", half,
                               {{"format", "pt"}});
   write_text(folder + "/" + subfolder + "/config.json", config.dump(2) + "\n");
@@ -80,6 +86,18 @@ void save_index(const std::string& folder, const nlohmann::json& config) {
   index["tokenizer"] = {"transformers", "CLIPTokenizer"};
   index["unet"] = {"diffusers", "UNet2DConditionModel"};
   index["vae"] = {"diffusers", "AutoencoderKL"};
+  if (is_sdxl(config)) {
+    index["_class_name"] = "StableDiffusionXLPipeline";
+    index.erase("safety_checker");
+    index.erase("requires_safety_checker");
+    // Trained with empty captions and not with zeros.
+    index["force_zeros_for_empty_prompt"] = false;
+    index["text_encoder_2"] = {"transformers", "CLIPTextModelWithProjection"};
+    index["tokenizer_2"] = {"transformers", "CLIPTokenizer"};
+    std::filesystem::copy(folder + "/tokenizer", folder + "/tokenizer_2",
+                          std::filesystem::copy_options::overwrite_existing |
+                              std::filesystem::copy_options::recursive);
+  }
   write_text(folder + "/model_index.json", index.dump(2) + "\n");
   make_folder(folder + "/scheduler");
   write_text(folder + "/scheduler/scheduler_config.json", scheduler_config(config).dump(2) + "\n");

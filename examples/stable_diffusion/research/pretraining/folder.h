@@ -20,14 +20,19 @@ namespace pretraining {
 /// its `model` object and the class names.
 nlohmann::json vae_config(const nlohmann::json& config, double scaling_factor);
 nlohmann::json unet_config(const nlohmann::json& config);
-nlohmann::json text_encoder_config(const nlohmann::json& config, int64_t vocab_size);
+nlohmann::json text_encoder_config(const nlohmann::json& config, int64_t vocab_size,
+                                   const std::string& part = "text_encoder");
 nlohmann::json scheduler_config(const nlohmann::json& config);
+
+/// Whether the model has SDXL's form, with `text_encoder_2`.
+bool is_sdxl(const nlohmann::json& config);
 
 /// Writes `<folder>/<subfolder>/config.json` and the weights in fp16.
 void save_part(const std::string& folder, const std::string& subfolder,
                const nlohmann::json& config, const lightlora::TensorMap& weights);
 
-/// Writes `model_index.json` and `scheduler/scheduler_config.json`.
+/// Writes `model_index.json`, `scheduler/scheduler_config.json` and, for SDXL's form, a second copy of
+/// the tokenizer.
 void save_index(const std::string& folder, const nlohmann::json& config);
 
 /// Writes text as a file that is whole or not there.

@@ -217,7 +217,8 @@ nlohmann::json measure_model(const StageOptions& options) {
   const sd::StableDiffusion pipeline(options.output_dir);
   sd::AutoencoderKL vae = pipeline.vae();
   const SamplingModel model{pipeline.text_encoder(), pipeline.unet(), vae,
-                            options.config.at("scheduler")};
+                            options.config.at("scheduler"),
+                            pipeline.text_encoders() == 2 ? pipeline.text_encoder(1) : nullptr};
   const auto pictures = draw_all(model, pipeline.tokenizer(), prompts.texts, settings);
   const auto drawn = true_pictures(composer, prompts);
   nlohmann::json figures = {

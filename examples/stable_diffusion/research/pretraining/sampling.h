@@ -23,11 +23,17 @@ struct SamplingModel {
   sd::UNet2DConditionModel unet;
   sd::AutoencoderKL vae;
   nlohmann::json scheduler;
+  sd::CLIPTextModel text_encoder_2{nullptr};  ///< of a model in SDXL's form
+
+  /// What the UNet reads of texts: (texts, T) ids.
+  sd::PromptEmbeds embed(const at::Tensor& ids);
 };
 
 /// Draws one picture a prompt with DDIM and classifier-free guidance, from noise of this seed.
-/// Shapes: ids (N, T), empty_ids (1, T); result (N, 3, H, W) about [-1, 1], fp32
+/// Shapes: ids (N, T), empty_ids (1, T); result (N, 3, H, W) about [-1, 1], fp32. In SDXL's form
+///         `time_ids` (1, 6) are what both prompts are told; none: sizes as drawn
 at::Tensor draw_pictures(SamplingModel model, const at::Tensor& ids, const at::Tensor& empty_ids,
-                         int64_t steps, double guidance_scale, uint64_t seed);
+                         int64_t steps, double guidance_scale, uint64_t seed,
+                         const at::Tensor& time_ids = {});
 
 }  // namespace pretraining

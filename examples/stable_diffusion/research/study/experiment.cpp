@@ -298,7 +298,7 @@ void Experiment::train_adapters(const Variant& variant, double rate, uint64_t se
 void Experiment::train_steps(const Variant& variant, double rate, uint64_t seed,
                              const std::string& stem, Result& result) {
   const auto adapters =
-      training::add_adapters(adapter_options(variant, seed), *pipeline_.unet(), nullptr, seed);
+      training::add_adapters(adapter_options(variant, seed), *pipeline_.unet(), {}, seed);
   result.trainable = adapters.unet->report().trainable;
   const auto start = adapters.unet->state();
   auto trainer = make_trainer(adapters.unet, rate, seed);

@@ -81,6 +81,18 @@ App::App(const std::string& name, const std::string& purpose, const std::string&
   set_version_flag("--version", name + " (lightlora) " LIGHTLORA_VERSION, "Show the version");
 }
 
+Flag App::add_pair(const std::string& flag, std::vector<int64_t>& pair,
+                   const std::string& description) {
+  CLI::Option* option = CLI::App::add_option(both_spellings(flag), pair, description);
+  current_.emplace_back(option, [&pair] {
+    Setting setting{"", ValueKind::list, {}};
+    for (const int64_t number : pair) setting.values.push_back(std::to_string(number));
+    return pair.empty() ? Setting{} : setting;
+  });
+  option->expected(2)->take_last()->type_name("INT INT")->check(parses_as(Number::kInteger));
+  return {*this, option};
+}
+
 std::string App::both_spellings(const std::string& flag) {
   const std::string name = without_dashes(flag);
   const std::string underscored = "--" + with('_', name);

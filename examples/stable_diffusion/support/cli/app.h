@@ -85,6 +85,10 @@ class App : public CLI::App {
     return {*this, option};
   }
 
+  /// A flag with two whole numbers, as `--size 512 768`; empty without it.
+  Flag add_pair(const std::string& flag, std::vector<int64_t>& pair,
+                const std::string& description);
+
   /// A flag whose value is one of a few words, which `--help` lists, and which stand for values of
   /// any type that can be compared: an enumeration, say, or an optional one.
   template <typename Value>

@@ -32,11 +32,14 @@ Image crop(const Image& image, int64_t left, int64_t top, int64_t width, int64_t
   return result;
 }
 
+int64_t centre_offset(int64_t whole, int64_t part) {
+  // Python's round: halves go to the even neighbour.
+  return static_cast<int64_t>(std::nearbyint(static_cast<double>(whole - part) / 2));
+}
+
 Image crop_centre(const Image& image, int64_t width, int64_t height) {
-  const auto half = [](int64_t rest) {  // Python's round: halves go to the even neighbour
-    return static_cast<int64_t>(std::nearbyint(static_cast<double>(rest) / 2));
-  };
-  return crop(image, half(image.width - width), half(image.height - height), width, height);
+  return crop(image, centre_offset(image.width, width), centre_offset(image.height, height), width,
+              height);
 }
 
 Image flip_horizontally(const Image& image) { return apply_orientation(image, /*orientation=*/2); }

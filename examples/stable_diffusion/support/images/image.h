@@ -32,8 +32,11 @@ inline bool operator!=(const Image& a, const Image& b) { return !(a == b); }
 /// Errors: c10::ValueError if it is empty or not inside the picture
 Image crop(const Image& image, int64_t left, int64_t top, int64_t width, int64_t height);
 
-/// The middle of the picture; an odd rest is split as torchvision's CenterCrop does, halves to
-/// even.
+/// Where the middle part of a length begins; an odd rest is split as torchvision's CenterCrop does,
+/// halves to even.
+int64_t centre_offset(int64_t whole, int64_t part);
+
+/// The middle of the picture, as `centre_offset` places it.
 /// Errors: as crop
 Image crop_centre(const Image& image, int64_t width, int64_t height);
 

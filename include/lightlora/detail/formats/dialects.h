@@ -63,10 +63,11 @@ class DialectReader {
     if (!key->algorithm.empty()) return unsupported_[key->algorithm].push_back(info.name);
     if (key->redundant) return;
     if (!component_.empty()) {
-      if (component_ == "text_encoder") key->layer = text_layer(key->layer);
+      if (is_text_component(component_)) key->layer = text_layer(key->layer);
       key->component = component_;
     }
     dialects_.insert(key->dialect);
+    note_spelling(*key, info.name);
     LayerTensors& layer = layers_[{key->component, key->layer}];
     const bool fresh =
         key->role == "alpha" ? !layer.alpha.has_value() : layer.factors.count(key->role) == 0;
@@ -77,6 +78,19 @@ class DialectReader {
     } else {
       layer.factors[key->role] = factor_of(info.name, *key);
     }
+  }
+
+  // Two namings of one UNet's blocks: diffusers drops the layers of one of them without a word, so a
+  // file that has both means something else there than here.
+  void note_spelling(const LoRAKey& key, const std::string& name) {
+    if (key.component != "unet" || std::string_view(key.dialect) != "kohya") return;
+    auto& example = key.original ? original_ : renamed_;
+    if (example.empty()) example = name;
+    TORCH_CHECK(original_.empty() || renamed_.empty(), "'", file_.path(),
+                "': expected one naming of the UNet's blocks, got both the original one (",
+                shown(original_), ") and diffusers' (", shown(renamed_),
+                "); hint: diffusers would drop the former; join the two parts with the tool that ",
+                "made them");
   }
 
   void ignore_leftovers() {
@@ -165,6 +179,7 @@ class DialectReader {
   std::string component_;
   std::map<std::pair<std::string, std::string>, LayerTensors> layers_;
   std::vector<std::string> unknown_, ignored_;
+  std::string original_, renamed_;  // the first name of each spelling
   std::set<std::string> embeddings_;
   std::map<std::string, std::vector<std::string>> unsupported_;
   std::set<std::string> dialects_;
@@ -193,7 +208,7 @@ inline PeftConfigs configs_of(const TensorFile& file) {
     const std::string source = file.path() + ": lora_adapter_metadata";
     const JsonValue json = json_of(found->second, source);
     TORCH_CHECK(json.type() == JsonType::object, "'", source, "': expected a JSON object");
-    for (const char* component : {"unet", "text_encoder"}) {
+    for (const char* component : kComponents) {
       const std::string prefix = std::string(component) + ".";
       if (json.find(prefix + "r") == nullptr && json.find(prefix + "lora_alpha") == nullptr)
         continue;
@@ -210,9 +225,10 @@ inline PeftConfigs configs_of(const TensorFile& file) {
               "lora_alpha, without which the strength of the adapters is not known");
   const JsonValue json = json_of(text_of_file(beside), beside.string());
   TORCH_CHECK(json.type() == JsonType::object, "'", beside.string(), "': expected a JSON object");
-  for (const char* component : {"unet", "text_encoder", ""}) {
+  for (const char* component : kComponents) {
     configs.insert_or_assign(component, PeftConfig(json, "", beside.string()));
   }
+  configs.insert_or_assign("", PeftConfig(json, "", beside.string()));
   return configs;
 }
 

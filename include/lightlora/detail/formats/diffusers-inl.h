@@ -3,6 +3,7 @@
 
 #include <lightlora/detail/formats/diffusers.h>
 
+#include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
@@ -28,7 +29,7 @@ struct Spelling {
 // diffusers looks at one key of a component to choose a spelling for all of them, so a component
 // must not mix two: a file with attention layers in one and the rest in the other loads partly.
 inline Spelling spelling_of(const std::string& component, const AdapterState& state) {
-  if (component == "text_encoder") {
+  if (is_text_component(component)) {
     return {".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"};
   }
   const bool attention_only = std::all_of(state.begin(), state.end(), [](const LayerState& layer) {

@@ -5,6 +5,8 @@
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
+#include <lightlora/detail/formats/family.h>
+#include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/detail/formats/safetensors_data.h>
@@ -14,40 +16,50 @@
 #include <algorithm>
 #include <map>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lightlora::detail {
 
+// What kohya's names of a component's layers begin with; SDXL numbers its text encoders.
+inline std::string kohya_prefix(const std::string& component, bool xl) {
+  if (component == "text_encoder_2") return "lora_te2_";
+  if (component == "text_encoder") return xl ? "lora_te1_" : "lora_te_";
+  return "lora_unet_";
+}
+
 // kohya's name of a layer. Errors: c10::Error for a layer whose name the readers cannot undo
-inline std::string kohya_name(const std::string& component, const std::string& layer) {
-  const std::string prefix = component == "text_encoder" ? "lora_te_" : "lora_unet_";
+inline std::string kohya_name(const std::string& component, const std::string& layer, bool xl) {
   std::string flat = layer;
   std::replace(flat.begin(), flat.end(), '.', '_');
-  const auto back = component == "unet"           ? unet_layer_from_flat(flat)
-                    : component == "text_encoder" ? text_layer_from_flat(flat)
-                                                  : std::nullopt;
+  const auto back = component == "unet"            ? unet_layer_from_flat(flat)
+                    : is_text_component(component) ? text_layer_from_flat(flat)
+                                                   : std::nullopt;
   TORCH_CHECK(back == layer, "'", layer, "': expected a layer of Stable Diffusion's UNet ",
               "or text encoder, got one of '", component,
               "'; hint: kohya's format has no names for other models");
-  return prefix + flat;
+  return kohya_prefix(component, xl) + flat;
 }
 
 // diffusers refuses a text-encoder layer with some of its four attention projections only: the
 // others are written as zeros, which change nothing.
 inline void complete_attention(std::vector<PortableLayer>& layers) {
-  std::map<std::string, const PortableLayer*> present;
+  std::map<std::pair<std::string, std::string>, const PortableLayer*> present;
   for (const auto& layer : layers) {
-    if (layer.component == "text_encoder") present[layer.name] = &layer;
+    if (is_text_component(layer.component)) present[{layer.component, layer.name}] = &layer;
   }
   std::vector<PortableLayer> missing;
-  for (const auto& [name, layer] : present) {
+  for (const auto& [key, layer] : present) {
+    const auto& [component, name] = key;
     const std::size_t dot = name.rfind(".self_attn.");
     if (dot == name.npos) continue;
     for (const char* projection : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
       const std::string other = name.substr(0, dot) + ".self_attn." + projection;
-      const bool known = present.count(other) > 0 ||
+      const bool known = present.count({component, other}) > 0 ||
                          std::any_of(missing.begin(), missing.end(),
-                                     [&](const auto& added) { return added.name == other; });
+                                     [&, &component = component](const auto& added) {
+                                       return added.name == other && added.component == component;
+                                     });
       if (known) continue;
       TORCH_CHECK(!layer->magnitude.defined(), "'", name,
                   "': expected DoRA for all four projections of an attention, got none for ",
@@ -57,6 +69,20 @@ inline void complete_attention(std::vector<PortableLayer>& layers) {
     }
   }
   layers.insert(layers.end(), missing.begin(), missing.end());
+}
+
+// What sd-scripts calls a family, by which A1111 hides LoRAs of others. Adapters that fit several
+// are taken to be for Stable Diffusion 1.x.
+struct KohyaFamily {
+  const char* version;
+  const char* architecture;
+  bool is_v2;
+};
+
+inline KohyaFamily kohya_family(const std::string& family) {
+  if (family == "sdxl") return {"sdxl_base_v1-0", "stable-diffusion-xl-v1-base", false};
+  if (family == "sd2") return {"sd_v2", "stable-diffusion-v2-512", true};
+  return {"sd_v1", "stable-diffusion-v1", false};
 }
 
 // sd-scripts' two hashes: of all bytes behind the header, and of 64 KiB that begin at 1 MiB of the
@@ -79,9 +105,10 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
 LIGHTLORA_INLINE TensorMap to_kohya(const Components& components, at::ScalarType dtype) {
   auto layers = portable_layers(components, dtype);
   complete_attention(layers);
+  const bool xl = model_family(components) == "sdxl";
   TensorMap tensors;
   for (const auto& layer : layers) {
-    const std::string name = kohya_name(layer.component, layer.name);
+    const std::string name = kohya_name(layer.component, layer.name, xl);
     const int64_t rank = layer.down.size(0);
     tensors[name + ".lora_down.weight"] = layer.down;
     tensors[name + ".lora_up.weight"] = layer.up;
@@ -109,8 +136,9 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);
   }
   const std::string dim = std::to_string(rank);
-  Metadata metadata{{"ss_v2", "False"},
-                    {"ss_base_model_version", "sd_v1"},
+  const KohyaFamily family = kohya_family(model_family(components));
+  Metadata metadata{{"ss_v2", family.is_v2 ? "True" : "False"},
+                    {"ss_base_model_version", family.version},
                     {"ss_network_module", "networks.lora"},
                     {"ss_network_dim", dim},
                     {"ss_network_alpha", dim + ".0"}};
@@ -119,6 +147,11 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
         R"({"conv_dim": ")" + dim + R"(", "conv_alpha": ")" + dim + R"("})";
   }
   metadata.merge(kohya_hashes(tensors, metadata));
+  // Not among what sd-scripts takes its hashes of.
+  metadata["modelspec.sai_model_spec"] = "1.0.1";
+  metadata["modelspec.architecture"] = std::string(family.architecture) + "/lora";
+  metadata["modelspec.implementation"] = "diffusers";
+  metadata["modelspec.title"] = "LoRA";
   save_safetensors(path, tensors, metadata);
 }
 

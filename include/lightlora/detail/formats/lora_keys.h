@@ -17,15 +17,24 @@ namespace lightlora::detail {
 /// What one tensor name of a LoRA file says. Exactly one of `layer` (with `role` and `dialect`),
 /// `algorithm`, `redundant` and nothing is set.
 struct LoRAKey {
-  std::string component;  ///< "unet", "text_encoder", or "" for a layer of another model
-  std::string layer;      ///< the layer's name in our models
+  /// "unet", "text_encoder", "text_encoder_2" (SDXL), or "" for a layer of another model
+  std::string component;
+  std::string layer;  ///< the layer's name in our models
   /// down, up, alpha; mid (Tucker); magnitude (PEFT) and dora_scale (LyCORIS) of DoRA; LyCORIS'
   /// hada_* and lokr_*; down_aux, up_aux, down_up of the seed article
   std::string role;
   const char* dialect = "";
   std::string algorithm;   ///< a known method that is not read here
   bool redundant = false;  ///< stored by old diffusers, used by nobody
+  bool original = false;   ///< a UNet's layer under the original block names
 };
+
+// The models of a pipeline that files have adapters for.
+inline constexpr const char* kComponents[] = {"unet", "text_encoder", "text_encoder_2"};
+
+inline bool is_text_component(std::string_view component) {
+  return component == kComponents[1] || component == kComponents[2];
+}
 
 // Endings of methods that are not read here, and what they are called.
 inline std::string unsupported_algorithm(std::string_view key) {
@@ -150,6 +159,10 @@ inline std::optional<LoRAKey> parse_flat_stem(std::string_view stem) {
   if (take(stem, "lora_unet_")) {
     key.component = "unet";
     layer = unet_layer_from_flat(stem);
+    key.original = is_original_name(stem);
+  } else if (take(stem, "lora_te2_")) {
+    key.component = "text_encoder_2";
+    layer = text_layer_from_flat(stem);
   } else if (take(stem, "lora_te_") || take(stem, "lora_te1_")) {
     key.component = "text_encoder";
     layer = text_layer_from_flat(stem);
@@ -164,14 +177,14 @@ inline std::optional<LoRAKey> parse_flat_stem(std::string_view stem) {
   return key;
 }
 
-// A stem with dots: any number of `unet.`, `text_encoder.` and `base_model.model.` in front.
+// A stem with dots: any number of a component's name and of `base_model.model.` in front.
 inline std::optional<LoRAKey> parse_dotted_stem(std::string_view stem) {
   LoRAKey key;
   bool peft = false;
   for (bool more = true; more;) {
     more = false;
     if (take(stem, "base_model.model.")) more = peft = true;
-    for (const char* component : {"unet", "text_encoder"}) {
+    for (const char* component : kComponents) {
       const std::string prefix = std::string(component) + ".";
       if (!starts_with(stem, prefix)) continue;
       if (!key.component.empty() && key.component != component) return std::nullopt;
@@ -192,7 +205,7 @@ inline std::optional<LoRAKey> parse_dotted_stem(std::string_view stem) {
   // Without a component only PEFT's prefix tells that this is a layer at all.
   if (key.component.empty() && !peft) return std::nullopt;
   if (peft) key.dialect = "peft";
-  if (key.component == "text_encoder") {
+  if (is_text_component(key.component)) {
     key.layer = text_layer(name);
     key.redundant = key.layer.empty();
   } else {
@@ -222,9 +235,8 @@ inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
 // Why this key may have been left over, or an empty text.
 inline std::string likely_cause(const std::string& key) {
   const auto holds = [&](const char* text) { return key.find(text) != key.npos; };
-  if (holds("lora_te2_") || holds("text_encoder_2") || holds("add_k_proj") ||
-      holds("add_embedding") || holds("label_emb")) {
-    return "it looks like a LoRA for SDXL or another larger model, not for Stable Diffusion 1.x";
+  if (holds("lora_te3_") || holds("text_encoder_3") || holds("add_k_proj")) {
+    return "it looks like a LoRA for Stable Diffusion 3 or another transformer model";
   }
   if (holds("double_blocks") || holds("single_blocks") || starts_with(key, "transformer.")) {
     return "it looks like a LoRA for a transformer model such as FLUX, not for Stable Diffusion";

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-// The layers of Stable Diffusion 1.x and 2.x under diffusers' names, and how files spell them.
+// The layers of Stable Diffusion 1.x, 2.x and XL under diffusers' names, and how files spell them.
 
 namespace lightlora::detail {
 
@@ -55,8 +55,12 @@ inline std::vector<std::string> unet_patterns() {
       leaves.push_back(std::string("attentions.#.transformer_blocks.#.") + attention + "." + layer);
     }
   }
-  std::vector<std::string> patterns{"conv_in", "conv_out", "time_embedding.linear_1",
-                                    "time_embedding.linear_2"};
+  std::vector<std::string> patterns{"conv_in",
+                                    "conv_out",
+                                    "time_embedding.linear_1",
+                                    "time_embedding.linear_2",
+                                    "add_embedding.linear_1",
+                                    "add_embedding.linear_2"};
   for (const char* block : {"down_blocks.#.", "mid_block.", "up_blocks.#."}) {
     for (const auto& leaf : leaves) patterns.push_back(block + leaf);
   }
@@ -64,7 +68,7 @@ inline std::vector<std::string> unet_patterns() {
 }
 
 inline std::vector<std::string> text_encoder_patterns() {
-  std::vector<std::string> patterns;
+  std::vector<std::string> patterns{"text_projection"};
   for (const char* leaf : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
                            "self_attn.out_proj", "mlp.fc1", "mlp.fc2"}) {
     patterns.push_back(std::string("text_model.encoder.layers.#.") + leaf);
@@ -111,8 +115,8 @@ inline std::optional<std::string> ldm_resnet(const std::string& block, int index
 
 inline std::string numbered(const char* block, int index) { return block + std::to_string(index); }
 
-// "input_blocks_K_S_leaf" and "output_blocks_K_S_leaf": each level of Stable Diffusion 1.x has
-// three of them, and S tells the residual block, the attention and the resampler apart.
+// "input_blocks_K_S_leaf" and "output_blocks_K_S_leaf": each level has three of
+// them, and S tells the residual block, the attention and the resampler apart.
 inline std::optional<std::string> ldm_block(std::string_view text, bool input) {
   const auto block = take_number(text);
   if (!block || !take(text, "_")) return std::nullopt;
@@ -140,6 +144,8 @@ inline std::optional<std::string> from_ldm(std::string_view text) {
   if (text == "out_2") return "conv_out";
   if (text == "time_embed_0") return "time_embedding_linear_1";
   if (text == "time_embed_2") return "time_embedding_linear_2";
+  if (text == "label_emb_0_0") return "add_embedding_linear_1";
+  if (text == "label_emb_0_2") return "add_embedding_linear_2";
   if (take(text, "middle_block_0_")) return ldm_resnet("mid_block", 0, text);
   if (take(text, "middle_block_2_")) return ldm_resnet("mid_block", 1, text);
   if (take(text, "middle_block_1_")) return "mid_block_attentions_0_" + std::string(text);
@@ -156,9 +162,13 @@ inline std::optional<std::string> unet_layer_from_flat(std::string_view flat) {
   return renamed ? match_any(patterns, *renamed, '_') : std::nullopt;
 }
 
+/// Whether a flattened name of a UNet's layer has the original block names.
+inline bool is_original_name(std::string_view flat) { return from_ldm(flat).has_value(); }
+
 /// The text encoder's layer of that flattened name, with or without `text_model`.
 inline std::optional<std::string> text_layer_from_flat(std::string_view flat) {
   static const auto patterns = text_encoder_patterns();
+  if (flat == "text_projection") return "text_projection";
   take(flat, "text_model_");
   return match_any(patterns, "text_model_" + std::string(flat), '_');
 }
@@ -178,6 +188,7 @@ inline bool is_text_layer(const std::string& name) {
 /// The name of a text encoder's layer in our models, which keep `text_model.` as transformers had
 /// it up to 5.5.
 inline std::string with_text_model(std::string_view name) {
+  if (name == "text_projection") return "text_projection";
   take(name, "text_model.");
   return "text_model." + std::string(name);
 }

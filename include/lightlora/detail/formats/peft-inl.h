@@ -4,6 +4,7 @@
 #include <lightlora/detail/formats/peft.h>
 
 #include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
@@ -22,8 +23,9 @@ inline JsonValue auto_mapping(const std::string& component) {
     return Object{{"base_model_class", "UNet2DConditionModel"},
                   {"parent_library", "diffusers.models.unets.unet_2d_condition"}};
   }
-  if (component == "text_encoder") {
-    return Object{{"base_model_class", "CLIPTextModel"},
+  if (is_text_component(component)) {
+    return Object{{"base_model_class",
+                   component == "text_encoder_2" ? "CLIPTextModelWithProjection" : "CLIPTextModel"},
                   {"parent_library", "transformers.models.clip.modeling_clip"}};
   }
   return {};
@@ -61,7 +63,7 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
   std::size_t magnitudes = 0;
   for (const auto& layer : portable_layers({{component, state}}, dtype)) {
     std::string_view name = layer.name;
-    if (component == "text_encoder" && !text_model) take(name, "text_model.");
+    if (is_text_component(component) && !text_model) take(name, "text_model.");
     modules.emplace_back(name);
     rank = layer.down.size(0);
     tensors["base_model.model." + modules.back() + ".lora_A.weight"] = layer.down;

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the UNet is told about texts: StableDiffusion::encode_prompt, encode_chunks and their parts.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "pipeline/device.h"
+#include "pipeline/pipeline.h"
+
+namespace sd {
+namespace {
+
+// The encoders' states side by side; only the last one has a pooled output.
+PromptEmbeds side_by_side(const std::vector<PromptEmbeds>& parts) {
+  if (parts.size() == 1) return parts.front();
+  std::vector<torch::Tensor> states;
+  for (const auto& part : parts) states.push_back(part.states);
+  return {at::cat(states, /*dim=*/-1), parts.back().pooled};
+}
+
+// Multiplies a chunk's states in place by its weights, and keeps their mean.
+void weigh(torch::Tensor state, const std::vector<double>& weights_) {
+  const auto weights = torch::tensor(weights_).to(state.device(), at::kFloat);
+  const auto before = state.to(at::kFloat).flatten(-2).mean(-1, /*keepdim=*/true).unsqueeze(-1);
+  const auto weighted = state.to(at::kFloat) * weights.unsqueeze(-1);
+  const auto after = weighted.flatten(-2).mean(-1, /*keepdim=*/true).unsqueeze(-1);
+  state.copy_(weighted * (before / after));  // each layer's states by themselves
+}
+
+}  // namespace
+
+PromptEmbeds StableDiffusion::encode_prompt(const std::vector<std::string>& texts,
+                                            int64_t clip_skip) {
+  TORCH_CHECK_VALUE(!texts.empty(), "sd::StableDiffusion::encode_prompt: expected texts, got none");
+  std::vector<PromptEmbeds> parts;
+  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
+    std::vector<int64_t> ids;
+    for (const auto& text : texts) {
+      const auto encoded = tokenizer(encoder).encode(text);
+      ids.insert(ids.end(), encoded.begin(), encoded.end());
+    }
+    parts.push_back(hidden_states(encoder, ids, static_cast<int64_t>(texts.size()), clip_skip));
+  }
+  return side_by_side(parts);
+}
+
+PromptEmbeds StableDiffusion::encoded(Text& text, const torch::Tensor& ids,
+                                      int64_t clip_skip) const {
+  if (is_sdxl()) return text.model->penultimate(ids, clip_skip);
+  return text.model->hidden_state(ids, clip_skip);
+}
+
+PromptEmbeds StableDiffusion::hidden_states(size_t encoder, const std::vector<int64_t>& ids,
+                                            int64_t rows, int64_t clip_skip) {
+  auto& text = text_.at(encoder);
+  const int64_t largest = *std::max_element(ids.begin(), ids.end());
+  const int64_t known = text_encoder(encoder)->options.vocab_size();
+  TORCH_CHECK(largest < known, "'", part(ModelIndex::tokenizer_of(text.name)),
+              "': expected ids below ", known, " (the text encoder's vocab_size), got ", largest,
+              "; hint: the tokenizer belongs to another model");
+  const auto batch = upload(torch::tensor(ids, at::kLong).view({rows, -1}), options_.device());
+  auto& learned = text.model->text_model->embeddings->learned;
+  learned = text.learned;
+  int64_t layers = 0;
+  for (const auto& word : text.learned)
+    layers = word.vectors.dim() == 3 ? word.vectors.size(0) : layers;
+  if (layers == 0) return encoded(text, batch, clip_skip);
+  std::vector<torch::Tensor> states;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    for (size_t i = 0; i < text.learned.size(); ++i) {
+      if (text.learned[i].vectors.dim() == 3) learned[i].vectors = text.learned[i].vectors[layer];
+    }
+    states.push_back(encoded(text, batch, clip_skip).states);
+  }
+  return at::stack(states, /*dim=*/1);
+}
+
+StableDiffusion::Chunks StableDiffusion::prompt_chunks(const std::string& text,
+                                                       PromptSyntax syntax) const {
+  Chunks chunks;
+  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
+    chunks.push_back(sd::prompt_chunks(tokenizer(encoder), text, syntax));
+  }
+  return chunks;
+}
+
+PromptEmbeds StableDiffusion::encode_chunks(size_t encoder, const std::vector<PromptChunk>& chunks,
+                                            int64_t clip_skip) {
+  std::vector<int64_t> ids;
+  for (const auto& chunk : chunks) ids.insert(ids.end(), chunk.ids.begin(), chunk.ids.end());
+  const auto embeds = hidden_states(encoder, ids, static_cast<int64_t>(chunks.size()), clip_skip);
+  const auto& states = embeds.states;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (chunks[i].weighted()) weigh(states[static_cast<int64_t>(i)], chunks[i].weights);
+  }
+  const auto pooled = embeds.pooled.defined() ? embeds.pooled.narrow(0, 0, 1) : torch::Tensor();
+  if (states.dim() == 3) return {states.reshape({1, -1, states.size(-1)}), pooled};
+  return {states.transpose(0, 1).reshape({1, states.size(1), -1, states.size(-1)}), pooled};
+}
+
+PromptEmbeds StableDiffusion::encode_chunks(Chunks chunks, size_t at_least, int64_t clip_skip) {
+  for (const auto& own : chunks) at_least = std::max(at_least, own.size());
+  std::vector<PromptEmbeds> parts;
+  for (size_t encoder = 0; encoder < chunks.size(); ++encoder) {
+    auto& own = chunks[encoder];
+    while (own.size() < at_least) {
+      own.push_back(sd::prompt_chunks(tokenizer(encoder), "", PromptSyntax::plain).front());
+    }
+    parts.push_back(encode_chunks(encoder, own, clip_skip));
+  }
+  return side_by_side(parts);
+}
+
+}  // namespace sd

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/single_file_parts.h"
+
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+namespace sd::single_file {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace
+
+std::string tokenizer_key(const std::string& name) { return "lightlora." + name; }
+
+bool begins(const std::string& text, const std::string& start) { return text.rfind(start, 0) == 0; }
+
+std::string config_file(const std::string& folder, const std::string& part) {
+  if (part == "model_index") return (fs::path(folder) / "model_index.json").string();
+  const std::string name = part == "scheduler" ? "scheduler_config.json" : "config.json";
+  return (fs::path(folder) / part / name).string();
+}
+
+nlohmann::json texts_of_tokenizer(const fs::path& folder) {
+  auto texts = nlohmann::json::object();
+  for (const char* name : tokenizer_files) {
+    if (fs::exists(folder / name)) texts[name] = read_text(folder / name);
+  }
+  return texts;
+}
+
+}  // namespace sd::single_file
