@@ -181,7 +181,7 @@ void CLIPTextModelImpl::reset() {
   if (!options.projection_dim()) return;
   text_projection = register_module(
       "text_projection",
-      lightlora::Linear(
+      torch::nn::Linear(
           torch::nn::LinearOptions(options.hidden_size(), *options.projection_dim()).bias(false)));
 }
 
@@ -199,7 +199,7 @@ PromptEmbeds CLIPTextModelImpl::penultimate(const torch::Tensor& ids, int64_t cl
   const auto state = encoder.run(text_model->embeddings(ids), 0, end);
   if (!options.projection_dim()) return state;
   const auto last = text_model->final_layer_norm(encoder.run(state, end, count));
-  return {state, text_projection(pooled(ids, last))};
+  return {state, linear(*text_projection, pooled(ids, last))};
 }
 
 torch::Tensor CLIPTextModelImpl::pooled(const torch::Tensor& ids,

@@ -177,7 +177,7 @@ class CLIPTextModelImpl : public torch::nn::Cloneable<CLIPTextModelImpl> {
 
   CLIPTextModelOptions options;
   CLIPTextTransformer text_model{nullptr};
-  lightlora::Linear text_projection{nullptr};  ///< with `projection_dim`
+  torch::nn::Linear text_projection{nullptr};  ///< with `projection_dim`
 };
 TORCH_MODULE(CLIPTextModel);
 
