@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times a training or a denoising step of this project and of diffusers (with PEFT), alternating in one run.
 
-Usage: program_vs_diffusers.py train|generate --bin build/bin [--json FILE] [--cases NAME...].
+Usage: program_vs_diffusers.py train|generate --bin build/bin [--json FILE] [--cases NAME...] [--device cuda].
 Both UNets have the sizes of one configuration file and random weights, the same dtype and number of threads.
 "train": forward, mean squared error, backward, clipping, AdamW, with rank 4 adapters on to_q, to_k, to_v and
 to_out.0; in Python as diffusers' train_dreambooth_lora.py does it (fp32 adapters over weights in the dtype,
@@ -28,17 +28,18 @@ CASES = {
     "sd15 256x256 fp32": (FULL, 32, 1, "fp32"),
     "sd15 256x256 bf16": (FULL, 32, 1, "bf16"),
     "sd15 512x512 bf16": (FULL, 64, 1, "bf16"),
+    "sd15 512x512 bf16 batch 4": (FULL, 64, 4, "bf16"),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def make_unet(config, dtype):
+def make_unet(config, dtype, device):
     torch.manual_seed(0)
     settings = json.loads(pathlib.Path(config).read_text())
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(settings)
-    unet = unet.to_empty(device="cpu").to(dtype).requires_grad_(False)
-    numbers = (torch.randn(1 << 20) * 0.02).to(dtype)
+    unet = unet.to_empty(device=device).to(dtype).requires_grad_(False)
+    numbers = (torch.randn(1 << 20) * 0.02).to(device, dtype)
     for parameter in unet.parameters():
         copies = -(-parameter.numel() // numbers.numel())
         parameter.data.copy_(numbers.repeat(copies)[: parameter.numel()].view(parameter.shape))
@@ -54,13 +55,14 @@ def training_step(unet, size, batch, dtype):
     for parameter in trained:
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    noisy = torch.randn(batch, unet.config.in_channels, size, size, dtype=dtype)
-    target = torch.randn(noisy.shape)
-    states = torch.randn(batch, 77, unet.config.cross_attention_dim, dtype=dtype)
-    timesteps = torch.full((batch,), 500)
+    device = unet.device
+    noisy = torch.randn(batch, unet.config.in_channels, size, size, dtype=dtype, device=device)
+    target = torch.randn(noisy.shape, device=device)
+    states = torch.randn(batch, 77, unet.config.cross_attention_dim, dtype=dtype, device=device)
+    timesteps = torch.full((batch,), 500, device=device)
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             predicted = unet(noisy, timesteps, states).sample
         torch.nn.functional.mse_loss(predicted.float(), target).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -74,8 +76,8 @@ def denoising_step(unet, size, batch, dtype):
     unet.eval()
     scheduler = DDIMScheduler.from_pretrained(ROOT / "examples/stable_diffusion/assets/base/scheduler")
     scheduler.set_timesteps(50)
-    latents = torch.randn(batch, unet.config.in_channels, size, size, dtype=dtype)
-    states = torch.randn(2 * batch, 77, unet.config.cross_attention_dim, dtype=dtype)
+    latents = torch.randn(batch, unet.config.in_channels, size, size, dtype=dtype, device=unet.device)
+    states = torch.randn(2 * batch, 77, unet.config.cross_attention_dim, dtype=dtype, device=unet.device)
     time = scheduler.timesteps[10]
 
     @torch.no_grad()
@@ -84,6 +86,19 @@ def denoising_step(unet, size, batch, dtype):
         scheduler.step(halves[0] + 7.5 * (halves[1] - halves[0]), time, latents)
 
     return step
+
+
+def seconds_of(step, flags):
+    if flags.device == "cpu":
+        start = now(flags.threads)
+        step()
+        return now(flags.threads) - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
 def compare(what, name, flags):
@@ -103,17 +118,14 @@ def compare(what, name, flags):
         dtype,
         "--threads",
         flags.threads,
+        "--device",
+        flags.device,
     )
-    unet = make_unet(config, DTYPES[dtype])
+    unet = make_unet(config, DTYPES[dtype], flags.device)
     make = training_step if what == "train" else denoising_step
     theirs = make(unet, size, batch, DTYPES[dtype])
 
-    def python():
-        start = now(flags.threads)
-        theirs()
-        return now(flags.threads) - start
-
-    parts = {"ours": lambda: server.ask("step")[0], "python": python}
+    parts = {"ours": lambda: server.ask("step")[0], "python": lambda: seconds_of(theirs, flags)}
     for _ in range(2):
         once = sum(part() for part in parts.values())
     rounds = min(flags.most_rounds, max(5, int(flags.seconds / once)))
@@ -144,6 +156,7 @@ def main():
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seconds", type=float, default=60, help="for each case")
     parser.add_argument("--most_rounds", type=int, default=41)
     flags = parser.parse_args()

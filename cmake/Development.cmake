@@ -37,15 +37,20 @@ target_link_libraries(precompiled_torch PRIVATE lightlora_development)
 set_target_properties(precompiled_torch PROPERTIES CXX_EXTENSIONS OFF)
 target_precompile_headers(precompiled_torch PRIVATE <torch/torch.h>)
 
-# Common settings of every library, program and test of this project.
+# Common settings of every library, program and test of this project. LOADS_CUDA: a program that loads
+# LibTorch's CUDA libraries itself; all others are linked with them where LightloraTorch_CUDA says so.
 function(lightlora_own_target target)
+  get_target_property(kind ${target} TYPE)
+  if(kind STREQUAL "EXECUTABLE" AND LightloraTorch_CUDA AND NOT "LOADS_CUDA" IN_LIST ARGN AND TARGET lightlora::torch_cuda)
+    target_link_libraries(${target} PRIVATE lightlora::torch_cuda)
+  endif()
   target_link_libraries(${target} PRIVATE lightlora_development)
   target_precompile_headers(${target} REUSE_FROM precompiled_torch)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF INSTALL_RPATH_USE_LINK_PATH ON)
 endfunction()
 
-# What records CUDA graphs and times with events needs CUDA's headers beside LibTorch's CUDA libraries;
-# without them LIGHTLORA_HAS_CUDA stays undefined and that code is left out. LibTorch's wheel comes with
+# What records CUDA graphs and times with events needs CUDA's headers beside LibTorch's CUDA libraries; without
+# them (LIGHTLORA_HAS_CUDA_HEADERS is off) the programs have no part for CUDA, and the benchmarks no events. LibTorch's wheel comes with
 # nearly all of them (scripts/requirements-libtorch-cuda.txt has the rest), a toolkit has all.
 function(lightlora_find_cuda_headers)
   get_filename_component(packages "${LightloraTorch_CONFIG_DIR}/../../../.." ABSOLUTE)
@@ -63,18 +68,20 @@ function(lightlora_find_cuda_headers)
                PATHS "${packages}/nvidia/cu13/lib" NO_DEFAULT_PATH)
   mark_as_advanced(LIGHTLORA_CUDA_INCLUDE_DIR LIGHTLORA_CUDART)
   if(LIGHTLORA_CUDA_INCLUDE_DIR AND LIGHTLORA_CUDART)
+    set(LIGHTLORA_HAS_CUDA_HEADERS ON PARENT_SCOPE)
     message(STATUS "CUDA graphs and NCCL: on, ${LIGHTLORA_CUDA_INCLUDE_DIR}")
   else()
     message(STATUS "CUDA graphs and NCCL: off, expected CUDA's headers and libcudart, got none; hint: "
                    "pip install -r scripts/requirements-libtorch-cuda.txt, or set CUDA_HOME to a toolkit")
   endif()
 endfunction()
-if(LightloraTorch_CUDA)
+set(LIGHTLORA_HAS_CUDA_HEADERS OFF)
+if(TARGET lightlora::torch_cuda AND NOT LIGHTLORA_CUDA STREQUAL "OFF")
   lightlora_find_cuda_headers()
 endif()
 
 function(lightlora_use_cuda_headers target)
-  if(LightloraTorch_CUDA AND LIGHTLORA_CUDA_INCLUDE_DIR AND LIGHTLORA_CUDART)
+  if(LIGHTLORA_HAS_CUDA_HEADERS)
     target_include_directories(${target} SYSTEM PRIVATE "${LIGHTLORA_CUDA_INCLUDE_DIR}")
     if(EXISTS "${LIGHTLORA_CUDA_INCLUDE_DIR}/cccl")
       target_include_directories(${target} SYSTEM PRIVATE "${LIGHTLORA_CUDA_INCLUDE_DIR}/cccl")

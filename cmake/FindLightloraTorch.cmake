@@ -19,6 +19,8 @@
 #   ON    libtorch_cuda too, so that tensors can live on a GPU;
 #   AUTO  (default) what the environment's LIGHTLORA_CUDA says, which scripts/bootstrap.sh reads too; else
 #         ON where an NVIDIA driver is seen.
+# A project that loads libtorch_cuda itself, as this one's programs do, sets LightloraTorch_LOADS_CUDA: then
+# lightlora::torch is without it, and lightlora::torch_cuda is what is left out, where it is ON.
 #
 # The target has a name of its own because LibTorch's package refuses to load into a project in which a
 # part of its target names exists: a parent that calls find_package(Torch) after us must keep working.
@@ -74,10 +76,17 @@ endfunction()
 # Defines lightlora::torch from the files of one LibTorch folder, without any CUDA toolkit.
 function(_lightlora_torch_direct prefix with_cuda)
   set(libraries "${prefix}/lib/libtorch_cpu.so" "${prefix}/lib/libc10.so")
-  if(with_cuda)
+  if(EXISTS "${prefix}/lib/libtorch_cuda.so")
+    add_library(lightlora::torch_cuda INTERFACE IMPORTED GLOBAL)
+    set_target_properties(
+      lightlora::torch_cuda
+      PROPERTIES INTERFACE_LINK_LIBRARIES
+                 "-Wl,--push-state,--no-as-needed,${prefix}/lib/libtorch.so,${prefix}/lib/libtorch_cuda.so,${prefix}/lib/libc10_cuda.so,--pop-state")
+  endif()
+  if(with_cuda AND NOT LightloraTorch_LOADS_CUDA)
     # Nothing refers to a symbol of libtorch_cuda: its kernels register themselves when it is loaded, so
     # the linker must be told to keep it. One item, as CMake may reorder items and drop repeated ones.
-    list(PREPEND libraries "-Wl,--push-state,--no-as-needed,${prefix}/lib/libtorch.so,${prefix}/lib/libtorch_cuda.so,${prefix}/lib/libc10_cuda.so,--pop-state")
+    list(PREPEND libraries lightlora::torch_cuda)
   endif()
   add_library(lightlora::torch INTERFACE IMPORTED GLOBAL)
   set_target_properties(
@@ -131,7 +140,8 @@ elseif(_lightlora_how STREQUAL "DIRECT" AND _lightlora_torch_dir)
   endif()
   if(NOT EXISTS "${_lightlora_torch_prefix}/lib/libtorch_cuda.so")
     set(LightloraTorch_CUDA OFF)
-  elseif(NOT LightloraTorch_CUDA AND LIGHTLORA_CUDA STREQUAL "AUTO" AND NOT LightloraTorch_FIND_QUIETLY)
+  elseif(NOT LightloraTorch_CUDA AND LIGHTLORA_CUDA STREQUAL "AUTO" AND NOT LightloraTorch_LOADS_CUDA
+         AND NOT LightloraTorch_FIND_QUIETLY)
     message(NOTICE "LibTorch's CUDA libraries are left out, as no NVIDIA driver is seen here: what is built "
                    "computes on the CPU. For a machine with a GPU: -DLIGHTLORA_CUDA=ON")
   endif()

@@ -8,10 +8,10 @@
 #include <mutex>
 #include <optional>
 
-#include "generator.h"
 #include "memory.h"
-#include "operators.h"
 #include "recording.h"
+#include "support/fake_cuda/generator.h"
+#include "support/fake_cuda/operators.h"
 #include "twins.h"
 
 namespace fake_cuda {

@@ -6,8 +6,8 @@
 #include <sstream>
 #include <thread>
 
-#include "fake_cuda.h"
 #include "support.h"
+#include "support/fake_cuda/fake_cuda.h"
 
 namespace {
 

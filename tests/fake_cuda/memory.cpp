@@ -16,8 +16,8 @@
 #include <set>
 #include <unordered_map>
 
-#include "fake_cuda.h"
 #include "recording.h"
+#include "support/fake_cuda/fake_cuda.h"
 
 namespace fake_cuda {
 namespace {
@@ -34,8 +34,6 @@ constexpr size_t kResidentLimit = size_t{256} << 20;
 constexpr size_t kRest = 4;
 // All bits set: NaN in every floating point type, -1 as an index.
 constexpr int kPoison = 0xff;
-
-thread_local c10::DeviceIndex current = 0;
 
 struct Block {
   size_t bytes;  // asked for
@@ -182,17 +180,11 @@ void release_device_memory(void* address) {
   if (address) arena().release(static_cast<char*>(address));
 }
 
-c10::DeviceIndex checked(c10::DeviceIndex device) {
-  TORCH_CHECK(device >= 0 && device < kDeviceCount, "Invalid device argument ",
-              static_cast<int>(device), ": did you call init?");
-  return device;
-}
-
 class DeviceMemory final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    void* address = bytes ? arena().allocate(current, bytes) : nullptr;
-    return {address, address, &release_device_memory, c10::Device(c10::kCUDA, current)};
+    void* address = bytes ? arena().allocate(current_device(), bytes) : nullptr;
+    return {address, address, &release_device_memory, c10::Device(c10::kCUDA, current_device())};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release_device_memory; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -214,36 +206,6 @@ class DeviceMemory final : public c10::DeviceAllocator {
       (*bytes)[0].peak = peak;
     }
     return stats;
-  }
-};
-
-std::mutex pinned_mutex;
-std::map<const char*, size_t>& pinned_blocks() {
-  static auto* blocks = new std::map<const char*, size_t>;
-  return *blocks;
-}
-
-void release_pinned(void* address) {
-  const std::lock_guard<std::mutex> lock(pinned_mutex);
-  pinned_blocks().erase(static_cast<const char*>(address));
-  std::free(address);
-}
-
-class PinnedMemory final : public c10::Allocator {
- public:
-  c10::DataPtr allocate(size_t bytes) override {
-    if (!bytes) return {nullptr, nullptr, &release_pinned, c10::kCPU};
-    const size_t rounded = (bytes + kRounding - 1) / kRounding * kRounding;
-    void* address = std::aligned_alloc(kRounding, rounded);
-    TORCH_CHECK(address, "fake CUDA: expected ", rounded, " bytes of pinned memory, got none");
-    std::memset(address, kPoison, rounded);
-    const std::lock_guard<std::mutex> lock(pinned_mutex);
-    pinned_blocks()[static_cast<const char*>(address)] = rounded;
-    return {address, address, &release_pinned, c10::kCPU};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &release_pinned; }
-  void copy_data(void* to, const void* from, size_t bytes) const override {
-    std::memcpy(to, from, bytes);
   }
 };
 
@@ -277,20 +239,6 @@ c10::DeviceAllocator& device_allocator() {
   return *memory;
 }
 
-c10::Allocator& pinned_allocator() {
-  static PinnedMemory* memory = new PinnedMemory;
-  return *memory;
-}
-
-bool is_pinned(const void* address) {
-  const std::lock_guard<std::mutex> lock(pinned_mutex);
-  const auto* wanted = static_cast<const char*>(address);
-  auto found = pinned_blocks().upper_bound(wanted);
-  if (found == pinned_blocks().begin()) return false;
-  --found;
-  return wanted < found->first + found->second;
-}
-
 c10::DeviceIndex device_of(const void* address) { return arena().device_of(address); }
 
 void* touchable(const void* address, size_t bytes) { return arena().touchable(address, bytes); }
@@ -298,10 +246,6 @@ void* touchable(const void* address, size_t bytes) { return arena().touchable(ad
 void poison_block_of(uint64_t recording, void* address) {
   arena().poison_block_of(recording, static_cast<char*>(address));
 }
-
-c10::DeviceIndex current_device() { return current; }
-
-void set_current_device(c10::DeviceIndex index) { current = checked(index); }
 
 void report_host_accesses() {
   arena();
@@ -316,9 +260,5 @@ int64_t live_bytes(int device) { return arena().usage(device).first; }
 int64_t peak_bytes(int device) { return arena().usage(device).second; }
 
 void reset_peak(int device) { arena().reset_peak(device); }
-
-// Above CUDA's own priority, in case of a LibTorch that registers one.
-static const bool registered_allocator =
-    (c10::SetAllocator(c10::kCUDA, &device_allocator(), /*priority=*/1), true);
 
 }  // namespace fake_cuda

@@ -9,8 +9,8 @@
 #include <functional>
 #include <string>
 
-#include "fake_cuda.h"
 #include "support.h"
+#include "support/fake_cuda/fake_cuda.h"
 
 namespace {
 

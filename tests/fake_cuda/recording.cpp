@@ -10,9 +10,9 @@
 #include <unordered_set>
 #include <vector>
 
-#include "fake_cuda.h"
-#include "generator.h"
 #include "memory.h"
+#include "support/fake_cuda/fake_cuda.h"
+#include "support/fake_cuda/generator.h"
 #include "training/graph_recorder.h"
 
 namespace fake_cuda {
@@ -97,11 +97,6 @@ class Recorder final : public training::GraphRecorder {
 }  // namespace
 
 bool is_recording() { return recorded_graph != nullptr; }
-
-void refuse_while_recording(const std::string& what) {
-  TORCH_CHECK(!is_recording(), "CUDA error: operation not permitted when stream is capturing (",
-              what, ")");
-}
 
 void note_write(const at::Tensor& tensor) {
   if (!is_recording() || !tensor.defined() || !tensor.is_cuda()) return;

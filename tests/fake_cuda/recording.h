@@ -7,13 +7,9 @@
 
 #include <functional>
 
+#include "support/fake_cuda/device.h"
+
 namespace fake_cuda {
-
-bool is_recording();
-
-/// Throws if kernels are being recorded: `what` would have to wait for the device, or touches the
-/// host.
-void refuse_while_recording(const std::string& what);
 
 /// The following do nothing unless kernels are being recorded. A kernel is about to write to
 /// `tensor`:

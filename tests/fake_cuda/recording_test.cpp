@@ -3,8 +3,8 @@
 // throws.
 #include <memory>
 
-#include "fake_cuda.h"
 #include "support.h"
+#include "support/fake_cuda/fake_cuda.h"
 #include "training/graph_recorder.h"
 
 extern "C" training::GraphRecorder* lightlora_make_graph_recorder(c10::Device device);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unchanged programs over the simulated CUDA device (tests/fake_cuda): same results as on the CPU,
-and no needless waits for the device."""
+and no needless waits for the device. With LIGHTLORA_REAL_GPU set, the results over a real GPU, whose kernels round
+otherwise: scripts/gpu_check.sh."""
 
 import json
 import os
@@ -11,6 +12,10 @@ from processes_support import Processes
 from support import BIN, MODEL, SUBJECT, distance, main, read_latents, run, run_ok, scratch
 
 LIBRARY = BIN.parent / "lib/libfake_cuda.so"
+REAL = bool(os.environ.get("LIGHTLORA_REAL_GPU"))
+DEVICE = {"NVIDIA_TF32_OVERRIDE": "0"} if REAL else {"LD_PRELOAD": str(LIBRARY)}
+# How much further than the CPU's own kernels a GPU's may be from the CPU.
+LOOSE = 100 if REAL else 1
 NATIVE = "lightlora.safetensors"
 # Thin products stop at rank 8, and packed weights are the CPU's: beyond both, kernels are the same.
 SAME_KERNELS = ["--pack_weights", "off", "--rank", 12]
@@ -18,7 +23,7 @@ SAME_KERNELS = ["--pack_weights", "off", "--rank", 12]
 
 def simulated(program, *arguments, counts=None):
     """Runs a program on the simulated device; its standard output."""
-    environment = {**os.environ, "LD_PRELOAD": str(LIBRARY)}
+    environment = {**os.environ, **DEVICE}
     if counts:
         environment["FAKE_CUDA_COUNTS"] = str(counts)
     done = run(program, *arguments, env=environment)
@@ -107,7 +112,7 @@ def test_training_has_the_cpus_losses():
             got, _ = train_on(folder / (name + "-cuda"), "cuda", *flags, steps=5)
             error = difference(expected, got)
             print(f"  {name}: losses within {error:.1e} of the CPU's")
-            assert error <= limit, (name, error, expected, got)
+            assert error <= limit * LOOSE, (name, error, expected, got)
 
 
 def test_the_recorded_step_equals_the_eager_one_bit_for_bit():
@@ -203,7 +208,7 @@ def test_a_word_is_learned_on_the_device_as_on_the_cpu():
 
         run_ok("textual_inversion", *invert(folder / "cpu", "cpu"))
         simulated("textual_inversion", *invert(folder / "cuda", "cuda"))
-        assert difference(losses(folder / "cpu"), losses(folder / "cuda")) < 1e-5
+        assert difference(losses(folder / "cpu"), losses(folder / "cuda")) < 1e-5 * LOOSE
 
 
 def latents_on(folder, device, *more, counts=None):
@@ -247,7 +252,7 @@ def test_pictures_are_the_cpus():
             expected = latents_on(folder, "cpu", *more)
             error = distance(latents_on(folder, "cuda", *more), expected) / distance(expected, [0] * len(expected))
             print(f"  {name}: latents within {error:.1e} of the CPU's")
-            assert error < limit, (name, error)
+            assert error < limit * LOOSE, (name, error)
 
 
 def waits_between(few, many):
@@ -310,9 +315,26 @@ def test_processes_take_a_device_each_and_learn_the_same():
         assert (folder / "two" / NATIVE).read_bytes() == (folder / "own" / NATIVE).read_bytes()
 
 
-if not LIBRARY.exists():
+def test_a_numbered_device_goes_with_one_process_of_a_machine():
+    with scratch() as folder:
+        both = Processes(
+            "train_dreambooth_lora",
+            2,
+            lambda rank: training(pathlib.Path(folder) / "out", "cuda:1", steps=2),
+            LD_PRELOAD=str(LIBRARY),
+            CUDA_VISIBLE_DEVICES="0,1",
+        ).wait()
+        for code, output, error in both.values():
+            assert code == 2, (code, output, error)
+            assert "'--device': cuda:1 cannot be combined with 2 processes on one machine" in error, error
+
+
+# What counts on the simulated device, or on its second GPU, or on bits that only equal kernels have.
+SIMULATED_ONLY = ["recorded", "second_device", "waits", "never_wait", "take_a_device", "numbered_device"]
+
+if not REAL and not LIBRARY.exists():
     print("SKIPPED: no simulated device here, as this LibTorch brings CUDA itself")
     sys.exit(77)
 
 if __name__ == "__main__":
-    main(globals())
+    main({name: value for name, value in globals().items() if not REAL or not any(w in name for w in SIMULATED_ONLY)})

@@ -22,8 +22,11 @@ namespace generation {
 namespace {
 
 sd::StableDiffusionOptions pipeline_options(const GenerationOptions& options) {
+  if (options.deterministic) sd::use_deterministic_algorithms();
   auto load = options.model.load;
-  return load.device(sd::pick_device(options.device)).dtype(options.dtype);
+  load.device(sd::pick_device(options.device)).dtype(options.dtype);
+  fmt::print("device: {}\n", sd::describe_device(load.device(), options.dtype));
+  return load;
 }
 
 // The prompt as the text encoder gets it.

@@ -137,6 +137,8 @@ void bind(cli::App& app, GenerationOptions& f) {
   app.group("Running");
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
   app.add_choice("--dtype", f.dtype, sd::dtype_choices(), "Precision of the weights");
+  app.add_flag("--deterministic", f.deterministic,
+               "On a GPU, take algorithms that give equal bytes for equal runs; slower");
   sd::bind_pack_weights(app, f.model);
   app.add_flag("--vae_tiling", f.vae_tiling,
                "Decode and encode large pictures in tiles, to save memory");

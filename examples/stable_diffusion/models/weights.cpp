@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -138,6 +139,8 @@ void check_shapes(const std::map<std::string, torch::Tensor>& targets,
   }
 }
 
+std::atomic<bool> weights_are_skipped{false};
+
 // Kernels for random initialisation that leave the tensor as it is.
 at::Tensor& leave_uniform(at::Tensor& tensor, double, double, std::optional<at::Generator>) {
   return tensor;
@@ -166,7 +169,11 @@ void register_skip_key() {
 
 }  // namespace
 
+WithoutWeights::WithoutWeights() { weights_are_skipped = true; }
+WithoutWeights::~WithoutWeights() { weights_are_skipped = false; }
+
 std::string find_weights(const std::string& folder, const std::string& stem) {
+  if (weights_are_skipped) return folder;
   for (const auto* ending : {".safetensors", ".safetensors.index.json", ".fp16.safetensors",
                              ".safetensors.index.fp16.json", ".fp16.safetensors.index.json"}) {
     const fs::path path = fs::path(folder) / (stem + ending);
@@ -187,6 +194,7 @@ std::string find_weights(const std::string& folder, const std::string& stem) {
 
 void load_weights(torch::nn::Module& module, const std::string& path, const RenameTensor& rename,
                   const lightlora::SafetensorsOptions& options) {
+  if (weights_are_skipped) return;
   const Files files = open_files(path, options);
   const auto sources = sources_of(files, rename);
   auto targets = targets_of(module);

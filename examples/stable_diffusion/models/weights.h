@@ -30,6 +30,16 @@ void load_weights(torch::nn::Module& module, const std::string& path,
                   const RenameTensor& rename = {},
                   const lightlora::SafetensorsOptions& options = {});
 
+/// While it lives, no weights are looked for or read, in the whole process: modules keep the values
+/// that they were made with.
+class WithoutWeights {
+ public:
+  WithoutWeights();
+  ~WithoutWeights();
+  WithoutWeights(const WithoutWeights&) = delete;
+  WithoutWeights& operator=(const WithoutWeights&) = delete;
+};
+
 /// While it lives, modules built on this thread have parameters of `dtype` and no random values:
 /// memory for 860 million parameters is then reserved at once instead of being filled for seconds.
 /// For modules that `load_weights` fills. Do not nest it, and build no other tensors meanwhile: the

@@ -5,11 +5,15 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <torch/cuda.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <iostream>
+#include <utility>
+
+#include "support/cuda/cards.h"
+#include "support/cuda/libraries.h"
 
 namespace sd {
 
@@ -25,12 +29,15 @@ const std::vector<std::string>& dtype_names() {
   return names;
 }
 
-std::string unused_gpu_notice(bool driver_is_seen) {
-  if (!driver_is_seen) return "";
-  return "notice: computing on the CPU, although this machine has an NVIDIA driver: this program "
-         "was "
-         "built without LibTorch's CUDA libraries, or the driver is too old for them; hint: "
-         "LIGHTLORA_CUDA=ON scripts/bootstrap.sh, build again, and look at nvidia-smi";
+std::string unused_gpu_warning(const std::string& gpu, const std::string& problem) {
+  if (gpu.empty() && problem.empty()) return "";
+  const std::string why =
+      !problem.empty() ? problem
+                       : "LibTorch " TORCH_VERSION
+                         " cannot use it; hint: nvidia-smi shows whether the driver is new enough "
+                         "(CUDA 13 needs 580) and CUDA_VISIBLE_DEVICES shows it";
+  return "warning: computing on the CPU, although this machine has " +
+         (gpu.empty() ? "an NVIDIA driver" : "a GPU (" + gpu + ")") + ": " + why;
 }
 
 void use_deterministic_algorithms() {
@@ -40,27 +47,37 @@ void use_deterministic_algorithms() {
   context.setDeterministicCuDNN(true);
   context.setBenchmarkCuDNN(false);
   context.setSDPUseCuDNN(false);
+  // No kernel reads what it did not write: filling memory first would cost a kernel for each tensor.
+  context.setDeterministicFillUninitializedMemory(false);
 }
+
+namespace {
+
+// Once in a process: several places pick the device.
+void warn_of_unused_gpu(const std::string& problem) {
+  static bool told = false;
+  if (std::exchange(told, true)) return;
+  const auto& known = cuda::cards();
+  const auto warning = unused_gpu_warning(known.empty() ? "" : known.front().name, problem);
+  if (!warning.empty()) std::cout << warning << "\n";
+}
+
+}  // namespace
 
 c10::Device pick_device(const std::string& name) {
   if (name == "cpu") return c10::kCPU;
   const auto& names = device_names();
   TORCH_CHECK_VALUE(std::find(names.begin(), names.end(), name) != names.end(),
                     "--device: expected auto, cpu, cuda or cuda:N, got '", name, "'");
+  const auto& problem = cuda::load_libraries();
   const auto count =
       torch::cuda::is_available() ? static_cast<int>(torch::cuda::device_count()) : 0;
   if (name == "auto" && count == 0) {
-    static const bool told = [] {
-      const auto notice = unused_gpu_notice(std::filesystem::exists("/proc/driver/nvidia/version"));
-      if (!notice.empty()) std::cout << notice << "\n";
-      return true;
-    }();
-    static_cast<void>(told);
+    warn_of_unused_gpu(problem);
     return c10::kCPU;
   }
-  TORCH_CHECK(count > 0, "--device: expected a GPU for ", name,
-              ", got none; hint: check nvidia-smi, and that the build links LibTorch's CUDA ",
-              "libraries (LIGHTLORA_CUDA=ON)");
+  TORCH_CHECK(count > 0, "--device: expected a GPU for ", name, ", got none",
+              problem.empty() ? "; hint: check nvidia-smi" : ": " + problem);
   // LibTorch 2.11 prefers cuDNN's attention on Hopper and newer. It has open errors (gradients that
   // are NaN, shapes without a plan) and was not compared with the others here yet.
   at::globalContext().setSDPUseCuDNN(false);
@@ -84,6 +101,14 @@ c10::ScalarType pick_dtype(const std::string& name) {
   TORCH_CHECK_VALUE(name == "bf16", "expected a precision among fp32, fp16 and bf16, got '", name,
                     "'");
   return c10::kBFloat16;
+}
+
+std::string describe_device(c10::Device device, c10::ScalarType dtype) {
+  std::string text = device.str();
+  const auto known = cuda::cards();
+  const auto index = static_cast<std::size_t>(device.index());
+  if (device.is_cuda() && index < known.size()) text = known[index].name + " (" + text + ")";
+  return text + ", " + cli::word_of(dtype_choices(), dtype) + ", LibTorch " + TORCH_VERSION;
 }
 
 cli::Choices<c10::ScalarType> dtype_choices() {

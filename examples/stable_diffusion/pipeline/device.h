@@ -22,9 +22,13 @@ const std::vector<std::string>& dtype_names();
 /// Errors: c10::ValueError for another word; c10::Error for a GPU that is not there
 c10::Device pick_device(const std::string& name);
 
-/// What `auto` prints once where it chose the CPU: nothing, unless a driver is there whose GPU this
-/// build cannot use.
-std::string unused_gpu_notice(bool driver_is_seen);
+/// Where and in what precision a program computes, such as "NVIDIA H200 (cuda:0), bf16, LibTorch
+/// 2.11.0".
+std::string describe_device(c10::Device device, c10::ScalarType dtype);
+
+/// What `auto` prints once where it chose the CPU: nothing, unless there is a GPU of this name, or
+/// a reason why one cannot be used.
+std::string unused_gpu_warning(const std::string& gpu, const std::string& problem);
 
 /// Asks LibTorch for algorithms that give equal bytes for equal work on a GPU too, where it has
 /// them; others throw. Before the first use of the GPU.

@@ -9,6 +9,7 @@
 #include "support/cli/format.h"
 #include "support/cli/run.h"
 #include "training/dreambooth.h"
+#include "training/dry_run.h"
 #include "training/memory.h"
 
 namespace {
@@ -47,7 +48,12 @@ int main(int argc, char** argv) {
                "--instance_data_dir photos --instance_prompt 'a photo of sks dog' --output_dir out "
                "--variant light --max_train_steps 500");
   training::bind(app, options);
+  bool dry_run = false;
+  app.add_flag("--dry_run", dry_run,
+               "Say what the run would need, and stop: steps, memory by part of the run, work, "
+               "files; in seconds, for --device cuda also without a GPU");
   return cli::run(argc, argv, app, [&] {
+    if (dry_run) return fmt::print("{}", training::dry_run(options).text());
     distributed::run(app, options.group, [&](const distributed::Group& group) {
       training::train_dreambooth(options, group);
       if (group.is_main()) print_end(options);

@@ -85,8 +85,10 @@ LatentSource::Moments LatentSource::moments(int64_t index, const View& view) {
   const Tensor weight = vae_->parameters()[0];
   const Tensor pixels = dataset_.pixels(index, view).to(weight.device(), weight.dtype());
   const auto posterior = vae_->encode(pixels.unsqueeze(0));
-  return {posterior.mean()[0].to(torch::kCPU, torch::kFloat),
-          posterior.std()[0].to(torch::kCPU, torch::kFloat)};
+  // Read at once, as each reading waits for a GPU.
+  const Tensor both =
+      at::stack({posterior.mean()[0], posterior.std()[0]}).to(torch::kCPU, torch::kFloat);
+  return {both[0], both[1]};
 }
 
 LatentSource::Sample LatentSource::sample(int64_t index, at::Generator& generator) {

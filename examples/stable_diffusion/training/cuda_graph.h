@@ -11,10 +11,13 @@
 
 namespace training {
 
-/// Whether to record on this device. Nothing asked for: with a GPU, if this build has the toolkit's
-/// headers.
-/// Errors: c10::Error if recording was asked for without a GPU or without the headers
+/// Whether to record on this device. Nothing asked for: with a GPU, if the part for
+/// CUDA is there (support/cuda).
+/// Errors: c10::Error if recording was asked for without a GPU or without that part
 bool use_cuda_graph(std::optional<bool> wanted, c10::Device device);
+
+/// From now on recordings are made by these; for a simulated device.
+void use_graph_recorder(GraphRecorder* (*make)(c10::Device));
 
 /// Work that is the same kernels on the same memory every time, recorded as one CUDA graph: a
 /// training step of a small batch is about 2000 kernels that each finish sooner than they are

@@ -12,7 +12,9 @@
 #include "training/adapters.h"
 #include "training/checkpoint.h"
 #include "training/class_pictures.h"
+#include "training/memory.h"
 #include "training/model_card.h"
+#include "training/phases.h"
 
 namespace training {
 
@@ -46,6 +48,17 @@ TrainerOptions dreambooth_trainer(const DreamBoothOptions& o, const distributed:
   return options;
 }
 
+// On a GPU the autoencoder then takes about as long as the rest of a step.
+void print_encoded_anew(const ImageDataset& pictures) {
+  int64_t anew = 0;
+  for (int64_t i = 0; i < pictures.size(); ++i) anew += pictures.is_fixed(i) ? 0 : 1;
+  if (anew == 0) return;
+  fmt::print(
+      "notice: {} of {} pictures pass the autoencoder in each step that shows them, cut anew; "
+      "hint: --cache_latents cuts and encodes once\n",
+      anew, pictures.size());
+}
+
 void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
   to.insert(to.end(), more.begin(), more.end());
 }
@@ -75,6 +88,9 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
     prior = make_source("class pictures", read_pictures(options_.prior.class_data_dir), options_,
                         class_samples(options_));
   }
+  if (pipeline_->options().device().is_cuda() && !options_.data.cache_latents) {
+    print_encoded_anew(instance.latents().dataset());
+  }
   adapt();
   const DiffusionLoss loss(sd::NoiseSchedule(pipeline_->scheduler_config()),
                            options_.optimization.loss);
@@ -92,10 +108,12 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
   }
   PromptStates prompts = encode_prompts(captions);
   if (options_.data.cache_latents) {
+    begin_phase("latents");
     instance.latents().encode_all();
     if (prior) prior->latents().encode_all();
     if (options_.run.validation_prompt.empty()) pipeline_->release_vae();
   }
+  release_cached_memory(pipeline_->options().device());
   trainer_ = std::make_unique<Trainer>(
       TrainerParts{pipeline_->unet(), loss, std::move(prompts), std::move(instance),
                    std::move(prior), adapters_.all(),
@@ -140,6 +158,7 @@ void DreamBooth::learn_words() {
 }
 
 void DreamBooth::adapt() {
+  begin_phase("adapters");
   const bool both = plan_->adapter.train_text_encoder;
   std::vector<torch::nn::Module*> text_encoders;
   for (size_t i = 0; both && i < pipeline_->text_encoders(); ++i) {
@@ -163,6 +182,7 @@ PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions
     const auto warning = pipeline_->tokenizer().truncation_warning(caption);
     if (!warning.empty()) fmt::print("notice: {}\n", warning);
   }
+  begin_phase("captions");
   PromptStates prompts(
       [this](const std::vector<std::string>& texts) {
         return pipeline_->encode_prompt(texts, options_.clip_skip);

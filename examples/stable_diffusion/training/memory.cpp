@@ -28,4 +28,8 @@ int64_t peak_memory(c10::Device device) {
   return 0;
 }
 
+void release_cached_memory(c10::Device device) {
+  if (!device.is_cpu()) c10::getDeviceAllocator(device.type())->emptyCache();
+}
+
 }  // namespace training

@@ -169,7 +169,9 @@ void bind(cli::App& app, RunOptions& o) {
 }
 
 void bind(cli::App& app, MachineOptions& o) {
-  app.add_option("--seed", o.seed, "Seed of everything random; equal runs give equal bytes");
+  app.add_option(
+      "--seed", o.seed,
+      "Seed of everything random; equal runs give equal bytes, on a GPU with --deterministic");
   app.add_choice("--mixed_precision", o.mixed_precision,
                  {{"no", c10::kFloat}, {"fp16", c10::kHalf}, {"bf16", c10::kBFloat16}},
                  "Precision of the frozen weights; what trains stays fp32");
@@ -178,6 +180,9 @@ void bind(cli::App& app, MachineOptions& o) {
       ->free_on_resume();
   app.add_flag("--allow_tf32", o.allow_tf32,
                "On NVIDIA GPUs since Ampere, multiply fp32 matrices in TF32: faster, less exact");
+  app.add_flag("--deterministic", o.deterministic,
+               "On a GPU, take algorithms that give equal bytes for equal runs; slower")
+      ->free_on_resume();
   app.add_flag("--enable_xformers_memory_efficient_attention",
                o.enable_xformers_memory_efficient_attention,
                "diffusers' flag; attention saves memory anyway")
@@ -207,6 +212,7 @@ std::string RunOptions::tensorboard_folder() const {
 }
 
 sd::StableDiffusionOptions TrainingOptions::pipeline_options(c10::ScalarType dtype) const {
+  if (machine.deterministic) sd::use_deterministic_algorithms();
   if (machine.allow_tf32) at::globalContext().setAllowTF32CuBLAS(true);
   auto options = model.load;
   const bool saves_memory = optimization.gradient_checkpointing;

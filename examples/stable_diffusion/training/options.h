@@ -104,6 +104,7 @@ struct MachineOptions {
   c10::ScalarType mixed_precision = c10::kFloat;  ///< of the frozen weights
   std::string device = "auto";                    ///< see sd::pick_device
   bool allow_tf32 = false;
+  bool deterministic = false;  ///< equal bytes for equal runs on a GPU too
   // What diffusers asks for and what is so here anyway.
   bool enable_xformers_memory_efficient_attention = false;
   int64_t dataloader_num_workers = 0;

@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 
+#include "pipeline/device.h"
 #include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
@@ -232,8 +233,12 @@ void Run::report(RunLog& log, const StepReport& step) {
 
 void Run::print_start() const {
   const auto& p = plan_;
+  const auto weight = trainer_.unet()->parameters().front();
+  const auto device = weight.device();
+  const auto dtype = weight.scalar_type();
   fmt::print(
       "***** Running training *****\n"
+      "  Device = {}\n"
       "  Num examples = {} at {}x{}\n"
       "  Num batches each epoch = {}\n"
       "  Trained values = {}\n"
@@ -243,7 +248,7 @@ void Run::print_start() const {
       "  Gradient Accumulation steps = {}\n"
       "  Total optimization steps = {}\n"
       "  Learning rate = {:.6g}\n",
-      p.samples_per_epoch, p.resolution, p.resolution,
+      sd::describe_device(device, dtype), p.samples_per_epoch, p.resolution, p.resolution,
       (p.samples_per_epoch + p.batch_size - 1) / p.batch_size, trainer_.trained_values(),
       p.processes, p.batch_size, p.total_batch_size, p.accumulated_batches, p.steps,
       p.learning_rate);

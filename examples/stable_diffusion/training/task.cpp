@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "support/distributed/fingerprint.h"
+#include "training/phases.h"
 
 namespace training {
 
@@ -69,6 +70,7 @@ RunFacts PictureTask::facts(const std::vector<PictureFile>& files,
 }
 
 void PictureTask::load_pipeline(const TrainingOptions& options) {
+  begin_phase("models");
   pipeline_.emplace(options.model.path, options.pipeline_options(options.machine.mixed_precision));
   fingerprints_["base model"] = model_fingerprint(*pipeline_);
 }

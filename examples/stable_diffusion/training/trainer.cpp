@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "models/gradient_checkpointing.h"
+#include "training/phases.h"
 
 namespace training {
 
@@ -74,6 +75,7 @@ std::vector<lightlora::Activation> Trainer::activate() const {
 }
 
 Tensor Trainer::backward(SampleSource& source, int64_t index, double weight) {
+  begin_phase("batch");
   const TrainingBatch batch = source.batch(index, parts_.loss);
   if (!options_.batch_invariant) return backward(batch, weight);
   const Tensor loss = at::zeros({}, exact_sum_.options());
@@ -103,7 +105,9 @@ Tensor Trainer::compute(const LossInputs& inputs, double weight) {
   const auto active = activate();
   const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing,
                                                 /*preserve_rng_state=*/draws_);
+  begin_phase("forward");
   const Tensor loss = DiffusionLoss::of(parts_.unet, inputs) * weight;
+  begin_phase("backward");
   scaler_.scaled(loss).backward();
   return loss.detach();
 }
@@ -131,6 +135,7 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   } else {
     own.inputs.copy_from(inputs);
   }
+  if (own.graph->recorded()) begin_phase("replay");
   own.graph->run();
   return own.loss.clone();
 }
@@ -160,6 +165,7 @@ void Trainer::seed_dropout(int64_t index) const {
 // Everything that the host has to know is read at once, as each reading waits for the GPU: in a
 // step that overflowed the gradients are clipped for nothing.
 void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
+  begin_phase("optimizer");
   const Tensor gradients_finite = scaler_.unscale(bank_.gradients());
   const Tensor norm = bank_.clip(options_.max_grad_norm);
   std::vector<Tensor> numbers{loss_and_stop, gradients_finite.view({1}), norm.view({1})};

@@ -86,6 +86,8 @@ class Trainer {
   const DiffusionLoss& loss() const { return parts_.loss; }
   const std::vector<lightlora::Patched>& adapters() const { return parts_.adapters; }
   sd::UNet2DConditionModel& unet() { return parts_.unet; }
+  /// The pictures of the subject, or whatever is learned.
+  SampleSource& instance() { return parts_.instance; }
   /// 1 unless the loss is scaled for fp16.
   double loss_scale() const { return loss_scale_; }
   /// Whether every trained value is a number.

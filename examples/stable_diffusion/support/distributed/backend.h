@@ -28,8 +28,8 @@ class Backend {
 std::unique_ptr<Backend> make_gloo_backend(const Store& store, const WorldInfo& world,
                                            const std::string& address, double seconds);
 
-/// LibTorch's NCCL, for tensors on this process's GPU; null in builds without the CUDA toolkit's
-/// headers, where CUDA tensors go through the CPU.
+/// LibTorch's NCCL, for tensors on this process's GPU; null without the part for
+/// CUDA (support/cuda), where CUDA tensors go through the CPU.
 std::unique_ptr<Backend> make_nccl_backend(const Store& store, const WorldInfo& world);
 
 }  // namespace distributed

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "support/cli/fmt.h"
+#include "support/cuda/libraries.h"
 #include "support/distributed/backend.h"
 #include "support/distributed/failures.h"
 #include "support/distributed/rendezvous.h"
@@ -40,7 +41,7 @@ struct Group::State {
     if (!asked_for_nccl && !nccl && world.rank == 0) {
       std::cout
           << "notice: the processes' GPUs exchange gradients through the CPU, as this program "
-          << "was built without NCCL; hint: build it with the CUDA toolkit's headers\n";
+          << "has no liblightlora_cuda.so beside it; hint: build it with CUDA's headers\n";
     }
     asked_for_nccl = true;
     return nccl.get();
@@ -104,16 +105,27 @@ void silence_standard_output() {
 }
 
 // From here on "the GPU" is the one of this process.
-void choose_gpu(const WorldInfo& world) {
+void choose_gpu(const cli::App& app, const WorldInfo& world) {
+  const auto* flag = app.get_option_no_throw("--device");
+  const std::string device = flag != nullptr && flag->count() > 0 ? flag->as<std::string>() : "";
+  if (device == "cpu") return;
+  cuda::load_libraries();
+  const bool numbered = device.rfind("cuda:", 0) == 0;
   if (!torch::cuda::is_available()) return;
   const auto count = static_cast<int64_t>(torch::cuda::device_count());
   // A launcher may show each process a GPU of its own and no other, as srun --gpus-per-task does.
   const bool own = count == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr;
+  TORCH_CHECK_VALUE(own || !numbered || world.local_size == 1, "'--device': ", device,
+                    " cannot be combined with ", world.local_size,
+                    " processes on one machine: each takes a GPU of its own; hint: --device cuda, ",
+                    "and CUDA_VISIBLE_DEVICES to choose among them");
   TORCH_CHECK_VALUE(own || world.local_rank < count, "local rank ", world.local_rank,
                     ": expected a GPU for each process of a machine, got ", count,
                     " GPUs; hint: --nproc-per-node ", count,
                     ", or CUDA_VISIBLE_DEVICES= to train on the CPU");
-  const auto index = static_cast<c10::DeviceIndex>(own ? 0 : world.local_rank);
+  const auto index = numbered ? c10::Device(device).index()
+                              : static_cast<c10::DeviceIndex>(own ? 0 : world.local_rank);
+  TORCH_CHECK_VALUE(index < count, "--device: expected a GPU below cuda:", count, ", got ", device);
   c10::impl::VirtualGuardImpl(c10::kCUDA).setDevice({c10::kCUDA, index});
 }
 
@@ -255,7 +267,7 @@ void run(const cli::App& app, const GroupOptions& options,
     state->failures->linger(kLingerSeconds);
   };
   try {
-    choose_gpu(world);
+    choose_gpu(app, world);
     state->root = connect_store(world, options.rendezvous_timeout);
     state->rendezvous = meet(part_of(state->root, "lightlora"), world, describe(app, world),
                              options.rendezvous_timeout);

@@ -1,69 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/cuda/libraries.h"
 #include "support/distributed/backend.h"
-
-#if LIGHTLORA_HAS_CUDA
-#include <algorithm>
-
-#include <c10/cuda/CUDAGuard.h>
-#include <torch/csrc/cuda/nccl.h>
-#endif
 
 namespace distributed {
 
-#if LIGHTLORA_HAS_CUDA
-
-namespace {
-
-namespace nccl = torch::cuda::nccl;
-
-class NcclBackend : public Backend {
- public:
-  NcclBackend(const Store& store, const WorldInfo& world)
-      : device_(torch::kCUDA, c10::cuda::current_device()) {
-    nccl::ncclUniqueId id;
-    if (world.rank == 0) {
-      nccl::get_unique_id(id);
-      store->set("id", std::vector<uint8_t>(id.internal, id.internal + NCCL_UNIQUE_ID_BYTES));
-    } else {
-      const auto bytes = store->get("id");
-      TORCH_CHECK(bytes.size() == NCCL_UNIQUE_ID_BYTES, "NCCL: expected an id of ",
-                  NCCL_UNIQUE_ID_BYTES, " bytes from rank 0, got ", bytes.size());
-      std::copy(bytes.begin(), bytes.end(), id.internal);
-    }
-    communicator_ =
-        nccl::comm_init_rank(static_cast<int>(world.size), id, static_cast<int>(world.rank));
-  }
-  NcclBackend(const NcclBackend&) = delete;
-  NcclBackend& operator=(const NcclBackend&) = delete;
-  // The communicator is left to the end of the process: destroying it would wait for ranks that may
-  // be gone.
-
-  void sum(torch::Tensor& tensor) override {
-    const c10::cuda::CUDAGuard guard(device_);
-    std::vector<torch::Tensor> tensors{tensor};
-    nccl::all_reduce(tensors, tensors, static_cast<int>(nccl::ncclRedOp::Sum), {}, {communicator_});
-  }
-
-  void broadcast(torch::Tensor& tensor) override {
-    const c10::cuda::CUDAGuard guard(device_);
-    nccl::broadcast({tensor}, {}, {communicator_});
-  }
-
- private:
-  c10::Device device_;
-  nccl::ncclComm_t communicator_ = nullptr;
-};
-
-}  // namespace
-
 std::unique_ptr<Backend> make_nccl_backend(const Store& store, const WorldInfo& world) {
-  return std::make_unique<NcclBackend>(store, world);
+  using Make = Backend* (*)(const Store&, const WorldInfo&);
+  const auto make = reinterpret_cast<Make>(cuda::find_function("lightlora_make_nccl_backend"));
+  return std::unique_ptr<Backend>(make != nullptr ? make(store, world) : nullptr);
 }
-
-#else
-
-std::unique_ptr<Backend> make_nccl_backend(const Store&, const WorldInfo&) { return nullptr; }
-
-#endif
 
 }  // namespace distributed

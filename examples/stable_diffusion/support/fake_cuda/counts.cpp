@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <sstream>
 #include <unordered_map>
 
-#include "fake_cuda.h"
-#include "operators.h"
-#include "recording.h"
+#include "support/fake_cuda/device.h"
+#include "support/fake_cuda/fake_cuda.h"
+#include "support/fake_cuda/operators.h"
 
 namespace fake_cuda {
 namespace {
@@ -45,19 +43,6 @@ void write_counts(std::ostream& out, const std::map<std::string, int64_t>& count
   out << "}";
 }
 
-// When a program ends; its own static variables are gone by then, ours are not.
-struct AtTheEnd {
-  ~AtTheEnd() {
-    const char* path = std::getenv("FAKE_CUDA_COUNTS");
-    if (!path) return;
-    const std::string text = counts().json() + "\n";
-    if (FILE* file = std::fopen(path, "w")) {
-      std::fwrite(text.data(), 1, text.size(), file);
-      std::fclose(file);
-    }
-  }
-} at_the_end;
-
 }  // namespace
 
 int64_t Counts::kernel_total() const { return total(kernels); }
@@ -89,6 +74,11 @@ void reset_counts() {
   const std::lock_guard<std::mutex> lock(all.mutex);
   all.kernels.clear();
   all.rest = {};
+}
+
+void refuse_while_recording(const std::string& what) {
+  TORCH_CHECK(!is_recording(), "CUDA error: operation not permitted when stream is capturing (",
+              what, ")");
 }
 
 void count_kernel(const c10::OperatorName& name) {

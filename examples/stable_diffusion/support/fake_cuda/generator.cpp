@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "generator.h"
+#include "support/fake_cuda/generator.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Utils.h>
@@ -8,9 +8,8 @@
 #include <array>
 #include <cstring>
 
-#include "fake_cuda.h"
-#include "memory.h"
-#include "recording.h"
+#include "support/fake_cuda/device.h"
+#include "support/fake_cuda/fake_cuda.h"
 
 namespace fake_cuda {
 namespace {

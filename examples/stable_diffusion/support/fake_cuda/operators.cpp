@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "operators.h"
+#include "support/fake_cuda/operators.h"
 
 #include <iterator>
 #include <sstream>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What LibTorch asks a device for besides kernels: how many there are, which is current, streams
 // and events. Work is done when it is called, so streams and events have nothing to order.
+#include "support/fake_cuda/device.h"
+
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -9,15 +11,15 @@
 #include <cstdlib>
 #include <string>
 
-#include "fake_cuda.h"
-#include "generator.h"
-#include "memory.h"
-#include "operators.h"
+#include "support/fake_cuda/fake_cuda.h"
+#include "support/fake_cuda/generator.h"
+#include "support/fake_cuda/operators.h"
 
 namespace fake_cuda {
 namespace {
 
-thread_local int64_t current_stream[kDeviceCount] = {};
+thread_local c10::DeviceIndex device_now = 0;
+thread_local int64_t stream_now[kDeviceCount] = {};
 
 // As the driver does it: the variable lists those that a process may see.
 c10::DeviceIndex visible_devices() {
@@ -50,7 +52,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
 
   c10::Stream getStream(c10::Device device) const override {
-    return c10::Stream(c10::Stream::UNSAFE, device, current_stream[index_of(device)]);
+    return c10::Stream(c10::Stream::UNSAFE, device, stream_now[index_of(device)]);
   }
   c10::Stream getDefaultStream(c10::Device device) const override {
     return c10::Stream(c10::Stream::DEFAULT, device);
@@ -61,7 +63,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
   c10::Stream exchangeStream(c10::Stream stream) const override {
     const auto before = getStream(stream.device());
-    current_stream[index_of(stream.device())] = stream.id();
+    stream_now[index_of(stream.device())] = stream.id();
     return before;
   }
 
@@ -147,10 +149,29 @@ struct CUDAHooks final : CUDAHooksInterface {
   c10::Allocator* getCUDADeviceAllocator() const override { return &fake_cuda::device_allocator(); }
 };
 
-REGISTER_CUDA_HOOKS(CUDAHooks);
-
 }  // namespace at
 
 namespace fake_cuda {
-C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+
+c10::DeviceIndex current_device() { return device_now; }
+
+void set_current_device(c10::DeviceIndex index) { device_now = checked(index); }
+
+int64_t current_stream(c10::DeviceIndex index) { return stream_now[index]; }
+
+c10::DeviceIndex checked(c10::DeviceIndex index) {
+  TORCH_CHECK(index >= 0 && index < kDeviceCount, "Invalid device argument ",
+              static_cast<int>(index), ": did you call init?");
+  return index;
 }
+
+void register_device() {
+  using Hooks = at::RegistererCUDAHooksRegistry;
+  static const Hooks hooks("CUDAHooks", at::CUDAHooksRegistry(),
+                           &Hooks::DefaultCreator<at::CUDAHooks>);
+  static const c10::impl::DeviceGuardImplRegistrar guard(c10::kCUDA, new Guard);
+  // Above CUDA's own priority, in case of a LibTorch that registers one.
+  c10::SetAllocator(c10::kCUDA, &device_allocator(), /*priority=*/1);
+}
+
+}  // namespace fake_cuda

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/cuda/cards.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <cstddef>
+#include <type_traits>
+
+namespace cuda {
+
+namespace {
+
+// The few functions of the driver's interface (cuda.h) that say what is there.
+struct Driver {
+  int (*init)(unsigned) = nullptr;
+  int (*count)(int*) = nullptr;
+  int (*get)(int*, int) = nullptr;
+  int (*name)(char*, int, int) = nullptr;
+  int (*memory)(std::size_t*, int) = nullptr;
+
+  bool load() {
+    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) return false;
+    const auto find = [&](auto& function, const char* symbol) {
+      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, symbol));
+      return function != nullptr;
+    };
+    return find(init, "cuInit") && find(count, "cuDeviceGetCount") && find(get, "cuDeviceGet") &&
+           find(name, "cuDeviceGetName") && find(memory, "cuDeviceTotalMem_v2");
+  }
+};
+
+std::vector<Card> find_cards() {
+  std::vector<Card> found;
+  Driver driver;
+  int count = 0;
+  if (!driver.load() || driver.init(0) != 0 || driver.count(&count) != 0) return found;
+  for (int i = 0; i < count; ++i) {
+    int device = 0;
+    std::array<char, 256> name{};
+    std::size_t bytes = 0;
+    if (driver.get(&device, i) != 0 || driver.name(name.data(), 255, device) != 0 ||
+        driver.memory(&bytes, device) != 0) {
+      continue;
+    }
+    found.push_back({name.data(), static_cast<int64_t>(bytes)});
+  }
+  return found;
+}
+
+}  // namespace
+
+const std::vector<Card>& cards() {
+  static const auto found = find_cards();
+  return found;
+}
+
+}  // namespace cuda

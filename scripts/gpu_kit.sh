@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Packs what scripts/gpu_check.sh needs on a machine without a network into .gpu-kit (about 12 MB): the Debian packages
+# of the programs, unpacked there without being installed, and diffusers. LibTorch, a compiler, CMake and Ninja have to
+# be there. To be run on Debian 12 with a network.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly kit=.gpu-kit
+readonly packages=(
+  libcli11-dev libtomlplusplus-dev libtomlplusplus3 nlohmann-json3-dev catch2
+  libutf8proc-dev libutf8proc2 libpng-dev libpng16-16 libjpeg62-turbo-dev libjpeg62-turbo
+  libwebp-dev libwebp7 libwebpdemux2 libwebpmux3 libexif-dev libexif12 zlib1g-dev zlib1g
+  libfreetype-dev libfreetype6 libbrotli1
+)
+readonly wheels=(diffusers==0.42.1 importlib_metadata)
+
+mkdir -p "$kit"
+for package in "${packages[@]}"; do
+  compgen -G "$kit/${package}_*.deb" >/dev/null && continue
+  (cd "$kit" && apt-get download -q "$package")
+done
+python3 -m pip download --quiet --no-deps --dest "$kit" "${wheels[@]}"
+du -sh "$kit"

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`train_dreambooth_lora --dry_run`: what it counts is what runs, at full size in seconds, and nothing is written."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import time
+
+from support import BIN, MODEL, SOURCE, SUBJECT, main, run, run_ok, scratch
+
+LIBRARY = BIN.parent / "lib/libfake_cuda.so"
+UNITS = {"bytes": 1, "byte": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def bytes_of(number, unit):
+    return float(number) * UNITS[unit]
+
+
+def flags(model, *more):
+    return [
+        "--pretrained_model_name_or_path",
+        model,
+        "--instance_data_dir",
+        SUBJECT,
+        "--instance_prompt",
+        "a sks bear",
+        *more,
+    ]
+
+
+def dry_run(model, *more):
+    """The memory, the phases {name: (bytes, kernels, waits)} and the text of a dry run."""
+    output = run_ok("train_dreambooth_lora", *flags(model, "--dry_run", *more))
+    memory = re.search(r"Memory = ([\d.]+) (\w+)", output)
+    phases = {}
+    for name, number, unit, counts in re.findall(
+        r"^  (\S.*?) {2,}([\d.]+) (\w+)(?: +[\d.]+ \w?B)?((?: +\d+)*)$", output, re.M
+    ):
+        kernels, waits = map(int, counts.split() or (0, 0))
+        phases[name] = (bytes_of(number, unit), kernels, waits)
+    return bytes_of(*memory.groups()), phases, output
+
+
+def full_size(folder):
+    """Stable Diffusion 1.5 without its weights, which a dry run does not read."""
+    configs = {
+        "unet": json.loads((SOURCE / "benchmarks/sd15_unet.json").read_text()),
+        "vae": {
+            "act_fn": "silu",
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "sample_size": 512,
+            "scaling_factor": 0.18215,
+        },
+        "text_encoder": {
+            "hidden_act": "quick_gelu",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 77,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "vocab_size": 49408,
+        },
+    }
+    for part, config in configs.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    for part in ["tokenizer", "scheduler"]:
+        shutil.copytree(MODEL / part, folder / part)
+    shutil.copyfile(MODEL / "model_index.json", folder / "model_index.json")
+    return folder
+
+
+# The rows of the table in docs/training.md, with the most that they may take.
+BASE = ["--device", "cuda", "--cache_latents", "--mixed_precision", "bf16", "--train_batch_size"]
+ROWS = [([1], 4.5e9), ([1, "--cuda_graph", "off"], 4.5e9), ([1, "--gradient_checkpointing"], 3.5e9), ([4], 7.5e9)]
+
+
+def test_stable_diffusion_15_at_full_size_fits_small_cards_and_the_guide_says_what_is_counted():
+    guide = (SOURCE / "docs/training.md").read_text()
+    with scratch() as folder:
+        model = full_size(pathlib.Path(folder) / "model")
+        for more, limit in ROWS:
+            start = time.monotonic()
+            memory, phases, output = dry_run(model, *BASE, *more)
+            seconds = time.monotonic() - start
+            shown = " ".join(map(str, ["--train_batch_size", *more]))
+            print(f"  {shown}: {memory / 1e9:.1f} GB in {seconds:.0f} s")
+            assert memory <= limit, output
+            assert "Total optimization steps" in output and "lightlora.safetensors = " in output, output
+            kernels = sum(phase[1] for phase in phases.values())
+            row = f"| `{shown}` | {memory / 1e9:.1f} GB | {kernels} |"
+            assert row in guide, (row, output)
+
+
+def simulated_counts(folder, steps, *more):
+    """What the simulated device, which computes, counts in a whole run."""
+    counts = folder / f"{steps}.json"
+    done = run(
+        "train_dreambooth_lora",
+        *flags(MODEL, "--device", "cuda", "--output_dir", folder / str(steps), "--max_train_steps", steps, *more),
+        env={**os.environ, "LD_PRELOAD": str(LIBRARY), "FAKE_CUDA_COUNTS": str(counts)},
+    )
+    assert done.returncode == 0, done
+    return json.loads(counts.read_text())
+
+
+def test_kernels_waits_and_memory_are_those_of_a_run_that_computes():
+    if not LIBRARY.exists():
+        print("  skipped: no simulated device here")
+        return
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for i, more in enumerate(
+            [
+                ["--cuda_graph", "off", "--cache_latents", "--train_batch_size", 2],
+                ["--cuda_graph", "off", "--cache_latents", "--gradient_checkpointing", "--mixed_precision", "bf16"],
+            ]
+        ):
+            _, phases, output = dry_run(MODEL, "--device", "cuda", *more)
+            counts = [simulated_counts(folder / str(i), steps, *more) for steps in (2, 4)]
+            for key, place in [("kernel_total", 1), ("wait_total", 2)]:
+                counted = sum(phases[name][place] for name in ["batch", "forward", "backward", "optimizer"])
+                ran = (counts[1][key] - counts[0][key]) / 2
+                assert counted == ran, (more, key, counted, ran, output)
+            peak = max(phase[0] for phase in phases.values())
+            print(f"  tensors: counted {peak / 1e6:.1f} MB, allocated {counts[1]['peak_bytes'] / 1e6:.1f} MB")
+            assert abs(peak / counts[1]["peak_bytes"] - 1) < 0.05, (more, peak, counts[1]["peak_bytes"])
+
+
+def test_the_memory_of_a_cpu_is_about_what_a_run_takes():
+    with scratch() as folder:
+        for more in [["--train_batch_size", 4], ["--train_batch_size", 4, "--gradient_checkpointing"]]:
+            counted, _, output = dry_run(MODEL, "--device", "cpu", *more)
+            output = run_ok(
+                "train_dreambooth_lora",
+                *flags(
+                    MODEL,
+                    "--device",
+                    "cpu",
+                    "--max_train_steps",
+                    3,
+                    "--output_dir",
+                    pathlib.Path(folder) / str(len(more)),
+                    *more,
+                ),
+            )
+            taken = bytes_of(*re.search(r"peak memory: +([\d.]+) (\w+)", output).groups())
+            print(f"  counted {counted / 1e6:.0f} MB, taken {taken / 1e6:.0f} MB")
+            assert 0.75 < counted / taken < 1.33, (more, counted, taken)
+
+
+def test_a_dry_run_writes_nothing_and_names_steps_epochs_and_buckets():
+    with scratch() as folder:
+        output_dir = pathlib.Path(folder) / "out"
+        _, _, output = dry_run(
+            MODEL, "--device", "cuda", "--output_dir", output_dir, "--enable_bucket", "--num_train_epochs", 3
+        )
+        assert not output_dir.exists()
+        pictures = len([path for path in SUBJECT.iterdir() if path.suffix in {".png", ".jpg"}])
+        assert f"Num examples = {pictures}\n" in output, output
+        assert re.search(r"Total optimization steps = \d+, \d+ each epoch, 3 epochs", output), output
+        assert sum(map(int, re.findall(r"Bucket \d+x\d+ = (\d+) pictures", output))) == pictures, output
+
+
+if __name__ == "__main__":
+    main(globals())
