@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <lightlora/detail/dora_state.h>
+#include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/layer_weights.h>
 
 #include <algorithm>
@@ -66,6 +67,8 @@ inline Factors combine_layer(const std::string& path, const Parts& parts, Combin
   if (!factors_only) {
     at::Tensor sum;
     for (const auto& [adapter, weight] : parts) {
+      const LayerInfo& layer = adapter->layer();
+      if (!layer_weight.defined()) check_delta(path, layer.in, layer.out);
       const at::Tensor delta = adapter->delta(layer_weight) * weight;
       sum = sum.defined() ? sum + delta : delta;
     }

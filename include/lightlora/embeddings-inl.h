@@ -4,10 +4,13 @@
 #include <lightlora/embeddings.h>
 
 #include <ATen/ops/stack.h>
+#include <lightlora/detail/formats/file_errors.h>
+#include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/names.h>
 #include <lightlora/file_io.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -37,6 +40,11 @@ class EmbeddingReader {
       : file_(file), token_(std::move(token)) {}
 
   std::vector<LearnedEmbedding> read() {
+    if (const auto layers = file_.metadata().find("layers"); layers != file_.metadata().end()) {
+      layers_ = unfold_names(layers->second);
+      TORCH_CHECK(layers_.size() <= 1000, where(), "expected at most 1000 layers, got ",
+                  layers_.size());
+    }
     TORCH_CHECK(!file_.tensors().empty(), where(), "expected learned embeddings, got no tensors");
     std::vector<LearnedEmbedding> all = bundled();
     if (all.empty()) refuse_others();
@@ -55,8 +63,13 @@ class EmbeddingReader {
                 token_, "', got ", all.size());
     for (auto& embedding : all) {
       if (!token_.empty()) embedding.token = token_;
-      TORCH_CHECK(embedding.token.find_first_not_of(" \t\r\n") != std::string::npos, where(),
-                  "expected a token's name, got an empty one");
+      const bool control = std::any_of(embedding.token.begin(), embedding.token.end(), [](char c) {
+        return static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
+      });
+      TORCH_CHECK(!control && embedding.token.find_first_not_of(' ') != std::string::npos &&
+                      embedding.token.size() <= kMostTokenBytes && is_utf8(embedding.token),
+                  where(), "expected a token's name of 1 to ", kMostTokenBytes,
+                  " bytes of UTF-8 without control characters, got ", shown(embedding.token));
     }
     return all;
   }
@@ -87,9 +100,7 @@ class EmbeddingReader {
 
   LearnedEmbedding single(const std::string& name) const {
     const std::string param = "string_to_param.";
-    const auto layers = file_.metadata().find("layers");
-    LearnedEmbedding result{name, {}, {}};
-    if (layers != file_.metadata().end()) result.layers = unfold_names(layers->second);
+    LearnedEmbedding result{name, {}, layers_};
     result.vectors = matrix(name, !result.layers.empty());
     TORCH_CHECK(result.layers.empty() ||
                     result.vectors.size(0) == static_cast<int64_t>(result.layers.size()),
@@ -177,7 +188,7 @@ class EmbeddingReader {
       const auto key = parse_layered(tensor.name);
       if (!key) continue;  // the plain token, which the layers replace
       TORCH_CHECK(result.token.empty() || result.token == key->token, where(),
-                  "expected one token, got ", result.token, " and ", key->token);
+                  "expected one token, got ", shown(result.token), " and ", shown(key->token));
       result.token = key->token;
       vectors[{key->layer, key->vector}] = matrix(tensor.name, false)[0];
     }
@@ -204,6 +215,7 @@ class EmbeddingReader {
 
   const TensorFile& file_;
   std::string token_;
+  std::vector<std::string> layers_;  // of a layer-wise embedding
 };
 
 }  // namespace detail
@@ -211,7 +223,7 @@ class EmbeddingReader {
 LIGHTLORA_INLINE std::vector<LearnedEmbedding> load_embeddings(const std::string& path,
                                                                const std::string& token) {
   const auto file = open_tensors(path);
-  return detail::EmbeddingReader(*file, token).read();
+  return detail::with_file_name(path, [&] { return detail::EmbeddingReader(*file, token).read(); });
 }
 
 LIGHTLORA_INLINE void save_embedding(const std::string& path, const LearnedEmbedding& embedding,

@@ -9,8 +9,10 @@
 #include <lightlora/detail/formats/safetensors_data.h>
 #include <lightlora/detail/formats/safetensors_header.h>
 #include <lightlora/detail/formats/sha256.h>
+#include <lightlora/detail/formats/temporary_files.h>
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -177,12 +179,18 @@ LIGHTLORA_INLINE void TorchFile::open() {
   metadata_ = std::move(leaves.texts);
   std::vector<TensorInfo> found;
   std::map<std::string, detail::PickledTensor> layouts;
+  uint64_t bytes = 0;
   for (const auto& [name, index] : leaves.tensors) {
     const auto& tensor = pickle.tensors[index];
     const auto storage = entries.find(folder + "data/" + tensor.storage);
     TORCH_CHECK(storage != entries.end(), "'", path_, "': tensor ", detail::shown(name),
                 ": expected its storage ", detail::shown(tensor.storage), ", got none");
     found.push_back(info_of(name, tensor, storage->second));
+    // Tensors may share a storage, as tied weights do, but each becomes one of its own here.
+    bytes += found.back().end - found.back().begin;
+    TORCH_CHECK(bytes / 4 <= file_->bytes().size(), "'", path_,
+                "': expected tensors of about the file's size, got ones that share their values ",
+                "so often that they would take more than four times as much");
     TORCH_CHECK(layouts.emplace(name, tensor).second, "'", path_,
                 "': expected each name once, got ", detail::shown(name), " twice");
   }
@@ -247,23 +255,50 @@ LIGHTLORA_INLINE std::unique_ptr<TensorFile> open_tensors(const std::string& pat
   return std::make_unique<SafetensorsFile>(path, options);
 }
 
-LIGHTLORA_INLINE AtomicFile::AtomicFile(const std::string& path) : path_(path) {
+LIGHTLORA_INLINE std::string read_file(const std::string& path, uint64_t most) {
+  return detail::read_whole(path, most);
+}
+
+LIGHTLORA_INLINE const std::string& path_component(const std::string& text,
+                                                   const std::string& source) {
+  constexpr std::size_t longest = 200;  // file systems take 255 bytes, of which endings need some
+  const bool plain = !text.empty() && text.size() <= longest && text != "." && text != ".." &&
+                     is_utf8(text) && std::none_of(text.begin(), text.end(), [](char c) {
+                       const auto byte = static_cast<unsigned char>(c);
+                       return byte < 0x20 || byte == 0x7F || c == '/' || c == '\\';
+                     });
+  TORCH_CHECK(plain, "'", source, "': expected a plain name, which becomes that of a file or ",
+              "folder, got ", detail::shown(text),
+              "; hint: a file from a stranger may try to write elsewhere");
+  return text;
+}
+
+LIGHTLORA_INLINE AtomicFile::AtomicFile(const std::string& path)
+    : path_(path), target_(detail::behind_links(path)) {
   struct stat target{};
-  TORCH_CHECK(::stat(path.c_str(), &target) != 0 || S_ISREG(target.st_mode), "'", path,
+  const bool exists = ::stat(path.c_str(), &target) == 0;
+  // A name of its own, which may be shorter, would not tell that this one cannot be had.
+  const bool name = errno == ENAMETOOLONG || errno == ELOOP;
+  check(exists || errno == ENOENT,
+        name ? "a name that a file can have" : "a folder that can be written to");
+  TORCH_CHECK(!exists || S_ISREG(target.st_mode), "'", path,
               "': expected the name of a file to write, got ",
               S_ISDIR(target.st_mode) ? "a folder" : "a device or a pipe");
-  // A name of its own rather than one made from the target's, which may be as long as names can be.
+  TORCH_CHECK(!path.empty() && target_.back() != '/', "'", path,
+              "': expected the name of a file to write, got that of a folder");
   static std::atomic<unsigned> count{0};
-  const size_t slash = path.rfind('/');
-  const std::string folder = slash == path.npos ? "" : path.substr(0, slash + 1);
+  const std::string folder = detail::folder_of(target_);
+  detail::clean_folder(folder);
   for (int attempt = 0; descriptor_ < 0 && attempt < 1000; ++attempt) {
-    temporary_ = folder + ".lightlora-" + std::to_string(::getpid()) + "-" +
-                 std::to_string(count++) + ".tmp";
+    temporary_ = folder + detail::kTemporaryPrefix + std::to_string(::getpid()) + "-" +
+                 std::to_string(count++) + detail::kTemporaryEnding;
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ < 0 && errno != EEXIST) break;
   }
   check(descriptor_ >= 0, "a folder that can be written to",
         errno == ENOENT ? "; hint: create the folder first" : "");
+  ::flock(descriptor_, LOCK_EX | LOCK_NB);  // says that the writer is alive
+  if (exists) ::fchmod(descriptor_, target.st_mode & 07777);
 }
 
 LIGHTLORA_INLINE AtomicFile::~AtomicFile() {
@@ -292,11 +327,19 @@ LIGHTLORA_INLINE void AtomicFile::write(std::string_view bytes) {
 
 LIGHTLORA_INLINE void AtomicFile::commit() {
   check(::fsync(descriptor_) == 0, "a complete file");
+  // Renamed while it is open, so that it never looks abandoned.
+  check(std::rename(temporary_.c_str(), target_.c_str()) == 0, "a name that can be written");
+  committed_ = true;
   const int descriptor = descriptor_;
   descriptor_ = -1;
   check(::close(descriptor) == 0, "a complete file");
-  check(std::rename(temporary_.c_str(), path_.c_str()) == 0, "a name that can be written");
-  committed_ = true;
+  // The new name outlives a power cut only once its folder is on the disk too.
+  const std::string folder = detail::folder_of(target_);
+  const int opened =
+      ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (opened < 0) return;  // a folder that may be written but not read
+  ::fsync(opened);
+  ::close(opened);
 }
 
 LIGHTLORA_INLINE void AtomicFile::check(bool success, const std::string& expected,

@@ -199,11 +199,24 @@ class TorchFile : public TensorFile {
 std::unique_ptr<TensorFile> open_tensors(const std::string& path,
                                          const SafetensorsOptions& options = {});
 
+/// The bytes of a file of at most `most` bytes that somebody else may have made. Only a regular file
+/// is read: a pipe could keep a program waiting, and a device could go on for ever.
+/// Errors: c10::Error naming the file if it is missing, something else, larger, or cannot be read
+std::string read_file(const std::string& path, uint64_t most);
+
+/// A text from a file as one component of the path of a file that is to be written: `text` itself if
+/// it is a plain name, which stays in the folder that it is put into.
+/// Errors: c10::Error naming `source`, where the text was found, for an empty text, `.` and `..`,
+///         slashes, backslashes and control characters, more than 200 bytes, and what is not UTF-8
+const std::string& path_component(const std::string& text, const std::string& source);
+
 /// A file that appears under its name only when it is complete: it is written beside the target and
 /// renamed by `commit()`. Without `commit()` nothing is left of it, and an older file stays as it
-/// was. Linux only.
+/// was. What a process that was killed left of such a file is removed by the next one in its folder.
+/// Where the name is a symbolic link, the file that it points to is replaced, and a file that is
+/// replaced keeps its permissions. Linux only.
 /// Errors: c10::Error for a folder that is missing or not writable, a full disk, a target that is
-///         no file
+///         no file, a name that is too long
 class AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);
@@ -221,7 +234,8 @@ class AtomicFile {
  private:
   void check(bool success, const std::string& expected, const char* hint = "") const;
 
-  std::string path_;
+  std::string path_;    // as it was given
+  std::string target_;  // where links lead
   std::string temporary_;
   int descriptor_ = -1;
   bool committed_ = false;

@@ -6,6 +6,7 @@
 #include <lightlora/detail/formats/dialects.h>
 #include <lightlora/detail/formats/diffusers.h>
 #include <lightlora/detail/formats/family.h>
+#include <lightlora/detail/formats/file_errors.h>
 #include <lightlora/detail/formats/kohya.h>
 #include <lightlora/detail/formats/native.h>
 #include <lightlora/detail/formats/peft.h>
@@ -51,6 +52,23 @@ inline Components for_native(Components components, const SaveOptions& options) 
   return components;
 }
 
+inline void read_opened(const TensorFile& file, const std::string& component,
+                        const ReadOptions& options, AdapterFile& contents) {
+  if (is_native(file)) {
+    contents.dialects.insert("native");
+    contents.components = load_native(file);
+    return;
+  }
+  DialectReader reader(file, component, options.ignore_unmatched());
+  contents.dialects.insert(reader.dialects().begin(), reader.dialects().end());
+  contents.embeddings.insert(reader.embeddings().begin(), reader.embeddings().end());
+  contents.ignored.insert(contents.ignored.end(), reader.ignored().begin(), reader.ignored().end());
+  for (auto& [name, state] : reader.components(configs_of(file))) {
+    auto& all = contents.components[name];
+    all.insert(all.end(), state.begin(), state.end());
+  }
+}
+
 inline void read_adapter_file(const std::string& path, const std::string& component,
                               const ReadOptions& options, AdapterFile& contents) {
   const auto opened =
@@ -60,19 +78,7 @@ inline void read_adapter_file(const std::string& path, const std::string& compon
   contents.bytes += static_cast<int64_t>(std::filesystem::file_size(path));
   contents.metadata.insert(file.metadata().begin(), file.metadata().end());
   for (const auto& info : file.tensors()) contents.dtypes.insert(info.dtype_name);
-  if (is_native(file)) {
-    contents.dialects.insert("native");
-    contents.components = load_native(file);
-    return;
-  }
-  const DialectReader reader(file, component, options.ignore_unmatched());
-  contents.dialects.insert(reader.dialects().begin(), reader.dialects().end());
-  contents.embeddings.insert(reader.embeddings().begin(), reader.embeddings().end());
-  contents.ignored.insert(contents.ignored.end(), reader.ignored().begin(), reader.ignored().end());
-  for (auto& [name, state] : reader.components(configs_of(file))) {
-    auto& all = contents.components[name];
-    all.insert(all.end(), state.begin(), state.end());
-  }
+  with_file_name(path, [&] { read_opened(file, component, options, contents); });
 }
 
 }  // namespace detail

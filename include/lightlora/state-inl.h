@@ -4,6 +4,7 @@
 #include <lightlora/state.h>
 
 #include <ATen/ATen.h>
+#include <lightlora/detail/formats/limits.h>
 #include <lightlora/variants/variants.h>
 
 #include <cmath>
@@ -115,6 +116,8 @@ LIGHTLORA_INLINE LayerState to_classic(const Adapter& adapter, const Keep& keep,
   torch::NoGradGuard no_grad;
   Factors factors;
   if (!adapter.has_factors()) {
+    const LayerInfo& layer = adapter.layer();
+    if (!weight.defined()) detail::check_delta(layer.name, layer.in, layer.out);
     factors = factorise(adapter.delta(weight), keep);
   } else {
     factors = adapter.factors();

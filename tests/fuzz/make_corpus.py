@@ -221,6 +221,7 @@ TORCH_FILE = {
     + b"eq\x00"
     + b"ccollections\nOrderedDict\nh\x00\x85R" * 20
     + b".",
+    "invalid_recalled": b"\x80\x02](" + text("a" * 20_000) + b"q\x00" + b"h\x00" * 2000 + b"e.",
     "invalid_zip_cut": archive(ONE)[:-30],
     "invalid_zip_compressed": archive(ONE, compression=zipfile.ZIP_DEFLATED),
     "invalid_zip_start": b"PK\x03\x04",
@@ -364,6 +365,7 @@ LORA_FILE = {
     "embedding_p_plus": lora({f"<c-{i}-0>": [3] for i in range(16)} | {"<c>": [3]}),
     "embedding_layers": lora({"<cat>": [2, 1, 3]}, layers="down_blocks.0.attentions.{0,1}"),
     "both_bundle": lora(KOHYA_PAIR | {"bundle_emb.cat.emb_params": [1, 3]}),
+    "embedding_torch": archive(TORCH_FILE["valid_embedding"]),
     "none_half": lora({f"{FLAT}_to_q.lora_down.weight": [2, 4]}),
     "none_ranks": lora({f"{FLAT}_to_q.lora_down.weight": [2, 4], f"{FLAT}_to_q.lora_up.weight": [3, 1]}),
     "none_native_nested": lora({"0.down": [3, 2, 4]}, **NATIVE | {"0.layers": "{" * 200}),

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Runs the fuzzers of the file readers. They need clang with libFuzzer (Debian: clang libclang-rt-14-dev);
-# lora_file also needs LibTorch, the others do not.
+# lora_file and the application's also need LibTorch and the packages of the build.
 #
 #   tests/fuzz/run.sh [seconds for each target, default 60] [target ...]
 #
-# Targets are the files *_fuzz.cpp here: safetensors (validation of a whole file's header), json (reader and
-# writer), torch_file (zip container and pickle), lora_keys (tensor names of every dialect) and lora_file
-# (adapters and embeddings of every dialect, to the last tensor). Each starts from corpus/<target>, which
-# make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
+# Of the library: safetensors (validation of a whole file's header), json (reader and
+# writer), torch_file (zip container and pickle), regex (PEFT's patterns), lora_keys (tensor names of every
+# dialect) and lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor). Of
+# the application: tokenizer, model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions
+# and metadata.jsonl) and emoji_list. Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
 # there as crash-*, and the script exits with 1.
 # To keep a failing or otherwise telling input, copy it to corpus/<target>: fuzz_corpus_test.cpp replays
 # these files in every test run.
@@ -19,7 +20,8 @@ source_dir="$(cd "$here/../.." && pwd)"
 build="$source_dir/build-fuzz"
 seconds="${1:-60}"
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json torch_file lora_keys lora_file)
+[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json torch_file regex lora_keys lora_file
+  tokenizer model_config picture settings data_folder emoji_list)
 
 # Where LibTorch is: Torch_DIR as for the build, else the wheel that scripts/bootstrap.sh installs.
 torch_flags() {
@@ -29,22 +31,58 @@ torch_flags() {
     -Wl,-rpath,"$torch/lib" -ltorch_cpu -lc10
 }
 
+# sources_of <target>: what an application's reader is made of; empty for the library's.
+sources_of() {
+  local files="support/files/json_file support/files/gzip_file support/cli/message" images
+  images="support/images/file support/images/load support/images/image support/images/png support/images/png_memory"
+  images+=" support/images/decode_jpeg support/images/decode_png support/images/decode_webp support/images/decode_other"
+  case $1 in
+    tokenizer) echo "$files text/prompt text/token_names text/tokenizer text/tokenizer_bpe text/tokenizer_text" ;;
+    model_config) echo "$files models/config models/unet_options models/vae_options" ;;
+    picture) echo "support/cli/message $images" ;;
+    settings) echo "support/cli/message support/cli/config support/cli/format" ;;
+    data_folder) echo "$files $images training/data_folder" ;;
+    emoji_list) echo "support/cli/message research/pretraining/emoji" ;;
+  esac
+}
+
+# The objects of an application's target, compiled once.
+compile_sources() {
+  local source object
+  for source in $(sources_of "$1"); do
+    object="$build/objects/${source//\//-}.o"
+    mkdir -p "$build/objects"
+    if [[ ! $object -nt $source_dir/examples/stable_diffusion/$source.cpp ]]; then
+      "${compiler[@]}" -fsanitize=fuzzer-no-link "${includes[@]}" -c \
+        "$source_dir/examples/stable_diffusion/$source.cpp" -o "$object"
+    fi
+    objects+=("$object")
+  done
+}
+
+compiler=("${CLANG:-clang++}" -std=c++17 -O1 -g -fno-omit-frame-pointer
+  "-fsanitize=address,undefined" -fno-sanitize-recover=undefined)
 for target in "${targets[@]}"; do
   mkdir -p "$build/$target"
-  libraries=()
+  libraries=() objects=() includes=(-I"$source_dir/include")
   # A single allocation above this would be more than any input of 64 KiB may ask for; a list of names may
   # unfold into 16 MB.
   limit=8
   # LibTorch itself is built without sanitizers, and leaks what lives as long as the process.
-  [[ $target != lora_file ]] || {
+  if [[ $target == lora_file || -n $(sources_of "$target") ]]; then
     read -ra libraries < <(torch_flags)
     limit=64
     export ASAN_OPTIONS=detect_leaks=0
-  }
-  "${CLANG:-clang++}" -std=c++17 -O1 -g -fno-omit-frame-pointer \
-    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-    -I"$source_dir/include" "$here/${target}_fuzz.cpp" -o "$build/${target}_fuzz" \
-    "${libraries[@]}"
+  fi
+  if [[ -n $(sources_of "$target") ]]; then
+    includes+=(-I"$source_dir/examples/stable_diffusion" -I/usr/include/freetype2 "${libraries[@]:0:4}")
+    # An 8-bit picture of the largest size that an input of 64 KiB may have.
+    limit=600
+    compile_sources "$target"
+    libraries+=(-lpng -ljpeg -lwebp -lexif -lfreetype -lutf8proc -lz)
+  fi
+  "${compiler[@]}" -fsanitize=fuzzer "${includes[@]}" "$here/${target}_fuzz.cpp" "${objects[@]}" \
+    -o "$build/${target}_fuzz" "${libraries[@]}"
   "$build/${target}_fuzz" "$build/$target" "$here/corpus/$target" -dict="$here/$target.dict" \
     -max_total_time="$seconds" -max_len=65536 -malloc_limit_mb="$limit" -rss_limit_mb=2048 -timeout=10 \
     -artifact_prefix="$build/" -print_final_stats=1

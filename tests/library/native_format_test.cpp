@@ -197,9 +197,9 @@ TEST_CASE("native files that are damaged or from elsewhere name what is wrong", 
   rewritten("format", "");
   fails_with("expected the names of a LoRA, got 2 of 2 that match no layer");
   rewritten("format_version", "2");
-  fails_with("expected format version 1, got 2; hint: update lightlora");
+  fails_with("expected format version 1, got '2'; hint: update lightlora");
   rewritten("basis_version", "9");
-  fails_with("expected basis version 1, got 9");
+  fails_with("expected basis version 1, got '9'");
   rewritten("0.rank", "four");
   fails_with("expected a number in metadata '0.rank', got 'four'");
   rewritten("0.in", "1000000000000");

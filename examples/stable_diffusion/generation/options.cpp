@@ -135,6 +135,9 @@ void bind(cli::App& app, GenerationOptions& f) {
   bind_start_and_grids(app, f);
   bind_sampling(app, f);
   app.group("Running");
+  app.add_flag("--allow_large", f.allow_large,
+               "Lift the limits of 100 places of --xy, 16 million pixels, 100 pictures at once, "
+               "1000 pictures, and prompts of 20,000 bytes");
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
   app.add_choice("--dtype", f.dtype, sd::dtype_choices(), "Precision of the weights");
   app.add_flag("--deterministic", f.deterministic,

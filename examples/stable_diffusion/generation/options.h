@@ -33,6 +33,7 @@ struct GenerationOptions {
   std::string initial_latents, save_latents;
 
   std::string output, from_png;
+  bool allow_large = false;  ///< no limits of `check_limits`
   bool grid = false;
   std::vector<std::string> xy;
 

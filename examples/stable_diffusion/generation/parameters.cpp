@@ -5,6 +5,7 @@
 #include <lightlora/config.h>
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -38,6 +39,7 @@ std::string quoted(const std::string& value) {
 
 std::string unquoted(const std::string& value) {
   if (value.size() < 2 || value.front() != '"' || value.back() != '"') return value;
+  // A quoted text and nothing else, so no depth of brackets either.
   const auto parsed = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
   return parsed.is_string() ? parsed.get<std::string>() : value;
 }
@@ -91,6 +93,13 @@ void read_sampler(std::string sampler, std::map<std::string, std::string>& setti
   for (const auto& [name, shown] : kSamplers) {
     if (sampler == shown) settings["scheduler"] = name;
   }
+}
+
+// The number that a text begins with; 0 for none and for one that is too large to be meant.
+int64_t whole_number(const std::string& text) {
+  int64_t value = 0;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), value);
+  return read.ec == std::errc() ? value : 0;
 }
 
 // Names of fields and of the flags that take their values as they are.
@@ -156,7 +165,7 @@ bool read_field(const std::string& name, const std::string& value,
     if (value == "Karras") settings["use_karras_sigmas"] = "true";
     return value == "Karras" || value == "Automatic";
   } else if (name == "Clip skip") {
-    settings["clip_skip"] = fmt::to_string(std::max(std::atoi(value.c_str()) - 1, 0));
+    settings["clip_skip"] = fmt::to_string(std::max<int64_t>(whole_number(value) - 1, 0));
   } else if (name == "Batch index" && split != std::string::npos) {
     settings["num_images_per_prompt"] = value.substr(split + 1);
   } else {
@@ -290,6 +299,9 @@ PngSettings apply_png(const std::string& path, cli::App& app, GenerationOptions&
   TORCH_CHECK(found != texts.end(), "'", path,
               "': expected a PNG with a text 'parameters', got none; hint: sharing sites often ",
               "remove it");
+  constexpr std::size_t kMostBytes = 1'000'000;
+  TORCH_CHECK(found->second.size() <= kMostBytes, "'", path, "': expected settings of at most ",
+              kMostBytes, " bytes, got ", found->second.size());
   const auto parameters = parse_parameters(found->second, path);
   PngSettings result;
   std::map<std::string, std::string> settings = {{"prompt", parameters.prompt},
@@ -305,7 +317,7 @@ PngSettings apply_png(const std::string& path, cli::App& app, GenerationOptions&
                              app.get_option("--num_images_per_prompt")->count() >
                          0;
   if (const auto* index = parameters.find("Batch index"); index && !own_seeds) {
-    options.sample.batch_position(std::atoll(index->c_str()));
+    options.sample.batch_position(whole_number(*index));
   } else {
     settings.erase("num_images_per_prompt");
   }

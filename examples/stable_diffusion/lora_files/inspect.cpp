@@ -10,6 +10,7 @@
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/message.h"
 
 namespace lora_files {
 namespace {
@@ -40,7 +41,7 @@ std::string range_text(const std::set<Value>& values) {
 }
 
 std::string list_text(const std::set<std::string>& values) {
-  return fmt::format("{}", fmt::join(values, ", "));
+  return cli::printable(fmt::format("{}", fmt::join(values, ", ")));
 }
 
 // What several layers have in common.
@@ -83,8 +84,9 @@ void print_table(const lightlora::Components& components) {
     std::map<std::string, Summary> kinds;
     for (const auto& layer : state) kinds[kind_of(layer.layer.name)].add(layer);
     for (const auto& [kind, sum] : kinds) {
-      rows.push_back({component.empty() ? "(unnamed)" : component, kind, fmt::to_string(sum.layers),
-                      list_text(sum.methods), range_text(sum.ranks), range_text(sum.alphas),
+      rows.push_back({component.empty() ? "(unnamed)" : cli::printable(component),
+                      cli::printable(kind), fmt::to_string(sum.layers), list_text(sum.methods),
+                      range_text(sum.ranks), range_text(sum.alphas),
                       cli::format_count(sum.values)});
     }
   }
@@ -119,7 +121,7 @@ void print_contents(const std::string& path, const lightlora::AdapterFile& conte
     if (state.empty()) continue;
     Summary sum;
     for (const auto& layer : state) sum.add(layer);
-    print_row(name.empty() ? "(unnamed)" : name,
+    print_row(name.empty() ? "(unnamed)" : cli::printable(name),
               fmt::format("{} layers, {}, rank {}, alpha {}, scale {}, {} values", sum.layers,
                           list_text(sum.methods), range_text(sum.ranks), range_text(sum.alphas),
                           range_text(sum.scales), cli::format_count(sum.values)));
@@ -163,7 +165,8 @@ void print_json(const std::string& path, const lightlora::AdapterFile& contents)
                         {"values", values_of(layer)}});
     }
   }
-  fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+  fmt::print("{}\n",
+             json.dump(2, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace));
 }
 
 }  // namespace lora_files

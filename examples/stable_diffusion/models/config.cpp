@@ -5,9 +5,38 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <utility>
 
+#include "support/files/limits.h"
+
 namespace sd {
+
+namespace {
+
+// The largest value of a field: layers are made before weights are read, so a text of a few bytes
+// must not be able to ask for any number of them.
+int64_t most_of(const std::string& field) {
+  static const std::map<std::string, int64_t> bounds{
+      {"layers_per_block", limits::kBlockLayers},
+      {"transformer_layers_per_block", limits::kBlockLayers},
+      {"num_hidden_layers", limits::kTextLayers},
+      {"vocab_size", limits::kVocabulary},
+      {"max_position_embeddings", limits::kPositions},
+      {"conv_in_kernel", limits::kKernel},
+      {"conv_out_kernel", limits::kKernel},
+      {"sample_size", limits::kSampleSize}};
+  const auto found = bounds.find(field);
+  return found == bounds.end() ? limits::kChannels : found->second;
+}
+
+bool is_list_of(const nlohmann::json& value, bool (*good)(const nlohmann::json&)) {
+  return value.is_array() && !value.empty() &&
+         value.size() <= static_cast<size_t>(limits::kLevels) &&
+         std::all_of(value.begin(), value.end(), good);
+}
+
+}  // namespace
 
 ConfigReader::ConfigReader(const nlohmann::json& config, std::string source)
     : config_(config), source_(std::move(source)) {}
@@ -33,7 +62,9 @@ int64_t ConfigReader::integer(const std::string& field, int64_t otherwise) const
 
 int64_t ConfigReader::positive(const std::string& field, int64_t otherwise) const {
   const int64_t value = integer(field, otherwise);
-  if (value < 1) fail(field, "a positive integer");
+  if (value < 1 || value > most_of(field)) {
+    fail(field, "a positive integer up to " + std::to_string(most_of(field)));
+  }
   return value;
 }
 
@@ -62,8 +93,8 @@ std::vector<std::string> ConfigReader::texts(const std::string& field,
   const nlohmann::json* value = find(field);
   if (!value) return otherwise;
   const auto is_text = [](const nlohmann::json& item) { return item.is_string(); };
-  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), is_text)) {
-    fail(field, "a list of names");
+  if (!is_list_of(*value, is_text)) {
+    fail(field, "a list of 1 to " + std::to_string(limits::kLevels) + " names");
   }
   return value->get<std::vector<std::string>>();
 }
@@ -75,11 +106,15 @@ std::vector<int64_t> ConfigReader::positives(const std::string& field,
   const auto good = [](const nlohmann::json& item) {
     return item.is_number_integer() && item.get<int64_t>() > 0;
   };
-  if (good(*value)) return {value->get<int64_t>()};
-  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), good)) {
-    fail(field, "a positive integer or a list of them");
+  const bool single = good(*value);
+  const auto values = single                     ? std::vector<int64_t>{value->get<int64_t>()}
+                      : is_list_of(*value, good) ? value->get<std::vector<int64_t>>()
+                                                 : std::vector<int64_t>{};
+  if (values.empty() || *std::max_element(values.begin(), values.end()) > most_of(field)) {
+    fail(field, "a positive integer up to " + std::to_string(most_of(field)) +
+                    " or a list of up to " + std::to_string(limits::kLevels));
   }
-  return value->get<std::vector<int64_t>>();
+  return values;
 }
 
 std::vector<std::vector<int64_t>> ConfigReader::positive_lists(
@@ -112,7 +147,7 @@ std::vector<bool> ConfigReader::flags(const std::string& field,
   if (!value) return otherwise;
   const auto good = [](const nlohmann::json& item) { return item.is_boolean(); };
   if (good(*value)) return {value->get<bool>()};
-  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), good)) {
+  if (!is_list_of(*value, good)) {
     fail(field, "true, false or a list of them");
   }
   return value->get<std::vector<bool>>();

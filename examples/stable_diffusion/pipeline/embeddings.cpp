@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "support/files/limits.h"
+
 namespace sd {
 
 namespace {
@@ -67,6 +69,11 @@ void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding&
         i == 0 ? slices_in_order(embedding, pipeline.unet()->attention_names()) : vectors;
     const auto ids = add_embedding(pipeline.tokenizer(i), embedding);
     const int64_t rows = *std::max_element(ids.begin(), ids.end()) + 1;
+    // The next free id follows the largest of the tokenizer's, which a file may put anywhere.
+    TORCH_CHECK(rows <= encoder->options.vocab_size() + limits::kEmptyRows + vectors.size(-2), "'",
+                pipeline.folder(), "': expected a tokenizer with ids of about ",
+                encoder->options.vocab_size(), " (the text encoder's), got ", rows - 1,
+                "; hint: the tokenizer belongs to another model");
     if (rows > encoder->options.vocab_size()) encoder->resize_token_embeddings(rows);
     pipeline.learn(ids, sliced, i);
   }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <utility>
 #include <vector>
@@ -18,6 +17,7 @@
 #include "pipeline/single_file_parts.h"
 #include "pipeline/single_file_scheduler.h"
 #include "support/files/json_file.h"
+#include "support/files/limits.h"
 #include "text/tokenizer.h"
 
 namespace sd {
@@ -61,6 +61,9 @@ SingleFile::SingleFile(const std::string& path, const std::string& config_folder
       folder_(config_folder),
       options_(options),
       file_(lightlora::open_tensors(path, options)) {
+  TORCH_CHECK(file_->tensors().size() <= limits::kModelTensors, "'", path,
+              "': expected a model of at most ", limits::kModelTensors, " tensors, got ",
+              file_->tensors().size());
   TORCH_CHECK(folder_.empty() || is_config_folder(folder_), "'", folder_,
               "': expected a folder in diffusers layout with configurations or a tokenizer, got ",
               fs::exists(folder_) ? "another one" : "nothing there");
@@ -75,10 +78,10 @@ SingleFile::SingleFile(const std::string& path, const std::string& config_folder
 }
 
 const lightlora::TensorInfo* SingleFile::find(const std::string& name) const {
-  const auto found =
-      std::find_if(file_->tensors().begin(), file_->tensors().end(),
-                   [&](const auto& tensor) { return tensor.name == wrapper_ + name; });
-  return found == file_->tensors().end() ? nullptr : &*found;
+  const std::string full = wrapper_ + name;
+  if (!file_->contains(full)) return nullptr;
+  return &*std::find_if(file_->tensors().begin(), file_->tensors().end(),
+                        [&](const auto& tensor) { return tensor.name == full; });
 }
 
 int64_t SingleFile::size(const std::string& name, size_t dimension) const {
@@ -143,7 +146,7 @@ SingleFile::TextPlace SingleFile::text_place(const std::string& text_encoder) co
 json SingleFile::embedded(const std::string& key) const {
   const auto found = file_->metadata().find(key);
   if (found == file_->metadata().end()) return json::object();
-  json value = json::parse(found->second, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  json value = parse_json(found->second, "'" + path_ + "': metadata '" + key + "'");
   TORCH_CHECK(value.is_object(), "'", path_, "': expected a JSON object as metadata '", key,
               "', got something else");
   return value;

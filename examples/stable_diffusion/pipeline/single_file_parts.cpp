@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/single_file_parts.h"
 
-#include <fstream>
-#include <iterator>
+#include <lightlora/file_io.h>
+
 #include <nlohmann/json.hpp>
+
+#include "support/files/limits.h"
 
 namespace sd::single_file {
 
@@ -12,8 +14,7 @@ namespace fs = std::filesystem;
 namespace {
 
 std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+  return lightlora::read_file(path.string(), limits::kJsonBytes);
 }
 
 }  // namespace

@@ -3,12 +3,13 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
-#include <regex>
+#include <sstream>
 #include <string>
+
+#include "support/files/limits.h"
 
 namespace sd {
 namespace {
@@ -47,11 +48,20 @@ std::optional<MarkedPrediction> from_metadata(const lightlora::TensorFile& file)
 
 // The original code's configuration, in which noise is what is predicted unless it says otherwise.
 std::optional<MarkedPrediction> from_yaml(const lightlora::TensorFile& file) {
-  std::ifstream stream(fs::path(file.path()).replace_extension(".yaml"));
-  const std::string text{std::istreambuf_iterator<char>(stream), {}};
-  std::smatch word;
-  static const std::regex key("(^|\n)[ \t]*parameterization:[ \t]*[\"']?([a-z0-9_]+)");
-  if (std::regex_search(text, word, key)) return from_word(word[2]);
+  const fs::path path = fs::path(file.path()).replace_extension(".yaml");
+  if (!fs::exists(path)) return std::nullopt;
+  const std::string text = lightlora::read_file(path.string(), limits::kYamlBytes);
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const std::string key = "parameterization:", plain = "abcdefghijklmnopqrstuvwxyz0123456789_";
+    const auto begin = line.find_first_not_of(" \t");
+    if (begin == std::string::npos || line.compare(begin, key.size(), key) != 0) continue;
+    auto word = line.find_first_not_of(" \t", begin + key.size());
+    if (word == std::string::npos) continue;
+    if (line[word] == '"' || line[word] == '\'') ++word;
+    const auto end = std::min(line.find_first_not_of(plain, word), line.size());
+    if (end > word) return from_word(line.substr(word, end - word));
+  }
   if (text.find("linear_start:") != std::string::npos) return MarkedPrediction{};
   return std::nullopt;
 }

@@ -14,6 +14,7 @@
 #include "support/cli/format.h"
 #include "support/cli/progress.h"
 #include "support/cli/run.h"
+#include "support/files/outputs.h"
 #include "support/images/load.h"
 #include "support/images/measures.h"
 #include "support/images/png.h"
@@ -125,7 +126,12 @@ std::string measure(const Options& options, const images::EmojiVectors& emoji, c
 }
 
 void run(const Options& options) {
-  std::filesystem::create_directories(options.output_dir);
+  sd::make_folder(options.output_dir);
+  sd::Outputs outputs;
+  for (const char* name : {"before.png", "after.png", "contact_sheet.png"}) {
+    outputs.add("--output_dir", (std::filesystem::path(options.output_dir) / name).string());
+  }
+  outputs.check();
   auto load = options.model.load;
   load.device(sd::pick_device(options.device)).pack_weights(sd::PackWeights::off);
   sd::StableDiffusion pipeline(options.model.path, load);

@@ -10,6 +10,7 @@
 #include "support/cli/fmt.h"
 #include "support/cli/run.h"
 #include "support/distributed/group.h"
+#include "support/files/outputs.h"
 
 namespace {
 
@@ -76,6 +77,14 @@ Plan make_plan(const Options& options) {
 void run(const Options& options, const distributed::Group& group) {
   const Plan plan = make_plan(options);
   const auto settings = settings_of(options);
+  if (group.is_main()) {
+    sd::make_folder(options.output_dir);
+    sd::make_folder(settings.work_dir);
+    sd::Outputs outputs;
+    outputs.add("--output_dir", options.output_dir + "/index.md");
+    outputs.add("--work_dir", settings.work_dir + "/probe");
+    outputs.check();
+  }
   fmt::print("study: {} rows, {} runs of {} steps, {} seeds; finished runs lie in {}\n",
              plan.rows.size(), plan.runs(), settings.steps, plan.seeds, settings.work_dir);
   for (const auto& variant : plan.rows) {

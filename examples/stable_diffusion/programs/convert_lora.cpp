@@ -15,7 +15,9 @@
 #include "support/cli/app.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/message.h"
 #include "support/cli/run.h"
+#include "support/files/outputs.h"
 
 namespace {
 
@@ -55,6 +57,22 @@ void write(const Flags& flags, const Components& components, const lightlora::Me
   lightlora::save(components, flags.output, options);
 }
 
+// What is found out only while converting is about the input too.
+template <typename Work>
+auto naming(const Flags& flags, const std::string& input, const Work& work) {
+  try {
+    return work();
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    for (const auto& path : {input, flags.output}) {
+      if (message.rfind("'" + path, 0) == 0) throw;
+    }
+    TORCH_CHECK(false, "'", input, "': ", message);
+  }
+}
+
 void print_written(const Flags& flags) {
   if (flags.to == "peft") return fmt::print("{} folder: {}\n", flags.to, flags.output);
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(flags.output));
@@ -65,7 +83,9 @@ void extract(const Flags& flags) {
   auto options = flags.extract;
   options.keep = flags.keep();
   const auto extracted = lora_files::extract(options);
-  for (const auto& notice : extracted.notices) fmt::print("notice: {}\n", notice);
+  for (const auto& notice : extracted.notices) {
+    fmt::print("notice: {}\n", cli::printable(notice));
+  }
   write(flags, extracted.components, {});
   fmt::print("kept {}% of the difference's energy in the selected layers\n",
              std::round(extracted.kept * 1000) / 10);
@@ -80,22 +100,36 @@ void convert(const Flags& flags) {
     const auto contents = read(flags, choice.path);
     if (!contents.ignored.empty()) {
       fmt::print("notice: '{}': {} of {} tensors are not used, the first is '{}'\n", choice.path,
-                 contents.ignored.size(), contents.tensors, contents.ignored.front());
+                 contents.ignored.size(), contents.tensors,
+                 cli::printable(contents.ignored.front()));
     }
     inputs.push_back({choice.path, choice.weight, contents.components});
     metadata = kept_metadata(contents);
   }
   if (inputs.size() > 1) metadata.clear();
-  const auto components =
-      lora_files::cut(lora_files::combine(inputs), flags.keep(),
-                      flags.to == "native" ? lightlora::As::variant : lightlora::As::classic);
-  write(flags, components, metadata);
+  naming(flags, inputs.back().path, [&] {
+    const auto components =
+        lora_files::cut(lora_files::combine(inputs), flags.keep(),
+                        flags.to == "native" ? lightlora::As::variant : lightlora::As::classic);
+    write(flags, components, metadata);
+  });
   print_written(flags);
+}
+
+void check_outputs(const Flags& flags) {
+  sd::Outputs outputs;
+  if (flags.to == "peft") {
+    outputs.add_folder("--output", flags.output);
+  } else {
+    outputs.add("--output", flags.output);
+  }
+  outputs.check();
 }
 
 void run(const Flags& flags) {
   flags.check();
   if (flags.inspect) return inspect(flags);
+  check_outputs(flags);
   flags.extract.tuned.empty() ? convert(flags) : extract(flags);
 }
 

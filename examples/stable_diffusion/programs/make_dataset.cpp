@@ -2,6 +2,8 @@
 // make_dataset: draws a captioned data set from a colour emoji font, for `pretrain`.
 // Prints at the end: "wrote OUTPUT_DIR: <named> named emoji, <extra> more for the autoencoder,
 // <unseen> unseen, <subjects> subjects".
+#include <lightlora/file_io.h>
+
 #include <iostream>
 #include <string>
 
@@ -31,7 +33,7 @@ std::string file_name_of(std::string name) {
   for (char& c : name) {
     if (c == ' ') c = '_';
   }
-  return name == "piñata" ? "pinata" : name;
+  return name == "piñata" ? "pinata" : name;  // a folder's name, of which a list is the source
 }
 
 at::Tensor to_unit(const at::Tensor& picture) {
@@ -50,8 +52,9 @@ std::string instance_caption(const std::string& name, const std::string& color) 
 void write_subjects(pretraining::Composer& composer, const Options& options) {
   const std::vector<int64_t> colors = {7, 3, 4, 10, 0, 5, 2, 8, 9};
   for (const int64_t subject : composer.emoji().with_roles({pretraining::Role::kSubject})) {
+    const std::string name = file_name_of(composer.emoji().names[subject]);
     const std::string folder =
-        options.output_dir + "/subjects/" + file_name_of(composer.emoji().names[subject]);
+        options.output_dir + "/subjects/" + lightlora::path_component(name, options.names);
     pretraining::make_folder(folder);
     std::mt19937_64 random(subject);
     for (int64_t i = 0; i < options.instance_pictures; ++i) {
@@ -83,7 +86,10 @@ void write_pictures(pretraining::Composer& composer, const Options& options) {
 
 void make(const Options& options) {
   using pretraining::Role;
-  const auto config = sd::read_json_file(options.config).at("dataset");
+  const auto file = sd::read_json_file(options.config);
+  TORCH_CHECK(file.contains("dataset") && file["dataset"].is_object(), "'", options.config,
+              "': expected an object 'dataset', got none");
+  const auto& config = file["dataset"];
   auto emoji = pretraining::make_emoji_set(config, options.font, options.names);
   pretraining::make_folder(options.output_dir);
   emoji.save(options.output_dir + "/emoji.safetensors");
@@ -119,5 +125,6 @@ int main(int argc, char** argv) {
   app.add_option("--pictures", options.pictures,
                  "Also write this many training pictures as PNG, with their captions")
       ->check(cli::at_least(0));
-  return cli::run(argc, argv, app, [&] { make(options); });
+  return cli::run(argc, argv, app,
+                  [&] { pretraining::with_config_name(options.config, [&] { make(options); }); });
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "pipeline/device.h"
+#include "research/pretraining/folder.h"
 #include "research/pretraining/stages.h"
 #include "support/cli/app.h"
 #include "support/cli/run.h"
@@ -81,6 +82,8 @@ int main(int argc, char** argv) {
       "data --stage vae --output_dir model");
   bind(app, flags);
   return cli::run(argc, argv, app, [&] {
-    distributed::run(app, flags.group, [&](const distributed::Group& group) { run(flags, group); });
+    distributed::run(app, flags.group, [&](const distributed::Group& group) {
+      pretraining::with_config_name(flags.config, [&] { run(flags, group); });
+    });
   });
 }

@@ -4,12 +4,14 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "generation/checks.h"
 #include "generation/generator.h"
 #include "generation/lora_tags.h"
 #include "generation/parameters.h"
 #include "pipeline/embeddings.h"
 #include "pipeline/single_file.h"
 #include "support/cli/fmt.h"
+#include "support/cli/message.h"
 #include "support/cli/run.h"
 #include "support/images/png.h"
 #include "support/images/sheet.h"
@@ -41,12 +43,6 @@ void print_tokens(const GenerationOptions& options) {
   }
 }
 
-// "dir/cat.png" with "-0" is "dir/cat-0.png".
-std::string with_suffix(const std::string& path, const std::string& suffix) {
-  const bool png = path.size() > 4 && path.compare(path.size() - 4, 4, ".png") == 0;
-  return png ? fmt::format("{}{}.png", path.substr(0, path.size() - 4), suffix) : path + suffix;
-}
-
 void save(const std::string& path, const GeneratedImage& image) {
   images::save_png(path, image.picture, {{"parameters", image.parameters}});
 }
@@ -71,12 +67,12 @@ void write_pictures(const GenerationOptions& options, const distributed::Group& 
   if (!options.save_latents.empty()) fmt::print("latents: {}\n", options.save_latents);
   for (std::size_t i = 0; i < images.size(); ++i) {
     const std::string suffix = images.size() > 1 ? fmt::format("-{}", i) : "";
-    const std::string path = with_suffix(options.output, suffix);
+    const std::string path = generation::with_suffix(options.output, suffix);
     save(path, images[i]);
     fmt::print("picture: {} (seed {})\n", path, images[i].seed);
   }
   if (!options.grid) return;
-  const std::string path = with_suffix(options.output, "-grid");
+  const std::string path = generation::with_suffix(options.output, "-grid");
   save(path, {sheet_of(images, options.sample.prompt()), images.front().parameters});
   fmt::print("sheet: {}\n", path);
 }
@@ -128,12 +124,17 @@ void draw(cli::App& app, GenerationOptions& options, const distributed::Group& g
     known_loras = std::move(settings.lora_files);
     if (!settings.ignored.empty()) {
       fmt::print("notice: '{}': not used: {}\n", options.from_png,
-                 fmt::join(settings.ignored, ", "));
+                 cli::printable(fmt::format("{}", fmt::join(settings.ignored, ", "))));
     }
   }
   check(app, options);
-  if (options.print_tokens) return print_tokens(options);
+  if (options.print_tokens) {
+    generation::check_limits(options, {});
+    return print_tokens(options);
+  }
   const auto axes = generation::parse_axes(options.xy);
+  generation::check_limits(options, axes);
+  if (group.is_main()) generation::check_outputs(options);
   Generator generator(options, known_loras, group);
   if (!options.merge_to.empty()) fmt::print("model: {}\n", options.merge_to);
   if (!draws(app, options)) return;

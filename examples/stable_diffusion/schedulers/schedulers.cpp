@@ -10,6 +10,7 @@
 
 #include "schedulers/parts.h"
 #include "support/files/json_file.h"
+#include "support/files/limits.h"
 
 namespace sd {
 namespace {
@@ -49,6 +50,10 @@ torch::Tensor rescale_to_zero_snr(const torch::Tensor& betas) {
 
 torch::Tensor betas_from(const SchedulerConfig& config) {
   if (const auto trained = config.numbers("trained_betas")) {
+    const auto all = static_cast<int64_t>(trained->size());
+    TORCH_CHECK_VALUE(all == config.integer("num_train_timesteps", all), "'", config.source(),
+                      "': expected num_train_timesteps ", all, " as trained_betas, got ",
+                      config.integer("num_train_timesteps", all));
     return torch::tensor(*trained).to(at::kFloat);
   }
   const int64_t count = config.integer("num_train_timesteps", 1000);
@@ -102,7 +107,10 @@ void SchedulerConfig::fail(const std::string& key, const std::string& expected) 
 int64_t SchedulerConfig::integer(const std::string& key, int64_t otherwise) const {
   const auto* value = find(key);
   if (!value) return otherwise;
-  if (!value->is_number_integer()) fail(key, "an integer");
+  // Counts and offsets of timesteps: tables are made for them, and steps looked up there.
+  const bool good = value->is_number_integer() && value->get<int64_t>() >= 0 &&
+                    value->get<int64_t>() <= limits::kTrainTimesteps;
+  if (!good) fail(key, "an integer from 0 to " + std::to_string(limits::kTrainTimesteps));
   return value->get<int64_t>();
 }
 
@@ -134,6 +142,7 @@ std::optional<std::vector<double>> SchedulerConfig::numbers(const std::string& k
   const auto* value = find(key);
   if (!value) return std::nullopt;
   const bool good = value->is_array() && value->size() > 1 &&
+                    value->size() <= static_cast<size_t>(limits::kTrainTimesteps) &&
                     std::all_of(value->begin(), value->end(),
                                 [](const nlohmann::json& item) { return item.is_number(); });
   if (!good) fail(key, "a list of at least two numbers");

@@ -2,13 +2,13 @@
 #include "text/tokenizer.h"
 
 #include <c10/util/Exception.h>
+#include <lightlora/file_io.h>
 
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
-#include <fstream>
-#include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <string_view>
 #include <system_error>
@@ -16,6 +16,7 @@
 
 #include "support/files/gzip_file.h"
 #include "support/files/json_file.h"
+#include "support/files/limits.h"
 #include "text/tokenizer_text.h"
 
 namespace sd {
@@ -23,32 +24,15 @@ namespace {
 
 using nlohmann::json;
 
-// Called with the text between two names, and with the id of each name.
-using OnText = std::function<void(const std::u32string&)>;
-using OnId = std::function<void(int64_t)>;
-
-// Cuts names out of a text: the leftmost first, of several at one place the longest.
-void cut(const std::u32string& text, const std::vector<std::pair<std::u32string, int64_t>>& names,
-         const OnText& on_text, const OnId& on_id) {
-  size_t begin = 0;
-  for (size_t at = 0; at < text.size();) {
-    const auto rest = std::u32string_view(text).substr(at);
-    const auto name = std::find_if(names.begin(), names.end(), [&](const auto& candidate) {
-      return rest.substr(0, candidate.first.size()) == candidate.first;
-    });
-    if (name == names.end()) {
-      ++at;
-      continue;
-    }
-    if (begin < at) on_text(text.substr(begin, at - begin));
-    on_id(name->second);
-    begin = at += name->first.size();
-  }
-  if (begin < text.size()) on_text(text.substr(begin));
-}
-
 json optional_json(const std::string& path) {
   return std::filesystem::exists(path) ? read_json_file(path) : json::object();
+}
+
+int64_t id_of(const json& id, const std::string& path) {
+  const bool known = id.is_number_unsigned() && id.get<uint64_t>() < limits::kTokenId;
+  TORCH_CHECK(known, "'", path, "': expected ids of tokens from 0 to ", limits::kTokenId - 1,
+              ", got ", id.dump());
+  return id.get<int64_t>();
 }
 
 Vocabulary vocabulary_from(const json& entries, const std::string& path) {
@@ -57,9 +41,7 @@ Vocabulary vocabulary_from(const json& entries, const std::string& path) {
   Vocabulary vocabulary;
   vocabulary.reserve(entries.size());
   for (const auto& [token, id] : entries.items()) {
-    TORCH_CHECK(id.is_number_unsigned() && id.get<uint64_t>() < (1u << 31), "'", path, "': token '",
-                token, "': expected an id, got ", id.dump());
-    vocabulary.emplace(token, id.get<int64_t>());
+    vocabulary.emplace(token, id_of(id, path));
   }
   return vocabulary;
 }
@@ -71,9 +53,10 @@ std::pair<std::string, std::string> merge_from(const std::string& line, const st
   return {line.substr(0, space), line.substr(space + 1)};
 }
 
-Merges merges_from_text(std::istream& text, const std::string& path) {
+Merges merges_from_text(const std::string& text, const std::string& path) {
   Merges merges;
-  for (std::string line; std::getline(text, line);) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.rfind("#version", 0) != 0) merges.push_back(merge_from(line, path));
   }
@@ -81,10 +64,9 @@ Merges merges_from_text(std::istream& text, const std::string& path) {
 }
 
 Merges merges_beside_vocabulary(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file.good(), "'", path,
+  TORCH_CHECK(std::filesystem::exists(path), "'", path,
               "': expected a file, got none; hint: vocab.json needs merges.txt beside it");
-  return merges_from_text(file, path);
+  return merges_from_text(lightlora::read_file(path, limits::kMergesBytes), path);
 }
 
 Merges merges_from_json(const json& entries, const std::string& path) {
@@ -117,7 +99,8 @@ int64_t id_from(const std::string& key, const std::string& folder) {
   int64_t id = -1;
   const auto* end = key.data() + key.size();
   const auto result = std::from_chars(key.data(), end, id);
-  TORCH_CHECK(result.ec == std::errc() && result.ptr == end && id >= 0, "'", folder,
+  const bool known = id >= 0 && id < limits::kTokenId;
+  TORCH_CHECK(result.ec == std::errc() && result.ptr == end && known, "'", folder,
               "': expected token ids as keys of added_tokens_decoder, got '", key, "'");
   return id;
 }
@@ -185,8 +168,7 @@ void Tokenizer::load_model(const json& file, std::string unknown) {
     return;
   }
   if (const std::string merges = folder_ + "/clip_merges.txt.gz"; std::filesystem::exists(merges)) {
-    std::istringstream text(read_gzip_file(merges));
-    const Merges all = merges_from_text(text, merges);
+    const Merges all = merges_from_text(read_gzip_file(merges), merges);
     model_ = std::make_unique<BytePairEncoder>(BytePairEncoder::vocabulary_of(all), all,
                                                std::move(unknown), merges);
     return;
@@ -207,6 +189,8 @@ void Tokenizer::load_special(const json& config, const json& file) {
                 token.dump(),
                 ": expected single_word false, got true; hint: no CLIP tokenizer has it");
     listed[id] = {content_of(token, ""), token.value("normalized", normalized_by_default)};
+    TORCH_CHECK(listed.size() <= limits::kAddedTokens, "'", folder_, "': expected at most ",
+                limits::kAddedTokens, " added tokens, got more");
   };
   if (config.contains("added_tokens_decoder")) {
     for (const auto& [id, token] : config["added_tokens_decoder"].items()) {
@@ -214,25 +198,25 @@ void Tokenizer::load_special(const json& config, const json& file) {
     }
   } else {
     const json names = optional_json(folder_ + "/added_tokens.json");
+    std::set<std::string> roles;
+    for (const auto* role : special_roles) {
+      roles.insert(content_of(config.value(role, json()), default_name(role)));
+    }
     for (const auto& [content, id] : names.items()) {
-      bool special = false;
-      for (const auto* role : special_roles) {
-        special = special || content_of(config.value(role, json()), default_name(role)) == content;
-      }
-      listed[id.get<int64_t>()] = {content, !special};
+      listed[id_of(id, folder_ + "/added_tokens.json")] = {content, roles.count(content) == 0};
     }
     for (const auto& token : file.value("added_tokens", json::array())) {
-      list(token.at("id").get<int64_t>(), token, !token.value("special", false));
+      list(id_of(token.at("id"), folder_ + "/tokenizer.json"), token,
+           !token.value("special", false));
     }
   }
   for (const auto& [id, token] : listed) insert(token);
+  std::set<std::string> contents;
+  for (const auto& item : listed) contents.insert(item.second.content);
   // A special token that no list has is added too; of two that share a name the later flags count.
   const auto add_special = [&](const json& token, const std::string& fallback) {
     const std::string content = content_of(token, fallback);
-    const bool is_listed = std::any_of(listed.begin(), listed.end(), [&](const auto& entry) {
-      return entry.second.content == content;
-    });
-    if (content.empty() || is_listed) return;
+    if (content.empty() || contents.count(content) > 0) return;
     const bool typed = token.is_object() && token.contains("__type");
     insert({content, token.is_object() && token.value("normalized", typed)});
   };
@@ -243,7 +227,6 @@ void Tokenizer::load_special(const json& config, const json& file) {
     if (!tokens.is_array()) continue;
     for (const auto& token : tokens) add_special(token, "");
   }
-  rebuild_names();
   join_numbered();
 }
 
@@ -264,34 +247,28 @@ void Tokenizer::join_numbered() {
 
 int64_t Tokenizer::insert(const Added& token) {
   const int64_t id = token_id(token.content).value_or(size());
+  TORCH_CHECK(token.content.size() <= limits::kTokenBytes && id < limits::kTokenId, "'", folder_,
+              "': expected added tokens of at most ", limits::kTokenBytes,
+              " bytes, with ids below ", limits::kTokenId, ", got '", token.content, "' with ", id);
   added_[id] = token;
+  const auto known = added_ids_.emplace(token.content, id).first;
+  known->second = std::min(known->second, id);
+  name_token(id, token);
   return id;
 }
 
-void Tokenizer::rebuild_names() {
-  raw_names_.clear();
-  normalized_names_.clear();
-  for (const auto& [id, token] : added_) {
-    const auto content = decode_utf8(token.content);
-    if (token.normalized) {
-      normalized_names_.emplace_back(normalize_text(content), id);
-    } else {
-      raw_names_.emplace_back(content, id);
-    }
-  }
-  // `cut` takes the first that fits: the longest has to come first.
-  for (auto* names : {&raw_names_, &normalized_names_}) {
-    std::stable_sort(names->begin(), names->end(),
-                     [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
-  }
+void Tokenizer::name_token(int64_t id, const Added& token) {
+  // An id has one name, which may have been of the other kind.
+  const auto raw = decode_utf8(token.content), normal = normalize_text(raw);
+  remove_name(token.normalized ? raw_names_ : normalized_names_, token.normalized ? raw : normal,
+              id);
+  add_name(token.normalized ? normalized_names_ : raw_names_, token.normalized ? normal : raw, id);
 }
 
 int64_t Tokenizer::add_token(const std::string& text) {
   TORCH_CHECK_VALUE(!text.empty(), "sd::Tokenizer::add_token: expected a name, got none");
   decode_utf8(text);  // refuses a malformed name before anything changes
-  const int64_t id = insert({text, /*normalized=*/true});
-  rebuild_names();
-  return id;
+  return insert({text, /*normalized=*/true});
 }
 
 std::vector<int64_t> Tokenizer::add_token(const std::string& text, int64_t count) {
@@ -310,10 +287,8 @@ void Tokenizer::pad_with(const std::string& token) {
 }
 
 std::optional<int64_t> Tokenizer::token_id(const std::string& token) const {
-  for (const auto& [id, added] : added_) {
-    if (added.content == token) return id;
-  }
-  return model_->id_of(token);
+  const auto added = added_ids_.find(token);
+  return added == added_ids_.end() ? model_->id_of(token) : added->second;
 }
 
 int64_t Tokenizer::size() const {
@@ -330,18 +305,18 @@ int64_t Tokenizer::require(const std::string& token, const std::string& role) co
 
 std::vector<int64_t> Tokenizer::tokenize(const std::string& text) const {
   std::vector<int64_t> ids;
-  const OnId on_id = [&](int64_t id) {
+  const auto on_id = [&](int64_t id) {
     const auto several = expansions_.find(id);
     if (several == expansions_.end()) return ids.push_back(id);
     ids.insert(ids.end(), several->second.begin(), several->second.end());
   };
-  const OnText on_words = [&](const std::u32string& piece) {
+  const auto on_words = [&](const std::u32string& piece) {
     for (const auto& word : split_words(piece)) model_->encode(encode_utf8(word), ids);
   };
-  const OnText on_raw = [&](const std::u32string& piece) {
-    cut(normalize_text(piece), normalized_names_, on_words, on_id);
+  const auto on_raw = [&](const std::u32string& piece) {
+    cut_names(normalize_text(piece), normalized_names_, on_words, on_id);
   };
-  cut(decode_utf8(text), raw_names_, on_raw, on_id);
+  cut_names(decode_utf8(text), raw_names_, on_raw, on_id);
   return ids;
 }
 

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "text/token_names.h"
 #include "text/tokenizer_bpe.h"
 
 namespace sd {
@@ -81,21 +82,22 @@ class Tokenizer {
     std::string content;
     bool normalized;
   };
-  using Names = std::vector<std::pair<std::u32string, int64_t>>;
 
   void load(int64_t default_length);
   void load_model(const nlohmann::json& file, std::string unknown);
   void load_special(const nlohmann::json& config, const nlohmann::json& file);
   int64_t insert(const Added& token);
-  void rebuild_names();
+  // Makes a token known to `tokenize`, if it has a text.
+  void name_token(int64_t id, const Added& token);
   void join_numbered();
   int64_t require(const std::string& token, const std::string& role) const;
 
   std::string folder_;
   std::unique_ptr<BytePairEncoder> model_;
   std::map<int64_t, Added> added_;
+  std::unordered_map<std::string, int64_t> added_ids_;  // by content, the lowest of several
   std::map<int64_t, std::vector<int64_t>> expansions_;  // of tokens that stand for several
-  Names raw_names_, normalized_names_;
+  TokenNames raw_names_, normalized_names_;
   int64_t length_ = 0, bos_id_ = 0, eos_id_ = 0, pad_id_ = 0;
 };
 

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
+#include <optional>
 
 #include "support/cli/fmt.h"
 
@@ -22,6 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kPrefix = "checkpoint-";
+constexpr const char* kCheckpointFile = "training_state.safetensors";
 // Folders that are being written or removed end in the number of the process that does it.
 constexpr const char* kHiddenPrefix = ".checkpoint-";
 
@@ -50,6 +52,12 @@ void rename_folder(const fs::path& from, const fs::path& to) {
   fs::rename(from, to, error);
   TORCH_CHECK(!error, "'", to.string(), "': expected a name for the checkpoint, got '",
               error.message(), "'");
+}
+
+// Whether a run wrote it: also the names of other things are left alone.
+bool is_checkpoint(const fs::path& path) {
+  std::error_code error;
+  return fs::is_directory(path, error) && fs::exists(path / kCheckpointFile, error);
 }
 
 // Takes the name away in one step, so that nobody ever sees half a checkpoint.
@@ -105,7 +113,11 @@ void save_checkpoint(const std::string& output_dir, int64_t step,
   try {
     write(unfinished.string());
     sync_folder(unfinished);
-    if (fs::exists(target)) remove_checkpoint(parent, {step, target.string()});
+    if (fs::exists(target)) {
+      TORCH_CHECK(is_checkpoint(target), "'", target.string(), "': expected a checkpoint or ",
+                  "nothing of that name, got something else, which is not deleted");
+      remove_checkpoint(parent, {step, target.string()});
+    }
     rename_folder(unfinished, target);
   } catch (...) {
     fs::remove_all(unfinished, error);
@@ -148,24 +160,45 @@ bool has_results(const fs::path& folder) {
   return (!error && lines > 0) || !list_checkpoints(folder.string()).empty();
 }
 
-void remove_files(const fs::path& folder, const std::string& prefix) {
+// Files called prefix, numbers with dashes between them, and ending; or anything behind the prefix.
+void remove_files(const fs::path& folder, const std::string& prefix,
+                  const std::optional<std::string>& ending) {
+  const auto is_meant = [&](const std::string& name) {
+    if (name.rfind(prefix, 0) != 0) return false;
+    if (!ending) return true;
+    const auto last = name.find_first_not_of("0123456789-", prefix.size());
+    return name.substr(std::min(last, name.size())) == *ending;
+  };
   std::vector<fs::path> files;
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
        entry.increment(error)) {
-    if (entry->path().filename().string().rfind(prefix, 0) == 0) files.push_back(entry->path());
+    if (is_meant(entry->path().filename().string())) files.push_back(entry->path());
   }
   for (const auto& file : files) fs::remove(file, error);
 }
 
-// What a new run would not write over.
+// What a new run would not write over. A user's own file or folder may have such a name by chance.
 void remove_results(const fs::path& folder, const RunOptions& options) {
-  for (const auto& checkpoint : list_checkpoints(folder.string()))
-    remove_checkpoint(folder, checkpoint);
-  remove_files(folder, "learned_embeds-steps-");
-  remove_files(folder, "contact_sheet.png");
-  remove_files(folder / "validation", "step-");
-  remove_files(folder / options.logging_dir, "events.out.tfevents.");
+  for (const auto& checkpoint : list_checkpoints(folder.string())) {
+    if (is_checkpoint(checkpoint.path)) remove_checkpoint(folder, checkpoint);
+  }
+  remove_files(folder, "learned_embeds-steps-", ".safetensors");
+  remove_files(folder, "contact_sheet.png", "");
+  remove_files(folder / "validation", "step-", ".png");
+  remove_files(folder / options.logging_dir, "events.out.tfevents.", std::nullopt);
+}
+
+// What a run ends with can be written: found now, and not after its last step.
+void check_results(const fs::path& folder) {
+  for (const char* name :
+       {"lightlora.safetensors", "pytorch_lora_weights.safetensors", "learned_embeds.safetensors",
+        "metrics.jsonl", "config.toml", "README.md", "contact_sheet.png"}) {
+    const lightlora::AtomicFile probe((folder / name).string());
+  }
+  const auto validation = folder / "validation";
+  TORCH_CHECK(!fs::exists(validation) || fs::is_directory(validation), "'", validation.string(),
+              "': expected a folder or nothing, got a file");
 }
 
 }  // namespace
@@ -177,7 +210,7 @@ OutputFolder::OutputFolder(const RunOptions& options, bool goes_on) {
   TORCH_CHECK(fs::is_directory(folder), "'", folder.string(),
               "': expected a folder for --output_dir that can be made, got '",
               error ? error.message() : "a file of that name", "'");
-  lightlora::AtomicFile probe((folder / ".lightlora-probe").string());
+  check_results(folder);
   lock_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   // A file system without locks is taken as it is.
   const bool locked = lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;

@@ -2,18 +2,20 @@
 #include "training/data.h"
 
 #include <c10/util/Exception.h>
+#include <lightlora/file_io.h>
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "support/cli/fmt.h"
+#include "support/cli/message.h"
+#include "support/files/json_file.h"
 #include "support/images/load.h"
 
 namespace training {
@@ -23,6 +25,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kMetadata = "metadata.jsonl";
+constexpr uint64_t kCaptionBytes = 64'000, kMetadataBytes = 32'000'000;
+constexpr int64_t kMostRepeats = 100'000, kMostSamples = 10'000'000;  // of an epoch
 constexpr std::array<const char*, 2> kCaptionExtensions = {".txt", ".caption"};
 
 std::vector<fs::path> sorted_entries(const fs::path& folder) {
@@ -47,12 +51,7 @@ std::string one_line(const std::string& text) {
 }
 
 std::string read_caption(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream bytes;
-  bytes << file.rdbuf();
-  TORCH_CHECK(file && !bytes.fail(), "'", path.string(),
-              "': expected a readable caption, got none");
-  std::string text = bytes.str();
+  std::string text = lightlora::read_file(path.string(), kCaptionBytes);
   if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // a byte order mark from Windows
   return one_line(text);
 }
@@ -72,11 +71,11 @@ using Captions = std::map<fs::path, std::string>;
 // One line of metadata.jsonl as (picture, caption).
 std::pair<fs::path, std::string> read_metadata_line(const fs::path& folder, const std::string& line,
                                                     const std::string& where) {
-  const auto entry = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const auto entry = sd::parse_json(line, where);
   TORCH_CHECK(
       entry.is_object(), where,
       ": expected a JSON object such as {\"file_name\": \"1.png\", \"text\": \"a dog\"}, got ",
-      entry.is_discarded() ? "text that is not JSON" : entry.type_name());
+      entry.type_name());
   const auto text_of = [&](const char* key) -> std::optional<std::string> {
     const auto found = entry.find(key);
     if (found == entry.end()) return std::nullopt;
@@ -86,17 +85,25 @@ std::pair<fs::path, std::string> read_metadata_line(const fs::path& folder, cons
   const auto name = text_of("file_name");
   TORCH_CHECK(name, where, ": expected a 'file_name', got none");
   const fs::path path = (folder / *name).lexically_normal();
+  const auto inside = path.lexically_relative(folder.lexically_normal());
+  TORCH_CHECK(!inside.empty() && *inside.begin() != "..", where,
+              ": expected the name of a file in the folder, got '", *name, "'");
   TORCH_CHECK(images::is_image_file(path.string()), where, ": expected a picture '", *name,
               "' in the folder, got ",
               fs::exists(path) ? images::describe_other_file(path.string()) : "no such file");
   for (const char* key : {"text", "caption", "prompt"}) {
-    if (const auto text = text_of(key)) return {path, one_line(*text)};
+    const auto text = text_of(key);
+    if (!text) continue;
+    TORCH_CHECK(text->size() <= kCaptionBytes, where, ": expected a text of at most ",
+                kCaptionBytes, " bytes, got ", text->size());
+    return {path, one_line(*text)};
   }
   TORCH_CHECK(false, where, ": expected 'text' beside 'file_name', got none");
 }
 
 void read_metadata(const fs::path& folder, Captions& captions) {
-  std::ifstream file(folder / kMetadata);
+  if (!fs::exists(folder / kMetadata)) return;
+  std::istringstream file(lightlora::read_file((folder / kMetadata).string(), kMetadataBytes));
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
     if (one_line(line).empty()) continue;
@@ -111,7 +118,9 @@ std::optional<std::pair<int64_t, std::string>> repeats_of(const fs::path& folder
   int64_t repeats = 0;
   const char* end = name.data() + name.size();
   const auto [rest, error] = std::from_chars(name.data(), end, repeats);
-  if (error != std::errc() || rest == end || *rest != '_') return std::nullopt;
+  if (rest == end || rest == name.data() || *rest != '_') return std::nullopt;
+  TORCH_CHECK(error == std::errc() && repeats <= kMostRepeats, "'", folder.string(),
+              "': expected pictures to come at most ", kMostRepeats, " times, got '", name, "'");
   return std::make_pair(repeats, one_line(std::string(rest + 1, end)));
 }
 
@@ -136,8 +145,8 @@ std::vector<PictureFile> pictures_in(const fs::path& folder, const Captions& cap
 }
 
 std::string notice(const fs::path& path) {
-  const auto name =
-      fmt::format("'{}' in {}", path.filename().string(), path.parent_path().string());
+  const auto name = fmt::format("'{}' in {}", cli::printable(path.filename().string()),
+                                cli::printable(path.parent_path().string()));
   if (fs::is_directory(path)) {
     return name + " is a folder and is left out; hint: sub-folders are used if they are called " +
            "N_name, N being how often their pictures come";
@@ -167,6 +176,10 @@ DataFolder read_data_folder(const std::string& folder) {
       result.pictures.push_back(std::move(picture));
     }
   }
+  int64_t samples = 0;
+  for (const auto& picture : result.pictures) samples += picture.repeats;
+  TORCH_CHECK(samples <= kMostSamples, "'", folder, "': expected at most ", kMostSamples,
+              " pictures with their repetitions, got ", samples);
   for (const auto& path : others) result.notices.push_back(notice(path));
   TORCH_CHECK(!result.pictures.empty(), "'", folder,
               "': expected a folder with pictures, got one without",

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <lightlora/file_io.h>
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "support/cli/fmt.h"
 #include "support/files/json_file.h"
+#include "support/files/outputs.h"
 #include "training/inversion.h"
 
 namespace training {
@@ -24,18 +28,42 @@ void write_json(const fs::path& path, const json& value) {
   file.commit();
 }
 
-// Beside and renamed, so that no file is there in part.
+// What a link points to, as a file of its own.
 void copy_whole(const fs::path& from, const fs::path& to) {
-  fs::create_directories(to.parent_path());
-  const fs::path beside = to.string() + ".part";
-  fs::copy_file(from, beside, fs::copy_options::overwrite_existing);
-  fs::rename(beside, to);
+  std::ifstream file(from, std::ios::binary);
+  lightlora::AtomicFile copy(to.string());
+  std::vector<char> part(1 << 20);
+  while (file.read(part.data(), static_cast<std::streamsize>(part.size())), file.gcount() > 0) {
+    copy.write({part.data(), static_cast<size_t>(file.gcount())});
+  }
+  TORCH_CHECK(file.eof(), "'", from.string(), "': expected a readable file, got '",
+              std::strerror(errno), "'");
+  copy.commit();
 }
 
-void copy_part(const fs::path& from, const fs::path& to) {
-  for (const auto& entry : fs::recursive_directory_iterator(from)) {
-    if (entry.is_regular_file()) copy_whole(entry.path(), to / fs::relative(entry.path(), from));
+// Names as they stand in the folder: where links lead to plays no part in where a copy goes. A model
+// has its parts and no further folders, so few levels are enough, also for links that turn in a
+// circle.
+void copy_part(const fs::path& from, const fs::path& to, int levels = 4) {
+  sd::make_folder(to.string());
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const fs::path target = to / entry.path().filename();
+    if (entry.is_regular_file()) copy_whole(entry.path(), target);
+    if (entry.is_directory() && levels > 0) copy_part(entry.path(), target, levels - 1);
   }
+}
+
+// The parts that the model's index names, besides those that change.
+std::vector<std::string> kept_parts(const fs::path& model) {
+  const std::string path = (model / "model_index.json").string();
+  std::vector<std::string> parts;
+  for (const auto& [part, classes] : sd::read_json_file(path).items()) {
+    if (!part.empty() && part[0] == '_') continue;
+    lightlora::path_component(part, path);
+    if (part.rfind("text_encoder", 0) == 0 || part.rfind("tokenizer", 0) == 0) continue;
+    if (fs::is_directory(model / part)) parts.push_back(part);
+  }
+  return parts;
 }
 
 json listed(const std::string& token) {
@@ -82,7 +110,7 @@ void save_text_encoder(const sd::StableDiffusion& pipeline, size_t encoder,
   json config =
       sd::read_json_file((fs::path(pipeline.folder()) / to.filename() / "config.json").string());
   config["vocab_size"] = table.size(0);
-  fs::create_directories(to);
+  sd::make_folder(to.string());
   lightlora::save_safetensors((to / "model.safetensors").string(), tensors, {{"format", "pt"}});
   write_json(to / "config.json", config);
 }
@@ -102,17 +130,17 @@ void check_full_pipeline(const std::string& model, bool layerwise, const std::st
   TORCH_CHECK_VALUE(!fs::exists(folder) || !fs::equivalent(model, folder),
                     "--output_dir: expected ", "another folder than the model's own, got '", folder,
                     "'");
+  const auto inside = fs::weakly_canonical(folder).lexically_relative(fs::weakly_canonical(model));
+  TORCH_CHECK_VALUE(inside.empty() || *inside.begin() == "..", "--output_dir: expected a folder ",
+                    "outside of the model's own, got '", folder, "'");
+  kept_parts(model);  // refuses names that are none
 }
 
 void save_full_pipeline(const sd::StableDiffusion& pipeline,
                         const lightlora::LearnedEmbedding& word, const std::string& folder) {
   check_full_pipeline(pipeline.folder(), !word.layers.empty(), folder);
   const fs::path from = pipeline.folder(), to = folder;
-  const json index = sd::read_json_file((from / "model_index.json").string());
-  for (const auto& [part, classes] : index.items()) {
-    const bool changes = part.rfind("text_encoder", 0) == 0 || part.rfind("tokenizer", 0) == 0;
-    if (!changes && fs::is_directory(from / part)) copy_part(from / part, to / part);
-  }
+  for (const auto& part : kept_parts(from)) copy_part(from / part, to / part);
   for (size_t i = 0; i < pipeline.text_encoders(); ++i) {
     const std::string encoder = i == 0 ? "text_encoder" : "text_encoder_2";
     const std::string tokenizer = sd::ModelIndex::tokenizer_of(encoder);

@@ -56,6 +56,7 @@ class Run {
   void require_finite() const;
   lightlora::Metadata metadata() const;
   bool is_own(const Checkpoint& checkpoint) const;
+  std::string foreign_checkpoint(int64_t step) const;
   void save_checkpoint();
   void report(RunLog& log, const StepReport& step);
   void after_step(RunLog& log);
@@ -188,6 +189,14 @@ void Run::save_checkpoint() {
   if (!is_main()) return;
   const int64_t step = trainer_.steps_done();
   require_finite();
+  if (const auto path = foreign_checkpoint(step); !path.empty()) {
+    fmt::print(
+        "notice: '{}' is none of this program's checkpoints and stays as it is: step {} is "
+        "not kept as a checkpoint\n",
+        path, step);
+    last_checkpoint_ = step;
+    return;
+  }
   training::save_checkpoint(options_.output_dir, step, [&](const std::string& folder) {
     task_.save(folder);
     lightlora::save_safetensors(file_in(folder, kStateFile), trainer_.state(), metadata());
@@ -197,6 +206,13 @@ void Run::save_checkpoint() {
     prune_checkpoints(options_.output_dir, *limit,
                       [&](const Checkpoint& other) { return other.step <= step && is_own(other); });
   }
+}
+
+// The name that a checkpoint would have, if something else has it.
+std::string Run::foreign_checkpoint(int64_t step) const {
+  const auto path = std::filesystem::path(options_.output_dir) / fmt::format("checkpoint-{}", step);
+  const bool free = !std::filesystem::exists(std::filesystem::symlink_status(path));
+  return free || std::filesystem::exists(path / kStateFile) ? "" : path.string();
 }
 
 lightlora::Metadata Run::metadata() const {

@@ -4,9 +4,12 @@
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
 
+#include <charconv>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "support/images/file.h"
 #include "support/images/load.h"
@@ -15,13 +18,23 @@ namespace training {
 
 namespace {
 
+// The step of a line that a run wrote; the largest number for anything else.
+int64_t step_of(const std::string& line) {
+  const std::string start = "{\"step\":";
+  if (line.rfind(start, 0) != 0 || line.back() != '}') return INT64_MAX;
+  int64_t step = INT64_MAX;
+  std::from_chars(line.data() + start.size(), line.data() + line.size(), step);
+  return step;
+}
+
 // The lines of a metrics file up to a step; half a line at the end, of a killed run, is dropped.
 std::string lines_up_to(const std::string& path, int64_t step) {
-  std::ifstream file(path);
+  if (!std::filesystem::exists(path)) return "";
+  constexpr uint64_t kMostBytes = 1'000'000'000;
+  std::istringstream file(lightlora::read_file(path, kMostBytes));
   std::string kept, line;
   while (std::getline(file, line)) {
-    const auto entry = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (entry.is_object() && entry.value("step", INT64_MAX) <= step) kept += line + "\n";
+    if (step_of(line) <= step) kept += line + "\n";
   }
   return kept;
 }

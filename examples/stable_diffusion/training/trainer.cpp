@@ -244,8 +244,13 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
   TORCH_CHECK(steps != state.end() && steps->second.numel() == 2 &&
                   steps->second.scalar_type() == torch::kLong,
               "training: expected the number of steps in the state, got none");
+  constexpr int64_t kMostSteps = int64_t{1} << 40;
   done_ = steps->second[0].item<int64_t>();
   skipped_in_a_row_ = steps->second[1].item<int64_t>();
+  TORCH_CHECK(done_ >= 0 && done_ <= kMostSteps && skipped_in_a_row_ >= 0 &&
+                  skipped_in_a_row_ <= kMostSkippedSteps,
+              "training: expected numbers of steps in the state, got ", done_, " and ",
+              skipped_in_a_row_, "; hint: the checkpoint is damaged");
 }
 
 }  // namespace training

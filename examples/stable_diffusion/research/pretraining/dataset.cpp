@@ -11,6 +11,7 @@
 #include <set>
 
 #include "research/pretraining/emoji.h"
+#include "support/files/json_file.h"
 
 namespace pretraining {
 namespace {
@@ -60,10 +61,36 @@ EmojiSet EmojiSet::load(const std::string& path) {
               "; hint: make_dataset writes emoji.safetensors");
   EmojiSet set;
   set.bitmaps = file.load("bitmaps");
-  set.names = nlohmann::json::parse(file.metadata().at("names")).get<std::vector<std::string>>();
-  for (const int number : nlohmann::json::parse(file.metadata().at("roles"))) {
+  const auto list = [&](const char* key) {
+    const auto found = file.metadata().find(key);
+    TORCH_CHECK(found != file.metadata().end(), "'", path, "': expected metadata '", key,
+                "', got none");
+    const auto value = sd::parse_json(found->second, "'" + path + "': metadata '" + key + "'");
+    TORCH_CHECK(value.is_array(), "'", path, "': expected a list as metadata '", key, "', got ",
+                value.type_name());
+    return value;
+  };
+  for (const auto& name : list("names")) {
+    TORCH_CHECK(name.is_string() && !name.get<std::string>().empty(), "'", path,
+                "': expected names of emoji, got ", name.dump());
+    set.names.push_back(name.get<std::string>());
+  }
+  for (const auto& role : list("roles")) {
+    const int64_t number = role.is_number_integer() ? role.get<int64_t>() : -1;
+    TORCH_CHECK(number >= 0 && number <= static_cast<int64_t>(Role::kSubject), "'", path,
+                "': expected roles of emoji from 0 to ", static_cast<int64_t>(Role::kSubject),
+                ", got ", role.dump());
     set.roles.push_back(static_cast<Role>(number));
   }
+  const auto& bitmaps = set.bitmaps;
+  TORCH_CHECK(bitmaps.dim() == 4 && bitmaps.size(1) == 4 && bitmaps.numel() > 0 &&
+                  bitmaps.scalar_type() == at::kByte &&
+                  bitmaps.size(0) == static_cast<int64_t>(set.names.size()) &&
+                  set.names.size() == set.roles.size(),
+              "'", path,
+              "': expected a name and a role for each bitmap (n, 4, height, width), got ",
+              set.names.size(), " names, ", set.roles.size(), " roles and bitmaps ",
+              bitmaps.scalar_type(), " ", bitmaps.sizes());
   return set;
 }
 
@@ -75,6 +102,8 @@ EmojiSet make_emoji_set(const nlohmann::json& options, const std::string& font_p
   for (const std::string name : options.at("subjects")) wanted[name] = Role::kSubject;
   const auto groups = options.at("extra_groups").get<std::set<std::string>>();
   const int64_t unseen_every = options.value("unseen_every", 10);
+  TORCH_CHECK_VALUE(unseen_every > 0, "dataset: expected unseen_every to be positive, got ",
+                    unseen_every);
   EmojiSet set;
   std::vector<at::Tensor> bitmaps;
   int64_t others = 0;
@@ -106,6 +135,8 @@ Composer::Composer(EmojiSet emoji, std::vector<int64_t> choice, const nlohmann::
       with_made_up_word_(options.value("captions_with_made_up_word", 0.0)),
       with_an_(options.value("captions_with_an", 0.0)) {
   TORCH_CHECK_VALUE(!choice_.empty(), "dataset: expected emoji to draw, got none");
+  TORCH_CHECK_VALUE(size_ >= 8 && size_ < 1024, "dataset: expected a size from 8 to 1023, got ",
+                    size_);
 }
 
 void Composer::mix_in(std::vector<int64_t> others, double share) {

@@ -4,28 +4,70 @@
 #include <ATen/ATen.h>
 #include <ft2build.h>
 
-#include <fstream>
-#include <regex>
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <optional>
+#include <sstream>
+#include <string_view>
+#include <utility>
+
+#include <lightlora/file_io.h>
 #include FT_FREETYPE_H
 
 namespace pretraining {
 
+namespace {
+
+// Takes `text` off the front of a line, or spaces for an empty one; false if it does not begin so.
+bool take(std::string_view& line, std::string_view text) {
+  if (text.empty()) {
+    const auto spaces = line.find_first_not_of(' ');
+    line.remove_prefix(std::min(spaces, line.size()));
+    return spaces != 0;
+  }
+  if (line.substr(0, text.size()) != text) return false;
+  line.remove_prefix(text.size());
+  return true;
+}
+
+// "1F916 ; fully-qualified # <the emoji> E1.0 robot", with FE0F where text style is the default.
+std::optional<EmojiName> read_emoji_line(std::string_view line) {
+  uint32_t code_point = 0;
+  const auto number =
+      std::from_chars(line.data(), line.data() + line.size(), code_point, /*base=*/16);
+  if (number.ec != std::errc() || code_point > 0x10FFFF) return std::nullopt;
+  line.remove_prefix(static_cast<size_t>(number.ptr - line.data()));
+  take(line, " FE0F");
+  if (!take(line, "") || !take(line, "; fully-qualified") || !take(line, "") || !take(line, "# ")) {
+    return std::nullopt;
+  }
+  const auto version = line.find(" E");  // behind the emoji itself
+  const auto name = version == line.npos ? line.npos : line.find(' ', version + 2);
+  if (name == line.npos || line.find_first_not_of("0123456789.", version + 2) != name ||
+      name + 1 == line.size()) {
+    return std::nullopt;
+  }
+  return EmojiName{static_cast<char32_t>(code_point), std::string(line.substr(name + 1)), ""};
+}
+
+}  // namespace
+
 std::vector<EmojiName> read_emoji_names(const std::string& path) {
-  std::ifstream file(path);
-  TORCH_CHECK(file, "'", path, "': expected Unicode's emoji-test.txt, got no readable file",
+  TORCH_CHECK(std::filesystem::exists(path), "'", path,
+              "': expected Unicode's emoji-test.txt, got no readable file",
               "; hint: apt-get install unicode-data");
-  // "1F916 ; fully-qualified # <the emoji> E1.0 robot", with FE0F where text style is the default.
-  static const std::regex line_form(
-      "^([0-9A-F]+)( FE0F)? +; fully-qualified +# \\S+ E[0-9.]+ (.+)$");
+  constexpr uint64_t kMostBytes = 16'000'000;
+  std::istringstream file(lightlora::read_file(path, kMostBytes));
   const std::string group_mark = "# group: ";
   std::vector<EmojiName> names;
   std::string line, group;
   while (std::getline(file, line)) {
     if (line.compare(0, group_mark.size(), group_mark) == 0) group = line.substr(group_mark.size());
-    std::smatch match;
-    if (!std::regex_match(line, match, line_form)) continue;
-    const auto code_point = static_cast<char32_t>(std::stoul(match[1].str(), nullptr, 16));
-    names.push_back({code_point, match[3].str(), group});
+    auto emoji = read_emoji_line(line);
+    if (!emoji) continue;
+    emoji->group = group;
+    names.push_back(std::move(*emoji));
   }
   TORCH_CHECK(!names.empty(), "'", path,
               "': expected Unicode's emoji-test.txt, got no emoji in it");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "research/pretraining/folder.h"
 
-#include <cstdio>
+#include <lightlora/file_io.h>
+
 #include <filesystem>
-#include <fstream>
 
 #include "models/weights.h"
 #include "research/pretraining/loop.h"
@@ -55,12 +55,9 @@ nlohmann::json scheduler_config(const nlohmann::json& config) {
 }
 
 void write_text(const std::string& path, const std::string& text) {
-  const std::string beside = path + ".part";
-  std::ofstream file(beside, std::ios::binary);
-  file << text;
-  file.close();
-  TORCH_CHECK(file && std::rename(beside.c_str(), path.c_str()) == 0, "'", path,
-              "': expected to write this file, got an error; hint: is the disk full?");
+  lightlora::AtomicFile file(path);
+  file.write(text);
+  file.commit();
 }
 
 void save_part(const std::string& folder, const std::string& subfolder,
@@ -107,6 +104,18 @@ void use_channels_last(torch::nn::Module& module) {
   for (at::Tensor& parameter : module.parameters()) {
     if (parameter.dim() == 4)
       parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
+  }
+}
+
+void with_config_name(const std::string& path, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const nlohmann::json::exception& error) {
+    TORCH_CHECK(false, "'", path, "': expected the fields that this stage needs, got the error '",
+                error.what(), "'; hint: base.json has all of them");
+  } catch (const c10::ValueError& error) {
+    const std::string message = error.what_without_backtrace();
+    TORCH_CHECK(false, message.rfind("'", 0) == 0 ? "" : "'" + path + "': ", message);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <lightlora/file_io.h>
 #include <torch/nn/module.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -43,5 +44,10 @@ void use_channels_last(torch::nn::Module& module);
 
 /// The autoencoder of a folder, in fp32.
 sd::AutoencoderKL load_vae(const std::string& folder);
+
+/// Calls `work`, for which numbers and texts are read from a configuration all along: what is wrong
+/// with these is then an error that names the file.
+/// Errors: c10::Error naming `path` for a field that is missing, of another type or out of range
+void with_config_name(const std::string& path, const std::function<void()>& work);
 
 }  // namespace pretraining

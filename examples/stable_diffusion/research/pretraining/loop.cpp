@@ -4,6 +4,7 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <ctime>
@@ -12,6 +13,7 @@
 
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
+#include "support/files/outputs.h"
 
 namespace pretraining {
 namespace {
@@ -87,6 +89,12 @@ Plan read_plan(const std::string& name, const StageOptions& options, const nlohm
   // On a busy machine the steps between two saves may take hours.
   plan.save_seconds = 60 * stage.value("save_minutes", 5.0);
   plan.seed = stage.value("seed", 0);
+  for (const auto& [field, value] :
+       {std::pair("steps", steps), std::pair("batch", plan.batch),
+        std::pair("validate_every", plan.validate_every), std::pair("save_every", plan.save_every),
+        std::pair("log_every", plan.log_every)}) {
+    TORCH_CHECK_VALUE(value > 0, name, ": expected ", field, " to be positive, got ", value);
+  }
   TORCH_CHECK_VALUE(plan.batch % options.group.size() == 0, name, ": expected a batch that ",
                     options.group.size(), " processes can share, got ", plan.batch);
   return plan;
@@ -97,8 +105,16 @@ int64_t resume(AdamW& optimizer, const std::string& checkpoint) {
   const lightlora::SafetensorsFile file(checkpoint);
   TORCH_CHECK(file.metadata().count("step"), "'", checkpoint,
               "': expected a checkpoint of this program, got one without a step");
+  const std::string& text = file.metadata().at("step");
+  constexpr int64_t kMostSteps = int64_t{1} << 40;
+  int64_t step = -1;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), step);
+  TORCH_CHECK(read.ec == std::errc() && read.ptr == text.data() + text.size() && step >= 0 &&
+                  step <= kMostSteps,
+              "'", checkpoint, "': expected a number of steps as metadata 'step', got '", text,
+              "'");
   optimizer.load_state(file);
-  return std::stoll(file.metadata().at("step"));
+  return step;
 }
 
 template <typename Call>
@@ -124,11 +140,7 @@ at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& bat
   return batch.narrow(0, group.rank() * count, count);
 }
 
-void make_folder(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  TORCH_CHECK(!error, "'", path, "': expected to make this folder, got: ", error.message());
-}
+void make_folder(const std::string& path) { sd::make_folder(path); }
 
 double learning_rate_at(const nlohmann::json& stage, int64_t step) {
   const double base = stage.at("learning_rate");

@@ -6,8 +6,9 @@
 #include <lightlora/file_io.h>
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
+
+#include "support/files/json_file.h"
 
 namespace study {
 
@@ -23,10 +24,13 @@ using nlohmann::json;
 
 // What cannot be read counts as missing: the run is then done again.
 std::optional<json> read_json(const std::string& path, const std::string& settings) {
-  std::ifstream file(path);
-  auto value = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object() || value.value("settings", "") != settings) return std::nullopt;
-  return value;
+  try {
+    auto value = sd::read_json_file(path);
+    if (value.value("settings", json()) != json(settings)) return std::nullopt;
+    return value;
+  } catch (const c10::Error&) {
+    return std::nullopt;
+  }
 }
 
 void write_json(const std::string& path, const json& value) {

@@ -4,7 +4,10 @@
 #include <lightlora/file_io.h>
 
 #include <toml++/toml.h>
+#include <cstdint>
+#include <filesystem>
 #include <stdexcept>
+#include <string_view>
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
@@ -16,6 +19,29 @@ namespace {
 [[noreturn]] void fail(const std::string& path, const toml::source_region& where,
                        const std::string& message) {
   throw std::invalid_argument(fmt::format("'{}' line {}: {}", path, where.begin.line, message));
+}
+
+constexpr uint64_t kMostBytes = 1'000'000;
+
+// Each dot of a key makes a table in a table, without end as far as the parser is concerned.
+void check_depth(const std::string& path, const std::string& text) {
+  constexpr int kMostDots = 32;
+  int dots = 0;
+  char quote = 0;
+  for (const char c : text) {
+    if (quote != 0) {
+      if (c == quote || c == '\n') quote = 0;
+    } else if (c == '"' || c == '\'') {
+      quote = c;
+    } else if (c == '.') {
+      if (++dots > kMostDots) {
+        throw std::invalid_argument(fmt::format(
+            "'{}': expected keys of at most {} parts, got a longer one", path, kMostDots + 1));
+      }
+    } else if (std::string_view("\n=,{}[]").find(c) != std::string_view::npos) {
+      dots = 0;
+    }
+  }
 }
 
 // A value as the command line would spell it.
@@ -79,13 +105,14 @@ std::string Setting::text() const { return fmt::format("{}", fmt::join(values, "
 
 std::vector<Setting> read_config(const std::string& path) {
   std::vector<Setting> settings;
+  if (!std::filesystem::exists(path)) {
+    throw std::invalid_argument("'" + path + "': expected a TOML file, got none that can be read");
+  }
+  const std::string text = lightlora::read_file(path, kMostBytes);
+  check_depth(path, text);
   try {
-    collect(path, toml::parse_file(path), settings);
+    collect(path, toml::parse(text, path), settings);
   } catch (const toml::parse_error& error) {
-    if (error.source().begin.line == 0) {
-      throw std::invalid_argument("'" + path +
-                                  "': expected a TOML file, got none that can be read");
-    }
     fail(path, error.source(),
          "expected TOML, such as max_train_steps = 500, got: " + std::string(error.description()));
   }

@@ -4,14 +4,23 @@
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
 
+#include <unistd.h>
+
 #include <CLI/Error.hpp>
+#include <algorithm>
+#include <csignal>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "support/cli/fmt.h"
+#include "support/cli/message.h"
+#include "support/cli/standard_output.h"
 
 namespace cli {
 
@@ -19,13 +28,6 @@ namespace {
 
 constexpr int kFailure = 1;
 constexpr int kBadUsage = 2;
-
-std::string first_line(const std::string& text) {
-  const auto start = text.find_first_not_of(" \t\r\n");
-  if (start == std::string::npos) return "unknown error";
-  const auto end = text.find_first_of("\r\n", start);
-  return text.substr(start, end == std::string::npos ? end : end - start);
-}
 
 // The library's hint names its own option; who runs a program needs the flag that sets it.
 std::string with_flag(const std::string& line, const c10::Error& error, const App& app) {
@@ -39,7 +41,7 @@ std::string with_flag(const std::string& line, const c10::Error& error, const Ap
 
 /// LibTorch's own out-of-memory messages speak of allocators; a user needs the size and a way out.
 std::string message_of(const c10::Error& error, const App& app) {
-  const std::string line = with_flag(first_line(error.what_without_backtrace()), error, app);
+  const std::string line = with_flag(message_line(error.what_without_backtrace()), error, app);
   const bool memory = line.find("can't allocate memory") != std::string::npos ||
                       dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr;
   if (!memory) return line;
@@ -49,22 +51,78 @@ std::string message_of(const c10::Error& error, const App& app) {
   return fmt::format("out of memory{}; hint: a smaller batch, size or data type", size);
 }
 
+constexpr const char* kOutOfMemory = "out of memory; hint: a smaller batch, size or data type";
+
 int fail(const std::string& program, const std::string& message, int status) {
   std::cout.flush();
-  std::cerr << fmt::format("{}: error: {}\n", program, first_line(message)) << std::flush;
+  std::cerr << fmt::format("{}: error: {}\n", program, message_line(message)) << std::flush;
   return status;
+}
+
+// The words of the standard library's exceptions tell a user nothing.
+std::string message_of(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+      dynamic_cast<const std::length_error*>(&error) != nullptr) {
+    return kOutOfMemory;
+  }
+  if (const auto* file = dynamic_cast<const std::filesystem::filesystem_error*>(&error)) {
+    return fmt::format("'{}': expected a file or folder that can be used, got '{}'",
+                       file->path1().string(), file->code().message());
+  }
+  if (dynamic_cast<const std::logic_error*>(&error) != nullptr ||
+      dynamic_cast<const nlohmann::json::exception*>(&error) != nullptr) {
+    return fmt::format(
+        "expected input that the program understands, got the error '{}'; hint: is "
+        "one of the files damaged?",
+        error.what());
+  }
+  return error.what();
+}
+
+// Where no handler is in reach, in a thread or a destructor, a program would end by a signal.
+[[noreturn]] void end_with_a_line() {
+  std::string line = "error: expected to go on, got an error in a thread of its own\n";
+  try {
+    if (const auto error = std::current_exception()) std::rethrow_exception(error);
+  } catch (const c10::Error& error) {
+    line = "error: " + message_line(error.what_without_backtrace()) + "\n";
+  } catch (const std::exception& error) {
+    line = "error: " + message_line(message_of(error)) + "\n";
+  } catch (...) {
+  }
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) ::_exit(kFailure);
+  ::_exit(kFailure);
+}
+
+// A pipe or a terminal that is gone and a file that has become too large are errors of the calls
+// that meet them, and no end of the program.
+void take_signals() {
+  for (const int number : {SIGPIPE, SIGHUP, SIGXFSZ}) std::signal(number, SIG_IGN);
+  std::set_terminate(end_with_a_line);
 }
 
 class NoticeHandler : public c10::WarningHandler {
  public:
   explicit NoticeHandler(std::string program) : program_(std::move(program)) {}
   void process(const c10::Warning& warning) override {
-    std::cout << fmt::format("{}: notice: {}\n", program_, first_line(warning.msg())) << std::flush;
+    std::cout << fmt::format("{}: notice: {}\n", program_, message_line(warning.msg()))
+              << std::flush;
   }
 
  private:
   std::string program_;
 };
+
+// Whether an error begins with the name of a file that is there: what a file says is no bad usage.
+bool is_about_a_file(const std::string& message) {
+  const auto end = message.empty() || message[0] != '\'' ? message.npos : message.find('\'', 1);
+  if (end == message.npos) return false;
+  std::string name = message.substr(1, end - 1);
+  std::error_code error;
+  if (std::filesystem::exists(name, error)) return true;
+  name.resize(std::min(name.rfind(": "), name.size()));  // a part in it
+  return std::filesystem::exists(name, error);
+}
 
 int run_body(const App& app, const std::function<void()>& body) {
   const std::string program = app.get_name();
@@ -75,21 +133,18 @@ int run_body(const App& app, const std::function<void()>& body) {
     std::cout.flush();
     return 0;
   } catch (const c10::ValueError& error) {
-    return fail(program, message_of(error, app), kBadUsage);
+    const bool file = is_about_a_file(error.what_without_backtrace());
+    return fail(program, message_of(error, app), file ? kFailure : kBadUsage);
   } catch (const c10::Error& error) {
     return fail(program, message_of(error, app), kFailure);
-  } catch (const std::bad_alloc&) {
-    return fail(program, "out of memory; hint: a smaller batch, size or data type", kFailure);
   } catch (const std::exception& error) {
-    return fail(program, error.what(), kFailure);
+    return fail(program, message_of(error), kFailure);
   } catch (...) {
     return fail(program, "an exception of unknown type", kFailure);
   }
 }
 
-}  // namespace
-
-int run(int argc, const char* const* argv, App& app, const std::function<void()>& body) {
+int run_all(int argc, const char* const* argv, App& app, const std::function<void()>& body) {
   try {
     app.read(std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
   } catch (const CLI::CallForVersion& version) {
@@ -98,10 +153,29 @@ int run(int argc, const char* const* argv, App& app, const std::function<void()>
   } catch (const CLI::Success&) {
     std::cout << app.help_text() << std::flush;
     return 0;
+  } catch (const c10::Error& error) {
+    return fail(app.get_name(), message_of(error, app), kFailure);
+  } catch (const std::bad_alloc& error) {
+    return fail(app.get_name(), message_of(error), kFailure);
   } catch (const std::exception& error) {
     return fail(app.get_name(), error.what(), kBadUsage);
   }
   return run_body(app, body);
+}
+
+}  // namespace
+
+int run(int argc, const char* const* argv, App& app, const std::function<void()>& body) {
+  take_signals();
+  StandardOutput output;
+  const int status = run_all(argc, argv, app, body);
+  const std::string lost = output.finish();
+  if (lost.empty() || status != 0) return status;
+  return fail(app.get_name(),
+              fmt::format("standard output: expected to write all of it, got '{}'; hint: files are "
+                          "written, what was printed is lost",
+                          lost),
+              kFailure);
 }
 
 }  // namespace cli

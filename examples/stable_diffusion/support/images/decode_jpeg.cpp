@@ -30,11 +30,24 @@ struct Errors {
 
 /// libjpeg only warns when the data ends too early, and fills the rest with grey.
 void on_message(j_common_ptr common, int level) {
-  if (level < 0 && common->err->msg_code == JWRN_JPEG_EOF) {
+  const int code = common->err->msg_code;
+  if (level < 0 && (code == JWRN_JPEG_EOF || code == JWRN_HIT_MARKER)) {
     auto* errors = reinterpret_cast<Errors*>(common->err);
     std::strcpy(errors->message, "the file ends too early");
     longjmp(errors->jump, 1);
   }
+}
+
+/// Each scan of a progressive file goes through the whole picture again, however small the file is.
+/// Encoders write about ten.
+constexpr int kMostScans = 100;
+
+void on_progress(j_common_ptr common) {
+  const auto* info = reinterpret_cast<j_decompress_ptr>(common);
+  if (info->input_scan_number <= kMostScans) return;
+  auto* errors = reinterpret_cast<Errors*>(common->err);
+  std::strcpy(errors->message, "it has more than 100 scans");
+  longjmp(errors->jump, 1);
 }
 
 struct Reader {
@@ -43,6 +56,8 @@ struct Reader {
     errors.manager.error_exit = on_error;
     errors.manager.emit_message = on_message;
     jpeg_create_decompress(&info);
+    progress.progress_monitor = on_progress;
+    info.progress = &progress;
     // The parameter is not const in old versions of libjpeg.
     jpeg_mem_src(&info, const_cast<uint8_t*>(bytes.data()), bytes.size());
     jpeg_save_markers(&info, JPEG_APP0 + 1, 0xFFFF);
@@ -52,6 +67,7 @@ struct Reader {
   ~Reader() { jpeg_destroy_decompress(&info); }
 
   jpeg_decompress_struct info = {};
+  jpeg_progress_mgr progress = {};
   Errors errors = {};
 };
 

@@ -26,6 +26,37 @@ int length(const Bytes& bytes) {
   return static_cast<int>(std::min<std::size_t>(bytes.size(), INT_MAX));
 }
 
+/// The file as stb_image reads it, and whether it asked for more than there is.
+struct Source {
+  const Bytes& bytes;
+  std::size_t at = 0;
+  bool overrun = false;
+};
+
+int read_source(void* user, char* to, int count) {
+  auto& source = *static_cast<Source*>(user);
+  const std::size_t left = source.bytes.size() - source.at;
+  const std::size_t taken = std::min(left, static_cast<std::size_t>(count));
+  if (left == 0 && count > 0) source.overrun = true;
+  std::copy_n(source.bytes.begin() + static_cast<std::ptrdiff_t>(source.at), taken,
+              reinterpret_cast<uint8_t*>(to));
+  source.at += taken;
+  return static_cast<int>(taken);
+}
+
+void skip_source(void* user, int count) {
+  auto& source = *static_cast<Source*>(user);
+  const auto left = static_cast<int64_t>(source.bytes.size() - source.at);
+  const auto back = -static_cast<int64_t>(source.at);
+  const int64_t step = std::clamp<int64_t>(count, back, left);
+  source.at = static_cast<std::size_t>(static_cast<int64_t>(source.at) + step);
+}
+
+int source_ended(void* user) {
+  const auto& source = *static_cast<Source*>(user);
+  return source.at == source.bytes.size() ? 1 : 0;
+}
+
 }  // namespace
 
 bool is_tga(const Bytes& bytes) {
@@ -35,15 +66,23 @@ bool is_tga(const Bytes& bytes) {
 }
 
 Decoded decode_other(const Bytes& bytes) {
+  Source source{bytes};
   int width = 0, height = 0, channels = 0;
   TORCH_CHECK(stbi_info_from_memory(bytes.data(), length(bytes), &width, &height, &channels) != 0,
               stbi_failure_reason());
   check_size(width, height);
+  // A GIF takes nine bytes for each pixel on the way, whatever its file has.
+  const bool gif = bytes.size() > 3 && bytes[0] == 'G' && bytes[1] == 'I' && bytes[2] == 'F';
+  constexpr int64_t kMostGifPixels = 25'000'000;
+  TORCH_CHECK(!gif || int64_t{width} * height <= kMostGifPixels, "it claims ", width, "x", height,
+              " pixels, the limit for a GIF is ", kMostGifPixels, " in all");
+  const stbi_io_callbacks calls{read_source, skip_source, source_ended};
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-      stbi_load_from_memory(bytes.data(), length(bytes), &width, &height, &channels,
-                            /*req_comp=*/3),
+      stbi_load_from_callbacks(&calls, &source, &width, &height, &channels, /*req_comp=*/3),
       stbi_image_free);
   TORCH_CHECK(pixels != nullptr, stbi_failure_reason());
+  // stb_image takes zeros for what is missing: the picture would end in black.
+  TORCH_CHECK(!source.overrun, "the file ends too early");
   Decoded result{Image(width, height)};
   std::copy_n(pixels.get(), result.image.pixels.size(), result.image.pixels.begin());
   return result;

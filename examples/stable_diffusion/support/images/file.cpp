@@ -32,7 +32,7 @@ class Descriptor {
 }  // namespace
 
 std::vector<uint8_t> read_file(const std::string& path, int64_t limit) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   struct stat info = {};
   const bool open = file.number() >= 0 && ::fstat(file.number(), &info) == 0;
   TORCH_CHECK(open, "'", path,

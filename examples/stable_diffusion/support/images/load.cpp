@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <cstdint>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "support/images/decoders.h"
 #include "support/images/file.h"
@@ -113,6 +115,8 @@ void check_is_picture(Format format, const Bytes& bytes, const std::string& name
 }
 
 constexpr int64_t kHeadBytes = 4096;
+// The largest picture that is decoded takes a little more without any compression.
+constexpr std::uintmax_t kMostFileBytes = 1'000'000'000;
 
 }  // namespace
 
@@ -128,10 +132,19 @@ Image decode_image(const Bytes& bytes, const std::string& name) {
                 "or unusual one: ",
                 error.what_without_backtrace());
   }
+  if (decoded.orientation < 2 || decoded.orientation > 8) return std::move(decoded.image);
   return apply_orientation(decoded.image, decoded.orientation);
 }
 
-Image load_image(const std::string& path) { return decode_image(read_file(path), path); }
+Image load_image(const std::string& path) {
+  const Bytes head = read_file(path, kHeadBytes);
+  check_is_picture(format_of(head, path), head, path);
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  TORCH_CHECK(error || size <= kMostFileBytes, "'", path, "': expected a picture of at most ",
+              kMostFileBytes, " bytes, got ", size);
+  return decode_image(read_file(path), path);
+}
 
 bool is_image_file(const std::string& path) {
   std::error_code error;
@@ -144,7 +157,9 @@ bool is_image_file(const std::string& path) {
 }
 
 std::string describe_other_file(const std::string& path) {
-  if (std::filesystem::is_directory(path)) return "a folder";
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return "a folder";
+  if (!std::filesystem::is_regular_file(path, error)) return "a device, a pipe or a broken link";
   return looks_like(read_file(path, kHeadBytes));
 }
 

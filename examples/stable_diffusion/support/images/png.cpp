@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "support/images/decoders.h"
 #include "support/images/file.h"
 #include "support/images/png_memory.h"
 
@@ -99,10 +100,15 @@ bool encode(PngWriter& writer, const Image& image, png_bytepp rows, png_textp te
   return true;
 }
 
-/// Reads to the end of the file, the pixels only to get past them.
-bool read_all(PngReader& reader, std::vector<uint8_t>& row) {
+bool read_start(PngReader& reader) {
   if (setjmp(png_jmpbuf(reader.png))) return false;
   png_read_info(reader.png, reader.info);
+  return true;
+}
+
+/// Reads to the end of the file, the pixels only to get past them.
+bool read_rest(PngReader& reader, std::vector<uint8_t>& row) {
+  if (setjmp(png_jmpbuf(reader.png))) return false;
   const int passes = png_set_interlace_handling(reader.png);
   png_read_update_info(reader.png, reader.info);
   row.resize(png_get_rowbytes(reader.png, reader.info));
@@ -112,6 +118,15 @@ bool read_all(PngReader& reader, std::vector<uint8_t>& row) {
   }
   png_read_end(reader.png, reader.info);
   return true;
+}
+
+void check_png_size(const PngReader& reader, const std::string& path) {
+  try {
+    detail::check_size(png_get_image_width(reader.png, reader.info),
+                       png_get_image_height(reader.png, reader.info));
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
+  }
 }
 
 }  // namespace
@@ -146,12 +161,15 @@ void save_png(const std::string& path, const Image& image, const PngText& text) 
 }
 
 PngText read_png_text(const std::string& path) {
-  const std::vector<uint8_t> bytes = read_file(path);
+  constexpr int64_t kMostBytes = 1'000'000'000;
+  const std::vector<uint8_t> bytes = read_file(path, kMostBytes);
   TORCH_CHECK(bytes.size() >= 8 && png_sig_cmp(bytes.data(), 0, 8) == 0, "'", path,
               "': expected a PNG picture, got another file");
   PngReader reader(bytes);
   std::vector<uint8_t> row;
-  TORCH_CHECK(read_all(reader, row), "'", path,
+  const bool started = read_start(reader);
+  if (started) check_png_size(reader, path);
+  TORCH_CHECK(started && read_rest(reader, row), "'", path,
               "': expected a whole PNG picture, got a damaged one: ", reader.message);
   png_textp chunks = nullptr;
   int count = 0;

@@ -40,6 +40,11 @@ PngReader::PngReader(const std::vector<uint8_t>& bytes) : bytes(bytes) {
                 png_get_libpng_ver(nullptr));
   }
   png_set_read_fn(png, this, read_bytes);
+  // Texts and colour profiles may be packed a thousandfold, and there may be any number of them.
+  constexpr png_uint_32 kMostChunks = 64;
+  constexpr png_alloc_size_t kMostChunkBytes = 2'000'000;
+  png_set_chunk_cache_max(png, kMostChunks);
+  png_set_chunk_malloc_max(png, kMostChunkBytes);
 }
 
 PngReader::~PngReader() { png_destroy_read_struct(&png, &info, nullptr); }

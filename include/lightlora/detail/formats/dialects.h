@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 #include <lightlora/detail/formats/json.h>
 #include <lightlora/detail/formats/layer_methods.h>
+#include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/peft_config.h>
 #include <lightlora/file_io.h>
@@ -12,8 +13,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -32,14 +31,14 @@ class DialectReader {
  public:
   /// `component` overrides what the names say, for folders that are named after it.
   DialectReader(const TensorFile& file, std::string component, bool ignore_unmatched)
-      : file_(file), component_(std::move(component)) {
+      : file_(file), component_(std::move(component)), budget_(stored_bytes(file)) {
     for (const auto& info : file_.tensors()) add(info);
     if (ignore_unmatched) ignore_leftovers();
     check_leftovers();
   }
 
   /// `configs` give scales to the layers whose component they are for.
-  Components components(const PeftConfigs& configs) const {
+  Components components(const PeftConfigs& configs) {
     Components result;
     for (const auto& [key, tensors] : layers_) {
       const auto config = configs.find(key.first);
@@ -53,6 +52,12 @@ class DialectReader {
   const std::vector<std::string>& ignored() const { return ignored_; }
 
  private:
+  static uint64_t stored_bytes(const TensorFile& file) {
+    uint64_t bytes = 0;
+    for (const auto& info : file.tensors()) bytes += info.end - info.begin;
+    return bytes;
+  }
+
   void add(const TensorInfo& info) {
     if (const auto embedding = bundled_embedding(info.name); !embedding.empty()) {
       embeddings_.insert(embedding);
@@ -122,9 +127,9 @@ class DialectReader {
   }
 
   LayerState layer_state(const PeftConfig* config, const std::string& component,
-                         const std::string& name, const LayerTensors& tensors) const {
+                         const std::string& name, const LayerTensors& tensors) {
     auto [state, divisor] =
-        LayerAssembler(where(name), component, name, tensors.factors).assemble();
+        LayerAssembler(where(name), component, name, tensors.factors, budget_).assemble();
     TORCH_CHECK(config == nullptr || config->dora() == state.options.dora(), where(name),
                 "expected DoRA magnitudes exactly if the configuration says use_dora, got ",
                 state.options.dora() ? "some without it" : "none");
@@ -177,6 +182,7 @@ class DialectReader {
 
   const TensorFile& file_;
   std::string component_;
+  ValueBudget budget_;
   std::map<std::pair<std::string, std::string>, LayerTensors> layers_;
   std::vector<std::string> unknown_, ignored_;
   std::string original_, renamed_;  // the first name of each spelling
@@ -191,13 +197,6 @@ inline JsonValue json_of(const std::string& text, const std::string& source) {
   } catch (const JsonError& error) {
     TORCH_CHECK(false, "'", source, "': expected JSON, got '", error.what(), "'");
   }
-}
-
-inline std::string text_of_file(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(stream), {}};
-  TORCH_CHECK(stream.good() || stream.eof(), "'", path.string(), "': expected a readable file");
-  return text;
 }
 
 // The configurations that come with a file: in its metadata (diffusers) or beside it (PEFT).
@@ -220,10 +219,11 @@ inline PeftConfigs configs_of(const TensorFile& file) {
   });
   if (!peft) return configs;
   const auto beside = std::filesystem::path(file.path()).parent_path() / "adapter_config.json";
-  TORCH_CHECK(std::filesystem::is_regular_file(beside), "'", file.path(),
+  TORCH_CHECK(std::filesystem::exists(beside), "'", file.path(),
               "': expected PEFT's adapter_config.json beside it, got none; hint: it holds "
               "lora_alpha, without which the strength of the adapters is not known");
-  const JsonValue json = json_of(text_of_file(beside), beside.string());
+  const JsonValue json =
+      json_of(read_file(beside.string(), kMostConfigurationBytes), beside.string());
   TORCH_CHECK(json.type() == JsonType::object, "'", beside.string(), "': expected a JSON object");
   for (const char* component : kComponents) {
     configs.insert_or_assign(component, PeftConfig(json, "", beside.string()));

@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
 #include <lightlora/detail/dora_state.h>
+#include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/state.h>
 #include <lightlora/variants/lokr.h>
@@ -30,10 +31,12 @@ struct AssembledLayer {
 
 class LayerAssembler {
  public:
-  /// `where` begins the error messages; `tensors` are the layer's, by the roles of `LoRAKey`.
+  /// `where` begins the error messages; `tensors` are the layer's, by the roles of `LoRAKey`;
+  /// `budget` is the file's, for what is made of them.
   LayerAssembler(std::string where, std::string component, std::string layer,
-                 std::map<std::string, at::Tensor> tensors)
-      : where_(std::move(where)),
+                 std::map<std::string, at::Tensor> tensors, ValueBudget& budget)
+      : budget_(budget),
+        where_(std::move(where)),
         component_(std::move(component)),
         layer_(std::move(layer)),
         tensors_(std::move(tensors)) {}
@@ -75,9 +78,10 @@ class LayerAssembler {
     return tensor;
   }
 
-  at::Tensor product(const at::Tensor& a, const at::Tensor& b) const {
+  at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
     TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), where_,
                 "expected factors and bases that fit, got ", a.sizes(), " and ", b.sizes());
+    budget_.spend(where_, {a.size(0), b.size(1)});
     return a.mm(b);
   }
 
@@ -98,13 +102,22 @@ class LayerAssembler {
     return {a.contiguous(), b.contiguous()};
   }
 
+  void check_kernel() const {
+    for (const int64_t size : kernel_) {
+      TORCH_CHECK(size >= 1 && size <= kMostKernel, where_, "expected a kernel of sizes from 1 to ",
+                  kMostKernel, ", got ", kernel_);
+    }
+  }
+
   // core (r, s, kernel...) and rows (s, n) as one matrix (r, n * kernel); keeps the kernel's sizes.
   at::Tensor with_core(const at::Tensor& core, const at::Tensor& rows) {
     TORCH_CHECK(core.dim() > 2 && core.size(1) == rows.size(0), where_,
                 "expected a Tucker core that fits its factors, got ", core.sizes(), " and ",
                 rows.sizes());
     kernel_ = core.sizes().slice(2).vec();
+    check_kernel();
     const at::Tensor flat = core.flatten(2);  // (r, s, k)
+    budget_.spend(where_, {flat.size(0), rows.size(1), flat.size(2)});
     const at::Tensor joined = at::einsum("rsk,sn->rnk", {flat, rows});
     return joined.flatten(1);
   }
@@ -117,6 +130,7 @@ class LayerAssembler {
                                : "an alpha",
                 "; hint: the file is incomplete");
     if (down.dim() > 2) kernel_ = down.sizes().slice(2).vec();
+    check_kernel();
     down = down.flatten(1);
     if (const at::Tensor core = take("mid"); core.defined()) down = with_core(core, down);
     up = checked_up(down, up);
@@ -174,17 +188,19 @@ class LayerAssembler {
     at::Tensor full, a, b;
     int64_t rows() const { return full.defined() ? full.size(0) : a.size(0); }
     int64_t columns() const { return full.defined() ? full.size(1) : b.size(1); }
-    void compose() {
-      if (!full.defined()) full = a.mm(b);
-    }
   };
+  void compose(KroneckerSide& side) {
+    if (!side.full.defined()) side.full = product(side.a, side.b);
+  }
 
   KroneckerSide kronecker_side(const std::string& name, const std::string& core) {
     KroneckerSide side;
     if (has(name)) {
       side.full = take(name);
       if (side.full.dim() > 2) kernel_ = side.full.sizes().slice(2).vec();
+      check_kernel();
       side.full = side.full.flatten(1).contiguous();
+      TORCH_CHECK(side.full.numel() > 0, where_, "expected values in ", name, ", got none");
     } else {
       std::tie(side.a, side.b) = pair(name + "_a", name + "_b", core);
     }
@@ -199,8 +215,15 @@ class LayerAssembler {
     result.divisor = right.b.defined() ? right.b.size(0) : left.b.defined() ? left.b.size(0) : 0;
     LayerState& state = result.state;
     state.variant = "lokr";
-    const int64_t inputs = left.columns() * right.columns();
-    state.layer = {layer_, inputs, left.rows() * right.rows(), usual_kernel(inputs)};
+    const int64_t inputs = saturating_product({left.columns(), right.columns()});
+    const int64_t outputs = saturating_product({left.rows(), right.rows()});
+    TORCH_CHECK(inputs <= kMostFeatures && outputs <= kMostFeatures, where_,
+                "expected factors of a layer with at most ", kMostFeatures,
+                " inputs and outputs, got ", inputs, " and ", outputs);
+    state.layer = {layer_, inputs, outputs, usual_kernel(inputs)};
+    TORCH_CHECK(inputs % c10::multiply_integers(state.layer.kernel) == 0, where_,
+                "expected inputs that the kernel divides, got ", inputs, " and ",
+                state.layer.kernel);
     // The adapter decides by the same rule as LyCORIS which side is of low rank; what was made by
     // another rule is multiplied out.
     const int64_t rank = std::max<int64_t>(result.divisor, 1);
@@ -211,8 +234,8 @@ class LayerAssembler {
     };
     const bool right_low = low(right, right.columns() / kernel);
     const bool left_low = right_low && low(left, left.columns());
-    if (!left_low) left.compose();
-    if (!right_low) right.compose();
+    if (!left_low) compose(left);
+    if (!right_low) compose(right);
     state.options = LoKrOptions(rank)
                         .lokr_shape({left.rows(), left.columns()})
                         .decompose_both(left_low)
@@ -254,6 +277,7 @@ class LayerAssembler {
     put_dora(state, {magnitude.reshape(sizes).contiguous(), inputs});
   }
 
+  ValueBudget& budget_;
   std::string where_, component_, layer_;
   std::map<std::string, at::Tensor> tensors_;
   std::vector<int64_t> kernel_;

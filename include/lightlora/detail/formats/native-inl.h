@@ -5,12 +5,14 @@
 
 #include <ATen/ops/stack.h>
 #include <lightlora/detail/basis.h>
+#include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/formats/names.h>
 #include <lightlora/detail/formats/native_fields.h>
 #include <lightlora/file_io.h>
 #include <lightlora/variants/variants.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <set>
 #include <sstream>
@@ -92,7 +94,74 @@ inline Metadata group_fields(const LayerState& layer) {
   return fields;
 }
 
-inline constexpr int64_t kMostFeatures = 1'000'000;  // of a layer
+inline std::vector<int64_t> kernel_from_fields(const NativeFields& fields, const std::string& key,
+                                               int64_t inputs) {
+  std::vector<int64_t> kernel;
+  if (!fields.has(key)) return kernel;
+  int64_t values = 1;
+  std::istringstream sizes(fields.text(key));
+  for (int64_t width = 0; sizes >> width;) {
+    TORCH_CHECK(width >= 1 && width <= kMostKernel && kernel.size() < 3, "'", fields.path(),
+                "': expected up to 3 sizes from 1 to ", kMostKernel, " as metadata '", key,
+                "', got ", shown(fields.text(key)));
+    kernel.push_back(width);
+    values *= width;
+  }
+  TORCH_CHECK(inputs % values == 0, "'", fields.path(), "': expected ", inputs,
+              " inputs that the kernel divides, got a kernel of ", values, " in metadata '", key,
+              "'");
+  return kernel;
+}
+
+// The values of the frozen bases that a layer of these options has; more than it has is no harm.
+inline int64_t basis_values(const LayerState& layer) {
+  int64_t sum = 0;
+  const auto& own = layer.options.own();
+  for (const auto& [name, side] :
+       {std::pair("aux_in", layer.layer.in), std::pair("aux_out", layer.layer.out)}) {
+    const auto found = own.find(name);
+    int64_t count = layer.options.rank();
+    if (found != own.end()) read_number(found->second, count);
+    sum += saturating_product({std::min(count, side), side}) / 2;
+  }
+  return sum;
+}
+
+// A layer may name sizes that are far larger than the few values it holds.
+class NativeLimits {
+ public:
+  explicit NativeLimits(const TensorFile& file)
+      : where_("'" + file.path() + "': "), made_(bytes_of(file)) {}
+
+  // Before the group's layers are made.
+  void check(const LayerState& layer, std::size_t count) {
+    layers_ += count;
+    TORCH_CHECK(count > 0 && layers_ <= kMostLayers, where_, "expected 1 to ", kMostLayers,
+                " layers, got ", count == 0 ? "a group of none" : "more");
+    const auto layers = static_cast<int64_t>(count);
+    if (layer.frozen.empty() && layer.variant != kWithoutBasisFields) {
+      const int64_t values = basis_values(layer);
+      bases_ += std::min(saturating_product({values, layers}), kMostBases);
+      TORCH_CHECK(values <= kMostBasis && bases_ <= kMostBases, where_,
+                  "expected frozen bases of at most ", kMostBasis, " values in a layer and ",
+                  kMostBases, " in all, got more; hint: is the file damaged?");
+    }
+    made_.spend(where_, {layers, layer.options.rank(), layer.layer.in});
+    made_.spend(where_, {layers, layer.options.rank(), layer.layer.out});
+  }
+
+ private:
+  static uint64_t bytes_of(const TensorFile& file) {
+    uint64_t bytes = 0;
+    for (const auto& info : file.tensors()) bytes += info.end - info.begin;
+    return bytes;
+  }
+
+  std::string where_;
+  ValueBudget made_;
+  std::size_t layers_ = 0;
+  int64_t bases_ = 0;
+};
 
 inline LayerState layer_from_fields(const NativeFields& fields, const std::string& group) {
   const auto key = [&](const char* name) { return group + "." + name; };
@@ -107,16 +176,19 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
   layer.variant = fields.text(key("variant"));
   layer.layer.in = size("in");
   layer.layer.out = size("out");
-  layer.scale = fields.number<double>(key("scale"));
+  const auto finite = [&](const char* name) {
+    const auto value = fields.number<double>(key(name));
+    TORCH_CHECK(std::isfinite(value), "'", fields.path(),
+                "': expected a finite number as metadata '", key(name), "', got ", value);
+    return value;
+  };
+  layer.scale = finite("scale");
   layer.options.rank(size("rank"));
   layer.options.init(parse_init(fields.text(key("init"))));
   if (fields.has(key("network_alpha"))) {
-    layer.options.network_alpha(fields.number<double>(key("network_alpha")));
+    layer.options.network_alpha(finite("network_alpha"));
   }
-  if (fields.has(key("kernel"))) {
-    std::istringstream sizes(fields.text(key("kernel")));
-    for (int64_t width = 0; sizes >> width;) layer.layer.kernel.push_back(width);
-  }
+  layer.layer.kernel = kernel_from_fields(fields, key("kernel"), layer.layer.in);
   layer.options.dora(fields.has(key("dora")) && fields.text(key("dora")) != "0");
   layer.options.dora_inputs(fields.has(key("dora_inputs")) &&
                             fields.text(key("dora_inputs")) != "0");
@@ -180,16 +252,44 @@ LIGHTLORA_INLINE void save_native(const std::string& path, const Components& com
   save_safetensors(path, tensors, all);
 }
 
+// Adds the layers of one group, whose tensors are stacked.
+inline void load_group(const TensorFile& file, const std::string& group,
+                       const std::vector<std::string>& tensors,
+                       const std::vector<std::string>& names, const LayerState& pattern,
+                       const std::set<std::string>& frozen, AdapterState& state) {
+  std::vector<at::Tensor> stacks;
+  for (const auto& full : tensors) {
+    stacks.push_back(file.load(full));
+    const at::Tensor& stack = stacks.back();
+    TORCH_CHECK(stack.dim() >= 1 && stack.size(0) == static_cast<int64_t>(names.size()) &&
+                    stack.numel() > 0,
+                "'", file.path(), "': tensor ", shown(full), ": expected (", names.size(),
+                ", ...), a tensor for each layer, got ", stack.sizes());
+  }
+  TORCH_CHECK(!stacks.empty(), "'", file.path(), "': group ", group,
+              ": expected the tensors of its layers, got none");
+  for (std::size_t k = 0; k < names.size(); ++k) {
+    state.push_back(pattern);
+    state.back().layer.name = names[k];
+    for (std::size_t i = 0; i < stacks.size(); ++i) {
+      const std::string name = tensors[i].substr(group.size() + 1);
+      auto& target = frozen.count(name) > 0 ? state.back().frozen : state.back().trained;
+      target[name] = stacks[i][static_cast<int64_t>(k)].clone();
+    }
+  }
+}
+
 LIGHTLORA_INLINE Components load_native(const TensorFile& file) {
   const NativeFields fields(file.path(), file.metadata());
   TORCH_CHECK(is_native(file), "'", file.path(),
               "': expected a native lightlora file (metadata format = lightlora), got another ",
               "safetensors file");
   TORCH_CHECK(fields.text("format_version") == "1", "'", file.path(),
-              "': expected format version 1, got ", fields.text("format_version"),
+              "': expected format version 1, got ", shown(fields.text("format_version")),
               "; hint: update lightlora");
   TORCH_CHECK(fields.number<int64_t>("basis_version") == kBasisVersion, "'", file.path(),
-              "': expected basis version ", kBasisVersion, ", got ", fields.text("basis_version"),
+              "': expected basis version ", kBasisVersion, ", got ",
+              shown(fields.text("basis_version")),
               "; hint: this library cannot make the bases of that version");
   Components components;
   std::map<std::string, std::vector<std::string>> tensors_of;
@@ -197,29 +297,18 @@ LIGHTLORA_INLINE Components load_native(const TensorFile& file) {
     tensors_of[component_at(info.name, 0)].push_back(info.name);
   }
   const auto groups = fields.number<int64_t>("groups");
+  TORCH_CHECK(groups >= 1, "'", file.path(), "': expected at least one group of layers, got ",
+              groups);
+  NativeLimits limits(file);
   for (int64_t i = 0; i < groups; ++i) {
     const std::string group = std::to_string(i);
-    const LayerState pattern = layer_from_fields(fields, group);
     const auto names = unfold_names(fields.text(group + ".layers"));
-    AdapterState& state = components[fields.text(group + ".component")];
-    const std::size_t first = state.size();
-    const auto frozen = frozen_names(fields, group);
-    for (const auto& name : names) {
-      state.push_back(pattern);
-      state.back().layer.name = name;
-    }
-    for (const auto& full : tensors_of[group]) {
-      const at::Tensor stack = file.load(full);
-      const std::string name = full.substr(group.size() + 1);
-      TORCH_CHECK(stack.dim() >= 1 && stack.size(0) == static_cast<int64_t>(names.size()), "'",
-                  file.path(), "': tensor '", full, "': expected (", names.size(),
-                  ", ...), a tensor for each layer, got ", stack.sizes());
-      const bool is_frozen = frozen.count(name) > 0;
-      for (std::size_t k = 0; k < names.size(); ++k) {
-        auto& target = is_frozen ? state[first + k].frozen : state[first + k].trained;
-        target[name] = stack[static_cast<int64_t>(k)].clone();
-      }
-    }
+    const LayerState pattern = layer_from_fields(fields, group);
+    limits.check(pattern, names.size());
+    const std::string& component = fields.text(group + ".component");
+    if (!component.empty()) path_component(component, file.path());
+    AdapterState& state = components[component];
+    load_group(file, group, tensors_of[group], names, pattern, frozen_names(fields, group), state);
   }
   return components;
 }

@@ -32,7 +32,7 @@ class NativeFields {
     Number result{};
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
     TORCH_CHECK(error == std::errc() && end == value.data() + value.size(), "'", path_,
-                "': expected a number in metadata '", key, "', got '", value, "'");
+                "': expected a number in metadata '", key, "', got ", shown(value));
     return result;
   }
 

@@ -86,6 +86,10 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
 
 LIGHTLORA_INLINE void save_peft(const std::string& folder, const Components& components,
                                 at::ScalarType dtype, bool text_model) {
+  // A component's name comes from the file that was read, and becomes a folder's.
+  for (const auto& item : components) {
+    if (!item.first.empty()) path_component(item.first, folder);
+  }
   for (const auto& [component, state] : components) {
     save_peft_folder(std::filesystem::path(folder) / component, component, state, dtype,
                      text_model);

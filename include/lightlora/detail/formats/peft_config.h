@@ -3,13 +3,16 @@
 
 #include <c10/util/Exception.h>
 #include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/linear_regex.h>
+#include <lightlora/detail/formats/safetensors_format.h>
 
 #include <cmath>
 #include <cstdint>
 #include <map>
-#include <regex>
 #include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 namespace lightlora::detail {
 
@@ -32,18 +35,19 @@ class PeftConfig {
         if (const auto* value = field(name)) alpha_ = value->number();
       }
       if (const auto* value = field("use_rslora")) rslora_ = value->boolean();
-      if (const auto* value = field("rank_pattern")) ranks_ = pattern(*value);
-      if (const auto* value = field("alpha_pattern")) alphas_ = pattern(*value);
+      std::size_t steps = 0;
+      if (const auto* value = field("rank_pattern")) ranks_ = pattern(*value, source_, steps);
+      if (const auto* value = field("alpha_pattern")) alphas_ = pattern(*value, source_, steps);
       if (const auto* value = field("use_dora")) dora_ = value->boolean();
       const auto* init = field("init_lora_weights");
       TORCH_CHECK(
           init == nullptr || init->type() != JsonType::string || !alters_base(init->string()), "'",
           source_, "': expected adapters of the unchanged base model, got those of ",
-          "initialisation '", init->string(), "'; hint: convert them to plain LoRA with PEFT");
+          "initialisation ", shown(init->string()), "; hint: convert them to plain LoRA with PEFT");
       const auto* type = field("peft_type");
       const std::string method = type == nullptr ? "LORA" : type->string();
       TORCH_CHECK(method == "LORA" || method == "LOHA" || method == "LOKR", "'", source_,
-                  "': expected the PEFT method LORA, LOHA or LOKR, got ", method,
+                  "': expected the PEFT method LORA, LOHA or LOKR, got ", shown(method),
                   ", which is not supported");
     } catch (const JsonError& error) {
       TORCH_CHECK(false, "'", source_, "': expected the fields of PEFT's LoraConfig, got '",
@@ -59,19 +63,24 @@ class PeftConfig {
   double scale(const std::string& layer, int64_t rank) const {
     const double stated = lookup(ranks_, layer, static_cast<double>(rank_));
     const double divisor = rank > 0 ? static_cast<double>(rank) : stated;
-    TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer '", layer,
-                "': expected rank ", rank, " as its tensors have, got ", stated,
+    TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer ", shown(layer),
+                ": expected rank ", rank, " as its tensors have, got ", stated,
                 "; hint: the configuration belongs to another file");
     const double alpha = lookup(alphas_, layer, alpha_);
-    TORCH_CHECK(std::isfinite(alpha) && alpha != 0, "'", source_, "': layer '", layer,
-                "': expected an alpha other than zero, got ", alpha);
+    TORCH_CHECK(std::isfinite(alpha) && alpha != 0, "'", source_, "': layer ", shown(layer),
+                ": expected an alpha other than zero, got ", alpha);
     return alpha / (rslora_ ? std::sqrt(divisor) : divisor);
   }
 
   const std::string& source() const { return source_; }
 
  private:
-  using Pattern = std::map<std::string, double>;
+  struct Pattern {
+    std::map<std::string, double> plain;
+    std::vector<std::tuple<std::string, LinearRegex, double>> others;
+  };
+  // What all expressions of a file cost for each character of each layer's name.
+  static constexpr std::size_t kMostPatternSteps = 20'000;
 
   // Initialisations that subtract the adapter's start from the base weights.
   static bool alters_base(const std::string& init) {
@@ -81,44 +90,45 @@ class PeftConfig {
     return false;
   }
 
-  static Pattern pattern(const JsonValue& json) {
+  static Pattern pattern(const JsonValue& json, const std::string& source, std::size_t& steps) {
     Pattern result;
-    for (const auto& [key, value] : json.object()) result[key] = value.number();
+    for (const auto& [key, value] : json.object()) {
+      // PEFT matches a key as the regular expression (.*\.)?(key)$; nearly all are plain names.
+      if (key.find_first_of("*+?[](){}|^$\\") == key.npos) {
+        result.plain[key] = value.number();
+        continue;
+      }
+      try {
+        result.others.emplace_back(key, LinearRegex("(.*\\.)?(" + key + ")"), value.number());
+      } catch (const RegexError& error) {
+        TORCH_CHECK(false, "'", source, "': the pattern ", shown(key), ": ", error.what());
+      }
+      steps += std::get<1>(result.others.back()).steps();
+      TORCH_CHECK(steps <= kMostPatternSteps, "'", source, "': expected patterns of at most ",
+                  kMostPatternSteps, " steps in all, got more");
+    }
     return result;
   }
 
-  // A file may bring any expression: with libstdc++ none can take exponential time or fill the
-  // stack.
-  static std::regex::flag_type syntax() {
-#ifdef __GLIBCXX__
-    return std::regex::ECMAScript | std::regex_constants::__polynomial;
-#else
-    return std::regex::ECMAScript;
-#endif
-  }
-
-  // PEFT matches a key as the regular expression (.*\.)?(key)$; nearly all keys are plain names.
-  bool matches(const std::string& key, const std::string& layer) const {
-    const bool plain = key.find_first_of("*+?[](){}|^$\\") == key.npos;
-    if (plain) {
-      return layer == key ||
-             (layer.size() > key.size() + 1 &&
-              layer.compare(layer.size() - key.size() - 1, layer.npos, "." + key) == 0);
+  // The value of the first key, in the order of their characters, that matches.
+  static double lookup(const Pattern& pattern, const std::string& layer, double otherwise) {
+    const auto* best = &layer;
+    const double* value = nullptr;
+    const auto offer = [&](const std::string& key, const double& found) {
+      if (value != nullptr && *best < key) return;
+      best = &key;
+      value = &found;
+    };
+    for (std::size_t at = 0; at != layer.npos;) {  // the layer's name and its ends behind each dot
+      const auto found = pattern.plain.find(layer.substr(at));
+      if (found != pattern.plain.end()) offer(found->first, found->second);
+      const std::size_t dot = layer.find('.', at);
+      at = dot == layer.npos ? layer.npos : dot + 1;
     }
-    TORCH_CHECK(key.size() <= 1000, "'", source_, "': expected a pattern of at most 1000 ",
-                "characters, got ", key.size());
-    try {
-      return std::regex_match(layer, std::regex("(.*\\.)?(" + key + ")", syntax()));
-    } catch (const std::regex_error&) {
-      TORCH_CHECK(false, "'", source_, "': expected a regular expression, got '", key, "'");
+    for (const auto& [key, regex, number] : pattern.others) {
+      if (regex.matches(layer)) offer(key, number);
     }
-  }
-
-  double lookup(const Pattern& pattern, const std::string& layer, double otherwise) const {
-    for (const auto& [key, value] : pattern) {
-      if (matches(key, layer)) return value;
-    }
-    return otherwise;
+    return value == nullptr ? otherwise : *value;
   }
 
   std::string source_;

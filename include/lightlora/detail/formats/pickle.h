@@ -255,7 +255,8 @@ class PickleReader : private PickleMachine {
     const char* dtype = type.kind == PickleKind::name ? pickled_dtype(type.text) : nullptr;
     if (dtype == nullptr) fail("a storage of a known type", shown(type.text));
     PickledTensor storage;
-    storage.storage = text_of(id[2]);
+    storage.storage = text_of(id[2]);  // a number, of which each tensor gets a copy
+    if (storage.storage.size() > 64) malformed("a long name of a storage");
     storage.dtype = dtype;
     storage.storage_size = static_cast<uint64_t>(natural(id[4]));
     return tensor_node(PickleKind::storage, std::move(storage));

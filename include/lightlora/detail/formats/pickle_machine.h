@@ -17,6 +17,7 @@ namespace lightlora::detail {
 class PickleMachine {
  protected:
   using Index = uint32_t;
+  static constexpr std::size_t kMostValues = 1'000'000;
 
   explicit PickleMachine(std::string_view bytes) : bytes_(bytes) {}
 
@@ -72,6 +73,8 @@ class PickleMachine {
   }
 
   void push(PickleValue value) {
+    // A value takes 80 times the byte that it may be made of.
+    if (pickle_.values.size() >= kMostValues) malformed("it holds more than a million values");
     pickle_.values.push_back(std::move(value));
     stack_.push_back(static_cast<Index>(pickle_.values.size() - 1));
   }

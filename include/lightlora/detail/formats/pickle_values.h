@@ -4,6 +4,8 @@
 #include <lightlora/detail/formats/safetensors_format.h>
 #include <lightlora/detail/formats/zip.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -149,6 +151,8 @@ struct PickleLeaves {
   Metadata texts;  ///< texts and numbers
 };
 
+/// Errors: ArchiveError if a file refers to its own texts so often that its names would take far
+///         more memory than it
 class PickleFlattener {
  public:
   explicit PickleFlattener(const Pickle& pickle) : pickle_(pickle), seen_(pickle.values.size()) {}
@@ -159,6 +163,21 @@ class PickleFlattener {
   }
 
  private:
+  static constexpr std::size_t kMostBytes = 32'000'000;  // of all names and texts
+
+  void spend(std::size_t bytes) {
+    spent_ += std::min(bytes, kMostBytes) + 16;
+    if (spent_ > kMostBytes) {
+      throw ArchiveError(
+          "expected names and texts of at most 32 MB, got a pickle that repeats its own");
+    }
+  }
+
+  std::string joined(const std::string& prefix, const std::string& key) {
+    spend(prefix.size() + key.size());
+    return prefix + key;
+  }
+
   void visit(const std::string& name, uint32_t at, int depth) {
     const PickleValue& value = pickle_.values[at];
     switch (value.kind) {
@@ -166,6 +185,7 @@ class PickleFlattener {
         leaves_.tensors.emplace_back(name, static_cast<uint32_t>(value.integer));
         return;
       case PickleKind::text:
+        spend(value.text.size());
         leaves_.texts.emplace(name, value.text);
         return;
       case PickleKind::integer:
@@ -183,22 +203,23 @@ class PickleFlattener {
     const std::string prefix = name.empty() ? "" : name + ".";
     if (value.kind == PickleKind::list) {
       for (std::size_t i = 0; i < value.items.size(); ++i) {
-        visit(prefix + std::to_string(i), value.items[i], depth + 1);
+        visit(joined(prefix, std::to_string(i)), value.items[i], depth + 1);
       }
       return;
     }
     for (std::size_t i = 0; i + 1 < value.items.size(); i += 2) {
       const PickleValue& key = pickle_.values[value.items[i]];
       if (key.kind == PickleKind::text) {
-        visit(prefix + key.text, value.items[i + 1], depth + 1);
+        visit(joined(prefix, key.text), value.items[i + 1], depth + 1);
       } else if (key.kind == PickleKind::integer) {
-        visit(prefix + std::to_string(key.integer), value.items[i + 1], depth + 1);
+        visit(joined(prefix, std::to_string(key.integer)), value.items[i + 1], depth + 1);
       }
     }
   }
 
   const Pickle& pickle_;
   std::vector<bool> seen_;
+  std::size_t spent_ = 0;
   PickleLeaves leaves_;
 };
 

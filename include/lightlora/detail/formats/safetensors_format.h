@@ -96,20 +96,31 @@ struct SafetensorsEntry {
   uint64_t end = 0;
 };
 
-/// Text from a file for an error message: on one line and not too long.
+/// Text from a file for an error message: on one line, not too long, in UTF-8, and without anything
+/// that a terminal would obey.
 inline std::string shown(std::string_view text) {
+  constexpr size_t most = 100;
   std::string result = "'";
-  for (const char c : text.substr(0, 100)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) {
+  for (std::string_view rest = text; !rest.empty() && result.size() <= most;) {
+    const size_t length = utf8_sequence_length(rest);
+    const auto byte = [&](size_t i) { return static_cast<unsigned char>(rest[i]); };
+    const bool control = length == 1 && (byte(0) < 0x20 || byte(0) == 0x7F);
+    const bool c1 = length == 2 && byte(0) == 0xC2 && byte(1) < 0xA0;
+    // Line separators, and marks that turn the direction of what follows.
+    const bool turns = length == 3 && byte(0) == 0xE2 &&
+                       ((byte(1) == 0x80 && byte(2) >= 0xA8 && byte(2) <= 0xAE) ||
+                        (byte(1) == 0x81 && byte(2) >= 0xA6 && byte(2) <= 0xA9));
+    const size_t taken = std::max<size_t>(length, 1);
+    if (length == 0 || control || c1 || turns) {
       result += '?';
+    } else if (result.size() + taken <= most + 1) {
+      result += rest.substr(0, taken);
     } else {
-      result += c;
+      break;
     }
+    rest.remove_prefix(taken);
   }
-  // A name that was cut inside a character would not be UTF-8 any more.
-  while (result.size() > 1 && !is_utf8(result)) result.pop_back();
-  return result + (text.size() > 100 ? "...'" : "'");
+  return result + (text.size() > most ? "...'" : "'");
 }
 
 /// The bytes before the data: the length, the JSON text and spaces up to a multiple of 8.

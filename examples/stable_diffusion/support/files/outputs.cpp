@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/files/outputs.h"
+
+#include <c10/util/Exception.h>
+#include <lightlora/file_io.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <system_error>
+
+namespace sd {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// One spelling for each file, whether it exists or not.
+std::string canonical(const std::string& path) {
+  std::error_code error;
+  const auto result = fs::weakly_canonical(fs::absolute(path, error), error);
+  return error ? path : result.string();
+}
+
+}  // namespace
+
+void Outputs::add(const std::string& flag, const std::string& path) {
+  if (!path.empty()) files_.emplace_back(flag, path);
+}
+
+void Outputs::add_folder(const std::string& flag, const std::string& path) {
+  if (!path.empty()) folders_.emplace_back(flag, path);
+}
+
+void Outputs::check() const {
+  std::map<std::string, std::string> taken;
+  for (const auto& [flag, path] : files_) {
+    const lightlora::AtomicFile probe(path);  // and gone again
+    const auto [other, is_new] = taken.emplace(canonical(path), flag);
+    TORCH_CHECK(is_new, "'", path, "': expected a file of its own for ", flag, ", got the one of ",
+                other->second);
+  }
+  for (const auto& [flag, path] : folders_) {
+    std::error_code error;
+    fs::path existing = fs::absolute(path, error);
+    while (!fs::exists(existing, error) && existing.has_parent_path() &&
+           existing != existing.parent_path()) {
+      TORCH_CHECK(!error, "'", path, "': expected the name of a folder for ", flag, ", got '",
+                  error.message(), "'");
+      existing = existing.parent_path();
+    }
+    TORCH_CHECK(fs::is_directory(existing, error), "'", path, "': expected a folder for ", flag,
+                ", got a file of that name");
+    TORCH_CHECK(::access(existing.c_str(), W_OK | X_OK) == 0, "'", path,
+                "': expected a folder for ", flag, " that can be written to, got '",
+                std::strerror(errno), "'");
+  }
+}
+
+void make_folder(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  TORCH_CHECK(!error && fs::is_directory(path), "'", path,
+              "': expected a folder that can be made, got '",
+              error ? error.message() : "a file of that name", "'");
+}
+
+}  // namespace sd

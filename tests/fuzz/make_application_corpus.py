@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the seeds of the application's fuzzers: corpus/<target> for each. Python's standard library only.
+
+The first word of a name is what the reader must say of the file: valid or invalid; fuzz_application_test.cpp
+checks it. Seeds that the fuzzers found are named by their hash and carry no verdict.
+"""
+
+import json
+import pathlib
+import struct
+import zlib
+
+HERE = pathlib.Path(__file__).parent / "corpus"
+LETTERS = [chr(c) for c in range(0x21, 0x7F)]
+VOCABULARY = {
+    **{letter: i for i, letter in enumerate(LETTERS)},
+    **{letter + "</w>": len(LETTERS) + i for i, letter in enumerate(LETTERS)},
+    "te": 300,
+    "<|startoftext|>": 301,
+    "<|endoftext|>": 302,
+}
+DEEP = "[" * 200 + "]" * 200
+
+
+def parts(*texts):
+    """tokenizer_config.json, vocab.json, merges.txt, added_tokens.json."""
+    return "\0".join(text if isinstance(text, str) else json.dumps(text) for text in texts).encode()
+
+
+def added(content):
+    return {"added_tokens_decoder": {"400": {"content": content, "normalized": True, "special": False}}}
+
+
+TOKENIZER = {
+    "valid_vocabulary": parts("", VOCABULARY, "#version: 0.2\nt e\n"),
+    "valid_added": parts(added("<w1>"), VOCABULARY, "t e"),
+    "valid_added_nothing": parts(added(""), VOCABULARY, "t e"),
+    "invalid_added_long": parts(added("a" * 300), VOCABULARY, "t e"),
+    "invalid_id": parts("", VOCABULARY, "t e", {"x": -1}),
+    "invalid_deep": parts("", "{" + '"a":' + DEEP + "}", "t e"),
+}
+UNET = {"layers_per_block": 2, "block_out_channels": [32, 64], "norm_num_groups": 8, "sample_size": 64}
+MODEL_CONFIG = {
+    "valid_unet": json.dumps({**UNET, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}).encode(),
+    "valid_large": json.dumps({**UNET, "layers_per_block": 2**31, "block_out_channels": [2**40]}).encode(),
+    "invalid_deep": ('{"a":' + DEEP + "}").encode(),
+    "invalid_list": b"[]",
+}
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*texts, width=4, height=4):
+    rows = zlib.compress(b"\0" * (3 * width + 1) * height)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(texts) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def packed(size):
+    return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * size, 9))
+
+
+def bmp(rows):
+    head = b"BM" + struct.pack("<IHHI", 102, 0, 0, 54)
+    head += struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 24, 0, 0, 1, 1, 0, 0)
+    return head + b"\xff" * 12 * rows
+
+
+PICTURE = {
+    "valid_png": png(chunk(b"tEXt", b"parameters\0x\nSteps: 1, Seed: 1")),
+    "valid_texts": png(*[packed(3_000_000)] * 8),
+    "valid_bmp": bmp(4),
+    "invalid_bmp_cut": bmp(2),
+    "invalid_png_cut": png()[:-40],
+    "invalid_png_size": png(width=4)[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + png()[24:],
+    "invalid_gif_size": b"GIF89a" + struct.pack("<HHBBB", 60000, 2000, 0x80, 0, 0) + bytes(6) + b";",
+}
+SETTINGS = {
+    "valid_flags": b'rank = 4\nprompt = "a cat"\nlora = ["a", "b"]\nflag = true\nrate = 1e-4\n',
+    "valid_table": b"[training]\nrank = 4\n",
+    "invalid_keys": b"a" + b".a" * 100 + b" = 1\n",
+    "invalid_deep": b"a = " + DEEP.encode() * 2 + b"\n",
+    "invalid_date": b"a = 1979-05-27\n",
+}
+DATA_FOLDER = {
+    "valid_nothing": b"",
+    "valid_caption": b"\0a cat\non a mat",
+    "valid_metadata": b'{"file_name": "1.png", "text": "a cat"}\n\n',
+    "invalid_deep": b'{"file_name": ' + DEEP.encode() + b"}",
+    "invalid_elsewhere": b'{"file_name": "../../etc/1.png", "text": "a"}',
+    "invalid_number": b'{"file_name": "1.png", "text": 5}',
+    "invalid_half": b'{"file_name": "1.p',
+}
+EMOJI_LIST = {
+    "valid_list": b"# group: Objects\n1F916 ; fully-qualified # x E1.0 robot\n2764 FE0F ; fully-qualified # y E0.6 red heart\n",
+    "invalid_nothing": b"# group: Objects\n",
+    "invalid_number": b"F" * 40 + b" ; fully-qualified # x E1.0 robot\n",
+    "invalid_long": b"1F916 ; fully-qualified # " + b"x" * 20_000 + b"\n",
+}
+REGEX = {
+    "1": b"(.*\\.)?(down_blocks\\.[01]\\.(attn|ff)\\d{1,2}\\.to_[^qk])\ndown_blocks.0.attn1.to_v",
+    "2": b"(((a*)*)*)*x\naaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "3": b"((((){900}){900}){900}){900}",
+}
+
+
+def main():
+    for folder, seeds in (
+        ("tokenizer", TOKENIZER),
+        ("model_config", MODEL_CONFIG),
+        ("picture", PICTURE),
+        ("settings", SETTINGS),
+        ("data_folder", DATA_FOLDER),
+        ("emoji_list", EMOJI_LIST),
+        ("regex", REGEX),
+    ):
+        (HERE / folder).mkdir(parents=True, exist_ok=True)
+        for name, content in seeds.items():
+            (HERE / folder / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
