@@ -283,7 +283,6 @@ std::vector<int64_t> Tokenizer::add_token(const std::string& text, int64_t count
 void Tokenizer::pad_with(const std::string& token) {
   pad_id_ = require(token, "pad_token");
   insert({token, /*normalized=*/false});
-  rebuild_names();
 }
 
 std::optional<int64_t> Tokenizer::token_id(const std::string& token) const {
