@@ -52,8 +52,9 @@ def merged(folder, model, name="one/model.safetensors"):
 
 def there(pipe, latents):
     pipe.set_progress_bar_config(disable=True)
-    image = pipe(PROMPT, num_inference_steps=3, guidance_scale=5.0, latents=latents.clone(), output_type="np").images[0]
-    return numpy.round(image * 255)
+    side = 2 * latents.shape[-1]
+    settings = dict(num_inference_steps=3, guidance_scale=5.0, height=side, width=side, output_type="np")
+    return numpy.round(pipe(PROMPT, latents=latents.clone(), **settings).images[0] * 255)
 
 
 def text_config(**more):
