@@ -80,7 +80,7 @@ PICTURE = {
 SETTINGS = {
     "valid_flags": b'rank = 4\nprompt = "a cat"\nlora = ["a", "b"]\nflag = true\nrate = 1e-4\n',
     "valid_table": b"[training]\nrank = 4\n",
-    "invalid_keys": b"a" + b".a" * 100 + b" = 1\n",
+    "invalid_keys": b"a" + b".a" * 2000 + b" = 1\n",
     "invalid_deep": b"a = " + DEEP.encode() * 2 + b"\n",
     "invalid_date": b"a = 1979-05-27\n",
 }

@@ -101,7 +101,7 @@ TEST_CASE("data folder: metadata.jsonl that does not fit is an error with its li
     CHECK_THROWS_WITH(read_data_folder(folder.path().string()),
                       ContainsSubstring("metadata.jsonl' line 2") && ContainsSubstring(message));
   };
-  fails("{\"file_name\": ", "not JSON");
+  fails("{\"file_name\": ", "expected JSON");
   fails("[1]", "got array");
   fails("{\"text\": \"x\"}", "expected a 'file_name'");
   fails("{\"file_name\": \"z.png\", \"text\": \"x\"}", "got no such file");
