@@ -147,7 +147,7 @@ TEST_CASE("strangers: what a killed process left is removed, and nothing else", 
 }
 
 TEST_CASE("strangers: names in messages cannot write on a terminal", "[strangers]") {
-  using detail::shown;
+  using lightlora::detail::shown;
   CHECK(shown("a\x1b[2J\nb") == "'a?[2J?b'");
   CHECK(shown("\xC2\x9B\xE2\x80\xAEx\xE2\x81\xA6\xFF") == "'??x??'");
   CHECK(shown("bär €") == "'bär €'");
@@ -155,7 +155,7 @@ TEST_CASE("strangers: names in messages cannot write on a terminal", "[strangers
 }
 
 TEST_CASE("strangers: products of sizes do not overflow", "[strangers]") {
-  using detail::saturating_product;
+  using lightlora::detail::saturating_product;
   constexpr int64_t most = std::numeric_limits<int64_t>::max();
   CHECK(saturating_product({3, 4, 5}) == 60);
   CHECK(saturating_product({most, 2}) == most);
