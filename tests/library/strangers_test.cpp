@@ -161,7 +161,7 @@ TEST_CASE("strangers: products of sizes do not overflow", "[strangers]") {
   CHECK(saturating_product({most, 2}) == most);
   CHECK(saturating_product({most, most, 0}) == 0);
   CHECK(saturating_product({-1, 5}) == 0);
-  detail::ValueBudget budget(1000);
+  lightlora::detail::ValueBudget budget(1000);
   budget.spend("x: ", {1000, 1000});
   CHECK_THROWS_WITH(budget.spend("x: ", {1 << 20, 1 << 20}),
                     ContainsSubstring("x: expected sizes"));

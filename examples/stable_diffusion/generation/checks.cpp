@@ -48,9 +48,9 @@ std::string beyond_limits(const GenerationOptions& options, const std::vector<Ax
     return fmt::format("--batch_size: expected at most {} pictures at once, got {}", kAtOnce,
                        at_once);
   }
-  for (const auto* text : {&sample.prompt(), &sample.negative_prompt()}) {
-    if (text->size() > kPromptBytes) {
-      return fmt::format("--prompt: expected at most {} bytes, got {}", kPromptBytes, text->size());
+  for (const auto& text : {sample.prompt(), sample.negative_prompt().value_or("")}) {
+    if (text.size() > kPromptBytes) {
+      return fmt::format("--prompt: expected at most {} bytes, got {}", kPromptBytes, text.size());
     }
   }
   return "";
