@@ -12,7 +12,11 @@ foreach(_file IN ITEMS FindLightloraTorch LightloraCompiled)
   configure_file(cmake/${_file}.cmake "${PROJECT_BINARY_DIR}/${_file}.cmake" COPYONLY)
 endforeach()
 
+get_filename_component(LIGHTLORA_TORCH_PREFIX "${LightloraTorch_CONFIG_DIR}/../../.." ABSOLUTE)
+configure_file(cmake/lightlora.pc.in "${PROJECT_BINARY_DIR}/lightlora.pc" @ONLY)
+
 if(LIGHTLORA_INSTALL)
+  install(FILES "${PROJECT_BINARY_DIR}/lightlora.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")
   install(TARGETS lightlora EXPORT lightloraTargets)
   install(DIRECTORY include/lightlora DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
   install(EXPORT lightloraTargets NAMESPACE lightlora:: DESTINATION "${_package_dir}")

@@ -10,6 +10,7 @@
 #include <lightlora/detail/formats/kohya.h>
 #include <lightlora/detail/formats/native.h>
 #include <lightlora/detail/formats/peft.h>
+#include <lightlora/detail/formats/portable.h>
 
 #include <cstddef>
 #include <filesystem>
@@ -32,7 +33,9 @@ inline void check_save_options(const std::string& path, const SaveOptions& optio
                       " format: only ", to_string(owner), " has it");
   };
   refuse(options.bases() == Bases::embedded, Format::native, "embedded bases");
-  refuse(!options.metadata().empty(), Format::native, "metadata");
+  if (options.format() != Format::kohya) {
+    refuse(!options.metadata().empty(), Format::native, "metadata");
+  }
   refuse(!options.text_model(), Format::peft, "text_model(false)");
 }
 
@@ -44,8 +47,13 @@ inline Components for_native(Components components, const SaveOptions& options) 
         layer = state_of(*make_adapter(layer), Bases::embedded);
       }
       if (!options.dtype()) continue;
+      if (layer.variant == "classic") {
+        balance(layer.trained.at("down"), layer.trained.at("up"), *options.dtype());
+      }
       for (auto* tensors : {&layer.trained, &layer.frozen}) {
-        for (auto& item : *tensors) item.second = item.second.to(*options.dtype()).contiguous();
+        for (auto& item : *tensors) {
+          item.second = narrowed(item.second, *options.dtype(), layer.layer.name);
+        }
       }
     }
   }
@@ -108,7 +116,7 @@ LIGHTLORA_INLINE void save(const Components& components, const std::string& path
     case Format::peft:
       return detail::save_peft(path, components, dtype, options.text_model());
     case Format::kohya:
-      return detail::save_kohya(path, components, dtype);
+      return detail::save_kohya(path, components, dtype, options.metadata());
   }
 }
 

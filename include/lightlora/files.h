@@ -44,7 +44,7 @@ struct SaveOptions {
   /// own names up to 5.5 and not since, and PEFT loads nothing, with a warning only, if they
   /// differ. Default: true
   TORCH_ARG(bool, text_model) = true;
-  /// Native: text to store beside the adapters, by name. Default: none.
+  /// Native and kohya: text to store beside the adapters, by name. Default: none.
   TORCH_ARG(Metadata, metadata) = {};
   /// Of a handle: which set. Default: "default".
   TORCH_ARG(std::string, set) = "default";
@@ -78,9 +78,11 @@ struct AdapterFile {
   std::set<std::string> dtypes;      ///< of the tensors
   Metadata metadata;                 ///< as it stands in the file
   std::set<std::string> embeddings;  ///< bundled with it, for `load_embeddings`
-  std::vector<std::string> ignored;  ///< tensors passed over because the options say so
-  int64_t tensors = 0;               ///< how many there are
-  int64_t bytes = 0;                 ///< of all tensors
+  /// Tensors passed over: what other programs train beside adapters (biases and norms), and with
+  /// `ignore_unmatched` the rest.
+  std::vector<std::string> ignored;
+  int64_t tensors = 0;  ///< how many there are
+  int64_t bytes = 0;    ///< of all tensors
 };
 
 /// Which Stable Diffusion adapters are for: "sd1", "sd2" or "sdxl", by the widths and names of their
@@ -89,9 +91,11 @@ std::string model_family(const Components& components);
 
 /// Reads adapters of any dialect. It is found for each tensor by itself, so files that mix
 /// spellings are read: native; diffusers since 0.12; PEFT, as a file or a folder, also one with the
-/// folders `unet`, `text_encoder` and `text_encoder_2`; kohya, A1111 and LyCORIS, with diffusers' or the original
-/// block names. A folder of diffusers is read too, and files of torch.save. Methods: LoRA, also of
-/// convolutions and with a Tucker core; LoHa; LoKr; each with DoRA. Scale: an `.alpha` tensor, or
+/// folders `unet`, `text_encoder` and `text_encoder_2`; kohya, A1111 and LyCORIS, with diffusers' or
+/// the original block names; ComfyUI's, with `diffusion_model.` in front. A folder of diffusers is
+/// read too, and files of torch.save. Methods: LoRA, also of convolutions and with a Tucker core;
+/// LoHa; LoKr; each with DoRA; full differences of weights, as LoRA of full rank. Scale: an
+/// `.alpha` tensor, or
 /// the configuration of PEFT or diffusers, divided by the rank; else 1
 /// Dtypes: any floating-point dtype, as fp32 (native files as they are)
 /// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of

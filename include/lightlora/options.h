@@ -166,6 +166,13 @@ struct LayerInfo {
   std::vector<int64_t> out_kernel = {};
   /// Whether the inputs are numbers of rows to look up, as an embedding's are.
   bool lookup = false;
+  /// Type of the layer, such as "Linear" or "Embedding", and "MultiheadAttention" for all projections
+  /// of one; empty where nobody says it, as in files of other programs.
+  std::string type = {};
+  /// Which of a layer's weights it is where there are several: "in_proj", "weight_ih_l0".
+  std::string part = {};
+  /// Groups of a convolution.
+  int64_t groups = 1;
 };
 
 }  // namespace lightlora

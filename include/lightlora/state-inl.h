@@ -114,6 +114,11 @@ LIGHTLORA_INLINE LayerState classic_state(const LayerInfo& layer, const Factors&
 LIGHTLORA_INLINE LayerState to_classic(const Adapter& adapter, const Keep& keep,
                                        const at::Tensor& weight) {
   torch::NoGradGuard no_grad;
+  for (const auto& item : adapter.trained()) {
+    TORCH_CHECK(item.value().isfinite().all().item<bool>(), "'", adapter.layer().name,
+                "': expected finite values as '", item.key(),
+                "', got some that are not; hint: the ", "training diverged");
+  }
   Factors factors;
   if (!adapter.has_factors()) {
     const LayerInfo& layer = adapter.layer();

@@ -72,6 +72,62 @@ const Tensor& inputs() {
 
 }  // namespace
 
+TEST_CASE("fp16 keeps a pair whose factors it could not hold, or says so", "[files]") {
+  torch::manual_seed(7);
+  LayerState layer{"classic", {"mid_block.attentions.0.proj_in", 40, 30, {}}, LoRAOptions(2), 1, {},
+                   {}};
+  const ScratchFolder folder;
+  const auto written = [&](double down, double up, Format format) {
+    layer.trained = {{"down", torch::randn({2, 40}) * down}, {"up", torch::randn({30, 2}) * up}};
+    save({{"unet", {layer}}}, folder.file("half"), SaveOptions(format).dtype(at::kHalf));
+    const auto back = read_state(folder.file("half"), "unet").at(0);
+    // Two factors rounded to 11 bits; seen: 5e-4.
+    return close(make_adapter(back)->delta().to(torch::kFloat), make_adapter(layer)->delta(), 2e-3);
+  };
+  for (const Format format : {Format::native, Format::diffusers, Format::kohya}) {
+    INFO(to_string(format));
+    CHECK(written(1e6, 1e-4, format));
+    CHECK(written(1e-7, 10, format));  // below fp16's smallest normal number
+    CHECK(written(1, 1, format));
+    CHECK_THROWS_WITH(written(1e6, 1e6, format),
+                      ContainsSubstring("'mid_block.attentions.0.proj_in': expected values that"));
+  }
+}
+
+TEST_CASE("a LoHa file for kohya's readers is one of LoHa, not of its rank's square", "[files]") {
+  torch::manual_seed(8);
+  const LayerInfo info{"mid_block.attentions.0.proj_in", 40, 30, {}};
+  LoHaAdapterImpl loha(LoRAOptions(3).network_alpha(1.5), info);
+  {
+    torch::NoGradGuard no_grad;
+    for (auto& parameter : loha.parameters()) parameter.normal_();
+  }
+  const ScratchFolder folder;
+  save({{"unet", {state_of(loha)}}}, folder.file("loha"), Format::kohya);
+  const SafetensorsFile file(folder.file("loha"));
+  CHECK(file.contains("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"));
+  CHECK_FALSE(file.contains("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"));
+  const auto back = read_state(folder.file("loha"), "unet").at(0);
+  CHECK(torch::equal(make_adapter(back)->delta(), loha.delta()));
+}
+
+TEST_CASE("a file for kohya's readers says which version it is for", "[files]") {
+  const ScratchFolder folder;
+  for (const auto& [width, second] : {std::pair(768, "False"), std::pair(1024, "True")}) {
+    LayerState layer{"classic",
+                     {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k", width, 30, {}},
+                     LoRAOptions(2),
+                     1,
+                     {{"down", torch::ones({2, width})}, {"up", torch::ones({30, 2})}},
+                     {}};
+    save({{"unet", {layer}}}, folder.file("kohya"),
+         SaveOptions(Format::kohya).metadata({{"ss_clip_skip", "2"}}));
+    const SafetensorsFile file(folder.file("kohya"));
+    CHECK(file.metadata().at("ss_v2") == second);
+    CHECK(file.metadata().at("ss_clip_skip") == "2");
+  }
+}
+
 TEST_CASE("a handle saved in any format is read back by the same verbs", "[files]") {
   const ScratchFolder folder;
   auto model = model_of_two();

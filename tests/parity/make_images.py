@@ -111,6 +111,19 @@ def make_pngs(rgb, alpha):
     write_png("colour_key.png", waves(WIDTH, HEIGHT, 3), 2, 8, extra=(gamma, key), trailing=(turned,))
 
 
+def make_other_marks(rgb):
+    """Orientations where PIL also looks: XMP, and ImageMagick's text of a PNG."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    rgb.save(FOLDER / "xmp.jpg", quality=90, xmp=xmp)
+    rgb.save(FOLDER / "xmp.webp", lossless=True, xmp=xmp)
+    values = np.asarray(rgb)
+    itxt = b"XML:com.adobe.xmp\0\0\0\0\0" + xmp.replace(b'="6"', b">8<")
+    write_png("xmp.png", values, 2, 8, extra=((b"iTXt", itxt),))
+    block = exif(3)
+    text = f"\nexif\n{len(block):8}\n{block.hex()}\n".encode()
+    write_png("raw_profile.png", values, 2, 8, extra=((b"tEXt", b"Raw profile type exif\0" + text),))
+
+
 def make_others(rgb, alpha):
     rgb.save(FOLDER / "lossy.webp", quality=80, exif=exif(3))
     rgb.save(FOLDER / "lossless.webp", lossless=True)
@@ -118,6 +131,8 @@ def make_others(rgb, alpha):
     rgb.save(FOLDER / "colour.bmp")
     rgb.convert("L").save(FOLDER / "grey.bmp")
     rgb.save(FOLDER / "colour.gif")
+    palette = rgb.quantize(16)
+    palette.save(FOLDER / "transparent.gif", transparency=palette.getpixel((WIDTH // 2, HEIGHT // 2)))
     rgb.save(FOLDER / "colour.tga")
     rgb.save(FOLDER / "packed.tga", rle=True)
 
@@ -161,6 +176,7 @@ def main():
     make_jpegs(rgb)
     make_pngs(rgb, alpha)
     make_others(rgb, alpha)
+    make_other_marks(rgb)
     expected = {path.name: upright_rgb(path) for path in sorted(FOLDER.iterdir())}
     save_file(expected, FOLDER / "expected.safetensors")
     make_texts(rgb)

@@ -266,4 +266,5 @@ def test_errors_say_what_to_change():
         assert not list(pathlib.Path(folder).iterdir())
 
 
-main(globals())
+if __name__ == "__main__":
+    main(globals())

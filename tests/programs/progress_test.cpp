@@ -95,7 +95,22 @@ TEST_CASE("progress: a resumed loop does not count the earlier steps for the rat
   cli::Progress progress("Steps", 400, bench.options(Style::kLines), /*first_step=*/300);
   bench.now += 2;
   progress.update(301);
-  CHECK(bench.take() == "Steps 301/400 (75%), 2.00 s, 2.00 s/it, 3 min 18 s left\n");
+  CHECK(bench.take() == "Steps 301/400 (75%), 2.00 s, ? it/s\n");
+}
+
+TEST_CASE("progress: the first step and what was no step do not count for the rate", "[progress]") {
+  Bench bench;
+  cli::Progress progress("Steps", 10, bench.options(Style::kLines));
+  bench.now += 40;  // the first step finds its kernels
+  progress.update(1);
+  bench.now += 2;
+  progress.update(2);
+  bench.now += 100;  // a validation
+  progress.leave_out();
+  bench.now += 2;
+  bench.take();
+  progress.update(3);
+  CHECK_THAT(bench.take(), ContainsSubstring("2.00 s/it, 14 s left"));
 }
 
 TEST_CASE("progress: without a terminal come plain lines at the first, every tenth and the last",
@@ -111,7 +126,7 @@ TEST_CASE("progress: without a terminal come plain lines at the first, every ten
   const std::string text = bench.take();
   CHECK(std::count(text.begin(), text.end(), '\n') == 11);
   CHECK_THAT(text, Catch::Matchers::StartsWith(
-                       "Steps 1/400 (0%), 0.25 s, 4.00 it/s, 1 min 40 s left, loss=0.5\n"
+                       "Steps 1/400 (0%), 0.25 s, ? it/s, loss=0.5\n"
                        "Steps 40/400 (10%), 10 s, 4.00 it/s, 1 min 30 s left, loss=0.5\n"));
   CHECK_THAT(text,
              Catch::Matchers::EndsWith("Steps 400/400 (100%), 1 min 40 s, 4.00 it/s, loss=0.5\n"));

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fstream>
+#include <set>
 
 #include "models/unet.h"
 #include "support.h"
 #include "training/adapters.h"
 #include "training/captions.h"
 #include "training/checkpoint.h"
+#include "training/data.h"
 #include "training/loss.h"
 #include "training/random.h"
 #include "training/tensorboard.h"
@@ -47,7 +49,10 @@ double written_out(sd::UNet2DConditionModel& unet, const Tensor& states, const s
   const Tensor alphas = schedule().alphas_cumprod();
   double sum = 0;
   int64_t row = 0;
-  for (const auto& [x, noise, t] : two_samples()) {
+  for (const auto& sample : two_samples()) {
+    const auto& x = sample.latents;
+    const auto& noise = sample.noise;
+    const int64_t t = sample.timestep;
     const double a = alphas[t].item<double>(), snr = a / (1 - a);
     const Tensor noisy = std::sqrt(a) * x + std::sqrt(1 - a) * noise;
     const Tensor output =
@@ -82,11 +87,79 @@ TEST_CASE("loss: targets and min-SNR weights are those of the papers", "[loss]")
       CHECK(std::abs(got - expected) < 1e-5 * expected);
     }
   }
+}
+
+TEST_CASE("loss: min-SNR weighs a timestep without any signal as sd-scripts does", "[loss]") {
+  auto unet = small_unet();
+  const torch::NoGradGuard no_grad;
+  const Tensor states = torch::randn({2, 3, 6});
+  const nlohmann::json config{{"rescale_betas_zero_snr", true}};
+  const sd::NoiseSchedule zero(sd::SchedulerConfig(config, "test"));
+  auto samples = two_samples();
+  samples[0].timestep = samples[1].timestep = 999;  // SNR 0: weight 1
   LossOptions options;
-  options.prediction_type = sd::PredictionType::v_prediction;
-  const DiffusionLoss overruled(schedule("epsilon"), options);
-  CHECK(std::abs(overruled(unet, two_samples(), states).item<double>() -
-                 written_out(unet, states, "v_prediction", 0)) < 1e-5);
+  options.snr_gamma = 5;
+  const double got = DiffusionLoss(zero, options)(unet, samples, states).item<double>();
+  CHECK(got == DiffusionLoss(zero, {})(unet, samples, states).item<double>());
+  CHECK(std::isfinite(got));
+}
+
+TEST_CASE("loss: huber, smooth l1 and debiased estimation are those of sd-scripts", "[loss]") {
+  // conditional_loss, get_huber_threshold_if_needed and apply_debiased_estimation of its train_util
+  // and custom_train_functions, written out for one sample.
+  auto unet = small_unet();
+  const torch::NoGradGuard no_grad;
+  const Tensor states = torch::randn({1, 3, 6});
+  const auto sample = two_samples()[1];
+  const double a = schedule().alphas_cumprod()[sample.timestep].item<double>();
+  const Tensor noisy = std::sqrt(a) * sample.latents + std::sqrt(1 - a) * sample.noise;
+  const Tensor difference =
+      unet->forward(noisy.unsqueeze(0), torch::tensor({sample.timestep}), states)[0] - sample.noise;
+  const double t = static_cast<double>(sample.timestep), sigma = std::sqrt((1 - a) / a);
+  const auto check = [&](LossOptions options, const Tensor& expected) {
+    const double got = DiffusionLoss(schedule(), options)(unet, {sample}, states).item<double>();
+    CHECK(std::abs(got - expected.item<double>()) < 1e-5 * expected.item<double>());
+  };
+  LossOptions options;
+  options.huber_c = 0.2;
+  options.huber_scale = 1.5;
+  const std::pair<HuberSchedule, double> thresholds[] = {
+      {HuberSchedule::constant, 0.2 * 1.5},
+      {HuberSchedule::exponential, std::exp(std::log(0.2) / 1000 * t) * 1.5},
+      {HuberSchedule::snr, (1 - 0.2) / std::pow(1 + sigma, 2) + 0.2}};
+  for (const auto& [kind, c] : thresholds) {
+    options.huber_schedule = kind;
+    const Tensor rooted = (difference.square() + c * c).sqrt() - c;
+    options.type = LossType::huber;
+    check(options, (2 * c * rooted).mean());
+    options.type = LossType::smooth_l1;
+    check(options, (2 * rooted).mean());
+  }
+  LossOptions debiased;
+  debiased.debiased_estimation = true;
+  check(debiased, difference.square().mean() / std::sqrt(a / (1 - a)));
+}
+
+TEST_CASE("loss: a mask multiplies the loss of each place, as apply_masked_loss of sd-scripts",
+          "[loss]") {
+  auto unet = small_unet();
+  const torch::NoGradGuard no_grad;
+  const Tensor states = torch::randn({2, 3, 6});
+  auto samples = two_samples();
+  samples[0].mask = torch::zeros({1, 8, 8});
+  samples[0].mask.slice(1, 0, 4).fill_(1);  // the second sample counts in full
+  double expected = 0;
+  for (int64_t i = 0; i < 2; ++i) {
+    const auto& sample = samples[static_cast<size_t>(i)];
+    const double a = schedule().alphas_cumprod()[sample.timestep].item<double>();
+    const Tensor noisy = std::sqrt(a) * sample.latents + std::sqrt(1 - a) * sample.noise;
+    const Tensor output = unet->forward(noisy.unsqueeze(0), torch::tensor({sample.timestep}),
+                                        states.slice(0, i, i + 1));
+    const Tensor mask = sample.mask.defined() ? sample.mask : torch::ones({1, 8, 8});
+    expected += ((output[0] - sample.noise).square() * mask).mean().item<double>() / 2;
+  }
+  const double got = DiffusionLoss(schedule(), {})(unet, samples, states).item<double>();
+  CHECK(std::abs(got - expected) < 1e-5 * expected);
 }
 
 TEST_CASE("loss: the noise offset is one number a channel, and changes nothing else", "[loss]") {
@@ -128,6 +201,34 @@ TEST_CASE("prompts of a frozen encoder are encoded once, those of one that train
   trained.states({"a", "bb"});
   trained.states({"a", "bb"});
   CHECK(calls == 4);
+}
+
+TEST_CASE("captions are shuffled, thinned out and dropped as process_caption of sd-scripts does",
+          "[prompts]") {
+  CaptionOptions options;
+  const auto use = [&](int64_t sample) {
+    auto generator = generator_for(3, Stream::caption, sample);
+    return process_caption("sks dog, red ,on grass,  sunny", options, generator);
+  };
+  options.prefix = "photo,";
+  options.suffix = "end";
+  CHECK(use(0) == "photo, sks dog, red ,on grass,  sunny end");
+  options = {};
+  options.shuffle = true;
+  options.keep_tokens = 1;
+  std::set<std::string> seen;
+  for (int64_t i = 0; i < 40; ++i) seen.insert(use(i));
+  CHECK(seen.size() == 6);  // the orders of three
+  for (const auto& caption : seen) {
+    CHECK(caption.rfind("sks dog, ", 0) == 0);
+    CHECK(caption.size() == std::string("sks dog, red, on grass, sunny").size());
+  }
+  CHECK(use(7) == use(7));
+  options.shuffle = false;
+  options.tag_dropout_rate = 1;
+  CHECK(use(0) == "sks dog");
+  options.dropout_rate = 1;
+  CHECK(use(0).empty());
 }
 
 TEST_CASE("a flag's pattern names the layers that the library's pattern names", "[adapters]") {

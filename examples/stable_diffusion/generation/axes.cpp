@@ -52,6 +52,11 @@ bool read_lora_weight(const std::string& text, GenerationOptions&, std::optional
   return weight.has_value();
 }
 
+bool read_seed(const std::string& text, GenerationOptions& options, std::optional<double>&) {
+  options.seed = read<uint64_t>(text);
+  return options.seed.has_value() || text == "-1";
+}
+
 bool set_scheduler(const std::string& text, GenerationOptions& options, std::optional<double>&) {
   const auto names = sd::scheduler_names();
   options.sample.scheduler(text);
@@ -64,8 +69,7 @@ const std::vector<Kind>& kinds() {
   const int64_t many = int64_t{1} << 40;
   static const std::vector<Kind> all{
       {"lora_weight", "LoRA weight", "a number", read_lora_weight},
-      {"seed", "Seed", "a whole number",
-       into<uint64_t>([](Options& o) -> auto& { return o.seed; }, 0, UINT64_MAX)},
+      {"seed", "Seed", "a whole number", read_seed},
       {"steps", "Steps", "a whole number from 1",
        into<int64_t>([](Options& o) -> auto& { return o.sample.num_inference_steps(); }, 1, many)},
       {"guidance", "CFG Scale", "a number",
@@ -112,6 +116,13 @@ std::vector<Axis> parse_axes(const std::vector<std::string>& texts) {
   TORCH_CHECK_VALUE(axes.size() < 2 || axes[0].name != axes[1].name,
                     "--xy: expected two axes of different names, got ", axes[0].name, " twice");
   return axes;
+}
+
+void settle_seeds(Axis& axis, const distributed::Group& group) {
+  if (axis.name != "seed") return;
+  for (auto& value : axis.values) {
+    if (value == "-1") value = fmt::to_string(new_seed(group));
+  }
 }
 
 void apply_axis(const Axis& axis, std::size_t i, GenerationOptions& options,

@@ -22,6 +22,9 @@ struct Axis {
 /// Errors: c10::ValueError for an unknown name, a value of the wrong kind, or more than two axes
 std::vector<Axis> parse_axes(const std::vector<std::string>& texts);
 
+/// Draws a seed for each -1 among an axis of seeds, on rank 0 for all.
+void settle_seeds(Axis& axis, const distributed::Group& group);
+
 /// Sets the option of an axis; "lora_weight" sets the number instead.
 void apply_axis(const Axis& axis, std::size_t i, GenerationOptions& options,
                 std::optional<double>& lora_weight);

@@ -43,7 +43,7 @@ std::string beyond_limits(const GenerationOptions& options, const std::vector<Ax
     return fmt::format("--num_images_per_prompt: expected at most {}, got {}", kPictures,
                        std::max(count, sample.num_images_per_prompt()));
   }
-  const int64_t at_once = sample.batch_size() > 0 ? std::min(sample.batch_size(), count) : count;
+  const int64_t at_once = std::min(sample.batch_size(), count);
   if (at_once > kAtOnce) {
     return fmt::format("--batch_size: expected at most {} pictures at once, got {}", kAtOnce,
                        at_once);

@@ -3,14 +3,16 @@
 
 #include <lightlora/file_io.h>
 
+#include <algorithm>
 #include <cmath>
-#include <random>
+#include <optional>
 
 #include "generation/lora_tags.h"
 #include "pipeline/device.h"
 #include "pipeline/embeddings.h"
 #include "pipeline/single_file.h"
 #include "support/cli/fmt.h"
+#include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
 #include "support/images/load.h"
 #include "support/images/resize.h"
@@ -35,10 +37,11 @@ std::string without_tags(const GenerationOptions& options) {
                                                      : take_lora_tags(options.sample.prompt()).text;
 }
 
-uint64_t new_seed() {
-  std::random_device device;
-  return device();
-}
+// Without --batch_size: enough to keep a machine busy, and few to lose.
+constexpr int64_t kPicturesAtOnce = 4;
+
+// Leaves a run over pictures from within a step.
+struct Stopped {};
 
 }  // namespace
 
@@ -72,33 +75,32 @@ images::Image starting_picture(const images::Image& image, int64_t factor,
   return images::crop_centre(filled, w, h);
 }
 
-std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options,
-                                         const std::vector<std::string>& known) {
+std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options) {
   std::vector<sd::LoRAChoice> choices;
   if (options.syntax() == sd::PromptSyntax::a1111) {
-    std::vector<std::string> paths;
-    for (const auto& text : known) paths.push_back(sd::parse_lora(text).path);
-    for (const auto& tag : take_lora_tags(options.sample.prompt()).tags) {
-      choices.push_back({find_lora(tag.path, options.lora_dir, paths), tag.weight});
+    const auto& files = options.tag_files;
+    const auto tags = take_lora_tags(options.sample.prompt()).tags;
+    for (std::size_t i = 0; i < tags.size(); ++i) {
+      choices.push_back(tags[i]);
+      choices.back().path =
+          files.size() == tags.size() ? files[i] : find_lora(tags[i].path, options.lora_dir);
     }
-  } else {
-    for (const auto& text : known) choices.push_back(sd::parse_lora(text));
   }
+  choices.insert(choices.end(), options.picture_loras.begin(), options.picture_loras.end());
   for (const auto& text : options.loras) choices.push_back(sd::parse_lora(text));
   return choices;
 }
 
-Generator::Generator(const GenerationOptions& options, const std::vector<std::string>& known_loras,
-                     const distributed::Group& group)
+Generator::Generator(const GenerationOptions& options, const distributed::Group& group)
     : options_(options),
       group_(group),
       pipeline_(options.model.path, pipeline_options(options)),
-      choices_(choose_loras(options, known_loras)),
-      adapters_(sd::merge_loras(pipeline_, choices_, options.split_rank)),
-      seed_(static_cast<uint64_t>(
-          group.from_main(static_cast<int64_t>(options.seed.value_or(new_seed()))))) {
-  if (!options.merge_to.empty() && group.is_main())
-    sd::save_single_file(pipeline_, options.merge_to);
+      choices_(choose_loras(options)),
+      loras_(pipeline_, choices_, options.split_rank),
+      seed_(options.seed ? *options.seed : new_seed(group)) {
+  if (!options.merge_to.empty() && group.is_main()) {
+    loras_.while_merged([&] { sd::save_single_file(pipeline_, options.merge_to); });
+  }
   for (const auto& text : options.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(pipeline_, embedding);
   }
@@ -113,42 +115,37 @@ Generator::Generator(const GenerationOptions& options, const std::vector<std::st
   image_ = images::to_tensor(picture).unsqueeze(0);
 }
 
-sd::SampleResult Generator::sample(const GenerationOptions& options, uint64_t seed,
-                                   const Callback& on) {
-  auto sampling = sample_options(options, seed).prompt(without_tags(options)).callback(on);
+sd::SampleResult Generator::sample(sd::SampleOptions sampling, const Callback& on) {
+  sampling.prompt(without_tags(options_)).callback(on);
   if (image_.defined()) sampling.image(image_);
-  return pipeline_.sample(sampling);
+  auto result = pipeline_.sample(sampling);
+  result.latents = result.latents.to(torch::kCPU, torch::kFloat);
+  result.pictures = result.pictures.to(torch::kCPU, torch::kFloat);
+  return result;
 }
 
-// Each picture by itself, as its place in the batch asks for; every rank draws some.
-sd::SampleResult Generator::sample_dealt_out(const Callback& on) {
-  auto sampling = sample_options(options_, seed_).prompt(without_tags(options_));
-  if (image_.defined()) sampling.image(image_);
-  const auto seeds = options_.seed_list();
-  const auto given = sampling.initial_latents();
-  const int64_t count = given.defined()  ? given.size(0)
-                        : !seeds.empty() ? static_cast<int64_t>(seeds.size())
-                        : options_.sample.batch_position()
-                            ? 1
-                            : options_.sample.num_images_per_prompt();
-  std::vector<torch::Tensor> latents(static_cast<size_t>(count)), pictures(latents.size());
-  const int64_t own = (count - group_.rank() + group_.size() - 1) / group_.size();
-  for (int64_t i = group_.rank(), drawn = 0; i < count; i += group_.size(), ++drawn) {
-    const auto place = static_cast<size_t>(i);
-    if (given.defined()) sampling.initial_latents(given.narrow(0, i, 1));
-    if (!seeds.empty()) {
-      sampling.seeds({seeds[place]});
-    } else if (!options_.sample.batch_position()) {
-      sampling.num_images_per_prompt(count).batch_position(i);
-    }
-    sampling.callback([&](int64_t done, int64_t total) { on(drawn * total + done, own * total); });
-    const auto result = pipeline_.sample(sampling);
-    latents[place] = result.latents.to(torch::kCPU, torch::kFloat);
-    pictures[place] = result.pictures.to(torch::kCPU, torch::kFloat);
+int64_t Generator::count() const {
+  if (!options_.seeds.empty()) return static_cast<int64_t>(options_.seed_list().size());
+  if (options_.sample.batch_position()) return 1;
+  if (!options_.initial_latents.empty()) {
+    return sample_options(options_, seed_).initial_latents().size(0);
   }
-  group_.complete(latents);
-  group_.complete(pictures);
-  return {at::cat(latents), at::cat(pictures)};
+  return options_.sample.num_images_per_prompt();
+}
+
+// Some pictures of all, from the noise that they have among all.
+sd::SampleOptions Generator::part_of_batch(int64_t first, int64_t number) const {
+  auto sampling = sample_options(options_, seed_);
+  const int64_t all = count();
+  if (number == all) return sampling;
+  if (const auto given = sampling.initial_latents(); given.defined()) {
+    sampling.initial_latents(given.narrow(0, first, number));
+  }
+  const auto seeds = sampling.seeds();
+  if (!seeds.empty()) {
+    return sampling.seeds({seeds.begin() + first, seeds.begin() + first + number});
+  }
+  return sampling.num_images_per_prompt(all).batch_position(first).batch_pictures(number);
 }
 
 GeneratedImage Generator::described(const GenerationOptions& options, const at::Tensor& picture,
@@ -159,82 +156,145 @@ GeneratedImage Generator::described(const GenerationOptions& options, const at::
   return {image, describe(options, choices_, about).text(), about.seed};
 }
 
-std::vector<GeneratedImage> Generator::generate() {
-  std::optional<cli::Progress> progress;
-  const auto show = [&](int64_t done, int64_t total) {
-    if (!progress) progress.emplace("Drawing", total);
-    progress->update(done);
-  };
-  const auto result = group_.size() == 1 ? sample(options_, seed_, show) : sample_dealt_out(show);
-  if (progress) progress->finish();
-  if (!options_.save_latents.empty() && group_.is_main()) {
-    lightlora::save_safetensors(options_.save_latents,
-                                {{"latents", result.latents.to(torch::kCPU, torch::kFloat)}});
+// What a run over all pictures keeps from round to round. In a round each rank draws one part, and
+// whole rounds are handed out, so that pictures come in their order.
+struct Generator::Run {
+  Drawn drawn;
+  int64_t part = 1, ranks = 1;
+  std::optional<cli::Progress> progress = std::nullopt;
+  std::vector<torch::Tensor> latents = {};
+
+  void show(int64_t done, int64_t total) {
+    const int64_t round = part * ranks;
+    if (!progress) progress.emplace("Drawing", (drawn.asked + round - 1) / round * total);
+    progress->update(drawn.pictures / round * total + done);
+    if (ranks == 1 && cli::interrupted()) throw Stopped();
   }
-  std::vector<GeneratedImage> images;
+};
+
+void Generator::hand_out(Run& run, const torch::Tensor& picture, int64_t index, const Sink& sink) {
   const auto seeds = options_.seed_list();
-  const int64_t count = result.pictures.size(0);
-  for (int64_t i = 0; i < count; ++i) {
-    DrawnPicture about;
-    about.seed = seeds.empty() ? seed_ : seeds.at(static_cast<std::size_t>(i));
-    about.index = options_.sample.batch_position().value_or(i);
-    about.count = options_.sample.batch_position() ? options_.sample.num_images_per_prompt()
-                  : seeds.empty()                  ? count
-                                                   : 1;
-    images.push_back(described(options_, result.pictures[i], about));
-  }
-  return images;
+  const auto position = options_.sample.batch_position();
+  DrawnPicture about;
+  about.seed = seeds.empty() ? seed_ : seeds.at(static_cast<std::size_t>(index));
+  about.index = position.value_or(index);
+  about.count = position        ? options_.sample.num_images_per_prompt()
+                : seeds.empty() ? run.drawn.asked
+                                : 1;
+  run.progress->print(sink(described(options_, picture, about), index, run.drawn.asked));
 }
 
-GeneratedImage Generator::generate_sheet(const std::vector<Axis>& axes) {
+void Generator::draw_round(Run& run, const Sink& sink) {
+  const int64_t pictures = std::min(run.part * run.ranks, run.drawn.asked - run.drawn.pictures);
+  std::vector<torch::Tensor> latents(static_cast<size_t>(run.ranks > 1 ? pictures : 1));
+  std::vector<torch::Tensor> made(latents.size());
+  if (const auto place = static_cast<size_t>(group_.rank()); place < latents.size()) {
+    const int64_t number = run.ranks > 1 ? 1 : pictures;
+    const auto result = sample(part_of_batch(run.drawn.pictures + group_.rank(), number),
+                               [&](int64_t done, int64_t total) { run.show(done, total); });
+    latents[place] = result.latents;
+    made[place] = result.pictures;
+  }
+  group_.complete(latents);
+  group_.complete(made);
+  run.latents.insert(run.latents.end(), latents.begin(), latents.end());
+  const auto all = at::cat(made);
+  for (int64_t i = 0; i < pictures && group_.is_main(); ++i) {
+    hand_out(run, all[i], run.drawn.pictures + i, sink);
+  }
+  run.drawn.pictures += pictures;
+}
+
+Drawn Generator::generate(const Sink& sink) {
+  Run run{{0, count()}};
+  run.ranks = group_.size();
+  const int64_t wanted = options_.sample.batch_size();
+  run.part = run.ranks > 1 ? 1 : std::min(wanted > 0 ? wanted : kPicturesAtOnce, run.drawn.asked);
+  try {
+    while (run.drawn.pictures < run.drawn.asked && !group_.any(cli::interrupted())) {
+      draw_round(run, sink);
+    }
+  } catch (const Stopped&) {  // what was handed out before is kept
+  }
+  if (run.progress) run.progress->finish();
+  if (!options_.save_latents.empty() && group_.is_main() && !run.latents.empty()) {
+    lightlora::save_safetensors(options_.save_latents, {{"latents", at::cat(run.latents)}});
+  }
+  return run.drawn;
+}
+
+// The cells of this rank among those from `begin` on.
+void Generator::draw_cells(const std::vector<Axis>& axes, size_t begin,
+                           std::vector<at::Tensor>& cells) {
+  const size_t columns = axes[0].values.size();
+  for (size_t i = 0; i < cells.size(); ++i) {
+    GenerationOptions options = options_;
+    options.seeds.clear();
+    std::optional<double> weight;
+    apply_axis(axes[0], (begin + i) % columns, options, weight);
+    if (axes.size() > 1) apply_axis(axes[1], (begin + i) / columns, options, weight);
+    if (static_cast<int64_t>(i) % group_.size() != group_.rank()) continue;
+    if (weight) loras_.set_weight(*weight);
+    const auto on = [&](int64_t, int64_t) {
+      if (group_.size() == 1 && cli::interrupted()) throw Stopped();
+    };
+    cells[i] = sample(sample_options(options, options.seed.value_or(seed_)), on).pictures[0];
+  }
+}
+
+GeneratedImage Generator::sheet_of(const std::vector<Axis>& axes,
+                                   const std::vector<images::Image>& cells) const {
   images::Sheet sheet;
-  const Axis& across = axes.at(0);
+  sheet.title = options_.sample.prompt();
+  const size_t columns = axes[0].values.size();
+  for (size_t x = 0; x < columns; ++x) sheet.column_labels.push_back(axes[0].label(x));
+  for (size_t i = 0; i < cells.size(); ++i) {
+    if (i % columns == 0) sheet.rows.emplace_back();
+    sheet.rows.back().push_back(cells[i]);
+    if (axes.size() > 1 && i % columns == 0) sheet.row_labels.push_back(axes[1].label(i / columns));
+  }
+  GenerationOptions options = options_;
+  options.seeds.clear();
+  std::optional<double> weight;
+  for (const auto& axis : axes) apply_axis(axis, 0, options, weight);
+  DrawnPicture about;
+  about.seed = options.seed.value_or(seed_);
+  about.width = cells.front().width;
+  about.height = cells.front().height;
+  auto parameters = describe(options, choices_, about);
+  const auto fields = axis_fields(axes);
+  parameters.fields.insert(parameters.fields.end(), fields.begin(), fields.end());
+  return {images::draw_sheet(sheet), parameters.text(), about.seed};
+}
+
+Drawn Generator::generate_sheet(const std::vector<Axis>& axes, const SheetSink& sink) {
   for (const auto& axis : axes) {
     TORCH_CHECK_VALUE(axis.name != "lora_weight" || !choices_.empty(),
                       "--xy: expected a --lora whose weight to vary, got none");
     TORCH_CHECK_VALUE(axis.name != "strength" || image_.defined(),
                       "--xy: expected an --image for strength, got none");
   }
-  const std::size_t rows = axes.size() > 1 ? axes[1].values.size() : 1;
-  const std::size_t columns = across.values.size();
-  sheet.title = options_.sample.prompt();
-  for (std::size_t i = 0; i < columns; ++i) sheet.column_labels.push_back(across.label(i));
-  cli::Progress progress("Drawing", static_cast<int64_t>(rows * columns));
-  std::vector<torch::Tensor> cells(rows * columns);
-  GeneratedImage first;
-  for (std::size_t y = 0; y < rows; ++y) {
-    if (axes.size() > 1) sheet.row_labels.push_back(axes[1].label(y));
-    for (std::size_t x = 0; x < columns; ++x) {
-      const std::size_t cell = y * columns + x;
-      GenerationOptions options = options_;
-      options.seeds.clear();
-      std::optional<double> weight;
-      apply_axis(across, x, options, weight);
-      if (axes.size() > 1) apply_axis(axes[1], y, options, weight);
-      if (weight) sd::set_lora_weight(adapters_, *weight);
-      DrawnPicture about;
-      about.seed = options.seed.value_or(seed_);
-      if (static_cast<int64_t>(cell) % group_.size() != group_.rank()) continue;
-      cells[cell] = sample(options, about.seed, nullptr).pictures[0].to(torch::kCPU, torch::kFloat);
-      if (cell == 0) first = described(options, cells[0], about);
-      progress.update(static_cast<int64_t>(cell + 1));
+  const size_t columns = axes.at(0).values.size();
+  const size_t all = columns * (axes.size() > 1 ? axes[1].values.size() : 1);
+  const auto ranks = static_cast<size_t>(group_.size());
+  const size_t part = (std::max(columns, ranks) + ranks - 1) / ranks * ranks;
+  cli::Progress progress("Drawing", static_cast<int64_t>(all));
+  std::vector<images::Image> cells(all);
+  Drawn drawn{0, static_cast<int64_t>(all)};
+  try {
+    for (size_t begin = 0; begin < all && !group_.any(cli::interrupted()); begin += part) {
+      std::vector<torch::Tensor> made(std::min(part, all - begin));
+      draw_cells(axes, begin, made);
+      group_.complete(made);
+      for (size_t i = 0; i < made.size(); ++i) cells[begin + i] = images::to_image(made[i] * 2 - 1);
+      drawn.pictures = static_cast<int64_t>(begin + made.size());
+      progress.update(drawn.pictures);
+      if (group_.is_main()) sink(sheet_of(axes, cells));
     }
+  } catch (const Stopped&) {  // the last sheet has the rows before
   }
   progress.finish();
-  group_.complete(cells);
-  if (!group_.is_main()) return {};
-  for (std::size_t y = 0; y < rows; ++y) {
-    sheet.rows.emplace_back();
-    for (std::size_t x = 0; x < columns; ++x) {
-      sheet.rows.back().push_back(images::to_image(cells[y * columns + x] * 2 - 1));
-    }
-  }
-  first.picture = images::draw_sheet(sheet);
-  auto parameters = parse_parameters(first.parameters, "sheet");
-  const auto fields = axis_fields(axes);
-  parameters.fields.insert(parameters.fields.end(), fields.begin(), fields.end());
-  first.parameters = parameters.text();
-  return first;
+  return drawn;
 }
 
 std::vector<std::string> Generator::notices() const {
@@ -246,6 +306,27 @@ std::vector<std::string> Generator::notices() const {
     if (count < 2) continue;
     lines.push_back(
         fmt::format("the {} is read in {} chunks of the text encoder's length", name, count));
+  }
+  const auto& sample = options_.sample;
+  const auto unused = [&](bool so, const char* flag, const char* reason) {
+    if (so) lines.push_back(fmt::format("{} has no effect {}", flag, reason));
+  };
+  unused(sample.eta() > 0 && sample.scheduler() != "ddim", "--eta", "without --scheduler ddim");
+  unused(!image_.defined() && sample.strength() != sd::SampleOptions().strength(), "--strength",
+         "without --image");
+  unused(sample.guidance_scale() <= 1 && !sample.negative_prompt().empty(), "--negative_prompt",
+         "with a --guidance_scale of 1 or less");
+  unused(sample.scheduler() == "lcm" && !sample.timestep_spacing().empty(), "--timestep_spacing",
+         "with --scheduler lcm");
+  unused(options_.split_rank && choices_.empty(), "--split_rank", "without a LoRA file");
+  unused(!options_.xy.empty() && !options_.save_latents.empty(), "--save_latents", "with --xy");
+  unused(!options_.xy.empty() && options_.grid, "--grid", "with --xy");
+  for (const auto& file : options_.learned_embeds) {
+    for (const auto& word : sd::read_embeddings(file)) {
+      const bool used = sample.prompt().find(word.token) != std::string::npos ||
+                        sample.negative_prompt().find(word.token) != std::string::npos;
+      if (!used) lines.push_back(fmt::format("'{}': no prompt uses {}", file, word.token));
+    }
   }
   if (image_.defined() && options_.sample.scheduler() == "pndm") {
     lines.push_back("pndm leaves noise in image to image, as in diffusers; hint: --scheduler ddim");

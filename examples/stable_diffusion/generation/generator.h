@@ -25,30 +25,47 @@ struct GeneratedImage {
 images::Image starting_picture(const images::Image& image, int64_t factor,
                                std::optional<int64_t> width, std::optional<int64_t> height);
 
-/// The LoRA files of the prompt's tags, which leave the prompt, then those of --lora.
-/// `known` are files that a PNG picture names.
-std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options,
-                                         const std::vector<std::string>& known);
+/// The LoRA files of the prompt's tags, which leave the prompt, of the picture that the options came
+/// from, and of --lora.
+std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options);
+
+/// How many pictures were drawn, and how many there should have been: Ctrl-C came in between.
+struct Drawn {
+  int64_t pictures = 0, asked = 0;
+};
 
 /// A pipeline with its LoRA files and all that --help promises about pictures.
 class Generator {
  public:
-  /// The processes of the group deal out the pictures, and all get all of them.
-  Generator(const GenerationOptions& options, const std::vector<std::string>& known_loras,
-            const distributed::Group& group = {});
+  /// Gets each picture as soon as it and those before it are drawn, and says what to show about it.
+  using Sink =
+      std::function<std::string(const GeneratedImage& picture, int64_t index, int64_t count)>;
+  /// Gets a sheet whenever another row is drawn, with empty places for the rest.
+  using SheetSink = std::function<void(const GeneratedImage& sheet)>;
 
-  /// All pictures that the options ask for; the final latents go to --save_latents.
-  std::vector<GeneratedImage> generate();
+  /// The processes of the group deal out the pictures, and rank 0 gets all of them.
+  Generator(const GenerationOptions& options, const distributed::Group& group = {});
+
+  /// All pictures that the options ask for, --batch_size at a time; the final latents go to
+  /// --save_latents.
+  Drawn generate(const Sink& sink);
   /// One picture for each pair of values, on one sheet with labels.
-  GeneratedImage generate_sheet(const std::vector<Axis>& axes);
+  Drawn generate_sheet(const std::vector<Axis>& axes, const SheetSink& sink);
 
   /// Things worth knowing before a long run, one a line.
   std::vector<std::string> notices() const;
 
  private:
   using Callback = std::function<void(int64_t done, int64_t total)>;
-  sd::SampleResult sample(const GenerationOptions& options, uint64_t seed, const Callback& on);
-  sd::SampleResult sample_dealt_out(const Callback& on);
+  struct Run;
+  sd::SampleResult sample(sd::SampleOptions sampling, const Callback& on);
+  void hand_out(Run& run, const torch::Tensor& picture, int64_t index, const Sink& sink);
+  void draw_round(Run& run, const Sink& sink);
+  sd::SampleOptions part_of_batch(int64_t first, int64_t number) const;
+  int64_t count() const;
+  void draw_cells(const std::vector<Axis>& axes, size_t begin, std::vector<at::Tensor>& cells);
+  GeneratedImage sheet_of(const std::vector<Axis>& axes,
+                          const std::vector<images::Image>& cells) const;
   GeneratedImage described(const GenerationOptions& options, const at::Tensor& picture,
                            DrawnPicture about) const;
 
@@ -56,7 +73,7 @@ class Generator {
   distributed::Group group_;
   sd::StableDiffusion pipeline_;
   std::vector<sd::LoRAChoice> choices_;
-  sd::PipelineAdapters adapters_;
+  sd::AppliedLoRAs loras_;
   torch::Tensor image_;
   uint64_t seed_;  // of all pictures, as asked for or a new one
 };

@@ -7,6 +7,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
+#include <set>
+#include <system_error>
 
 #include "support/cli/app.h"
 #include "support/cli/fmt.h"
@@ -19,23 +22,57 @@ namespace {
 
 constexpr std::size_t kShownNames = 8;
 
-sd::LoRAChoice parse_tag(const std::string& tag, const std::string& content) {
-  const auto colon = content.find(':');
-  sd::LoRAChoice choice{content.substr(0, colon), 1.0};
-  if (colon != std::string::npos) {
-    const std::string number = content.substr(colon + 1);
-    char* end = nullptr;
-    choice.weight = std::strtod(number.c_str(), &end);
-    TORCH_CHECK_VALUE(!number.empty() && *end == '\0' && std::isfinite(choice.weight), "'", tag,
-                      "': expected one number behind the name, got '", number,
-                      "'; hint: <lora:name:0.8>, one weight for all models");
+std::optional<double> number_in(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !std::isfinite(value)) return std::nullopt;
+  return value;
+}
+
+// The weights at the end of a tag's content, which are taken off it: up to two numbers, the text
+// encoder's first, or te=... and unet=....
+std::vector<double> take_weights(std::string& content) {
+  std::optional<double> text_encoder, unet;
+  std::vector<double> plain;
+  for (;;) {
+    const auto colon = content.rfind(':');
+    if (colon == std::string::npos) break;
+    const std::string last = content.substr(colon + 1);
+    const bool names_text = last.rfind("te=", 0) == 0, names_unet = last.rfind("unet=", 0) == 0;
+    const auto value = number_in(names_text ? last.substr(3) : names_unet ? last.substr(5) : last);
+    if (!value || (!names_text && !names_unet && plain.size() == 2)) break;
+    if (names_text) {
+      text_encoder = value;
+    } else if (names_unet) {
+      unet = value;
+    } else {
+      plain.insert(plain.begin(), *value);
+    }
+    content.resize(colon);
   }
+  if (plain.empty() && (text_encoder || unet)) plain.push_back(text_encoder.value_or(1.0));
+  if (text_encoder) plain.front() = *text_encoder;
+  if (unet) plain = {plain.front(), *unet};
+  return plain;
+}
+
+sd::LoRAChoice parse_tag(const std::string& tag, const std::string& content) {
+  sd::LoRAChoice choice{content};
+  const auto weights = take_weights(choice.path);
+  const auto colon = choice.path.find(':');
+  TORCH_CHECK_VALUE(!weights.empty() || colon == std::string::npos, "'", tag,
+                    "': expected one number behind the name, got '",
+                    content.substr(std::min(colon, content.size() - 1) + 1),
+                    "'; hint: <lora:name:0.8>, or <lora:name:0.5:0.8> for text encoder and UNet");
+  if (!weights.empty()) choice.weight = weights.back();
+  if (weights.size() == 2 && weights[0] != weights[1]) choice.text_encoder_weight = weights[0];
   TORCH_CHECK_VALUE(!choice.path.empty(), "'", tag, "': expected a name, got none");
   return choice;
 }
 
 bool is_lora(const fs::directory_entry& entry) {
-  if (entry.is_directory()) return fs::exists(entry.path() / "adapter_config.json");
+  std::error_code broken;
+  if (entry.is_directory(broken)) return fs::exists(entry.path() / "adapter_config.json");
   return entry.path().extension() == ".safetensors";
 }
 
@@ -45,9 +82,18 @@ std::vector<fs::path> loras_below(const std::string& folder) {
   std::vector<fs::path> found;
   const auto options = fs::directory_options::skip_permission_denied |
                        fs::directory_options::follow_directory_symlink;
-  for (const auto& entry : fs::recursive_directory_iterator(folder, options)) {
-    if (is_lora(entry)) found.push_back(entry.path().lexically_relative(folder));
+  std::set<std::string> seen{fs::canonical(folder).string()};  // links may lead back
+  std::error_code error;
+  for (fs::recursive_directory_iterator entry(folder, options, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (is_lora(*entry)) found.push_back(entry->path().lexically_relative(folder));
+    std::error_code broken;
+    if (!entry->is_directory(broken)) continue;
+    const auto real = fs::canonical(entry->path(), broken).string();
+    if (broken || !seen.insert(real).second) entry.disable_recursion_pending();
   }
+  TORCH_CHECK(!error, "'", folder,
+              "': expected a readable folder, got the error: ", error.message());
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -68,6 +114,16 @@ std::string hint_for(const std::string& name, const std::vector<std::string>& st
 std::string lora_stem(const std::string& path) {
   const fs::path clean = fs::path(path).lexically_normal();
   return (clean.has_filename() ? clean : clean.parent_path()).stem().string();
+}
+
+// A tag ends at a '>' and a prompt's line at its end.
+std::string lora_tag(const sd::LoRAChoice& choice) {
+  std::string name = lora_stem(choice.path);
+  for (char& c : name) {
+    if (c == '<' || c == '>' || c == '\n' || c == '\r') c = '_';
+  }
+  if (!choice.text_encoder_weight) return fmt::format("<lora:{}:{}>", name, choice.weight);
+  return fmt::format("<lora:{}:{}:{}>", name, *choice.text_encoder_weight, choice.weight);
 }
 
 TaggedPrompt take_lora_tags(const std::string& prompt) {
@@ -91,11 +147,7 @@ TaggedPrompt take_lora_tags(const std::string& prompt) {
   return result;
 }
 
-std::string find_lora(const std::string& name, const std::string& folder,
-                      const std::vector<std::string>& known) {
-  for (const auto& path : known) {
-    if (lora_stem(path) == name && fs::exists(path)) return path;
-  }
+std::string find_lora(const std::string& name, const std::string& folder) {
   std::vector<std::string> stems, found;
   for (const auto& path : folder.empty() ? std::vector<fs::path>() : loras_below(folder)) {
     const std::string without = (path.parent_path() / path.stem()).generic_string();

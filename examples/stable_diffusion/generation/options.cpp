@@ -4,8 +4,10 @@
 #include <lightlora/file_io.h>
 
 #include <charconv>
+#include <random>
 
 #include "pipeline/device.h"
+#include "support/cli/fmt.h"
 
 namespace generation {
 
@@ -53,19 +55,19 @@ void bind_picture(cli::App& app, GenerationOptions& f) {
   app.add_option("--num_images_per_prompt", f.sample.num_images_per_prompt(), "How many pictures")
       ->check(cli::at_least(1));
   app.add_option("--batch_size", f.sample.batch_size(),
-                 "Pictures computed at once, for memory; 0 means all. Changes no picture")
+                 "Pictures computed at once, and written when they are done; 0 means up to 4")
       ->check(cli::at_least(0));
   app.add_option("--height", f.sample.height(), "Height in pixels (default: the model's)")
       ->check(cli::at_least(1));
   app.add_option("--width", f.sample.width(), "Width in pixels (default: the model's)")
       ->check(cli::at_least(1));
-  app.add_option("--seed", f.seed,
-                 "Seed of the noise of all pictures together (default: a new one, printed)");
+  app.add_seed("--seed", f.seed, f.new_seed,
+               "Seed of the noise of all pictures together; -1 or none is a new one, printed");
   app.add_option("--seeds", f.seeds,
                  "One seed for each picture, such as 1,2,3: each equals --seed by itself");
   app.add_option("--from_png", f.from_png,
-                 "Draw with the settings stored in a PNG picture, of this program or A1111; flags "
-                 "given beside it count more");
+                 "Draw with the settings stored in a PNG picture, of this program or A1111; a flag "
+                 "given beside it takes the place of the picture's setting");
 }
 
 void bind_start_and_grids(cli::App& app, GenerationOptions& f) {
@@ -115,6 +117,7 @@ void bind(cli::App& app, GenerationOptions& f) {
   app.group("Model");
   sd::bind_model(app, f.model);
   sd::bind_single_file(app, f.model);
+  sd::bind_prediction_type(app, f.model);
   sd::bind_vae(app, f.model);
   app.add_option(
       "--lora", f.loras,
@@ -169,12 +172,30 @@ std::vector<uint64_t> GenerationOptions::seed_list() const {
   for (const auto& part : split_list(seeds)) {
     uint64_t value = 0;
     const auto* end = part.data() + part.size();
+    if (part == "-1") {
+      result.push_back(0);
+      continue;
+    }
     const auto read = std::from_chars(part.data(), end, value);
     TORCH_CHECK_VALUE(read.ec == std::errc() && read.ptr == end,
                       "--seeds: expected whole numbers with commas between them, got '", part, "'");
     result.push_back(value);
   }
   return result;
+}
+
+uint64_t new_seed(const distributed::Group& group) {
+  std::random_device device;
+  return static_cast<uint64_t>(group.from_main(static_cast<int64_t>(device())));
+}
+
+void settle_seeds(GenerationOptions& options, const distributed::Group& group) {
+  if (options.seeds.empty()) return;
+  auto parts = split_list(options.seeds);
+  for (auto& part : parts) {
+    if (part == "-1") part = fmt::to_string(new_seed(group));
+  }
+  options.seeds = fmt::format("{}", fmt::join(parts, ","));
 }
 
 sd::SampleOptions sample_options(const GenerationOptions& options, uint64_t seed) {

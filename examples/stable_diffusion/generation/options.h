@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/lora.h"
 #include "pipeline/model_options.h"
 #include "support/cli/app.h"
 #include "support/distributed/group.h"
@@ -28,11 +29,16 @@ struct GenerationOptions {
   sd::SampleOptions sample;
   std::optional<sd::PromptSyntax> prompt_syntax;  ///< default: a1111
   std::optional<uint64_t> seed;                   ///< default: a new one
-  std::string seeds;  ///< one for each picture, with commas between them
+  bool new_seed = false;                          ///< a new one was asked for
+  std::string seeds;  ///< one for each picture, with commas between them; -1 for a new one
   std::string image;  ///< to start from; none if empty
   std::string initial_latents, save_latents;
 
   std::string output, from_png;
+  /// What the picture of `from_png` says of LoRA files: those of the prompt's tags, in their order,
+  /// and those that no tag names.
+  std::vector<std::string> tag_files;
+  std::vector<sd::LoRAChoice> picture_loras;
   bool allow_large = false;  ///< no limits of `check_limits`
   bool grid = false;
   std::vector<std::string> xy;
@@ -44,7 +50,7 @@ struct GenerationOptions {
 
   distributed::GroupOptions group;
 
-  /// The numbers in `seeds`.
+  /// The numbers in `seeds`; 0 for -1 until `settle_seeds` has drawn them.
   /// Errors: c10::ValueError for anything else between the commas
   std::vector<uint64_t> seed_list() const;
   sd::PromptSyntax syntax() const { return prompt_syntax.value_or(sd::PromptSyntax::a1111); }
@@ -55,6 +61,12 @@ void bind(cli::App& app, GenerationOptions& options);
 /// One call of the sampler: everything but the picture to start from, with a seed instead of none.
 /// Errors: c10::Error for a file of latents without them
 sd::SampleOptions sample_options(const GenerationOptions& options, uint64_t seed);
+
+/// A seed that nobody chose, of rank 0 for all.
+uint64_t new_seed(const distributed::Group& group);
+
+/// Draws a seed for each -1 among `seeds`, on rank 0 for all.
+void settle_seeds(GenerationOptions& options, const distributed::Group& group);
 
 /// The parts of a list between commas, without the spaces around them.
 std::vector<std::string> split_list(const std::string& text);

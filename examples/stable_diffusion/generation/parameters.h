@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "generation/options.h"
 #include "pipeline/lora.h"
-#include "support/cli/app.h"
 
 // The settings of a picture in the form that A1111's web UI writes into PNG files, key
 // "parameters":
@@ -23,6 +21,7 @@ namespace generation {
 struct Parameters {
   std::string prompt, negative_prompt;
   std::vector<std::pair<std::string, std::string>> fields;  ///< in order
+  std::vector<std::string> further;  ///< lines behind the settings, which mean nothing here
 
   std::string text() const;
   const std::string* find(const std::string& field) const;
@@ -42,14 +41,11 @@ struct DrawnPicture {
 Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRAChoice>& loras,
                     const DrawnPicture& picture);
 
-/// What a PNG file asks for beside the options.
-struct PngSettings {
-  std::vector<std::string> lora_files;  ///< where the tags' files were, as FILE:WEIGHT
-  std::vector<std::string> ignored;     ///< fields that mean nothing here
-};
+/// Names of schedulers and what A1111 calls them.
+const std::vector<std::pair<std::string, std::string>>& sampler_names();
 
-/// Sets the options that were not given on the command line from the "parameters" of a PNG file.
-/// Errors: c10::Error if the file has none; c10::ValueError for a value that its flag refuses
-PngSettings apply_png(const std::string& path, cli::App& app, GenerationOptions& options);
+/// Several files as one value, "a; b", or as a JSON list where a name would be taken for two.
+std::string file_list(const std::vector<std::string>& files);
+std::vector<std::string> files_in_list(const std::string& text);
 
 }  // namespace generation

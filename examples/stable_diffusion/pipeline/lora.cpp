@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <utility>
 
@@ -23,10 +24,11 @@ std::string set_name(const lightlora::Patched& handle, const std::string& path) 
 }
 
 // Adds one file's adapters to a model's handle, and makes the handle if there is none.
-void add(lightlora::Patched& handle, torch::nn::Module& model, const LoRAChoice& choice,
-         const lightlora::AdapterState& state, std::map<std::string, double>& weights) {
+void add(lightlora::Patched& handle, torch::nn::Module& model, const std::string& component,
+         const LoRAChoice& choice, const lightlora::AdapterState& state,
+         std::map<std::string, double>& weights) {
   const std::string name = set_name(handle, choice.path);
-  weights[name] = choice.weight;
+  weights[name] = choice.weight_of(component);
   try {
     if (handle) {
       handle->add(name, state);
@@ -36,12 +38,6 @@ void add(lightlora::Patched& handle, torch::nn::Module& model, const LoRAChoice&
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", choice.path, "': ", error.what_without_backtrace());
   }
-}
-
-void merge(const lightlora::Patched& handle, const std::map<std::string, double>& weights) {
-  if (!handle) return;
-  handle->set_active(weights);
-  handle->merge(/*safe=*/true);
 }
 
 // What people call a family.
@@ -75,11 +71,11 @@ void add_all(PipelineAdapters& adapters, StableDiffusion& pipeline, const LoRACh
   for (const auto& [component, state] : components) {
     auto& own = weights[component];
     if (component == "unet") {
-      add(adapters.unet, *pipeline.unet(), choice, state, own);
+      add(adapters.unet, *pipeline.unet(), component, choice, state, own);
     } else if (component == "text_encoder") {
-      add(adapters.text_encoder, *pipeline.text_encoder(), choice, state, own);
+      add(adapters.text_encoder, *pipeline.text_encoder(), component, choice, state, own);
     } else if (component == "text_encoder_2" && pipeline.text_encoders() == 2) {
-      add(adapters.text_encoder_2, *pipeline.text_encoder(1), choice, state, own);
+      add(adapters.text_encoder_2, *pipeline.text_encoder(1), component, choice, state, own);
     } else {
       TORCH_CHECK(false, "'", choice.path,
                   "': expected adapters for unet or text_encoder, got some for '", component,
@@ -91,6 +87,7 @@ void add_all(PipelineAdapters& adapters, StableDiffusion& pipeline, const LoRACh
 }  // namespace
 
 LoRAChoice parse_lora(const std::string& text) {
+  if (std::filesystem::exists(text)) return {text, 1.0};
   const std::size_t colon = text.rfind(':');
   if (colon == std::string::npos || colon + 1 == text.size()) return {text, 1.0};
   char* end = nullptr;
@@ -99,31 +96,66 @@ LoRAChoice parse_lora(const std::string& text) {
   return {text.substr(0, colon), weight};
 }
 
-PipelineAdapters merge_loras(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
-                             std::optional<int64_t> split_rank) {
-  PipelineAdapters adapters;
-  std::map<std::string, std::map<std::string, double>> weights;
+AppliedLoRAs::AppliedLoRAs(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
+                           std::optional<int64_t> split_rank)
+    : beside_(at::isReducedFloatingType(pipeline.options().dtype())) {
   const auto options =
       lightlora::ReadOptions().allow_trailing_bytes(pipeline.options().allow_trailing_bytes());
   for (const auto& choice : choices) {
-    auto components = lightlora::read_adapters(choice.path, options).components;
+    const auto contents = lightlora::read_adapters(choice.path, options);
+    if (!contents.ignored.empty()) {
+      TORCH_WARN(
+          "'", choice.path, "': ", contents.ignored.size(), " of ", contents.tensors,
+          " tensors are not used, as no adapter can hold them (biases and norms), the first ",
+          "is '", contents.ignored.front(), "'");
+    }
+    auto components = contents.components;
     check_family(choice.path, components, pipeline);
     for (auto& [component, state] : components) {
       if (split_rank) state = lightlora::cut(state, lightlora::Keep::rank(*split_rank));
     }
-    add_all(adapters, pipeline, choice, components, weights);
+    add_all(adapters_, pipeline, choice, components, weights_);
   }
-  for (const auto& [component, model] : adapters.by_component()) merge(model, weights[component]);
-  return adapters;
+  if (beside_) {
+    for (const auto& model : adapters_.all()) model->eval();
+  }
+  on();
 }
 
-void set_lora_weight(const PipelineAdapters& adapters, double weight) {
-  for (const auto& model : adapters.all()) {
-    std::map<std::string, double> weights;
-    for (const auto& set : model->sets()) weights[set] = weight;
-    model->unmerge();
-    merge(model, weights);
+void AppliedLoRAs::merge() const {
+  for (const auto& model : adapters_.all()) model->merge(/*safe=*/true);
+}
+
+void AppliedLoRAs::on() {
+  for (const auto& [component, model] : adapters_.by_component()) {
+    if (model) model->set_active(weights_.at(component));
   }
+  if (!beside_) return merge();
+  for (const auto& model : adapters_.all()) active_.push_back(model->activate());
+}
+
+void AppliedLoRAs::off() {
+  active_.clear();
+  for (const auto& model : adapters_.all()) {
+    if (model->merged()) model->unmerge();
+  }
+}
+
+void AppliedLoRAs::set_weight(double weight) {
+  off();
+  for (auto& component : weights_) {
+    for (auto& set : component.second) set.second = weight;
+  }
+  on();
+}
+
+void AppliedLoRAs::while_merged(const std::function<void()>& use) {
+  if (!beside_) return use();
+  off();
+  merge();
+  use();
+  off();
+  on();
 }
 
 }  // namespace sd

@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/model_options.h"
 
-#include "support/cli/fmt.h"
+#include "support/cli/format.h"
 
 namespace sd {
+
+namespace {
+
+const cli::Choices<std::optional<PredictionType>>& prediction_types() {
+  using Type = PredictionType;
+  static const cli::Choices<std::optional<Type>> types{{"auto", std::nullopt},
+                                                       {"epsilon", Type::epsilon},
+                                                       {"v_prediction", Type::v_prediction},
+                                                       {"sample", Type::sample}};
+  return types;
+}
+
+}  // namespace
 
 void bind_model(cli::App& app, ModelOptions& options) {
   app.add_option(
@@ -12,6 +25,11 @@ void bind_model(cli::App& app, ModelOptions& options) {
          ".safetensors or .ckpt file")
       ->required()
       ->free_on_resume();
+}
+
+void bind_prediction_type(cli::App& app, ModelOptions& options) {
+  app.add_choice("--prediction_type", options.load.prediction_type(), prediction_types(),
+                 "What the model predicts; auto: what its scheduler's file says");
 }
 
 void bind_single_file(cli::App& app, ModelOptions& options) {
@@ -43,11 +61,17 @@ void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& 
 
 std::string model_arguments(const ModelOptions& options) {
   const auto& config = options.load.model_config();
-  const auto& vae = options.load.vae();
-  return fmt::format(
-      "--pretrained_model_name_or_path {}{}{}", options.path,
-      config.empty() ? "" : fmt::format(" --model_config {}", config),
-      vae.empty() ? "" : fmt::format(" --pretrained_vae_model_name_or_path {}", vae));
+  auto text = "--pretrained_model_name_or_path " + cli::format_word(options.path);
+  if (!config.empty()) text += " --model_config " + cli::format_word(config);
+  if (const auto& vae = options.load.vae(); !vae.empty()) {
+    text += " --pretrained_vae_model_name_or_path " + cli::format_word(vae);
+  }
+  if (options.load.allow_trailing_bytes()) text += " --allow_trailing_bytes";
+  if (options.load.prediction_type()) {
+    text +=
+        " --prediction_type " + cli::word_of(prediction_types(), options.load.prediction_type());
+  }
+  return text;
 }
 
 }  // namespace sd

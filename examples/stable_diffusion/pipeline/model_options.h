@@ -17,6 +17,9 @@ struct ModelOptions {
 /// Puts --pretrained_model_name_or_path, which is required, into the current group.
 void bind_model(cli::App& app, ModelOptions& options);
 
+/// Puts --prediction_type into the current group, for programs that draw or train.
+void bind_prediction_type(cli::App& app, ModelOptions& options);
+
 /// Puts --model_config and --allow_trailing_bytes into the current group.
 void bind_single_file(cli::App& app, ModelOptions& options);
 
@@ -26,8 +29,8 @@ void bind_vae(cli::App& app, ModelOptions& options);
 /// Puts --pack_weights into the current group; `exception` ends the sentence on what "auto" means.
 void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& exception = "");
 
-/// "--pretrained_model_name_or_path DIR", with --model_config and another autoencoder if there are
-/// such, for a command to copy.
+/// "--pretrained_model_name_or_path DIR", with what else was said of the model, another autoencoder
+/// among it, for a command to copy into a shell.
 std::string model_arguments(const ModelOptions& options);
 
 }  // namespace sd

@@ -38,6 +38,25 @@ Module require_part(const Module& module, const char* name) {
   return module;
 }
 
+// A scheduler's file as the schedulers of this model read it. What the file leaves out is not left
+// to the classes, whose defaults are made for pixels: latents are not clipped to [-1, 1], and the
+// timesteps begin at 1, as diffusers' StableDiffusionPipeline has it for files of every class (and
+// that of SDXL has not).
+SchedulerConfig for_latents(const SchedulerConfig& file, const StableDiffusionOptions& options,
+                            bool sdxl) {
+  if (file.flag("clip_sample", false)) {
+    TORCH_WARN("'", file.source(), "': clip_sample is true, so ddim, ddpm and lcm clip latents to ",
+               "[-1, 1], which greys pictures; hint: set it to false, as diffusers' pipeline does");
+  }
+  auto config = file.with_defaults({{"clip_sample", false}, {"steps_offset", sdxl ? 0 : 1}});
+  if (const auto type = options.prediction_type()) {
+    config = config.with("prediction_type", *type == PredictionType::epsilon  ? "epsilon"
+                                            : *type == PredictionType::sample ? "sample"
+                                                                              : "v_prediction");
+  }
+  return config;
+}
+
 AutoencoderKLOptions other_vae_options(const std::string& folder) {
   const auto path = (fs::path(folder) / "config.json").string();
   TORCH_CHECK(fs::exists(path), "'", folder,
@@ -75,6 +94,7 @@ StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOption
   vae_options_ = options_.vae().empty()
                      ? AutoencoderKLOptions::from_json(config("vae"), source_of("vae"))
                      : other_vae_options(options_.vae());
+  scheduler_config_ = for_latents(*scheduler_config_, options_, is_sdxl());
   check_parts();
   for (const auto& name : index_.text_encoders()) {
     auto& text = text_.emplace_back();

@@ -42,6 +42,8 @@ struct StableDiffusionOptions {
   /// Accept bytes behind the last tensor of the model's safetensors files, which some published
   /// ones have. Default: false.
   TORCH_ARG(bool, allow_trailing_bytes) = false;
+  /// What the UNet predicts, if not what the scheduler's file says.
+  TORCH_ARG(std::optional<PredictionType>, prediction_type) = std::nullopt;
   TORCH_ARG(PackWeights, pack_weights) = PackWeights::off;
   TORCH_ARG(bool, load_unet) = true;
   TORCH_ARG(bool, load_vae) = true;
@@ -76,8 +78,10 @@ struct SampleOptions {
   TORCH_ARG(uint64_t, seed) = 0;
   /// One seed for each picture instead, as a list of generators in diffusers; it sets the number.
   TORCH_ARG(std::vector<uint64_t>, seeds);
-  /// Only this picture (from 0) of the batch that `seed` and `num_images_per_prompt` give.
+  /// Only `batch_pictures` pictures from this one (from 0) on, of the batch that `seed` and
+  /// `num_images_per_prompt` give.
   TORCH_ARG(std::optional<int64_t>, batch_position) = std::nullopt;
+  TORCH_ARG(int64_t, batch_pictures) = 1;
   /// How many pictures go through the UNet at once; 0 means all. It changes memory, not pictures.
   TORCH_ARG(int64_t, batch_size) = 0;
   /// One of `scheduler_names()`, over the folder's scheduler file. Default:
@@ -114,9 +118,10 @@ struct SampleResult {
 /// are public: adapters are put into them and trainers call them. They start in evaluation mode
 /// without gradients.
 /// Errors: c10::Error or c10::ValueError naming the folder or file, with a hint
-/// Differs from diffusers: the scheduler's file counts as it stands (StableDiffusionPipeline
-///           replaces steps_offset 0 by 1 and switches clip_sample off), and latents stay in fp32
-///           between the steps
+/// Differs from diffusers: what the scheduler's file says counts as it stands
+///           (StableDiffusionPipeline replaces steps_offset 0 by 1 and switches clip_sample off;
+///           here that is so where the file leaves them out), and latents stay in fp32 between the
+///           steps
 class StableDiffusion {
  public:
   explicit StableDiffusion(const std::string& model, StableDiffusionOptions options = {});
@@ -137,6 +142,13 @@ class StableDiffusion {
   /// A prompt in chunks, for each text encoder.
   using Chunks = std::vector<std::vector<PromptChunk>>;
   Chunks prompt_chunks(const std::string& text, PromptSyntax syntax) const;
+
+  /// The same of longer texts, in so many chunks of its length, as sd-scripts trains on them with
+  /// --max_token_length: (texts, chunks x (length - 2) + 2, width), the begin of the first chunk and
+  /// the end of the last one around what is between; the pooled output is the first chunk's. What is
+  /// beyond that is cut off.
+  PromptEmbeds encode_long_prompt(const std::vector<std::string>& texts, int64_t chunks,
+                                  int64_t clip_skip = 0);
 
   /// The states of a prompt of any length, (1, chunks x tokens, width), with at least as many
   /// chunks as asked for. A chunk with weights is multiplied by them token by token, and then as a

@@ -45,6 +45,36 @@ PromptEmbeds StableDiffusion::encode_prompt(const std::vector<std::string>& text
   return side_by_side(parts);
 }
 
+PromptEmbeds StableDiffusion::encode_long_prompt(const std::vector<std::string>& texts,
+                                                 int64_t chunks, int64_t clip_skip) {
+  if (chunks == 1) return encode_prompt(texts, clip_skip);
+  std::vector<PromptEmbeds> parts;
+  const auto rows = static_cast<int64_t>(texts.size());
+  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
+    const auto& own = tokenizer(encoder);
+    const int64_t length = own.model_max_length(), inner = length - 2;
+    std::vector<int64_t> ids;
+    for (const auto& text : texts) {
+      const auto words = own.tokenize(text);
+      const auto all = static_cast<int64_t>(words.size());
+      for (int64_t i = 0; i < chunks; ++i) {
+        const int64_t begin = std::min(i * inner, all), end = std::min(begin + inner, all);
+        const auto chunk = own.wrap(words.data() + begin, static_cast<size_t>(end - begin));
+        ids.insert(ids.end(), chunk.begin(), chunk.end());
+      }
+    }
+    const auto embeds = hidden_states(encoder, ids, rows * chunks, clip_skip);
+    const auto states = embeds.states.unflatten(0, {rows, chunks});
+    std::vector<torch::Tensor> pieces{states.select(1, 0).narrow(-2, 0, 1)};
+    for (int64_t i = 0; i < chunks; ++i) pieces.push_back(states.select(1, i).narrow(-2, 1, inner));
+    pieces.push_back(states.select(1, chunks - 1).narrow(-2, length - 1, 1));
+    torch::Tensor pooled;
+    if (embeds.pooled.defined()) pooled = embeds.pooled.unflatten(0, {rows, chunks}).select(1, 0);
+    parts.push_back({at::cat(pieces, /*dim=*/-2), pooled});
+  }
+  return side_by_side(parts);
+}
+
 PromptEmbeds StableDiffusion::encoded(Text& text, const torch::Tensor& ids,
                                       int64_t clip_skip) const {
   if (is_sdxl()) return text.model->penultimate(ids, clip_skip);

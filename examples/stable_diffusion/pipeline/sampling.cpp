@@ -19,7 +19,8 @@ NoiseSource noise_of(const SampleOptions& options) {
   }
   NoiseSource noise(std::vector<uint64_t>{options.seed()});
   if (options.batch_position()) {
-    noise.keep_one(options.num_images_per_prompt(), *options.batch_position());
+    noise.keep(options.num_images_per_prompt(), *options.batch_position(),
+               options.batch_pictures());
   }
   return noise;
 }
@@ -29,7 +30,7 @@ int64_t pictures_of(const SampleOptions& options) {
                     "--num_images_per_prompt: expected at least 1, got ",
                     options.num_images_per_prompt());
   if (!options.seeds().empty()) return static_cast<int64_t>(options.seeds().size());
-  return options.batch_position() ? 1 : options.num_images_per_prompt();
+  return options.batch_position() ? options.batch_pictures() : options.num_images_per_prompt();
 }
 
 // The step that a run over an existing picture begins with.
@@ -65,8 +66,7 @@ torch::Tensor rescaled(const torch::Tensor& guided, const torch::Tensor& own, do
 }  // namespace
 
 std::unique_ptr<Scheduler> StableDiffusion::scheduler_for(const SampleOptions& options) const {
-  // Latents are no pixels: a file of a class that has no such option does not ask for clipping.
-  auto config = scheduler_config_->with_defaults({{"clip_sample", false}});
+  auto config = *scheduler_config_;
   const std::string name = options.scheduler().empty() ? default_scheduler() : options.scheduler();
   if (options.use_karras_sigmas()) {
     TORCH_CHECK_VALUE(knows_karras_sigmas(name),

@@ -208,17 +208,40 @@ std::string SingleFile::tokenizer_folder(const std::string& name) const {
   return SD_CLIP_TOKENIZER_DIR;
 }
 
+namespace {
+
+// What trainers leave among the weights: losses, discriminators, running averages, counters.
+bool is_leftover(const std::string& name) {
+  for (const char* start : {"loss.", "discriminator.", "ema.", "model_ema."}) {
+    if (begins(name, start)) return true;
+  }
+  for (const char* part : {"num_updates", "num_batches_tracked", "global_step", "ema_decay"}) {
+    if (name.find(part) != std::string::npos) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 void SingleFile::load(torch::nn::Module& module, const std::string& prefix,
                       const std::function<std::string(const std::string&)>& original) const {
   std::map<std::string, std::string> ours;
   for (const auto& item : module.named_parameters()) ours[original(item.key())] = item.key();
   for (const auto& item : module.named_buffers()) ours[original(item.key())] = item.key();
+  std::vector<std::string> leftovers;
   const auto rename = [&](const std::string& name) -> std::string {
     if (!begins(name, wrapper_ + prefix)) return "";  // of another part
-    const auto known = ours.find(name.substr(wrapper_.size() + prefix.size()));
-    return known == ours.end() ? name : known->second;
+    const std::string rest = name.substr(wrapper_.size() + prefix.size());
+    const auto known = ours.find(rest);
+    if (known != ours.end()) return known->second;
+    if (!is_leftover(rest)) return name;
+    leftovers.push_back(name);
+    return "";
   };
   load_weights(module, path_, rename, options_);
+  if (leftovers.empty()) return;
+  TORCH_WARN("'", path_, "': ", leftovers.size(),
+             " tensors of its training are not used, the first ", "is '", leftovers.front(), "'");
 }
 
 void SingleFile::load_unet(torch::nn::Module& module,

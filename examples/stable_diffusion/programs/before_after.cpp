@@ -136,7 +136,7 @@ void run(const Options& options) {
   load.device(sd::pick_device(options.device)).pack_weights(sd::PackWeights::off);
   sd::StableDiffusion pipeline(options.model.path, load);
   const Row before = draw_row(pipeline, options, "Before");
-  const auto adapters = sd::merge_loras(pipeline, {sd::parse_lora(options.lora)});
+  const sd::AppliedLoRAs loras(pipeline, {sd::parse_lora(options.lora)});
   const Row after = draw_row(pipeline, options, "After");
   save_sheets(options, before, after);
   if (options.emoji_vectors.empty()) return;

@@ -5,6 +5,7 @@
 #include <lightlora/lightlora.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 
 #include "lora_files/combine.h"
@@ -27,8 +28,15 @@ using lora_files::Flags;
 // What the input says about itself, for a native output; a format's own fields are not kept.
 lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
   lightlora::Metadata kept;
-  const auto prompt = contents.metadata.find("instance_prompt");
-  if (prompt != contents.metadata.end()) kept.insert(*prompt);
+  for (const char* key : {"instance_prompt", "clip_skip"}) {
+    const auto found = contents.metadata.find(key);
+    if (found != contents.metadata.end()) kept.insert(*found);
+  }
+  // sd-scripts counts from one.
+  if (const auto skip = contents.metadata.find("ss_clip_skip"); skip != contents.metadata.end()) {
+    const auto layers = std::atoll(skip->second.c_str());
+    if (layers > 1) kept["clip_skip"] = fmt::to_string(layers - 1);
+  }
   return kept;
 }
 
@@ -54,6 +62,10 @@ void write(const Flags& flags, const Components& components, const lightlora::Me
   if (flags.embed_aux) options.bases(lightlora::Bases::embedded);
   // A format of another program has fields of its own.
   if (options.format() == lightlora::Format::native) options.metadata(metadata);
+  const auto skip = metadata.find("clip_skip");
+  if (options.format() == lightlora::Format::kohya && skip != metadata.end()) {
+    options.metadata({{"ss_clip_skip", fmt::to_string(std::atoll(skip->second.c_str()) + 1)}});
+  }
   lightlora::save(components, flags.output, options);
 }
 

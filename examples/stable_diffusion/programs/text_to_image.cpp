@@ -5,12 +5,13 @@
 #include <nlohmann/json.hpp>
 
 #include "generation/checks.h"
+#include "generation/from_png.h"
 #include "generation/generator.h"
 #include "generation/lora_tags.h"
-#include "generation/parameters.h"
 #include "pipeline/embeddings.h"
 #include "pipeline/single_file.h"
 #include "support/cli/fmt.h"
+#include "support/cli/interrupt.h"
 #include "support/cli/message.h"
 #include "support/cli/run.h"
 #include "support/images/png.h"
@@ -48,41 +49,62 @@ void save(const std::string& path, const GeneratedImage& image) {
 }
 
 // All pictures in rows that are about as many as the columns.
-images::Image sheet_of(const std::vector<GeneratedImage>& images, const std::string& title) {
+images::Image sheet_of(const std::vector<images::Image>& pictures, const std::string& title) {
   images::Sheet sheet;
   sheet.title = title;
   std::size_t columns = 1;
-  while (columns * columns < images.size()) ++columns;
-  for (std::size_t i = 0; i < images.size(); ++i) {
+  while (columns * columns < pictures.size()) ++columns;
+  for (std::size_t i = 0; i < pictures.size(); ++i) {
     if (i % columns == 0) sheet.rows.emplace_back();
-    sheet.rows.back().push_back(images[i].picture);
+    sheet.rows.back().push_back(pictures[i]);
   }
   return images::draw_sheet(sheet);
 }
 
+void print_stop(const generation::Drawn& drawn) {
+  if (drawn.pictures == drawn.asked) return;
+  const auto text =
+      fmt::format("stopped by request after {} of {} pictures", drawn.pictures, drawn.asked);
+  fmt::print("{}\n", text);
+  cli::stopped(text);
+}
+
 void write_pictures(const GenerationOptions& options, const distributed::Group& group,
                     Generator& generator) {
-  const auto images = generator.generate();
+  GeneratedImage first;
+  std::vector<images::Image> pictures;
+  const auto drawn = generator.generate([&](const GeneratedImage& image, int64_t i, int64_t count) {
+    const std::string path =
+        generation::with_suffix(options.output, count > 1 ? fmt::format("-{}", i) : std::string());
+    save(path, image);
+    if (i == 0) first = image;
+    if (options.grid) pictures.push_back(image.picture);
+    return fmt::format("picture: {} (seed {}{})", path, image.seed,
+                       count > 1 && options.seeds.empty() ? fmt::format(", {} of {}", i + 1, count)
+                                                          : std::string());
+  });
   if (!group.is_main()) return;
-  if (!options.save_latents.empty()) fmt::print("latents: {}\n", options.save_latents);
-  for (std::size_t i = 0; i < images.size(); ++i) {
-    const std::string suffix = images.size() > 1 ? fmt::format("-{}", i) : "";
-    const std::string path = generation::with_suffix(options.output, suffix);
-    save(path, images[i]);
-    fmt::print("picture: {} (seed {})\n", path, images[i].seed);
+  if (!options.save_latents.empty() && drawn.pictures > 0) {
+    fmt::print("latents: {}\n", options.save_latents);
   }
-  if (!options.grid) return;
-  const std::string path = generation::with_suffix(options.output, "-grid");
-  save(path, {sheet_of(images, options.sample.prompt()), images.front().parameters});
-  fmt::print("sheet: {}\n", path);
+  if (!pictures.empty()) {
+    const std::string path = generation::with_suffix(options.output, "-grid");
+    save(path, {sheet_of(pictures, options.sample.prompt()), first.parameters, first.seed});
+    fmt::print("sheet: {}\n", path);
+  }
+  print_stop(drawn);
 }
 
 void write_sheet(const GenerationOptions& options, const distributed::Group& group,
                  Generator& generator, const std::vector<generation::Axis>& axes) {
-  const auto image = generator.generate_sheet(axes);
+  uint64_t seed = 0;
+  const auto drawn = generator.generate_sheet(axes, [&](const GeneratedImage& sheet) {
+    save(options.output, sheet);
+    seed = sheet.seed;
+  });
   if (!group.is_main()) return;
-  save(options.output, image);
-  fmt::print("sheet: {} (seed {})\n", options.output, image.seed);
+  if (drawn.pictures > 0) fmt::print("sheet: {} (seed {})\n", options.output, seed);
+  print_stop(drawn);
 }
 
 // Whether there is something to draw, and not only a model to write.
@@ -97,6 +119,12 @@ void check(const cli::App& app, const GenerationOptions& options) {
                     "missing required flag '--prompt'; hint: see --help");
   TORCH_CHECK_VALUE(!drawing || options.print_tokens || !options.output.empty(),
                     "--output: expected a file to write, got none");
+  const auto extension = std::filesystem::path(options.output).extension().string();
+  for (const char* other : {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}) {
+    TORCH_CHECK_VALUE(extension != other, "'", options.output, "': expected a name that ends in ",
+                      ".png, got ", other, "; hint: pictures are PNG files, which carry their ",
+                      "settings");
+  }
   TORCH_CHECK_VALUE(options.merge_to.empty() ||
                         std::filesystem::path(options.merge_to).extension() == ".safetensors",
                     "--merge_to: expected a name that ends in .safetensors, got '",
@@ -118,13 +146,11 @@ void check(const cli::App& app, const GenerationOptions& options) {
 }
 
 void draw(cli::App& app, GenerationOptions& options, const distributed::Group& group) {
-  std::vector<std::string> known_loras;
   if (!options.from_png.empty()) {
-    auto settings = generation::apply_png(options.from_png, app, options);
-    known_loras = std::move(settings.lora_files);
-    if (!settings.ignored.empty()) {
+    const auto unused = generation::apply_png(options.from_png, app, options);
+    if (!unused.empty()) {
       fmt::print("notice: '{}': not used: {}\n", options.from_png,
-                 cli::printable(fmt::format("{}", fmt::join(settings.ignored, ", "))));
+                 cli::printable(fmt::format("{}", fmt::join(unused, ", "))));
     }
   }
   check(app, options);
@@ -132,10 +158,12 @@ void draw(cli::App& app, GenerationOptions& options, const distributed::Group& g
     generation::check_limits(options, {});
     return print_tokens(options);
   }
-  const auto axes = generation::parse_axes(options.xy);
+  auto axes = generation::parse_axes(options.xy);
   generation::check_limits(options, axes);
   if (group.is_main()) generation::check_outputs(options);
-  Generator generator(options, known_loras, group);
+  for (auto& axis : axes) generation::settle_seeds(axis, group);
+  generation::settle_seeds(options, group);
+  Generator generator(options, group);
   if (!options.merge_to.empty()) fmt::print("model: {}\n", options.merge_to);
   if (!draws(app, options)) return;
   for (const auto& line : generator.notices()) fmt::print("notice: {}\n", line);

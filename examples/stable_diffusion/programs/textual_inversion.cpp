@@ -15,9 +15,9 @@ void print_end(const training::InversionOptions& options) {
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(path));
   fmt::print("learned word:   {} ({})\n", path.string(), cli::format_bytes(bytes));
   fmt::print(
-      "draw with it:   text_to_image {} --learned_embeds {} --prompt \"a photo of {}\" --output "
-      "picture.png\n",
-      sd::model_arguments(options.model), path.string(), options.placeholder_token);
+      "draw with it:   text_to_image {} --learned_embeds {} --prompt {} --output picture.png\n",
+      sd::model_arguments(options.model), cli::format_word(path.string()),
+      cli::format_word("a photo of " + options.placeholder_token));
 }
 
 }  // namespace

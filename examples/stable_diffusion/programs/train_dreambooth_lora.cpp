@@ -31,11 +31,8 @@ void print_end(const DreamBoothOptions& options) {
   if (peak > 0) fmt::print("peak memory:    {}\n", cli::format_bytes(peak));
   print_file("native file:    ", output_file(options, DreamBooth::kNativeFile));
   print_file("diffusers file: ", output_file(options, DreamBooth::kDiffusersFile));
-  fmt::print("draw with it:   text_to_image {} --lora {}", sd::model_arguments(options.model),
-             output_file(options, DreamBooth::kNativeFile));
-  for (const auto& file : options.learned_embeds) fmt::print(" --learned_embeds {}", file);
-  if (options.clip_skip > 0) fmt::print(" --clip_skip {}", options.clip_skip);
-  fmt::print(" --prompt \"{}\" --output picture.png\n", options.instance_prompt);
+  fmt::print("draw with it:   {}\n",
+             training::draw_command(options, output_file(options, DreamBooth::kNativeFile)));
 }
 
 }  // namespace

@@ -10,10 +10,12 @@ NoiseSource::NoiseSource(const std::vector<uint64_t>& seeds) {
   for (const uint64_t seed : seeds) generators_.push_back(at::detail::createCPUGenerator(seed));
 }
 
-void NoiseSource::keep_one(int64_t count, int64_t kept) {
-  TORCH_CHECK_VALUE(0 <= kept && kept < count, "noise: expected a picture of a batch from 0 to ",
-                    count - 1, ", got ", kept);
+void NoiseSource::keep(int64_t count, int64_t first, int64_t kept) {
+  TORCH_CHECK_VALUE(0 <= first && 0 < kept && first + kept <= count,
+                    "noise: expected pictures of a batch from 0 to ", count - 1, ", got ", first,
+                    " to ", first + kept - 1);
   count_ = count;
+  first_ = first;
   kept_ = kept;
 }
 
@@ -25,10 +27,10 @@ torch::Tensor NoiseSource::draw(at::IntArrayRef sizes, at::ScalarType dtype) con
   const auto options = at::TensorOptions().dtype(dtype);
   auto shape = sizes.vec();
   if (count_ > 0) {
-    TORCH_CHECK(shared() && shape.at(0) == 1, "noise: expected one picture and one generator, got ",
-                shape.at(0), " and ", generators_.size());
+    TORCH_CHECK(shared() && shape.at(0) == kept_, "noise: expected ", kept_,
+                " pictures and one generator, got ", shape.at(0), " and ", generators_.size());
     shape[0] = count_;
-    return at::randn(shape, generators_.at(0), options).narrow(0, kept_, 1).clone();
+    return at::randn(shape, generators_.at(0), options).narrow(0, first_, kept_).clone();
   }
   if (shared()) return at::randn(shape, generators_[0], options);
   TORCH_CHECK(static_cast<size_t>(shape.at(0)) == generators_.size(),

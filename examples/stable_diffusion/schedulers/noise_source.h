@@ -19,10 +19,10 @@ class NoiseSource {
   /// One seed for the whole batch, or one for each picture.
   explicit NoiseSource(const std::vector<uint64_t>& seeds);
 
-  /// Draws for `count` pictures and keeps number `kept` of them (from 0): a picture that was drawn
-  /// as one of several comes back alone.
-  /// Errors: c10::ValueError unless 0 <= kept < count
-  void keep_one(int64_t count, int64_t kept);
+  /// Draws for `count` pictures and keeps `kept` of them from number `first` on (from 0): pictures
+  /// that were drawn as some of several come back without the others.
+  /// Errors: c10::ValueError unless 0 <= first, 0 < kept and first + kept <= count
+  void keep(int64_t count, int64_t first, int64_t kept);
 
   /// Unit normal values on the CPU.
   /// Shapes: (pictures, ...)
@@ -35,7 +35,7 @@ class NoiseSource {
 
  private:
   std::vector<at::Generator> generators_;
-  int64_t count_ = 0, kept_ = 0;  // no batch to choose from unless count_ is positive
+  int64_t count_ = 0, first_ = 0, kept_ = 0;  // no batch to choose from unless count_ is positive
 };
 
 }  // namespace sd

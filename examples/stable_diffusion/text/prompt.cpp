@@ -171,7 +171,9 @@ std::vector<PromptChunk> prompt_chunks(const Tokenizer& tokenizer, const std::st
     if (i > 0) finish();
     for (const auto& piece : sections[i]) {
       for (const int64_t id : tokenizer.tokenize(piece.text)) {
-        if (ids.size() == room) finish();
+        // A word of several vectors goes into the next chunk as a whole, as in A1111.
+        const auto length = std::min(static_cast<size_t>(tokenizer.word_length(id)), room);
+        if (ids.size() + length > room) finish();
         ids.push_back(id);
         weights.push_back(piece.weight);
       }

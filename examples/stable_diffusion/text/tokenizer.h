@@ -59,6 +59,12 @@ class Tokenizer {
   /// Errors: c10::ValueError if count < 1
   std::vector<int64_t> add_token(const std::string& text, int64_t count);
 
+  /// How many tokens the word has that begins with this id: more than one for a concept of several
+  /// vectors.
+  int64_t word_length(int64_t id) const {
+    const auto found = expansions_.find(id);
+    return found == expansions_.end() ? 1 : static_cast<int64_t>(found->second.size());
+  }
   /// From now on fills up with this token, which is cut out of texts as special ones are: "!", with
   /// which OpenCLIP's encoders were trained.
   /// Errors: c10::Error if the vocabulary lacks it

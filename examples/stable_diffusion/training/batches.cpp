@@ -4,9 +4,18 @@
 #include <ATen/ATen.h>
 
 #include <map>
+#include <optional>
 #include <set>
 
+#include "support/cli/progress.h"
+
 namespace training {
+
+namespace {
+
+constexpr int64_t kManyPictures = 16;  // worth a progress of their own
+
+}  // namespace
 
 using torch::Tensor;
 
@@ -98,19 +107,27 @@ LatentSource::Sample LatentSource::sample(int64_t index, at::Generator& generato
   Moments& own = keep ? cached_[{index, view.flipped}] : fresh;
   if (!own.first.defined()) own = moments(index, view);
   const Tensor noise = at::randn(own.first.sizes(), generator, torch::kFloat);
-  return {(own.first + own.second * noise) * scaling_factor_, dataset_.time_ids(index, view)};
+  Sample sample{(own.first + own.second * noise) * scaling_factor_, dataset_.time_ids(index, view)};
+  if (const Tensor counts = dataset_.mask(index, view); counts.defined()) {
+    sample.mask = at::adaptive_avg_pool2d(counts, {own.first.size(1), own.first.size(2)});
+  }
+  return sample;
 }
 
 void LatentSource::encode_all() {
   TORCH_CHECK(cache_, "training::LatentSource: expected a cache to fill, got none");
+  std::optional<cli::Progress> progress;
+  if (dataset_.size() >= kManyPictures) progress.emplace("Encoding pictures", dataset_.size());
   for (int64_t i = 0; i < dataset_.size(); ++i) {
+    if (progress) progress->update(i + 1);
     for (const bool flipped : {false, true}) {
-      if (flipped && !dataset_.flips()) continue;
+      if (flipped && !dataset_.flips(i)) continue;
       View view;
       view.flipped = flipped;
       cached_[{i, flipped}] = moments(i, cached_view(i, view));
     }
   }
+  if (progress) progress->finish();
   vae_ = nullptr;
 }
 
@@ -122,7 +139,14 @@ SampleSource::SampleSource(LatentSource latents, SampleOptions options)
 std::vector<std::string> SampleSource::captions() const {
   std::set<std::string> texts(options_.captions.begin(), options_.captions.end());
   for (int64_t i = 0; options_.captions.empty() && i < latents_.dataset().size(); ++i) {
-    texts.insert(latents_.dataset().caption(i, options_.prompt));
+    const auto& options = latents_.dataset().file(i).caption_options;
+    if (options.dropout_rate > 0) texts.insert("");
+    if (options.varies()) continue;
+    auto generator = generator_for(options_.seed, Stream::caption, 0);
+    auto always = options;
+    always.dropout_rate = 0;
+    texts.insert(
+        process_caption(latents_.dataset().caption(i, options_.prompt), always, generator));
   }
   if (options_.caption_dropout_rate > 0) texts.insert("");
   return {texts.begin(), texts.end()};
@@ -139,7 +163,16 @@ std::string SampleSource::caption(int64_t picture, int64_t sample) const {
     const auto choice = at::randint(count, {1}, generator, torch::kLong).item<int64_t>();
     return options_.captions[static_cast<size_t>(choice)];
   }
-  return latents_.dataset().caption(picture, options_.prompt);
+  return process_caption(latents_.dataset().caption(picture, options_.prompt),
+                         latents_.dataset().file(picture).caption_options, generator);
+}
+
+bool SampleSource::captions_vary() const {
+  const auto& dataset = latents_.dataset();
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    if (dataset.file(i).caption_options.varies()) return true;
+  }
+  return false;
 }
 
 void SampleSource::take_share(int64_t rank, int64_t size) {
@@ -159,6 +192,7 @@ TrainingBatch SampleSource::batch(int64_t index, const DiffusionLoss& loss) {
     const auto drawn = latents_.sample(picture, generator);
     batch.samples.push_back(loss.draw(drawn.latents, generator));
     batch.samples.back().time_ids = drawn.time_ids;
+    batch.samples.back().mask = drawn.mask;
     batch.captions.push_back(caption(picture, sample++));
   }
   return batch;

@@ -65,6 +65,9 @@ class LatentSource {
   struct Sample {
     torch::Tensor latents;          ///< (4, h, w) fp32 on the CPU, as the UNet knows them
     std::vector<int64_t> time_ids;  ///< see ImageDataset::time_ids
+    /// How much each place of the latents counts, (1, h, w), the mean over the pixels that it stands
+    /// for; undefined: all in full.
+    torch::Tensor mask = {};
   };
   Sample sample(int64_t index, at::Generator& generator);
   /// Fills the cache and lets go of the autoencoder.
@@ -116,8 +119,10 @@ class SampleSource {
     return (index * size_ + rank_) * options_.batch_size;
   }
   int64_t batch_size() const { return options_.batch_size; }
-  /// Everything that `batch` can give as a caption.
+  /// Everything that `batch` can give as a caption, apart from those that vary.
   std::vector<std::string> captions() const;
+  /// Whether captions may read otherwise each time.
+  bool captions_vary() const;
   LatentSource& latents() { return latents_; }
   int64_t samples_per_epoch() const { return latents_.dataset().samples_per_epoch(); }
 

@@ -4,6 +4,11 @@
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <sstream>
+
+#include "training/data.h"
+
 namespace training {
 
 void PromptStates::prepare(const std::vector<std::string>& texts) {
@@ -17,14 +22,46 @@ void PromptStates::prepare(const std::vector<std::string>& texts) {
   }
 }
 
+std::string process_caption(std::string caption, const CaptionOptions& options,
+                            at::Generator& generator) {
+  const auto chance = [&](double rate) {
+    return rate > 0 && at::rand({1}, generator, torch::kDouble).item<double>() < rate;
+  };
+  if (chance(options.dropout_rate)) return "";
+  if (!options.prefix.empty()) caption = options.prefix + " " + caption;
+  if (!options.suffix.empty()) caption += " " + options.suffix;
+  if (!options.varies()) return caption;
+  std::vector<std::string> tags;
+  std::istringstream stream(caption);
+  for (std::string tag; std::getline(stream, tag, ',');) {
+    const auto begin = tag.find_first_not_of(' ');
+    tags.push_back(
+        begin == std::string::npos ? "" : tag.substr(begin, tag.find_last_not_of(' ') + 1 - begin));
+  }
+  const auto kept = std::min(static_cast<std::size_t>(options.keep_tokens), tags.size());
+  std::vector<std::string> result(tags.begin(), tags.begin() + static_cast<std::ptrdiff_t>(kept));
+  const auto rest = static_cast<int64_t>(tags.size() - kept);
+  const auto order = options.shuffle ? at::randperm(rest, generator) : at::arange(rest);
+  for (int64_t i = 0; i < rest; ++i) {
+    if (chance(options.tag_dropout_rate)) continue;
+    result.push_back(tags[kept + static_cast<std::size_t>(order[i].item<int64_t>())]);
+  }
+  std::string text;
+  for (const auto& tag : result) text += (text.empty() ? "" : ", ") + tag;
+  return text;
+}
+
 sd::PromptEmbeds PromptStates::states(const std::vector<std::string>& texts) {
   if (trains_) return encode_(texts);
-  prepare(texts);
+  const torch::NoGradGuard no_grad;
   std::vector<torch::Tensor> states, pooled;
   for (const auto& text : texts) {
-    const auto& kept = kept_.at(text);
-    states.push_back(kept.states);
-    if (kept.pooled.defined()) pooled.push_back(kept.pooled);
+    const auto found = kept_.find(text);
+    TORCH_CHECK(encode_ || found != kept_.end(),
+                "expected only prompts that were encoded before, got '", text, "'");
+    const auto row = found != kept_.end() ? found->second : encode_({text});
+    states.push_back(row.states);
+    if (row.pooled.defined()) pooled.push_back(row.pooled);
   }
   return {at::cat(states), pooled.empty() ? torch::Tensor() : at::cat(pooled)};
 }

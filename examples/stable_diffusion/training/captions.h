@@ -19,7 +19,8 @@ enum class Property { object, style };
 /// the pooled output.
 ///
 /// A frozen encoder's states are computed once per text and kept, so that the encoder is needed no
-/// more once all captions were `prepare`d. One that trains runs again for every batch.
+/// more once all captions were `prepare`d. One that trains runs again for every batch, and one that
+/// was not let go of for every text that was not prepared.
 class PromptStates {
  public:
   /// States (texts, tokens, width) of texts on the UNet's device and in its dtype.

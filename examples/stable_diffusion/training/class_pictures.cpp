@@ -10,7 +10,6 @@
 #include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
-#include "support/images/load.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
 #include "training/random.h"
@@ -20,11 +19,19 @@ namespace training {
 namespace fs = std::filesystem;
 
 int64_t missing_class_pictures(const ClassPictureOptions& options) {
-  int64_t present = 0;
-  if (fs::is_directory(options.folder)) {
-    present = static_cast<int64_t>(images::list_images(options.folder).images.size());
-  }
-  return std::max<int64_t>(0, options.count - present);
+  return std::max<int64_t>(0, options.count - count_pictures(options.folder));
+}
+
+std::vector<PictureFile> read_class_pictures(const ClassPictureOptions& options) {
+  auto files = read_pictures(options.folder);
+  const auto present = static_cast<int64_t>(files.size());
+  if (present <= options.count) return files;
+  fmt::print(
+      "notice: '{}': the first {} of {} class pictures are used; hint: --num_class_images "
+      "{} takes all\n",
+      options.folder, options.count, present, present);
+  files.resize(static_cast<std::size_t>(options.count));
+  return files;
 }
 
 namespace {
@@ -61,7 +68,7 @@ bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOption
   const int64_t channels = pipeline.unet()->options.in_channels();
   const auto size = pipeline.default_size();
   const int64_t factor = pipeline.vae_scale_factor();
-  cli::Progress progress("Class pictures", count);
+  cli::Progress progress("Class pictures", count * options.steps);
   for (int64_t done = 0; done < count && !cli::interrupted();) {
     const int64_t batch = std::min(options.batch_size, count - done);
     const int64_t* now = numbers.data() + done;
@@ -76,14 +83,16 @@ bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOption
                                             .prompt_syntax(sd::PromptSyntax::plain)  // as captions
                                             .clip_skip(options.clip_skip)
                                             .num_inference_steps(options.steps)
-                                            .initial_latents(at::stack(noise)));
+                                            .initial_latents(at::stack(noise))
+                                            .callback([&](int64_t step, int64_t) {
+                                              progress.update(done * options.steps + batch * step);
+                                            }));
     for (int64_t i = 0; i < batch; ++i) {
       images::save_png(class_picture_path(options, now[i]).string(),
                        images::to_image(result.pictures[i] * 2 - 1),
                        {{"parameters", options.prompt}});
     }
     done += batch;
-    progress.update(done);
   }
   progress.finish();
   return !group.any(cli::interrupted());

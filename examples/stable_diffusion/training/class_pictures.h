@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "pipeline/pipeline.h"
 #include "support/distributed/group.h"
+#include "training/data.h"
 
 namespace training {
 
@@ -21,6 +23,10 @@ struct ClassPictureOptions {
 
 /// How many pictures the folder lacks.
 int64_t missing_class_pictures(const ClassPictureOptions& options);
+
+/// The class pictures to train on: as many as the options say, if the folder has more, as in
+/// diffusers; a notice says so.
+std::vector<PictureFile> read_class_pictures(const ClassPictureOptions& options);
 
 /// Draws the pictures that the folder lacks, with the model as it is before training. Each is
 /// written as soon as it is drawn, so that nothing is lost when it is interrupted, and its noise

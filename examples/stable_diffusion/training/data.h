@@ -17,12 +17,43 @@
 
 namespace training {
 
+/// What happens to a caption each time it is used, as sd-scripts has it.
+struct CaptionOptions {
+  bool shuffle = false;         ///< the parts between commas come in random order
+  int64_t keep_tokens = 0;      ///< but the first ones stay where they are
+  double dropout_rate = 0;      ///< share of samples without a caption
+  double tag_dropout_rate = 0;  ///< share of the parts that are left out
+  std::string prefix, suffix;   ///< with a space between them and the caption
+
+  /// Whether the caption may read otherwise each time.
+  bool varies() const { return shuffle || tag_dropout_rate > 0; }
+};
+
+/// One use of a caption. Takes numbers from the generator only for what is left to chance.
+std::string process_caption(std::string caption, const CaptionOptions& options,
+                            at::Generator& generator);
+
 /// A picture to train on, as its folder describes it.
 struct PictureFile {
   std::string path;
   std::optional<std::string> caption;  ///< what it shows; none: the run's prompt says it
   int64_t repeats = 1;                 ///< how often it comes in one pass over the data
+  /// A picture of what counts, white where the loss does in full and black where it does not; its
+  /// red channel is read, as in sd-scripts.
+  std::string mask = {};
+  CaptionOptions caption_options = {};
+  std::optional<bool> flip = {};  ///< whether half of its samples are mirrored, if not as the run
 };
+
+/// The caption in the file of a picture's name with this ending, such as ".txt"; none if there is no
+/// such file.
+/// Errors: c10::Error naming the file if it is not UTF-8
+std::optional<std::string> read_caption_beside(const std::string& picture,
+                                               const std::string& extension);
+
+/// Gives each picture the mask of its name (without the ending) in a folder.
+/// Errors: c10::Error naming a picture that has none there
+void add_masks(std::vector<PictureFile>& files, const std::string& folder);
 
 /// What a data folder holds.
 struct DataFolder {
@@ -41,6 +72,9 @@ struct DataFolder {
 /// Errors: c10::Error if the folder is missing or holds no picture, or if metadata.jsonl is
 ///         malformed or names a picture that is not there
 DataFolder read_data_folder(const std::string& folder);
+
+/// How many pictures a folder and its sub-folders `N_name` hold; none if there is no such folder.
+int64_t count_pictures(const std::string& folder);
 
 /// The pictures of a folder, after a line on standard output for everything else in it.
 /// Errors: as read_data_folder
@@ -82,6 +116,7 @@ struct DatasetOptions {
   bool center_crop = false;
   images::Filter filter = images::Filter::kLanczos;
   bool random_flip = false;  ///< mirror every second sample, at random
+  bool alpha_mask = false;   ///< a picture's transparency is its mask, unless it has another
   std::optional<BucketOptions> buckets;
 };
 
@@ -112,8 +147,8 @@ class ImageDataset {
   /// samples: two data sets that differ in them differ in it.
   std::string fingerprint() const;
 
-  /// Whether half of the samples are mirrored.
-  bool flips() const { return options_.random_flip; }
+  /// Whether half of the samples of a picture are mirrored.
+  bool flips(int64_t index) const { return file(index).flip.value_or(options_.random_flip); }
   /// Whether every sample of this picture is the same, apart from being mirrored.
   bool is_fixed(int64_t index) const;
   /// The part of a picture that a sample shows; takes numbers from the generator only for what is
@@ -125,6 +160,8 @@ class ImageDataset {
   std::vector<int64_t> time_ids(int64_t index, const View& view) const;
   /// One sample: (3, height, width) in [-1, 1], fp32 on the CPU.
   torch::Tensor pixels(int64_t index, const View& view) const;
+  /// How much each pixel of a sample counts: (1, height, width) in [0, 1]; undefined: all in full.
+  torch::Tensor mask(int64_t index, const View& view) const;
   /// pixels(index, draw_view(index, generator))
   torch::Tensor sample(int64_t index, at::Generator& generator) const {
     return pixels(index, draw_view(index, generator));
@@ -133,8 +170,10 @@ class ImageDataset {
  private:
   DatasetOptions options_;
   std::vector<PictureFile> files_;
-  std::vector<images::Image> pictures_;
-  std::vector<Size> originals_, sizes_;  // of the files, and of the samples
+  images::Image cut(const images::Image& picture, int64_t index, const View& view) const;
+
+  std::vector<images::Image> pictures_, masks_;  // an empty mask: all counts
+  std::vector<Size> originals_, sizes_;          // of the files, and of the samples
 };
 
 /// Takes `share` of the pictures, at least one, out of `files` at random (by seed) and returns

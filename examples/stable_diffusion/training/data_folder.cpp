@@ -50,9 +50,40 @@ std::string one_line(const std::string& text) {
   return line;
 }
 
+// Where a text stops being UTF-8; npos if it does not. Overlong forms and surrogates are let pass.
+std::size_t first_wrong_byte(const std::string& text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const std::size_t length = lead < 0x80   ? 1
+                               : lead < 0xC2 ? 0
+                               : lead < 0xE0 ? 2
+                               : lead < 0xF0 ? 3
+                               : lead < 0xF5 ? 4
+                                             : 0;
+    if (length == 0 || i + length > text.size()) return i;
+    for (std::size_t k = 1; k < length; ++k) {
+      if ((static_cast<unsigned char>(text[i + k]) & 0xC0U) != 0x80U) return i;
+    }
+    i += length;
+  }
+  return std::string::npos;
+}
+
+// Takes the byte order mark of Windows' editors off.
+// Errors: c10::Error naming the file and its encoding if that is not UTF-8
+void check_encoding(std::string& text, const std::string& where) {
+  if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);
+  const bool wide = text.rfind("\xFF\xFE", 0) == 0 || text.rfind("\xFE\xFF", 0) == 0 ||
+                    text.find('\0') != std::string::npos;
+  TORCH_CHECK(!wide, where, ": expected text in UTF-8, got UTF-16; hint: save it as UTF-8");
+  const auto wrong = first_wrong_byte(text);
+  TORCH_CHECK(wrong == std::string::npos, where, ": expected text in UTF-8, got another encoding (",
+              "byte ", wrong + 1, "), such as Latin-1; hint: save it as UTF-8");
+}
+
 std::string read_caption(const fs::path& path) {
   std::string text = lightlora::read_file(path.string(), kCaptionBytes);
-  if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);  // a byte order mark from Windows
+  check_encoding(text, "'" + path.string() + "'");
   return one_line(text);
 }
 
@@ -106,8 +137,9 @@ void read_metadata(const fs::path& folder, Captions& captions) {
   std::istringstream file(lightlora::read_file((folder / kMetadata).string(), kMetadataBytes));
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
-    if (one_line(line).empty()) continue;
     const auto where = fmt::format("'{}' line {}", (folder / kMetadata).string(), number);
+    check_encoding(line, where);
+    if (one_line(line).empty()) continue;
     captions.insert(read_metadata_line(folder, line, where));
   }
 }
@@ -124,13 +156,17 @@ std::optional<std::pair<int64_t, std::string>> repeats_of(const fs::path& folder
   return std::make_pair(repeats, one_line(std::string(rest + 1, end)));
 }
 
+bool is_picture(const fs::path& path) {
+  const bool hidden = path.filename().string()[0] == '.';  // macOS keeps "._name.png" files
+  return !hidden && images::is_image_file(path.string());
+}
+
 // The pictures directly in a folder; what else is there goes to `others`.
 std::vector<PictureFile> pictures_in(const fs::path& folder, const Captions& captions,
                                      std::set<fs::path>& others) {
   std::vector<PictureFile> pictures;
   for (const auto& path : sorted_entries(folder)) {
-    const bool hidden = path.filename().string()[0] == '.';  // macOS keeps "._name.png" files
-    if (!hidden && images::is_image_file(path.string())) {
+    if (is_picture(path)) {
       pictures.push_back({path.string(), std::nullopt, 1});
     } else if (path.filename() != kMetadata) {
       others.insert(path);
@@ -151,11 +187,24 @@ std::string notice(const fs::path& path) {
     return name + " is a folder and is left out; hint: sub-folders are used if they are called " +
            "N_name, N being how often their pictures come";
   }
-  return name + " is not a picture but " + images::describe_other_file(path.string()) +
-         ", and is left out";
+  return name + " is left out: it is " + images::describe_other_file(path.string());
 }
 
 }  // namespace
+
+int64_t count_pictures(const std::string& folder) {
+  if (!fs::is_directory(folder)) return 0;
+  const auto directly_in = [](const fs::path& where) {
+    const auto entries = sorted_entries(where);
+    return std::count_if(entries.begin(), entries.end(), is_picture);
+  };
+  int64_t count = directly_in(folder);
+  for (const auto& path : sorted_entries(folder)) {
+    const auto repeats = fs::is_directory(path) ? repeats_of(path) : std::nullopt;
+    if (repeats && repeats->first > 0) count += directly_in(path);
+  }
+  return count;
+}
 
 DataFolder read_data_folder(const std::string& folder) {
   TORCH_CHECK(fs::is_directory(folder), "'", folder, "': expected a folder with pictures, got ",
@@ -186,6 +235,30 @@ DataFolder read_data_folder(const std::string& folder) {
               result.notices.empty() ? "" : " (" + result.notices.front() + ")",
               "; hint: put the subject's photos (jpg or png) there");
   return result;
+}
+
+std::optional<std::string> read_caption_beside(const std::string& picture,
+                                               const std::string& extension) {
+  fs::path path = picture;
+  path.replace_extension(extension);
+  if (!fs::is_regular_file(path)) return std::nullopt;
+  return read_caption(path);
+}
+
+void add_masks(std::vector<PictureFile>& files, const std::string& folder) {
+  TORCH_CHECK(fs::is_directory(folder), "'", folder, "': expected a folder with masks, got ",
+              fs::exists(folder) ? "a file" : "nothing of that name",
+              "; hint: check --conditioning_data_dir");
+  std::map<std::string, std::string> masks;
+  for (const auto& path : sorted_entries(folder)) {
+    if (is_picture(path)) masks[path.stem().string()] = path.string();
+  }
+  for (auto& file : files) {
+    const auto found = masks.find(fs::path(file.path).stem().string());
+    TORCH_CHECK(found != masks.end(), "'", file.path, "': expected a mask of this name in '",
+                folder, "', got none");
+    file.mask = found->second;
+  }
 }
 
 std::vector<PictureFile> read_pictures(const std::string& folder) {

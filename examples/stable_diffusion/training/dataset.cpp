@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include "support/cli/progress.h"
 #include "support/distributed/fingerprint.h"
 #include "support/images/load.h"
 #include "support/images/tensor.h"
@@ -64,6 +66,34 @@ images::Image resize_to_cover(const images::Image& picture, Size bucket, images:
                         scaled(picture.height, bucket.height), filter);
 }
 
+constexpr std::size_t kManyFiles = 16;  // worth a progress of their own
+
+int64_t size_of(const std::vector<PictureFile>& files) {
+  return static_cast<int64_t>(files.size());
+}
+
+// One error for all damaged pictures, with the first ones' reasons.
+void require_whole(const std::vector<std::string>& damaged) {
+  constexpr std::size_t kShown = 5;
+  std::string list;
+  for (std::size_t i = 0; i < std::min(damaged.size(), kShown); ++i) {
+    list += (i > 0 ? " | " : "") + damaged[i];
+  }
+  TORCH_CHECK(damaged.size() != 1, damaged.front());
+  TORCH_CHECK(damaged.empty(), damaged.size(), " pictures cannot be read: ", list,
+              damaged.size() > kShown ? " | ..." : "");
+}
+
+// Errors: c10::Error naming the mask if it is of another size than its picture
+images::Image mask_of(const PictureFile& file, const images::Image& picture, bool alpha) {
+  if (file.mask.empty()) return alpha ? images::load_alpha(file.path) : images::Image();
+  auto mask = images::load_image(file.mask);
+  TORCH_CHECK(mask.width == picture.width && mask.height == picture.height, "'", file.mask,
+              "': expected a mask of ", picture.width, "x", picture.height, " pixels as '",
+              file.path, "', got ", mask.width, "x", mask.height);
+  return mask;
+}
+
 }  // namespace
 
 ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions& options)
@@ -71,17 +101,33 @@ ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions&
   TORCH_CHECK_VALUE(options.resolution > 0, "--resolution: expected a positive size, got ",
                     options.resolution);
   const auto buckets = options.buckets ? bucket_sizes(*options.buckets) : std::vector<Size>{};
+  std::vector<std::string> damaged;
+  std::optional<cli::Progress> progress;
+  if (files_.size() >= kManyFiles) progress.emplace("Reading pictures", size_of(files_));
   for (const auto& file : files_) {
-    const images::Image picture = images::load_image(file.path);
-    originals_.push_back({picture.width, picture.height});
-    if (buckets.empty()) {
-      sizes_.push_back({options.resolution, options.resolution});
-      pictures_.push_back(images::resize_shorter_side(picture, options.resolution, options.filter));
-    } else {
-      sizes_.push_back(nearest_bucket(buckets, {picture.width, picture.height}));
-      pictures_.push_back(resize_to_cover(picture, sizes_.back(), options.filter));
+    images::Image picture;
+    try {
+      picture = images::load_image(file.path);
+    } catch (const c10::Error& error) {
+      damaged.push_back(error.what_without_backtrace());
+      continue;
     }
+    if (progress) progress->update(&file - files_.data() + 1);
+    originals_.push_back({picture.width, picture.height});
+    const Size size = buckets.empty() ? Size{options.resolution, options.resolution}
+                                      : nearest_bucket(buckets, {picture.width, picture.height});
+    const auto fitted = [&](const images::Image& image) {
+      if (image.empty()) return image;
+      return buckets.empty()
+                 ? images::resize_shorter_side(image, options.resolution, options.filter)
+                 : resize_to_cover(image, size, options.filter);
+    };
+    sizes_.push_back(size);
+    pictures_.push_back(fitted(picture));
+    masks_.push_back(fitted(mask_of(file, picture, options.alpha_mask)));
   }
+  if (progress) progress->finish();
+  require_whole(damaged);
 }
 
 int64_t ImageDataset::samples_per_epoch() const {
@@ -99,6 +145,7 @@ std::string ImageDataset::fingerprint() const {
       print.add(&number, sizeof(number));
     }
     print.add(pictures_[i].pixels.data(), pictures_[i].pixels.size());
+    print.add(masks_[i].pixels.data(), masks_[i].pixels.size());
   }
   return print.hexadecimal();
 }
@@ -123,7 +170,7 @@ View ImageDataset::draw_view(int64_t index, at::Generator& generator) const {
     view.top = below(picture.height - size.height + 1);
     view.left = below(picture.width - size.width + 1);
   }
-  view.flipped = options_.random_flip && below(2) == 1;
+  view.flipped = flips(index) && below(2) == 1;
   return view;
 }
 
@@ -134,13 +181,23 @@ std::vector<int64_t> ImageDataset::time_ids(int64_t index, const View& view) con
   return {original.height, original.width, view.top, left, size.height, size.width};
 }
 
-torch::Tensor ImageDataset::pixels(int64_t index, const View& view) const {
-  const auto& picture = pictures_.at(static_cast<size_t>(index));
+images::Image ImageDataset::cut(const images::Image& picture, int64_t index,
+                                const View& view) const {
   const Size size = sample_size(index);
-  const auto cut = options_.center_crop
-                       ? images::crop_centre(picture, size.width, size.height)
-                       : images::crop(picture, view.left, view.top, size.width, size.height);
-  return images::to_tensor(view.flipped ? images::flip_horizontally(cut) : cut);
+  const auto part = options_.center_crop
+                        ? images::crop_centre(picture, size.width, size.height)
+                        : images::crop(picture, view.left, view.top, size.width, size.height);
+  return view.flipped ? images::flip_horizontally(part) : part;
+}
+
+torch::Tensor ImageDataset::pixels(int64_t index, const View& view) const {
+  return images::to_tensor(cut(pictures_.at(static_cast<size_t>(index)), index, view));
+}
+
+torch::Tensor ImageDataset::mask(int64_t index, const View& view) const {
+  const auto& mask = masks_.at(static_cast<size_t>(index));
+  if (mask.empty()) return {};
+  return images::to_tensor(cut(mask, index, view)).slice(0, 0, 1) / 2 + 0.5;
 }
 
 std::vector<PictureFile> split_off(std::vector<PictureFile>& files, double share, uint64_t seed) {

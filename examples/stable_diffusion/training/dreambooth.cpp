@@ -5,10 +5,12 @@
 #include <lightlora/files.h>
 
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "pipeline/embeddings.h"
 #include "support/cli/fmt.h"
+#include "support/cli/format.h"
 #include "training/adapters.h"
 #include "training/checkpoint.h"
 #include "training/class_pictures.h"
@@ -63,30 +65,64 @@ void append(std::vector<std::string>& to, const std::vector<std::string>& more) 
   to.insert(to.end(), more.begin(), more.end());
 }
 
+DatasetConfig config_of(const DreamBoothOptions& options) {
+  if (options.dataset_config.empty()) return {};
+  return read_dataset_config(options.dataset_config, options.data,
+                             options.optimization.train_batch_size);
+}
+
+DreamBoothOptions with_config(DreamBoothOptions options, const DatasetConfig& config) {
+  if (config.pictures.empty()) return options;
+  TORCH_CHECK_VALUE(
+      !options.prior.with_prior_preservation || config.regularization.empty(),
+      "'--with_prior_preservation': cannot be combined with a subset of is_reg: both ",
+      "name the class pictures");
+  options.data = config.data;
+  options.optimization.train_batch_size = config.batch_size;
+  return options;
+}
+
 }  // namespace
 
 DreamBooth::DreamBooth(const DreamBoothOptions& options, const distributed::Group& group)
-    : options_(options), start_(read_start(options.adapter)) {
-  auto files = read_pictures(options_.instance_data_dir);
+    : DreamBooth(options, config_of(options), group) {}
+
+DreamBooth::DreamBooth(const DreamBoothOptions& options, DatasetConfig config,
+                       const distributed::Group& group)
+    : options_(with_config(options, config)),
+      config_(std::move(config)),
+      start_(read_start(options.adapter)) {
+  auto files = read_instance_pictures();
   auto held_out = split_off(files, options_.data.validation_split, options_.machine.seed);
-  if (options_.prior.with_prior_preservation) prepare_class_pictures(group);
+  std::vector<PictureFile> class_files = config_.regularization;
+  if (options_.prior.with_prior_preservation) class_files = prepare_class_pictures(group);
   load_pipeline(options_);
-  plan_.emplace(make_plan(options_, facts(files, held_out, group), start_));
+  plan_.emplace(make_plan(options_, facts(files, held_out, group, class_files), start_));
   learn_words();
-  make_trainer(std::move(files), std::move(held_out), group);
-  if (!options_.run.validation_prompt.empty()) {
+  make_trainer(std::move(files), std::move(held_out), std::move(class_files), group);
+  if (options_.run.draws()) {
     validation_pictures_.emplace(
         validation_pictures(options_.run, options_.machine.seed, options_.clip_skip));
   }
 }
 
+std::vector<PictureFile> DreamBooth::read_instance_pictures() const {
+  if (!config_.pictures.empty()) return config_.pictures;
+  auto files = read_pictures(options_.instance_data_dir);
+  if (options_.data.masked_loss && !options_.data.conditioning_data_dir.empty()) {
+    add_masks(files, options_.data.conditioning_data_dir);
+  }
+  return files;
+}
+
 void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<PictureFile> held_out,
+                              std::vector<PictureFile> class_files,
                               const distributed::Group& group) {
   auto instance = make_source("pictures", std::move(files), options_, instance_samples(options_));
   std::optional<SampleSource> prior;
-  if (options_.prior.with_prior_preservation) {
-    prior = make_source("class pictures", read_pictures(options_.prior.class_data_dir), options_,
-                        class_samples(options_));
+  if (has_prior()) {
+    prior =
+        make_source("class pictures", std::move(class_files), options_, class_samples(options_));
   }
   if (pipeline_->options().device().is_cuda() && !options_.data.cache_latents) {
     print_encoded_anew(instance.latents().dataset());
@@ -106,12 +142,13 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
                              options_.machine.seed);
     append(captions, validation_loss_->captions());
   }
-  PromptStates prompts = encode_prompts(captions);
+  const bool vary = instance.captions_vary() || (prior && prior->captions_vary());
+  PromptStates prompts = encode_prompts(captions, vary);
   if (options_.data.cache_latents) {
     begin_phase("latents");
     instance.latents().encode_all();
     if (prior) prior->latents().encode_all();
-    if (options_.run.validation_prompt.empty()) pipeline_->release_vae();
+    if (!options_.run.draws()) pipeline_->release_vae();
   }
   release_cached_memory(pipeline_->options().device());
   trainer_ = std::make_unique<Trainer>(
@@ -123,7 +160,7 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
 }
 
 // Those that are missing are drawn with a pipeline of its own, which is gone afterwards.
-void DreamBooth::prepare_class_pictures(const distributed::Group& group) const {
+std::vector<PictureFile> DreamBooth::prepare_class_pictures(const distributed::Group& group) const {
   const auto& prior = options_.prior;
   ClassPictureOptions pictures;
   pictures.folder = prior.class_data_dir;
@@ -132,7 +169,7 @@ void DreamBooth::prepare_class_pictures(const distributed::Group& group) const {
   pictures.batch_size = prior.sample_batch_size;
   pictures.seed = options_.machine.seed;
   pictures.clip_skip = options_.clip_skip;
-  if (group.from_main(missing_class_pictures(pictures)) == 0) return;
+  if (group.from_main(missing_class_pictures(pictures)) == 0) return read_class_pictures(pictures);
   sd::StableDiffusion pipeline(options_.model.path,
                                options_.pipeline_options(prior.prior_generation_precision.value_or(
                                    options_.machine.mixed_precision)));
@@ -142,6 +179,7 @@ void DreamBooth::prepare_class_pictures(const distributed::Group& group) const {
               pictures.count,
               " class pictures, of which other processes drew some, got fewer; hint: ",
               "--class_data_dir should be one folder that all machines share");
+  return read_class_pictures(pictures);
 }
 
 void DreamBooth::learn_words() {
@@ -177,21 +215,25 @@ void DreamBooth::adapt() {
 }
 
 // A text encoder that nothing needs any more is dropped.
-PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions) {
+PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions, bool vary) {
+  const int64_t chunks = options_.max_token_length / 75;
   for (const auto& caption : captions) {
-    const auto warning = pipeline_->tokenizer().truncation_warning(caption);
-    if (!warning.empty()) fmt::print("notice: {}\n", warning);
+    const auto& tokenizer = pipeline_->tokenizer();
+    const auto room = static_cast<size_t>(chunks * (tokenizer.model_max_length() - 2));
+    if (tokenizer.tokenize(caption).size() <= room) continue;
+    fmt::print("notice: {}{}\n", tokenizer.truncation_warning(caption),
+               chunks < 3 ? "; hint: --max_token_length 225" : "");
   }
   begin_phase("captions");
   PromptStates prompts(
-      [this](const std::vector<std::string>& texts) {
-        return pipeline_->encode_prompt(texts, options_.clip_skip);
+      [this, chunks](const std::vector<std::string>& texts) {
+        return pipeline_->encode_long_prompt(texts, chunks, options_.clip_skip);
       },
       options_.adapter.train_text_encoder);
   prompts.prepare(captions);
-  if (prompts.trains()) return prompts;
+  if (prompts.trains() || vary) return prompts;
   prompts.release_encoder();
-  if (options_.run.validation_prompt.empty()) pipeline_->release_text_encoder();
+  if (!options_.run.draws()) pipeline_->release_text_encoder();
   return prompts;
 }
 
@@ -204,9 +246,10 @@ void DreamBooth::save(const std::string& folder) const {
     for (auto& item : exported)
       item.second = lightlora::cut(item.second, lightlora::Keep::rank(*options.split_rank));
   }
-  lightlora::save(
-      components, (fs::path(folder) / kNativeFile).string(),
-      lightlora::SaveOptions().metadata({{"instance_prompt", options_.instance_prompt}}));
+  lightlora::Metadata metadata{{"instance_prompt", options_.instance_prompt}};
+  if (options_.clip_skip > 0) metadata["clip_skip"] = fmt::to_string(options_.clip_skip);
+  lightlora::save(components, (fs::path(folder) / kNativeFile).string(),
+                  lightlora::SaveOptions().metadata(metadata));
   lightlora::save(exported, (fs::path(folder) / kDiffusersFile).string(),
                   lightlora::Format::diffusers);
 }
@@ -227,18 +270,37 @@ void DreamBooth::finish() {
   ModelCard card;
   card.title = "LoRA of " + options_.instance_prompt;
   card.base_model = options_.model.path;
+  card.command = draw_command(options_, kNativeFile);
   card.prompt = options_.instance_prompt;
   card.trains_text_encoder = options_.adapter.train_text_encoder;
   card.is_sdxl = pipeline_->is_sdxl();
   card.picture_prompt = options_.run.validation_prompt;
   if (fs::exists(folder / "contact_sheet.png")) card.pictures = {"contact_sheet.png"};
-  for (const auto& setting : plan_->settings)
+  std::map<std::string, std::string> usual;
+  for (const auto& setting : settings_of(DreamBoothOptions())) usual[setting.name] = setting.text();
+  for (const auto& setting : plan_->settings) {
+    const auto found = usual.find(setting.name);
+    if (found != usual.end() && found->second == setting.text()) continue;
     card.settings.emplace_back(setting.name, setting.text());
+  }
   write_model_card(folder.string(), card);
 }
 
-Outcome train_dreambooth(const DreamBoothOptions& options, const distributed::Group& group) {
-  options.check();
+std::string draw_command(const DreamBoothOptions& options, const std::string& lora) {
+  auto text = fmt::format("text_to_image {} --lora {}", sd::model_arguments(options.model),
+                          cli::format_word(lora));
+  for (const auto& file : options.learned_embeds) {
+    text += " --learned_embeds " + cli::format_word(file);
+  }
+  if (options.clip_skip > 0) text += fmt::format(" --clip_skip {}", options.clip_skip);
+  return text + fmt::format(" --prompt {} --output picture.png",
+                            cli::format_word(options.instance_prompt));
+}
+
+Outcome train_dreambooth(const DreamBoothOptions& given, const distributed::Group& group) {
+  given.check();
+  DreamBoothOptions options = given;
+  settle_seed(options, group);
   std::optional<OutputFolder> folder;
   if (group.is_main()) {
     const bool resumes = !options.run.resume_from_checkpoint.empty();

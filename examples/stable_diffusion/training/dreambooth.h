@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pipeline/adapters.h"
+#include "training/dataset_config.h"
 #include "training/options.h"
 #include "training/run.h"
 #include "training/task.h"
@@ -37,18 +38,30 @@ class DreamBooth : public PictureTask {
   void finish() override;
 
  private:
-  void prepare_class_pictures(const distributed::Group& group) const;
+  std::vector<PictureFile> read_instance_pictures() const;
+  std::vector<PictureFile> prepare_class_pictures(const distributed::Group& group) const;
   void learn_words();
   void adapt();
   void make_trainer(std::vector<PictureFile> files, std::vector<PictureFile> held_out,
-                    const distributed::Group& group);
-  PromptStates encode_prompts(const std::vector<std::string>& captions);
+                    std::vector<PictureFile> class_files, const distributed::Group& group);
+  PromptStates encode_prompts(const std::vector<std::string>& captions, bool vary);
+
+  // What the flags say, and over them a data set's file.
+  DreamBooth(const DreamBoothOptions& options, DatasetConfig config,
+             const distributed::Group& group);
+  bool has_prior() const {
+    return options_.prior.with_prior_preservation || !config_.regularization.empty();
+  }
 
   const DreamBoothOptions options_;
+  const DatasetConfig config_;
   const lightlora::Components start_;  // what init_from names
   std::optional<const DreamBoothPlan> plan_;
   sd::PipelineAdapters adapters_;
 };
+
+/// The command that draws with a LoRA file of such a run, for a shell.
+std::string draw_command(const DreamBoothOptions& options, const std::string& lora);
 
 /// Trains as the options say: everything that train_dreambooth_lora does.
 /// Errors: c10::ValueError for options that do not go together; those of DreamBooth and train

@@ -83,14 +83,16 @@ void bind_required(cli::App& app, DreamBoothOptions& o) {
   sd::bind_model(app, o.model);
   app.add_option("--instance_data_dir", o.instance_data_dir,
                  "Folder with the subject's pictures, or with sub-folders N_name of them; captions "
-                 "from photo.txt beside photo.jpg, or from metadata.jsonl")
-      ->required()
+                 "from photo.txt beside photo.jpg, or from metadata.jsonl (required)")
       ->free_on_resume();
   app.add_option("--instance_prompt", o.instance_prompt,
                  "What they show, with a rare word for the subject, such as 'a photo of sks dog': "
-                 "the caption of pictures without one of their own")
-      ->required();
+                 "the caption of pictures without one of their own (required)");
   app.group("Files");
+  app.add_option("--dataset_config", o.dataset_config,
+                 "TOML file of sd-scripts' kind that names the pictures, in place of "
+                 "--instance_data_dir")
+      ->free_on_resume();
   app.add_config_flag();
   sd::bind_single_file(app, o.model);
   sd::bind_vae(app, o.model);
@@ -133,6 +135,8 @@ void bind(cli::App& app, DreamBoothOptions& o) {
   bind(app, o.data);
   bind(app, o.adapter);
   bind(app, o.optimization);
+  app.group("Training");
+  sd::bind_prediction_type(app, o.model);
   bind(app, o.prior);
   app.group("Running");
   bind(app, o.machine);
@@ -142,6 +146,9 @@ void bind(cli::App& app, DreamBoothOptions& o) {
       ->free_on_resume();
   app.add_option("--clip_skip", o.clip_skip, "Layers of the text encoder to leave out at its end")
       ->check(cli::at_least(0));
+  app.add_choice<int64_t>(
+      "--max_token_length", o.max_token_length, {{"75", 75}, {"150", 150}, {"225", 225}},
+      "How many tokens of a caption are read, in chunks of the text encoder's 75");
   app.add_choice("--cuda_graph", o.cuda_graph,
                  {{"auto", std::nullopt}, {"on", true}, {"off", false}},
                  "Record forward and backward once and replay them: saves a GPU's waiting for "
@@ -195,6 +202,14 @@ void PriorOptions::check() const {
 }
 
 void DreamBoothOptions::check() const {
+  const bool config = !dataset_config.empty();
+  TORCH_CHECK_VALUE(config || !instance_data_dir.empty(),
+                    "missing required flag '--instance_data_dir'; hint: see --help");
+  TORCH_CHECK_VALUE(!instance_prompt.empty(),
+                    "missing required flag '--instance_prompt'; hint: see --help");
+  TORCH_CHECK_VALUE(!config || instance_data_dir.empty(),
+                    "'--dataset_config': cannot be combined with --instance_data_dir: both name ",
+                    "the pictures; hint: image_dir of a subset");
   data.check();
   adapter.check();
   TORCH_CHECK_VALUE(
@@ -206,7 +221,7 @@ void DreamBoothOptions::check() const {
       "'--text_encoder_lr': cannot be combined with --optimizer prodigy, which finds the ",
       "rate itself; hint: --rate_pattern and --prodigy_d_coef are factors of it");
   prior.check();
-  TORCH_CHECK(std::filesystem::is_directory(instance_data_dir), "'", instance_data_dir,
+  TORCH_CHECK(config || std::filesystem::is_directory(instance_data_dir), "'", instance_data_dir,
               "': expected a folder with the subject's pictures, got ",
               std::filesystem::exists(instance_data_dir) ? "a file" : "nothing of that name",
               "; hint: check --instance_data_dir");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/inversion.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
@@ -14,6 +15,14 @@ namespace {
 
 std::vector<PictureFile> inversion_pictures(const InversionOptions& options) {
   auto pictures = read_pictures(options.train_data_dir);
+  const auto captioned = std::count_if(pictures.begin(), pictures.end(),
+                                       [](const auto& picture) { return picture.caption; });
+  if (captioned > 0) {
+    fmt::print(
+        "notice: '{}': the captions of {} of {} pictures are not used: sentences around the "
+        "word stand in for them\n",
+        options.train_data_dir, captioned, pictures.size());
+  }
   for (auto& picture : pictures) {
     picture.caption.reset();  // templates around the word stand in for captions
     picture.repeats *= options.repeats;
@@ -26,6 +35,9 @@ std::vector<PictureFile> inversion_pictures(const InversionOptions& options) {
 Inversion::Inversion(const InversionOptions& options, const distributed::Group& group)
     : options_(options) {
   auto files = inversion_pictures(options_);
+  if (options_.data.masked_loss && !options_.data.conditioning_data_dir.empty()) {
+    add_masks(files, options_.data.conditioning_data_dir);
+  }
   auto held_out = split_off(files, options_.data.validation_split, options_.machine.seed);
   load_pipeline(options_);
   plan_.emplace(make_plan(options_, facts(files, held_out, group)));
@@ -51,7 +63,7 @@ Inversion::Inversion(const InversionOptions& options, const distributed::Group& 
                                                     {{"embedding", 1, vectors_}}},
                                        schedule_of(options_.optimization, *plan_),
                                        trainer_options(options_, group));
-  if (!options_.run.validation_prompt.empty()) {
+  if (options_.run.draws()) {
     validation_pictures_.emplace(validation_pictures(options_.run, options_.machine.seed));
   }
 }
@@ -139,8 +151,10 @@ void Inversion::finish() {
   fmt::print("model with it:  {}\n", options_.run.output_dir);
 }
 
-Outcome train_inversion(const InversionOptions& options, const distributed::Group& group) {
-  options.check();
+Outcome train_inversion(const InversionOptions& given, const distributed::Group& group) {
+  given.check();
+  InversionOptions options = given;
+  settle_seed(options, group);
   std::optional<OutputFolder> folder;
   if (group.is_main()) {
     const bool resumes = !options.run.resume_from_checkpoint.empty();

@@ -11,7 +11,6 @@ InversionOptions::InversionOptions() {
   optimization.train_batch_size = 16;
   optimization.num_train_epochs = 100;
   optimization.max_train_steps = 5000;
-  optimization.learning_rate = 1e-4;
 }
 
 void InversionOptions::check() const {
@@ -58,6 +57,8 @@ void bind(cli::App& app, InversionOptions& o) {
   bind(app, o.run);
   bind(app, o.data);
   bind(app, o.optimization);
+  app.group("Training");
+  sd::bind_prediction_type(app, o.model);
   app.group("Running");
   bind(app, o.machine);
   sd::bind_pack_weights(app, o.model, ", and not with --gradient_checkpointing");

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 #include "pipeline/device.h"
 
 namespace training {
@@ -22,14 +24,38 @@ NoisySample DiffusionLoss::draw(const Tensor& latents, at::Generator& generator)
   return sample;
 }
 
+// Both as sd-scripts has them; undefined: all alike.
 Tensor DiffusionLoss::weights(const Tensor& timesteps) const {
   const Tensor snr = schedule_.snr(timesteps);
+  const bool velocity = prediction_type() == sd::PredictionType::v_prediction;
+  if (options_.debiased_estimation) {
+    const Tensor limited = snr.clamp_max(1000);
+    const Tensor weight = velocity ? 1 / (limited + 1) : limited.rsqrt();
+    return options_.snr_gamma ? weight * min_snr(snr) : weight;
+  }
+  return options_.snr_gamma ? min_snr(snr) : Tensor();
+}
+
+Tensor DiffusionLoss::huber_c(const Tensor& timesteps) const {
+  const double c = options_.huber_c, scale = options_.huber_scale;
+  const auto sizes = std::vector<int64_t>{timesteps.numel(), 1, 1, 1};
+  if (options_.huber_schedule == HuberSchedule::constant) {
+    return at::full(sizes, c * scale, at::kFloat);
+  }
+  if (options_.huber_schedule == HuberSchedule::exponential) {
+    const double alpha = -std::log(c) / static_cast<double>(num_train_timesteps());
+    return (at::exp(-alpha * timesteps.to(at::kFloat)) * scale).view(sizes);
+  }
+  const Tensor sigma = schedule_.snr(timesteps).rsqrt();
+  return ((1 - c) / (1 + sigma).square() + c).view(sizes);
+}
+
+Tensor DiffusionLoss::min_snr(const Tensor& snr) const {
   const Tensor capped = snr.clamp_max(*options_.snr_gamma);
   if (prediction_type() == sd::PredictionType::sample) return capped;
-  const bool velocity = prediction_type() == sd::PredictionType::v_prediction;
-  if (velocity) return capped / (snr + 1);
-  // Where there is no signal at all both are 0: the limit is 1.
-  return at::where(snr > 0, capped / snr, at::ones_like(snr));
+  if (prediction_type() == sd::PredictionType::v_prediction) return capped / (snr + 1);
+  // As sd-scripts writes it, so that an SNR of zero is no division of zero by zero.
+  return (*options_.snr_gamma / snr).clamp_max(1);
 }
 
 namespace {
@@ -47,9 +73,10 @@ Tensor sizes_of(const std::vector<NoisySample>& samples) {
 
 LossInputs LossInputs::clone() const {
   const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
-  return {copy(noisy),  copy(timesteps),
-          copy(states), {copy(added.text_embeds), copy(added.time_ids)},
-          copy(target), copy(weights)};
+  return {
+      copy(noisy),  copy(timesteps), copy(states),  {copy(added.text_embeds), copy(added.time_ids)},
+      copy(target), copy(weights),   copy(huber_c), copy(mask),
+      smooth_l1};
 }
 
 void LossInputs::copy_from(const LossInputs& other) {
@@ -63,6 +90,8 @@ void LossInputs::copy_from(const LossInputs& other) {
   fill(added.time_ids, other.added.time_ids);
   fill(target, other.target);
   fill(weights, other.weights);
+  fill(huber_c, other.huber_c);
+  fill(mask, other.mask);
 }
 
 LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
@@ -70,7 +99,12 @@ LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
   const Tensor& states = text.states;
   std::vector<Tensor> latents, noises;
   std::vector<int64_t> timesteps;
+  std::vector<Tensor> masks;
+  bool masked = false;
   for (const auto& sample : samples) {
+    masked = masked || sample.mask.defined();
+    masks.push_back(sample.mask.defined() ? sample.mask
+                                          : at::ones_like(sample.latents.slice(0, 0, 1)));
     latents.push_back(sample.latents);
     noises.push_back(sample.noise);
     timesteps.push_back(sample.timestep);
@@ -92,17 +126,30 @@ LossInputs DiffusionLoss::inputs(const std::vector<NoisySample>& samples,
     target = x;
   }
   result.target = on_device(target);
-  if (options_.snr_gamma) result.weights = on_device(weights(times));
+  if (const Tensor each = weights(times); each.defined()) result.weights = on_device(each);
+  if (options_.type != LossType::l2) result.huber_c = on_device(huber_c(times));
+  if (masked) result.mask = on_device(at::stack(masks));
+  result.smooth_l1 = options_.type == LossType::smooth_l1;
   return result;
 }
 
 Tensor DiffusionLoss::of(sd::UNet2DConditionModel& unet, const LossInputs& inputs) {
   const Tensor predicted =
       unet->forward(inputs.noisy, inputs.timesteps, inputs.states, inputs.added).to(torch::kFloat);
-  if (!inputs.weights.defined()) return at::mse_loss(predicted, inputs.target);
-  const Tensor each =
-      at::mse_loss(predicted, inputs.target, at::Reduction::None).flatten(1).mean(1);
-  return (each * inputs.weights).mean();
+  const bool squared = !inputs.huber_c.defined();
+  if (squared && !inputs.weights.defined() && !inputs.mask.defined())
+    return at::mse_loss(predicted, inputs.target);
+  const auto& c = inputs.huber_c;
+  Tensor values;
+  if (squared) {
+    values = at::mse_loss(predicted, inputs.target, at::Reduction::None);
+  } else {
+    values = 2 * (((predicted - inputs.target).square() + c.square()).sqrt() - c);
+    if (!inputs.smooth_l1) values = c * values;
+  }
+  if (inputs.mask.defined()) values = values * inputs.mask;
+  const Tensor each = values.flatten(1).mean(1);
+  return (inputs.weights.defined() ? each * inputs.weights : each).mean();
 }
 
 }  // namespace training

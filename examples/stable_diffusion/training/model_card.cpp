@@ -55,9 +55,9 @@ pipe.load_lora_weights(".")  # this folder
 image = pipe({quoted_prompt}).images[0]
 ```
 In lightlora:
-```sh
-text_to_image --pretrained_model_name_or_path {model} --lora lightlora.safetensors --prompt {quoted_prompt} --output picture.png
-```
+{fence}sh
+{command}
+{fence}
 `pytorch_lora_weights.safetensors` also opens in A1111 and ComfyUI after `convert_lora --to kohya`.
 )";
 
@@ -70,7 +70,9 @@ void write_model_card(const std::string& folder, const ModelCard& card) {
   auto text = fmt::format(
       kTop, fmt::arg("model", card.base_model), fmt::arg("quoted_model", quoted(card.base_model)),
       fmt::arg("prompt", cell(card.prompt)), fmt::arg("quoted_prompt", quoted(card.prompt)),
-      fmt::arg("title", cell(card.title)), fmt::arg("also", card.trains_text_encoder ? also : ""),
+      fmt::arg("title", cell(card.title)), fmt::arg("command", card.command),
+      fmt::arg("fence", card.command.find("```") == std::string::npos ? "```" : "~~~~"),
+      fmt::arg("also", card.trains_text_encoder ? also : ""),
       fmt::arg("xl", card.is_sdxl ? "-xl" : ""),
       fmt::arg("pipeline", card.is_sdxl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline"),
       fmt::arg("load", is_file ? "from_single_file" : "from_pretrained"));
@@ -78,7 +80,9 @@ void write_model_card(const std::string& folder, const ModelCard& card) {
     text += fmt::format("\n## Pictures\n`{}`\n\n", cell(card.picture_prompt));
     for (const auto& picture : card.pictures) text += fmt::format("![{0}]({0})\n", picture);
   }
-  text += "\n## Settings\n| flag | value |\n|---|---|\n";
+  text +=
+      "\n## Settings\nThose that are not the program's defaults; `config.toml` has all of "
+      "them and repeats the run.\n\n| flag | value |\n|---|---|\n";
   for (const auto& [name, value] : card.settings) {
     text += fmt::format("| `{}` | {} |\n", name, cell(value));
   }

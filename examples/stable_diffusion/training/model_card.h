@@ -11,6 +11,7 @@ namespace training {
 struct ModelCard {
   std::string title;
   std::string base_model;                                     ///< folder or name
+  std::string command;                                        ///< draws with the files here
   std::string prompt;                                         ///< the words that call the subject
   std::vector<std::pair<std::string, std::string>> settings;  ///< for its table
   std::vector<std::string> pictures;                          ///< files relative to the card

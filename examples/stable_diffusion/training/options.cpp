@@ -15,6 +15,31 @@ namespace {
 
 const cli::Choices<bool> kTrueOrFalse{{"true", true}, {"false", false}};
 
+void bind_loss(cli::App& app, LossOptions& o) {
+  app.add_option("--snr_gamma,--min_snr_gamma", o.snr_gamma,
+                 "Weight timesteps by min(snr, gamma) / snr; 5 is usual (default: all alike)")
+      ->check(cli::above(0));
+  app.add_flag("--debiased_estimation_loss", o.debiased_estimation,
+               "Weight timesteps by 1 / sqrt(snr), for models that predict v by 1 / (snr + 1)");
+  app.add_choice(
+      "--loss_type", o.type,
+      {{"l2", LossType::l2}, {"huber", LossType::huber}, {"smooth_l1", LossType::smooth_l1}},
+      "How far a prediction is from its target; huber and smooth_l1 follow single pixels "
+      "that are far off less");
+  app.add_choice("--huber_schedule", o.huber_schedule,
+                 {{"exponential", HuberSchedule::exponential},
+                  {"snr", HuberSchedule::snr},
+                  {"constant", HuberSchedule::constant}},
+                 "How huber_c depends on the timestep");
+  app.add_option("--huber_c", o.huber_c, "Where huber and smooth_l1 turn from square to straight")
+      ->check(cli::above(0));
+  app.add_option("--huber_scale", o.huber_scale, "Factor of huber_c (not with snr)")
+      ->check(cli::above(0));
+  app.add_option("--noise_offset", o.noise_offset,
+                 "Size of noise that a whole channel shares, for very dark and bright pictures")
+      ->check(cli::at_least(0));
+}
+
 void bind_length(cli::App& app, OptimizationOptions& o) {
   app.group("Training");
   app.add_option("--train_batch_size", o.train_batch_size, "Pictures per step and device")
@@ -35,26 +60,14 @@ void bind_length(cli::App& app, OptimizationOptions& o) {
   app.add_option("--num_train_epochs", o.num_train_epochs, "Passes over the pictures")
       ->check(cli::at_least(1))
       ->free_on_resume();
-  app.add_option("--snr_gamma", o.loss.snr_gamma,
-                 "Weight timesteps by min(snr, gamma) / snr; 5 is usual (default: all alike)")
-      ->check(cli::above(0));
-  app.add_option("--noise_offset", o.loss.noise_offset,
-                 "Size of noise that a whole channel shares, for very dark and bright pictures")
-      ->check(cli::at_least(0));
-  using Type = sd::PredictionType;
-  app.add_choice("--prediction_type", o.loss.prediction_type,
-                 {{"auto", std::nullopt},
-                  {"epsilon", Type::epsilon},
-                  {"v_prediction", Type::v_prediction},
-                  {"sample", Type::sample}},
-                 "What the model predicts; auto: what its scheduler's file says");
+  bind_loss(app, o.loss);
 }
 
 void bind_rate(cli::App& app, OptimizationOptions& o) {
   app.group("Learning rate");
   app.add_option("--learning_rate", o.learning_rate,
-                 "Peak learning rate (default: 5e-4 for classic, 2e-3 for light and fused; 1 with "
-                 "prodigy)")
+                 "Peak learning rate (default: 5e-4 for classic, 2e-3 for other adapters, 1e-4 for "
+                 "words; 1 with prodigy)")
       ->check(cli::above(0));
   app.add_flag("--scale_lr", o.scale_lr,
                "Multiply it by batch size, accumulation steps and processes");
@@ -125,6 +138,14 @@ void bind(cli::App& app, DataOptions& o) {
   app.add_option("--validation_split", o.validation_split,
                  "Share of the pictures that are kept out of training, for the validation loss")
       ->check(cli::between(0, 1));
+  app.add_flag(
+      "--masked_loss", o.masked_loss,
+      "Learn only what a mask shows in white: pictures of --conditioning_data_dir, or else "
+      "the pictures' own transparency");
+  app.add_flag("--alpha_mask", o.alpha_mask, "The pictures' transparency is their mask");
+  app.add_option("--conditioning_data_dir", o.conditioning_data_dir,
+                 "Folder with a mask for each picture, under its name")
+      ->free_on_resume();
   app.add_flag("--cache_latents", o.cache_latents,
                "Encode each picture once, with one crop, and drop the autoencoder");
 }
@@ -156,6 +177,10 @@ void bind(cli::App& app, RunOptions& o) {
   app.add_option("--validation_prompt", o.validation_prompt,
                  "Prompt to sample during training, always from the same noise")
       ->free_on_resume();
+  app.add_option("--sample_prompts", o.sample_prompts,
+                 "File of prompts to sample, one a line, as sd-scripts has it: behind the prompt "
+                 "--n negative, --w, --h, --d seed, --l guidance, --s steps")
+      ->free_on_resume();
   app.add_option("--num_validation_images", o.num_validation_images, "How many pictures of it")
       ->check(cli::at_least(1))
       ->free_on_resume();
@@ -169,9 +194,9 @@ void bind(cli::App& app, RunOptions& o) {
 }
 
 void bind(cli::App& app, MachineOptions& o) {
-  app.add_option(
-      "--seed", o.seed,
-      "Seed of everything random; equal runs give equal bytes, on a GPU with --deterministic");
+  app.add_seed("--seed", o.seed, o.new_seed,
+               "Seed of everything random; equal runs give equal bytes, on a GPU with "
+               "--deterministic; -1 is a new one, printed");
   app.add_choice("--mixed_precision", o.mixed_precision,
                  {{"no", c10::kFloat}, {"fp16", c10::kHalf}, {"bf16", c10::kBFloat16}},
                  "Precision of the frozen weights; what trains stays fp32");
@@ -200,6 +225,8 @@ void bind(cli::App& app, MachineOptions& o) {
 }
 
 void DataOptions::check() const {
+  TORCH_CHECK_VALUE(masked_loss || conditioning_data_dir.empty(),
+                    "--conditioning_data_dir: expected --masked_loss beside it, got none");
   TORCH_CHECK_VALUE(enable_bucket || (!min_bucket_reso && !max_bucket_reso && !bucket_reso_steps),
                     "--min_bucket_reso, --max_bucket_reso, --bucket_reso_steps: expected ",
                     "--enable_bucket beside them, got none");

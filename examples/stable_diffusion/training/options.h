@@ -34,7 +34,8 @@ struct DataOptions {
   bool enable_bucket = false;
   std::optional<int64_t> min_bucket_reso, max_bucket_reso, bucket_reso_steps;
   double caption_dropout_rate = 0, validation_split = 0;
-  bool cache_latents = false;
+  bool cache_latents = false, masked_loss = false, alpha_mask = false;
+  std::string conditioning_data_dir;  ///< masks; none if empty
 
   /// Errors: c10::ValueError for values that do not go together
   void check() const;
@@ -90,10 +91,12 @@ struct RunOptions {
 
   bool tensorboard = true;
   std::string logging_dir = "logs";
-  std::string validation_prompt;
+  std::string validation_prompt, sample_prompts;
   int64_t num_validation_images = 4, validation_epochs = 50;
   std::optional<int64_t> validation_steps;
 
+  /// Whether pictures are drawn on the way.
+  bool draws() const { return !validation_prompt.empty() || !sample_prompts.empty(); }
   /// Where TensorBoard's files go; empty for none.
   std::string tensorboard_folder() const;
 };
@@ -101,6 +104,7 @@ struct RunOptions {
 /// Where and how exactly to compute.
 struct MachineOptions {
   uint64_t seed = 0;
+  bool new_seed = false;                          ///< `settle_seed` is to draw one
   c10::ScalarType mixed_precision = c10::kFloat;  ///< of the frozen weights
   std::string device = "auto";                    ///< see sd::pick_device
   bool allow_tf32 = false;
@@ -138,11 +142,13 @@ struct PriorOptions {
 /// train_dreambooth_lora.
 struct DreamBoothOptions : TrainingOptions {
   std::string instance_data_dir, instance_prompt;
+  std::string dataset_config;  ///< in their place, see read_dataset_config; none if empty
   std::vector<std::string> learned_embeds;
   PriorOptions prior;
   AdapterOptions adapter;
   bool pre_compute_text_embeddings = false;
   int64_t clip_skip = 0;
+  int64_t max_token_length = 75;   ///< of captions: 75, 150 or 225
   std::optional<bool> cuda_graph;  ///< default: with a GPU and a frozen text encoder
 
   DreamBoothOptions() { run.output_dir = "lora-dreambooth-model"; }

@@ -26,7 +26,7 @@ void decide(TrainingOptions& options, const RunFacts& facts, double usual_rate, 
   plan.learning_rate = o.learning_rate.value_or(finds_rate ? 1.0 : usual_rate);
   if (o.scale_lr) plan.learning_rate *= static_cast<double>(plan.total_batch_size);
   const auto& run = options.run;
-  const bool validates = facts.held_out || !run.validation_prompt.empty();
+  const bool validates = facts.held_out || run.draws();
   plan.validation_interval =
       run.validation_steps.value_or(validates ? run.validation_epochs * steps_per_epoch : 0);
   const bool warms_up = o.lr_scheduler != Schedule::constant;
@@ -49,6 +49,7 @@ void decide(TrainingOptions& options, const RunFacts& facts, double usual_rate, 
 DreamBoothPlan make_plan(DreamBoothOptions options, const RunFacts& facts,
                          const lightlora::Components& start) {
   DreamBoothPlan plan;
+  plan.notices = unused_flags(options);
   options.adapter = plan.adapter = with_start(options.adapter, start);
   decide(options, facts, usual_rate(options.adapter), plan);
   plan.program = "train_dreambooth_lora";
@@ -58,6 +59,7 @@ DreamBoothPlan make_plan(DreamBoothOptions options, const RunFacts& facts,
 
 Plan make_plan(InversionOptions options, const RunFacts& facts) {
   Plan plan;
+  plan.notices = unused_flags(options);
   decide(options, facts, kUsualInversionRate, plan);
   plan.program = "textual_inversion";
   plan.settings = settings_of(options);

@@ -59,7 +59,7 @@ class Run {
   std::string foreign_checkpoint(int64_t step) const;
   void save_checkpoint();
   void report(RunLog& log, const StepReport& step);
-  void after_step(RunLog& log);
+  bool after_step(RunLog& log);
   bool due(int64_t interval) const { return interval > 0 && trainer_.steps_done() % interval == 0; }
 
   Task& task_;
@@ -237,7 +237,8 @@ bool Run::is_own(const Checkpoint& checkpoint) const {
 
 void Run::report(RunLog& log, const StepReport& step) {
   // Single losses jump with their timesteps: a running mean over about 50 steps shows the trend.
-  const auto weight = std::max(0.02, 1.0 / static_cast<double>(trainer_.steps_done()));
+  const auto updates = std::max<int64_t>(1, trainer_.updates_done());
+  const auto weight = std::max(0.02, 1.0 / static_cast<double>(updates));
   if (!step.skipped) smoothed_loss_ += weight * (step.loss - smoothed_loss_);
   Numbers numbers{{"loss", step.loss},
                   {"smoothed_loss", smoothed_loss_},
@@ -271,13 +272,16 @@ void Run::print_start() const {
   for (const auto& line : p.notices) fmt::print("notice: {}\n", line);
 }
 
-void Run::after_step(RunLog& log) {
-  if (due(options_.checkpointing_steps)) save_checkpoint();
-  if (!is_main()) return;
+// Whether there was anything to do that takes time.
+bool Run::after_step(RunLog& log) {
+  const bool saves = due(options_.checkpointing_steps);
+  if (saves) save_checkpoint();
+  if (!is_main()) return saves;
   task_.after_step(trainer_.steps_done());
   const bool last = trainer_.steps_done() == plan_.steps;
-  if (plan_.validation_interval > 0 && (last || due(plan_.validation_interval)))
-    task_.validate(log);
+  const bool validates = plan_.validation_interval > 0 && (last || due(plan_.validation_interval));
+  if (validates) task_.validate(log);
+  return saves || validates;
 }
 
 Outcome Run::train() {
@@ -297,18 +301,22 @@ Outcome Run::train() {
                       "now {:.0f}",
                       trainer_.steps_done(), trainer_.loss_scale()));
     }
-    progress.update(trainer_.steps_done(), {{"loss", smoothed_loss_}, {"lr", step.learning_rate}});
-    after_step(log);
+    progress.update(trainer_.steps_done(),
+                    {{"mean_loss", smoothed_loss_}, {"lr", step.learning_rate}});
+    if (after_step(log)) progress.leave_out();
   }
   progress.finish();
   require_finite();
   const Outcome outcome{trainer_.steps_done(), trainer_.steps_done() >= plan_.steps};
   if (outcome.finished) return outcome;
   if (last_checkpoint_ != outcome.steps && outcome.steps > 0) save_checkpoint();
+  const auto text =
+      fmt::format("stopped by request after {} of {} steps", outcome.steps, plan_.steps);
   fmt::print(
-      "stopped by request after {} of {} steps; saving what was learned. To go on: the same "
-      "command with --resume_from_checkpoint latest\n",
-      outcome.steps, plan_.steps);
+      "{}; saving what was learned. To go on: the same command with --resume_from_checkpoint "
+      "latest\n",
+      text);
+  if (is_main()) cli::stopped(text + "; hint: --resume_from_checkpoint latest goes on");
   return outcome;
 }
 

@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/task.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <random>
 #include <utility>
 
+#include "support/cli/config.h"
+#include "support/cli/fmt.h"
 #include "support/distributed/fingerprint.h"
+#include "support/images/load.h"
 #include "training/phases.h"
 
 namespace training {
@@ -16,6 +23,7 @@ DatasetOptions dataset_options(const DataOptions& data, int64_t resolution) {
   options.center_crop = data.center_crop;
   options.random_flip = data.random_flip;
   options.filter = data.image_interpolation_mode;
+  options.alpha_mask = data.alpha_mask || (data.masked_loss && data.conditioning_data_dir.empty());
   if (!data.enable_bucket) return options;
   BucketOptions buckets = BucketOptions::of(resolution);
   buckets.min_size = data.min_bucket_reso.value_or(buckets.min_size);
@@ -43,7 +51,30 @@ std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
   return print.hexadecimal();
 }
 
+// The seed in an earlier run's config.toml.
+std::optional<uint64_t> seed_before(const std::string& output_dir) {
+  const auto path = (std::filesystem::path(output_dir) / "config.toml").string();
+  if (!std::filesystem::exists(path)) return std::nullopt;
+  for (const auto& setting : cli::read_config(path)) {
+    if (setting.name == "seed") return std::strtoull(setting.text().c_str(), nullptr, 10);
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+void settle_seed(TrainingOptions& options, const distributed::Group& group) {
+  auto& machine = options.machine;
+  if (!machine.new_seed) return;
+  std::random_device device;
+  std::optional<uint64_t> seed;
+  const bool goes_on = !options.run.resume_from_checkpoint.empty() || group.restarts() > 0;
+  if (goes_on) seed = seed_before(options.run.output_dir);
+  machine.seed =
+      static_cast<uint64_t>(group.from_main(static_cast<int64_t>(seed ? *seed : device())));
+  machine.new_seed = false;
+  fmt::print("seed: {}\n", machine.seed);
+}
 
 TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Group& group) {
   TrainerOptions options;
@@ -60,10 +91,14 @@ TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Grou
 
 RunFacts PictureTask::facts(const std::vector<PictureFile>& files,
                             const std::vector<PictureFile>& held_out,
-                            const distributed::Group& group) const {
+                            const distributed::Group& group,
+                            const std::vector<PictureFile>& class_files) const {
   RunFacts facts;
   facts.resolution = pipeline_->default_size()[0];
+  int64_t class_samples = 0;
   for (const auto& file : files) facts.samples_per_epoch += file.repeats;
+  for (const auto& file : class_files) class_samples += file.repeats;
+  facts.samples_per_epoch = std::max(facts.samples_per_epoch, class_samples);
   facts.held_out = !held_out.empty();
   facts.processes = group.size();
   return facts;
@@ -72,13 +107,31 @@ RunFacts PictureTask::facts(const std::vector<PictureFile>& files,
 void PictureTask::load_pipeline(const TrainingOptions& options) {
   begin_phase("models");
   pipeline_.emplace(options.model.path, options.pipeline_options(options.machine.mixed_precision));
+  const sd::NoiseSchedule schedule(pipeline_->scheduler_config());
+  if (schedule.prediction_type() == sd::PredictionType::epsilon &&
+      schedule.alphas_cumprod()[-1].item<double>() == 0) {
+    fmt::print(
+        "notice: the last timestep is pure noise (rescale_betas_zero_snr), of which a model that "
+        "predicts noise learns nothing; hint: --prediction_type v_prediction, if that is what it "
+        "predicts\n");
+  }
   fingerprints_["base model"] = model_fingerprint(*pipeline_);
 }
 
 SampleSource PictureTask::make_source(const std::string& name, std::vector<PictureFile> files,
                                       const TrainingOptions& options,
                                       const SampleOptions& samples) {
-  ImageDataset dataset(std::move(files), dataset_options(options.data, plan().resolution));
+  const auto how = dataset_options(options.data, plan().resolution);
+  const auto transparent = std::count_if(files.begin(), files.end(), [](const PictureFile& file) {
+    return images::has_transparency(file.path);
+  });
+  if (transparent > 0 && !how.alpha_mask) {
+    fmt::print(
+        "notice: {} of {} {} have transparency, which is dropped; hint: --alpha_mask trains "
+        "on what is opaque\n",
+        transparent, files.size(), name);
+  }
+  ImageDataset dataset(std::move(files), how);
   fingerprints_[name] = dataset.fingerprint();
   return {LatentSource(std::move(dataset), pipeline_->vae(), options.data.cache_latents,
                        options.machine.seed),

@@ -55,7 +55,8 @@ class PictureTask : public Task {
   void load_pipeline(const TrainingOptions& options);
   /// What `make_plan` wants to know; for after the pipeline is loaded.
   RunFacts facts(const std::vector<PictureFile>& files, const std::vector<PictureFile>& held_out,
-                 const distributed::Group& group) const;
+                 const distributed::Group& group,
+                 const std::vector<PictureFile>& class_files = {}) const;
   /// The files as samples; `name` is for messages.
   /// Errors: c10::Error naming a file that is damaged
   SampleSource make_source(const std::string& name, std::vector<PictureFile> files,
@@ -67,6 +68,10 @@ class PictureTask : public Task {
   std::optional<ValidationPictures> validation_pictures_;
   std::unique_ptr<Trainer> trainer_;
 };
+
+/// Draws the seed of a run that asked for a new one, on rank 0 for all, and says which it is; a run
+/// that goes on has the seed that it had.
+void settle_seed(TrainingOptions& options, const distributed::Group& group);
 
 /// What all tasks tell their trainer.
 TrainerOptions trainer_options(const TrainingOptions& options, const distributed::Group& group);

@@ -114,7 +114,7 @@ Tensor Trainer::compute(const LossInputs& inputs, double weight) {
 
 Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   std::ostringstream shape;
-  shape << inputs.noisy.sizes() << inputs.states.sizes() << weight;
+  shape << inputs.noisy.sizes() << inputs.states.sizes() << weight << inputs.mask.defined();
   auto found = recorded_.find(shape.str());
   if (found == recorded_.end() && recorded_.size() == kMostRecordings)
     return compute(inputs, weight);
@@ -179,6 +179,7 @@ void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
   if (scaler_.enabled()) loss_scale_ = values[4];
   report.skipped = !finite;
   skipped_in_a_row_ = finite ? 0 : skipped_in_a_row_ + 1;
+  skipped_ += finite ? 0 : 1;
   TORCH_CHECK(
       finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps), "training: step ",
       done_ + 1, ": expected a finite loss and gradient, got ",
@@ -209,7 +210,7 @@ StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
       losses.push_back(backward(*parts_.prior, batch, share * options_.prior_loss_weight));
     }
   }
-  report.learning_rate = learning_rate_.at(done_);
+  report.learning_rate = learning_rate_.at(done_ - skipped_);
   const Tensor loss = at::stack(losses).to(torch::kDouble).sum();
   update(report, average(loss, asked_to_stop && asked_to_stop()));
   ++done_;
@@ -218,7 +219,7 @@ StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
 
 lightlora::TensorMap Trainer::state() const {
   lightlora::TensorMap state = scaler_.state("scaler.");
-  state["steps"] = torch::tensor({done_, skipped_in_a_row_}, torch::kLong);
+  state["steps"] = torch::tensor({done_, skipped_in_a_row_, skipped_}, torch::kLong);
   for (std::size_t i = 0; i < optimizers_.size(); ++i) {
     state.merge(optimizers_[i]->state(optimizer_prefix(i)));
   }
@@ -241,12 +242,14 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
   scaler_.load_state(state, "scaler.");
   loss_scale_ = scaler_.scale();
   const auto steps = state.find("steps");
-  TORCH_CHECK(steps != state.end() && steps->second.numel() == 2 &&
-                  steps->second.scalar_type() == torch::kLong,
+  // The first checkpoints did not count all skipped steps.
+  const int64_t numbers = steps == state.end() ? 0 : steps->second.numel();
+  TORCH_CHECK((numbers == 2 || numbers == 3) && steps->second.scalar_type() == torch::kLong,
               "training: expected the number of steps in the state, got none");
   constexpr int64_t kMostSteps = int64_t{1} << 40;
   done_ = steps->second[0].item<int64_t>();
   skipped_in_a_row_ = steps->second[1].item<int64_t>();
+  skipped_ = numbers == 3 ? steps->second[2].item<int64_t>() : 0;
   TORCH_CHECK(done_ >= 0 && done_ <= kMostSteps && skipped_in_a_row_ >= 0 &&
                   skipped_in_a_row_ <= kMostSkippedSteps,
               "training: expected numbers of steps in the state, got ", done_, " and ",

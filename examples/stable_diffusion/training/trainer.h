@@ -79,6 +79,8 @@ class Trainer {
   StepReport step(const std::function<bool()>& asked_to_stop = {});
   /// Steps done so far.
   int64_t steps_done() const { return done_; }
+  /// Without those that fp16 skipped.
+  int64_t updates_done() const { return done_ - skipped_; }
   /// How many values train.
   int64_t trained_values() const { return bank_.values().numel(); }
   /// Batches' captions go through here, for a validation loss too.
@@ -132,7 +134,7 @@ class Trainer {
   bool draws_;             // whether the work on a batch draws random numbers
   std::map<std::string, Recorded> recorded_;
   int64_t done_ = 0;
-  int64_t skipped_in_a_row_ = 0;
+  int64_t skipped_in_a_row_ = 0, skipped_ = 0;  // steps that the schedule does not count
 };
 
 }  // namespace training

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "support/cli/fmt.h"
+#include "support/cli/progress.h"
 #include "support/images/load.h"
 #include "support/images/png.h"
 #include "support/images/sheet.h"
@@ -68,9 +69,14 @@ ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t see
                                              int64_t clip_skip) {
   const std::filesystem::path folder = run.output_dir;
   ValidationPictureOptions options;
-  options.prompt = run.validation_prompt;
-  options.count = run.num_validation_images;
-  options.seed = seed;
+  for (int64_t i = 0; i < run.num_validation_images && !run.validation_prompt.empty(); ++i) {
+    options.prompts.push_back({run.validation_prompt, "", seed + static_cast<uint64_t>(i)});
+  }
+  options.title = run.validation_prompt;
+  if (!run.sample_prompts.empty()) {
+    const auto more = read_sample_prompts(run.sample_prompts, seed);
+    options.prompts.insert(options.prompts.end(), more.begin(), more.end());
+  }
   options.clip_skip = clip_skip;
   options.folder = (folder / "validation").string();
   options.sheet = (folder / "contact_sheet.png").string();
@@ -85,21 +91,34 @@ std::string ValidationPictures::path(int64_t step, int64_t index) const {
 void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, RunLog& log) const {
   std::filesystem::create_directories(options_.folder);
   const Evaluation evaluation(trainer);
-  for (int64_t i = 0; i < options_.count; ++i) {
-    const uint64_t seed = options_.seed + static_cast<uint64_t>(i);
-    const auto result = pipeline.sample(sd::SampleOptions()
-                                            .prompt(options_.prompt)
-                                            .prompt_syntax(sd::PromptSyntax::plain)  // as captions
-                                            .clip_skip(options_.clip_skip)
-                                            .num_inference_steps(kDrawingSteps)
-                                            .scheduler("dpmpp_2m")
-                                            .seed(seed));
-    const std::string file = path(trainer.steps_done(), i);
+  int64_t all = 0, before = 0;
+  for (const auto& prompt : options_.prompts) all += prompt.steps.value_or(kDrawingSteps);
+  cli::Progress progress("Validation pictures", all);
+  for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
+    const auto& prompt = options_.prompts[i];
+    const int64_t steps = prompt.steps.value_or(kDrawingSteps);
+    const auto index = static_cast<int64_t>(i);
+    auto sample = sd::SampleOptions()
+                      .prompt(prompt.prompt)
+                      .negative_prompt(prompt.negative_prompt)
+                      .prompt_syntax(sd::PromptSyntax::plain)  // as captions
+                      .clip_skip(options_.clip_skip)
+                      .num_inference_steps(steps)
+                      .height(prompt.height)
+                      .width(prompt.width)
+                      .scheduler("dpmpp_2m")
+                      .seed(prompt.seed)
+                      .callback([&](int64_t step, int64_t) { progress.update(before + step); });
+    if (prompt.guidance_scale) sample.guidance_scale(*prompt.guidance_scale);
+    const auto result = pipeline.sample(sample);
+    before += steps;
+    const std::string file = path(trainer.steps_done(), index);
     images::save_png(file, images::to_image(result.pictures[0] * 2 - 1),
-                     {{"parameters", fmt::format("{}\nSteps: {}, Seed: {}", options_.prompt,
-                                                 kDrawingSteps, seed)}});
+                     {{"parameters",
+                       fmt::format("{}\nSteps: {}, Seed: {}", prompt.prompt, steps, prompt.seed)}});
     log.add_picture(fmt::format("validation/{}", i), file, trainer.steps_done());
   }
+  progress.finish();
 }
 
 void ValidationPictures::write_sheet() const {
@@ -109,13 +128,16 @@ void ValidationPictures::write_sheet() const {
     long long step = 0, index = 0;
     const std::string name = std::filesystem::path(file).filename().string();
     if (std::sscanf(name.c_str(), "step-%lld-%lld.png", &step, &index) != 2) continue;
-    if (index < options_.count) rows[step].push_back(images::load_image(file));
+    if (index < static_cast<long long>(options_.prompts.size()))
+      rows[step].push_back(images::load_image(file));
   }
   if (rows.empty()) return;
   images::Sheet sheet;
-  sheet.title = options_.prompt;
-  for (int64_t i = 0; i < options_.count; ++i) {
-    sheet.column_labels.push_back(fmt::format("seed {}", options_.seed + static_cast<uint64_t>(i)));
+  sheet.title = options_.title;
+  for (const auto& prompt : options_.prompts) {
+    const auto seed = fmt::format("seed {}", prompt.seed);
+    sheet.column_labels.push_back(
+        prompt.prompt == options_.title ? seed : fmt::format("{}, {}", prompt.prompt, seed));
   }
   const size_t stride = (rows.size() + kMostSheetRows - 1) / kMostSheetRows;
   size_t number = 0;

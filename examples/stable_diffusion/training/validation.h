@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,10 +30,24 @@ class ValidationLoss {
   TrainingBatch batch_;
 };
 
-struct ValidationPictureOptions {
-  std::string prompt;  ///< none are drawn if empty
-  int64_t count = 4;
+/// One picture to draw again and again; what is left open is as the program's default.
+struct SamplePrompt {
+  std::string prompt, negative_prompt;
   uint64_t seed = 0;
+  std::optional<int64_t> width = {}, height = {}, steps = {};
+  std::optional<double> guidance_scale = {};
+};
+
+/// The lines of a file of sd-scripts' kind: a prompt, and behind it any of `--n negative prompt`,
+/// `--w width`, `--h height`, `--d seed`, `--l guidance scale` and `--s steps`. Empty lines and
+/// those that begin with # do not count. Line i has the seed `seed` + i unless it says another.
+/// Errors: c10::Error naming the file and the line for other words and for values that are no
+///         numbers
+std::vector<SamplePrompt> read_sample_prompts(const std::string& path, uint64_t seed);
+
+struct ValidationPictureOptions {
+  std::vector<SamplePrompt> prompts;
+  std::string title;      ///< of the sheet
   int64_t clip_skip = 0;  ///< as in training
   std::string folder;     ///< where they go, as step-000100-0.png
   std::string sheet;      ///< path of the contact sheet
@@ -42,15 +57,14 @@ struct ValidationPictureOptions {
 ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t seed,
                                              int64_t clip_skip = 0);
 
-/// Draws one prompt from the same noise again and again while a run learns.
+/// Draws prompts from the same noise again and again while a run learns.
 class ValidationPictures {
  public:
   explicit ValidationPictures(ValidationPictureOptions options) : options_(std::move(options)) {}
 
-  bool enabled() const { return !options_.prompt.empty(); }
   /// Draws with the trainer's adapters as they are and writes the pictures and the log.
   void draw(sd::StableDiffusion& pipeline, Trainer& trainer, RunLog& log) const;
-  /// All pictures of the folder in one: a row for each step, a column for each noise.
+  /// All pictures of the folder in one: a row for each step, a column for each prompt.
   void write_sheet() const;
 
  private:

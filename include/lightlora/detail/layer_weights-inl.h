@@ -86,6 +86,20 @@ LIGHTLORA_INLINE bool LayerWeight::transposed() const {
          kind_ == LayerKind::bag;
 }
 
+namespace detail {
+
+template <typename... Convolution>
+int64_t groups_of(const torch::nn::Module* layer) {
+  int64_t groups = 1;
+  const auto look = [&](const auto* convolution) {
+    if (convolution) groups = convolution->options.groups();
+  };
+  (look(dynamic_cast<const Convolution*>(layer)), ...);
+  return groups;
+}
+
+}  // namespace detail
+
 LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
   const int64_t rows = weight_->size(0);
   const int64_t columns = rows > 0 ? weight_->numel() / rows : 0;
@@ -93,6 +107,10 @@ LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
   if (transposed()) std::swap(info.in, info.out);
   (transposed() ? info.out_kernel : info.kernel) = weight_->sizes().slice(2).vec();
   info.lookup = kind_ == LayerKind::lookup || kind_ == LayerKind::bag;
+  info.type = attention_output_ ? "MultiheadAttention" : type_;
+  info.part = attention_output_ ? "out_proj" : part_;
+  namespace nn = torch::nn;
+  info.groups = detail::groups_of<nn::Conv1dImpl, nn::Conv2dImpl, nn::Conv3dImpl>(layer_.get());
   return info;
 }
 
@@ -195,12 +213,16 @@ LIGHTLORA_INLINE std::string refusal_reason(const torch::nn::Module& module) {
 
 LIGHTLORA_INLINE AdaptableLayers adaptable_layers(torch::nn::Module& model) {
   AdaptableLayers found;
-  std::unordered_set<const torch::nn::Module*> seen;
+  std::unordered_set<const torch::nn::Module*> seen, attention_outputs;
   const auto visit = [&](const std::string& path,
                          const std::shared_ptr<torch::nn::Module>& module) {
     if (!seen.insert(module.get()).second) return;
     auto weights = find_weights(module);
+    if (const auto* attention = module->as<torch::nn::MultiheadAttention>()) {
+      attention_outputs.insert(attention->out_proj.get());
+    }
     for (auto& weight : weights) {
+      if (attention_outputs.count(module.get()) > 0) weight.set_attention_output();
       const char* dot = path.empty() || weight.part().empty() ? "" : ".";
       const std::string full = path + dot + weight.part();
       found.targets.push_back({full, weight.type(), ""});

@@ -72,6 +72,8 @@ class LayerWeight {
   LayerKind kind() const { return kind_; }
   /// Which of a layer's weights this is, such as "in_proj"; empty for layers with one weight.
   const std::string& part() const { return part_; }
+  /// Says that the layer is the output projection of a MultiheadAttention.
+  void set_attention_output() { attention_output_ = true; }
   /// The layer's own member, or a handle of the same tensor.
   torch::Tensor& tensor() const { return *weight_; }
   /// Whether `tensor()` is the layer's member, so that assigning to it changes what the layer uses.
@@ -104,6 +106,7 @@ class LayerWeight {
   LayerKind kind_;
   std::string part_;
   bool is_member_;
+  bool attention_output_ = false;
   int64_t padding_idx_ = -1;
 };
 

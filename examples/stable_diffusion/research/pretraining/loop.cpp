@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
 #include "support/files/outputs.h"
@@ -133,6 +134,14 @@ std::string validate(AdamW& optimizer, const StageWork& work, int64_t step, Log&
   return figures.dump();
 }
 
+// Returns the step.
+int64_t say_stop(const std::string& name, int64_t step, int64_t end) {
+  if (step < end) {
+    cli::stopped(fmt::format("{}: stopped by request after {} of {} steps", name, step, end));
+  }
+  return step;
+}
+
 }  // namespace
 
 at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch) {
@@ -207,7 +216,7 @@ int64_t run_stage(const std::string& name, const StageOptions& options, const nl
   }
   if (saved != step) save();
   progress.finish();
-  return step;
+  return stop && group.is_main() ? say_stop(name, step, plan.end) : step;
 }
 
 }  // namespace pretraining

@@ -53,6 +53,14 @@ bool is_integer(const std::string& text) {
          errno == 0;
 }
 
+bool is_natural(const std::string& text) {
+  char* end = nullptr;
+  errno = 0;
+  std::strtoull(text.c_str(), &end, 10);
+  return !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0' &&
+         errno == 0;
+}
+
 bool is_finite_number(const std::string& text) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
@@ -94,6 +102,10 @@ Flag App::add_pair(const std::string& flag, std::vector<int64_t>& pair,
 }
 
 std::string App::both_spellings(const std::string& flag) {
+  // Another program's name for the same flag stands behind a comma.
+  if (const auto comma = flag.find(','); comma != std::string::npos) {
+    return both_spellings(flag.substr(0, comma)) + "," + both_spellings(flag.substr(comma + 1));
+  }
   const std::string name = without_dashes(flag);
   const std::string underscored = "--" + with('_', name);
   const std::string dashed = "--" + with('-', name);
@@ -106,9 +118,36 @@ CLI::Validator App::parses_as(Number kind) {
         if (kind == Number::kInteger) {
           return is_integer(value) ? "" : "expected an integer, got '" + value + "'";
         }
+        if (kind == Number::kNatural) {
+          return is_natural(value) ? "" : "expected a whole number from 0, got '" + value + "'";
+        }
         return is_finite_number(value) ? "" : "expected a number, got '" + value + "'";
       },
       /*validator_desc=*/"");
+}
+
+Flag App::add_seed(const std::string& flag, const std::function<void(uint64_t, bool)>& set,
+                   const std::function<Setting()>& current, const std::string& description) {
+  const auto read = [set](const CLI::results_t& words) {
+    const bool anew = words.back() == "-1";
+    set(anew ? 0 : std::strtoull(words.back().c_str(), nullptr, 10), anew);
+    return true;
+  };
+  CLI::Option* option =
+      CLI::App::add_option(both_spellings(flag), CLI::callback_t(read), description,
+                           /*defaulted=*/true, [current] { return current().text(); });
+  current_.emplace_back(option, current);
+  option->take_last();
+  return Flag(*this, option)
+      .check(CLI::Validator(
+          [](std::string& value) -> std::string {
+            if (value == "-1" || is_natural(value)) return "";
+            return fmt::format(
+                "expected a whole number from 0 to 2^64 - 1, or -1 for a new one, got "
+                "'{}'",
+                value);
+          },
+          /*validator_desc=*/""));
 }
 
 CLI::Validator App::is_no_flag() const {

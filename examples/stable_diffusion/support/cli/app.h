@@ -60,7 +60,8 @@ class App : public CLI::App {
   /// The flags added from here on stand under this heading in `--help`.
   void group(const std::string& heading) { option_defaults()->group(heading); }
 
-  /// A flag with a value; what the variable holds now is the default that `--help` shows.
+  /// A flag with a value, by its name, or by that and another program's, as
+  /// "--snr_gamma,--min_snr_gamma"; what the variable holds now is the default that `--help` shows.
   /// Value: std::string, an integer or a floating-point type, std::optional of these, or
   /// std::vector of std::string (one value per use of the flag). A value that does not parse is a
   /// usage error.
@@ -73,7 +74,7 @@ class App : public CLI::App {
     if constexpr (std::is_floating_point_v<Plain>) {
       option->check(parses_as(Number::kReal));
     } else if constexpr (std::is_integral_v<Plain>) {
-      option->check(parses_as(Number::kInteger));
+      option->check(parses_as(std::is_unsigned_v<Plain> ? Number::kNatural : Number::kInteger));
     } else {
       option->check(is_no_flag());
     }
@@ -113,6 +114,25 @@ class App : public CLI::App {
     return Flag(*this, option).check(one_of_words(words_of(choices)));
   }
 
+  /// A seed: a whole number from 0 to 2^64 - 1, or -1 for a new one. `anew` is then set, for the
+  /// program to draw one and say which.
+  template <typename Seed>  // uint64_t or std::optional<uint64_t>
+  Flag add_seed(const std::string& flag, Seed& seed, bool& anew, const std::string& description) {
+    return add_seed(
+        flag,
+        [&seed, &anew](uint64_t value, bool is_new) {
+          anew = is_new;
+          seed = value;
+          if constexpr (!std::is_same_v<Seed, uint64_t>) {
+            if (is_new) seed.reset();
+          }
+        },
+        [&seed, &anew] {
+          return anew ? Setting{"", ValueKind::integer, {"-1"}} : setting_of(seed);
+        },
+        description);
+  }
+
   /// A switch: false unless given.
   Flag add_flag(const std::string& flag, bool& value, const std::string& description) {
     CLI::Option* option = CLI::App::add_flag(both_spellings(flag), value, description);
@@ -142,7 +162,7 @@ class App : public CLI::App {
  private:
   friend class Flag;
 
-  enum class Number { kInteger, kReal };
+  enum class Number { kInteger, kNatural, kReal };
 
   template <typename Value>
   struct PlainType {
@@ -177,6 +197,8 @@ class App : public CLI::App {
   }
 
   std::vector<std::string> with_config(const std::vector<std::string>& arguments) const;
+  Flag add_seed(const std::string& flag, const std::function<void(uint64_t, bool)>& set,
+                const std::function<Setting()>& current, const std::string& description);
   static std::string both_spellings(const std::string& flag);
   static CLI::Validator parses_as(Number kind);
   static CLI::Validator one_of_words(const std::vector<std::string>& words);

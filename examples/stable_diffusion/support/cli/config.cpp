@@ -4,7 +4,9 @@
 #include <lightlora/file_io.h>
 
 #include <toml++/toml.h>
+#include <cerrno>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <stdexcept>
 
@@ -83,8 +85,18 @@ std::string quoted(const std::string& text) {
   return result + '"';
 }
 
+bool fits_toml(const std::string& integer) {
+  errno = 0;
+  std::strtoll(integer.c_str(), nullptr, 10);
+  return errno == 0;
+}
+
 std::string toml_value(const Setting& setting) {
   if (setting.kind == ValueKind::text) return quoted(setting.values.at(0));
+  // TOML's integers end at 2^63 - 1; a text is read back as the number that it is.
+  if (setting.kind == ValueKind::integer && !fits_toml(setting.values.at(0))) {
+    return quoted(setting.values.at(0));
+  }
   if (setting.kind != ValueKind::list) return setting.values.at(0);
   std::vector<std::string> values;
   for (const auto& value : setting.values) values.push_back(quoted(value));

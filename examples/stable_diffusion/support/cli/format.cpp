@@ -43,6 +43,15 @@ std::string format_clock(double seconds) {
 
 std::string format_exact(double value) { return fmt::format("{}", value); }
 
+std::string format_word(const std::string& word) {
+  constexpr const char* kPlain =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_@%+=:,./-";
+  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) return word;
+  std::string result = "'";
+  for (const char c : word) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
+}
+
 std::string format_count(int64_t count) {
   std::string digits = fmt::to_string(count);
   const std::size_t first = digits[0] == '-' ? 1 : 0;

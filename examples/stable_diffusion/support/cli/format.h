@@ -20,6 +20,9 @@ std::string format_clock(double seconds);
 /// The shortest text that reads back as the same number, for files.
 std::string format_exact(double value);
 
+/// A word as a POSIX shell reads it back, in single quotes if it needs any: 'a $1 cat'.
+std::string format_word(const std::string& word);
+
 /// A count with thousands apart: "19,200".
 std::string format_count(int64_t count);
 

@@ -67,8 +67,9 @@ void Progress::update(int64_t step, const Postfix& postfix) {
   if (step > step_) {
     const auto steps = static_cast<double>(step - step_);
     const double measured = (now - last_update_) / steps;
-    const double kept = step_ == first_step_ ? 0 : std::exp2(-steps / kHalfLifeSteps);
-    seconds_per_step_ = kept * seconds_per_step_ + (1 - kept) * measured;
+    const double kept = measured_ < 2 ? 0 : std::exp2(-steps / kHalfLifeSteps);
+    if (measured_ > 0) seconds_per_step_ = kept * seconds_per_step_ + (1 - kept) * measured;
+    ++measured_;
     last_update_ = now;
   }
   step_ = step;

@@ -33,7 +33,8 @@ using Postfix = std::vector<std::pair<std::string, double>>;
 /// lr=0.0005`.
 ///
 /// The rate is smoothed (an exponential mean of the time per step that forgets half of it in 10
-/// steps). A bar is redrawn at most ten times a second. Without a terminal no control character is
+/// steps), and leaves out the first step, which has other things to do; so it is there from the
+/// second one on. A bar is redrawn at most ten times a second. Without a terminal no control character is
 /// written, and a line comes at the latest after a minute. The destructor ends an unfinished bar's
 /// line, so that an error message starts on a line of its own.
 class Progress {
@@ -46,6 +47,9 @@ class Progress {
 
   /// `step` steps are done now.
   void update(int64_t step, const Postfix& postfix = {});
+  /// What was done since the last update, such as a validation, was no step: its time does not
+  /// count for the rate.
+  void leave_out() { last_update_ = options_.clock(); }
   /// Writes a whole line above the bar.
   void print(const std::string& line);
   /// Draws the last state and ends the line; later calls do nothing. A loop that broke off calls it
@@ -71,6 +75,7 @@ class Progress {
   std::string postfix_;
   double start_, last_update_, last_shown_;
   double seconds_per_step_ = 0;
+  int64_t measured_ = 0;  // updates that came with a time
   int64_t last_shown_step_ = -1;
   bool line_is_open_ = false, finished_ = false;
 };

@@ -19,6 +19,7 @@
 #include <system_error>
 
 #include "support/cli/fmt.h"
+#include "support/cli/interrupt.h"
 #include "support/cli/message.h"
 #include "support/cli/standard_output.h"
 
@@ -131,12 +132,14 @@ int run_body(const App& app, const std::function<void()>& body) {
   try {
     body();
     std::cout.flush();
-    return 0;
+    const auto [message, status] = stop_status();
+    if (status != 0) std::cerr << fmt::format("{}: {}\n", program, message_line(message));
+    return status;
   } catch (const c10::ValueError& error) {
     const bool file = is_about_a_file(error.what_without_backtrace());
     return fail(program, message_of(error, app), file ? kFailure : kBadUsage);
   } catch (const c10::Error& error) {
-    return fail(program, message_of(error, app), kFailure);
+    return fail(program, message_of(error, app), interrupted_status(kFailure));
   } catch (const std::exception& error) {
     return fail(program, message_of(error), kFailure);
   } catch (...) {

@@ -6,6 +6,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
+#include <string>
 
 #include <jerror.h>
 #include <jpeglib.h>
@@ -103,12 +104,16 @@ void cmyk_to_rgb(const Bytes& cmyk, Image& image) {
 }
 
 int orientation_of(const jpeg_decompress_struct& info) {
+  constexpr const char* kXmp = "http://ns.adobe.com/xap/1.0/";
+  int by_xmp = 1;
   for (auto* marker = info.marker_list; marker != nullptr; marker = marker->next) {
-    if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
-      return exif_orientation(marker->data, marker->data_length);
-    }
+    const std::string data(reinterpret_cast<const char*>(marker->data), marker->data_length);
+    if (data.rfind(kXmp, 0) == 0) by_xmp = xmp_orientation(data);
+    if (data.size() <= 6 || data.compare(0, 6, std::string("Exif\0\0", 6)) != 0) continue;
+    const int found = exif_orientation(marker->data, marker->data_length);
+    if (found != 1) return found;
   }
-  return 1;
+  return by_xmp;
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 #include <memory>
 
 #include "support/images/decoders.h"
@@ -24,6 +25,23 @@ namespace {
 
 int length(const Bytes& bytes) {
   return static_cast<int>(std::min<std::size_t>(bytes.size(), INT_MAX));
+}
+
+// PIL's convert("RGB") shows a transparent pixel in its palette's colour, where stb_image has none:
+// the bytes without the flag of transparency before the first picture.
+Bytes opaque_gif(const Bytes& bytes) {
+  constexpr std::size_t kScreen = 13;
+  if (bytes.size() < kScreen || bytes[0] != 'G' || bytes[1] != 'I' || bytes[2] != 'F') return bytes;
+  const uint8_t flags = bytes[10];
+  std::size_t at = kScreen + ((flags & 0x80U) != 0 ? 3 * (std::size_t{2} << (flags & 7U)) : 0);
+  Bytes result = bytes;
+  while (at + 3 < bytes.size() && bytes[at] == 0x21) {  // an extension, then blocks with sizes
+    if (bytes[at + 1] == 0xF9 && bytes[at + 2] == 4) result[at + 3] &= 0xFEU;
+    at += 2;
+    while (at < bytes.size() && bytes[at] != 0) at += std::size_t{1} + bytes[at];
+    ++at;
+  }
+  return result;
 }
 
 /// The file as stb_image reads it, and whether it asked for more than there is.
@@ -65,7 +83,8 @@ bool is_tga(const Bytes& bytes) {
   return stbi__tga_test(&context) != 0;
 }
 
-Decoded decode_other(const Bytes& bytes) {
+Decoded decode_other(const Bytes& given) {
+  const Bytes bytes = opaque_gif(given);
   Source source{bytes};
   int width = 0, height = 0, channels = 0;
   TORCH_CHECK(stbi_info_from_memory(bytes.data(), length(bytes), &width, &height, &channels) != 0,
@@ -97,6 +116,24 @@ int exif_orientation(const uint8_t* data, std::size_t size) {
   const ExifEntry* entry = exif_content_get_entry(exif->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION);
   if (!entry || entry->format != EXIF_FORMAT_SHORT || entry->size < 2) return 1;
   return exif_get_short(entry->data, exif_data_get_byte_order(exif.get()));
+}
+
+Image grey_of_alpha(const Bytes& rgba, int64_t width, int64_t height) {
+  Image image(width, height);
+  for (std::size_t i = 0; i < rgba.size() / 4; ++i) {
+    std::fill_n(image.pixels.begin() + static_cast<std::ptrdiff_t>(3 * i), 3, rgba[4 * i + 3]);
+  }
+  return image;
+}
+
+int xmp_orientation(const std::string& xmp) {
+  for (const char* key : {"tiff:Orientation=\"", "tiff:Orientation>"}) {
+    const auto at = xmp.find(key);
+    if (at == std::string::npos) continue;
+    const char digit = xmp[std::min(at + std::strlen(key), xmp.size() - 1)];
+    if (digit >= '1' && digit <= '8') return digit - '0';
+  }
+  return 1;
 }
 
 void check_size(int64_t width, int64_t height) {

@@ -17,6 +17,7 @@ uint32_t little_endian(const uint8_t* data) {
 /// A WebP file is a list of chunks: name, length, data, padded to an even length.
 int orientation_of(const Bytes& bytes) {
   constexpr std::size_t kRiffHeader = 12, kChunkHeader = 8;
+  int by_xmp = 1;
   for (std::size_t at = kRiffHeader; at + kChunkHeader <= bytes.size();) {
     const std::size_t size = little_endian(bytes.data() + at + 4);
     const std::size_t data = at + kChunkHeader;
@@ -28,11 +29,16 @@ int orientation_of(const Bytes& bytes) {
       if (size < 6 || std::memcmp(block.data(), prefix, 6) != 0) {
         block.insert(block.begin(), std::begin(prefix), std::end(prefix));
       }
-      return exif_orientation(block.data(), block.size());
+      if (const int found = exif_orientation(block.data(), block.size()); found != 1) return found;
+    }
+    if (std::memcmp(bytes.data() + at, "XMP ", 4) == 0) {
+      by_xmp =
+          xmp_orientation(std::string(bytes.begin() + static_cast<std::ptrdiff_t>(data),
+                                      bytes.begin() + static_cast<std::ptrdiff_t>(data + size)));
     }
     at = data + size + size % 2;
   }
-  return 1;
+  return by_xmp;
 }
 
 const char* reason(VP8StatusCode status) {
@@ -53,6 +59,19 @@ Decoded decode_webp(const Bytes& bytes) {
                                              result.image.pixels.size(), features.width * 3);
   TORCH_CHECK(decoded != nullptr, "the file ends too early or is damaged");
   return result;
+}
+
+Image decode_webp_alpha(const Bytes& bytes) {
+  WebPBitstreamFeatures features;
+  const VP8StatusCode status = WebPGetFeatures(bytes.data(), bytes.size(), &features);
+  TORCH_CHECK(status == VP8_STATUS_OK, reason(status));
+  if (!features.has_alpha || features.has_animation) return {};
+  check_size(features.width, features.height);
+  Bytes rgba(static_cast<std::size_t>(features.width) * features.height * 4);
+  TORCH_CHECK(WebPDecodeRGBAInto(bytes.data(), bytes.size(), rgba.data(), rgba.size(),
+                                 features.width * 4) != nullptr,
+              "the file ends too early or is damaged");
+  return grey_of_alpha(rgba, features.width, features.height);
 }
 
 }  // namespace images::detail

@@ -23,13 +23,21 @@ struct Decoded {
 Decoded decode_jpeg(const Bytes& bytes);
 Decoded decode_png(const Bytes& bytes);
 Decoded decode_webp(const Bytes& bytes);
+/// The alpha channel as grey; empty if there is none.
+Image decode_png_alpha(const Bytes& bytes);
+Image decode_webp_alpha(const Bytes& bytes);
 /// BMP, GIF and TGA.
 Decoded decode_other(const Bytes& bytes);
+/// The fourth channel of RGBA pixels, as grey.
+Image grey_of_alpha(const Bytes& rgba, int64_t width, int64_t height);
 /// Whether stb_image takes the bytes for a TGA file.
 bool is_tga(const Bytes& bytes);
 
 /// Value of the tag Orientation in an EXIF block ("Exif\0\0" and a TIFF header), 1 if it has none.
 int exif_orientation(const uint8_t* data, std::size_t size);
+
+/// Value of tiff:Orientation in an XMP packet, 1 if it has none; PIL looks there last.
+int xmp_orientation(const std::string& xmp);
 
 /// Errors: c10::Error if a picture of this size would not be decoded: empty, or larger than 178
 /// million pixels (PIL's limit), which a few bytes can claim and only a mistake or an attack does

@@ -146,6 +146,30 @@ Image load_image(const std::string& path) {
   return decode_image(read_file(path), path);
 }
 
+bool has_transparency(const std::string& path) {
+  const Bytes head = read_file(path, kHeadBytes);
+  const Format format = format_of(head, path);
+  if (format == Format::kWebp) return has(head, 12, "VP8X") && (head.at(20) & 0x10U) != 0;
+  constexpr std::size_t kColourType = 25;
+  if (format != Format::kPng || head.size() <= kColourType) return false;
+  const std::string text(head.begin(), head.end());
+  return (head[kColourType] & 4U) != 0 || text.find("tRNS") < text.find("IDAT");
+}
+
+Image load_alpha(const std::string& path) {
+  const Bytes bytes = read_file(path);
+  const Format format = format_of(bytes, path);
+  if (format != Format::kPng && format != Format::kWebp) return {};
+  try {
+    const Image alpha =
+        format == Format::kPng ? detail::decode_png_alpha(bytes) : detail::decode_webp_alpha(bytes);
+    return alpha.empty() ? alpha : apply_orientation(alpha, decode(format, bytes).orientation);
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, "'", path, "': expected a whole ", format_name(bytes),
+                " picture, got a damaged or unusual one: ", error.what_without_backtrace());
+  }
+}
+
 bool is_image_file(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) return false;

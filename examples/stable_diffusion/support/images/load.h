@@ -27,6 +27,15 @@ Image decode_image(const std::vector<uint8_t>& bytes, const std::string& name);
 /// Whether the file begins as a picture that load_image reads; false if it cannot be opened.
 bool is_image_file(const std::string& path);
 
+/// Whether the head of a PNG or WebP file says that the picture has transparency, which
+/// `load_image` drops.
+bool has_transparency(const std::string& path);
+
+/// How opaque each pixel is, as a grey picture that is turned upright like the picture; an empty
+/// one if the file has no transparency.
+/// Errors: c10::Error naming the file if it is damaged
+Image load_alpha(const std::string& path);
+
 /// What a file that is no picture seems to be, for messages: "a text file", "a HEIC picture; hint:
 /// convert it to PNG or JPEG first", ...
 std::string describe_other_file(const std::string& path);

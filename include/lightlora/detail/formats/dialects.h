@@ -24,6 +24,7 @@ using PeftConfigs = std::map<std::string, PeftConfig>;  // by component
 struct LayerTensors {
   std::map<std::string, at::Tensor> factors;
   std::optional<double> alpha;
+  std::string type;  // of the layer, if a name tells it
 };
 
 /// Collects the tensors of one file layer by layer and makes adapters of them.
@@ -44,6 +45,7 @@ class DialectReader {
       const auto config = configs.find(key.first);
       result[key.first].push_back(layer_state(config == configs.end() ? nullptr : &config->second,
                                               key.first, key.second, tensors));
+      rename_projection(key.first, result[key.first].back().layer);
     }
     return result;
   }
@@ -65,6 +67,7 @@ class DialectReader {
     }
     auto key = parse_lora_key(info.name);
     if (!key) return unknown_.push_back(info.name);
+    if (key->passed_over) return ignored_.push_back(info.name);
     if (!key->algorithm.empty()) return unsupported_[key->algorithm].push_back(info.name);
     if (key->redundant) return;
     if (!component_.empty()) {
@@ -74,6 +77,7 @@ class DialectReader {
     dialects_.insert(key->dialect);
     note_spelling(*key, info.name);
     LayerTensors& layer = layers_[{key->component, key->layer}];
+    if (!key->type.empty()) layer.type = key->type;
     const bool fresh =
         key->role == "alpha" ? !layer.alpha.has_value() : layer.factors.count(key->role) == 0;
     TORCH_CHECK(fresh, where(key->layer), "expected '", key->role, "' once, got a second one as ",
@@ -83,6 +87,22 @@ class DialectReader {
     } else {
       layer.factors[key->role] = factor_of(info.name, *key);
     }
+  }
+
+  // PEFT calls the input projections of a MultiheadAttention by the attention's own name, and the
+  // output projection `<attention>.base_layer.out_proj`.
+  void rename_projection(const std::string& component, LayerInfo& layer) const {
+    const std::string output = ".base_layer.out_proj";
+    if (ends_with(layer.name, output)) {
+      layer.name.resize(layer.name.size() - output.size());
+      layer.part = "out_proj";
+    } else if (layers_.count({component, layer.name + output}) > 0) {
+      layer.part = "in_proj";
+    } else {
+      return;
+    }
+    layer.name += "." + layer.part;
+    layer.type = "MultiheadAttention";
   }
 
   // Two namings of one UNet's blocks: diffusers drops the layers of one of them without a word, so a
@@ -99,7 +119,8 @@ class DialectReader {
   }
 
   void ignore_leftovers() {
-    ignored_ = std::exchange(unknown_, {});
+    const auto unknown = std::exchange(unknown_, {});
+    ignored_.insert(ignored_.end(), unknown.begin(), unknown.end());
     for (const auto& [algorithm, keys] : std::exchange(unsupported_, {})) {
       ignored_.insert(ignored_.end(), keys.begin(), keys.end());
     }
@@ -123,13 +144,27 @@ class DialectReader {
     }
     TORCH_CHECK(false, "'", file_.path(), "': expected the names of a LoRA, got ", unknown_.size(),
                 " of ", file_.tensors().size(), " that match no layer: ", names,
-                unknown_.size() > 3 ? ", ..." : "", "; hint: ", likely_cause(unknown_));
+                unknown_.size() > 3 ? ", ..." : "", "; hint: ",
+                looks_like_embedding() ? "it looks like a learned embedding, not a LoRA"
+                                       : likely_cause(unknown_));
+  }
+
+  // One tensor of vectors as wide as CLIP's, under the name of its word.
+  bool looks_like_embedding() const {
+    if (file_.tensors().size() != 1 || !layers_.empty()) return false;
+    const auto& info = file_.tensors().front();
+    const int64_t width = info.shape.empty() ? 0 : info.shape.back();
+    const bool wide = width == 768 || width == 1024 || width == 1280;
+    const bool word = info.name.front() == '<' || info.name.find('.') == info.name.npos;
+    return word && (wide || info.name.front() == '<') && info.shape.size() <= 3;
   }
 
   LayerState layer_state(const PeftConfig* config, const std::string& component,
                          const std::string& name, const LayerTensors& tensors) {
     auto [state, divisor] =
         LayerAssembler(where(name), component, name, tensors.factors, budget_).assemble();
+    state.layer.type = tensors.type;
+    state.layer.lookup = tensors.type == "Embedding";
     TORCH_CHECK(config == nullptr || config->dora() == state.options.dora(), where(name),
                 "expected DoRA magnitudes exactly if the configuration says use_dora, got ",
                 state.options.dora() ? "some without it" : "none");
@@ -168,7 +203,7 @@ class DialectReader {
 
   at::Tensor factor_of(const std::string& name, const LoRAKey& key) const {
     const at::Tensor tensor = file_.load(name);
-    const int64_t least = key.role == "magnitude" ? 1 : 2;
+    const int64_t least = key.role == "magnitude" || key.role == "dora_scale" ? 1 : 2;
     TORCH_CHECK(tensor.is_floating_point() && tensor.dim() >= least && tensor.dim() <= 5,
                 where(key.layer),
                 "expected a matrix or a convolution's kernel of floating-point values as ",

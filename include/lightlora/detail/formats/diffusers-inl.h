@@ -46,6 +46,7 @@ LIGHTLORA_INLINE TensorMap to_diffusers(const Components& components, at::Scalar
   }
   TensorMap tensors;
   for (const auto& layer : portable_layers(components, dtype)) {
+    require_plain(layer.info, "diffusers");
     const auto& spelling = spellings.at(layer.component);
     const std::string prefix = layer.component.empty() ? "" : layer.component + ".";
     tensors[prefix + layer.name + spelling.down] = layer.down;

@@ -28,6 +28,12 @@ inline std::optional<OtherKind> other_file_kind(std::string_view bytes) {
   if (starts("\x80") && bytes.size() > 1 && bytes[1] >= 2 && bytes[1] <= 5) {
     return OtherKind{"a Python pickle", convert};
   }
+  for (const char* head : {"\x89PNG\r\n", "\xFF\xD8\xFF", "GIF8", "BM"}) {
+    if (starts(head)) return OtherKind{"a picture", "name the file of weights itself"};
+  }
+  if (starts("RIFF") && bytes.substr(0, 16).find("WEBP") != bytes.npos) {
+    return OtherKind{"a picture", "name the file of weights itself"};
+  }
   if (starts("GGUF")) return OtherKind{"a GGUF file", "only safetensors files are read here"};
   if (starts("\x1F\x8B")) return OtherKind{"a gzip archive", "unpack it first"};
   const size_t text = bytes.find_first_not_of(" \t\r\n");

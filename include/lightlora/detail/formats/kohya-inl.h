@@ -102,11 +102,37 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
           {"sshs_legacy_hash", sha256(window).substr(0, 8)}};
 }
 
-LIGHTLORA_INLINE TensorMap to_kohya(const Components& components, at::ScalarType dtype) {
-  auto layers = portable_layers(components, dtype);
-  complete_attention(layers);
-  const bool xl = model_family(components) == "sdxl";
+// LoHa has its own names, of which its product of two pairs needs far fewer values than a pair of
+// their ranks' product. Takes these layers out of the components.
+inline TensorMap take_loha(Components& components, at::ScalarType dtype, bool xl) {
   TensorMap tensors;
+  for (auto& [component, state] : components) {
+    AdapterState rest;
+    for (auto& layer : state) {
+      if (layer.variant != "loha" || layer.options.dora()) {
+        rest.push_back(std::move(layer));
+        continue;
+      }
+      require_plain(layer.layer, "kohya");
+      const std::string name = kohya_name(component, layer.layer.name, xl);
+      for (const auto& [key, value] : layer.trained) {
+        tensors[name + "." + key] = narrowed(value, dtype, layer.layer.name);
+      }
+      tensors[name + ".alpha"] =
+          at::full({}, layer.scale * static_cast<double>(layer.options.rank()), at::kFloat);
+    }
+    state = std::move(rest);
+  }
+  return tensors;
+}
+
+LIGHTLORA_INLINE TensorMap to_kohya(const Components& all, at::ScalarType dtype) {
+  Components components = all;
+  const bool xl = model_family(components) == "sdxl";
+  TensorMap tensors = take_loha(components, dtype, xl);
+  auto layers = portable_layers(components, dtype);
+  for (const auto& layer : layers) require_plain(layer.info, "kohya");
+  complete_attention(layers);
   for (const auto& layer : layers) {
     const std::string name = kohya_name(layer.component, layer.name, xl);
     const int64_t rank = layer.down.size(0);
@@ -126,11 +152,12 @@ LIGHTLORA_INLINE TensorMap to_kohya(const Components& components, at::ScalarType
 }
 
 LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& components,
-                                 at::ScalarType dtype) {
+                                 at::ScalarType dtype, const Metadata& own) {
   const TensorMap tensors = to_kohya(components, dtype);
   int64_t rank = 0;
   bool convolutions = false;
   for (const auto& [name, tensor] : tensors) {
+    if (ends_with(name, ".hada_w1_b")) rank = tensor.size(0);
     if (!ends_with(name, ".lora_down.weight")) continue;
     rank = tensor.size(0);
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);
@@ -146,6 +173,7 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
     metadata["ss_network_args"] =
         R"({"conv_dim": ")" + dim + R"(", "conv_alpha": ")" + dim + R"("})";
   }
+  for (const auto& [key, value] : own) metadata[key] = value;
   metadata.merge(kohya_hashes(tensors, metadata));
   // Not among what sd-scripts takes its hashes of.
   metadata["modelspec.sai_model_spec"] = "1.0.1";

@@ -46,6 +46,7 @@ class LayerAssembler {
     AssembledLayer result = has("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b") ? loha()
                             : has("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a")   ? lokr()
                             : has("down_up")                                        ? fused()
+                            : has("diff")                                           ? difference()
                                                                                     : classic();
     for (const auto& item : tensors_) {
       TORCH_CHECK(false, where_, "expected the tensors of one method, got '", item.first,
@@ -137,6 +138,17 @@ class LayerAssembler {
     if (const at::Tensor base = take("down_aux"); base.defined()) down = product(down, base);
     if (const at::Tensor base = take("up_aux"); base.defined()) up = product(base, up);
     return classic_state(down, up);
+  }
+
+  // A whole difference, as factors of full rank.
+  AssembledLayer difference() {
+    const at::Tensor matrix = require("diff");
+    if (matrix.dim() > 2) kernel_ = matrix.sizes().slice(2).vec();
+    const Factors factors = factorise(matrix.flatten(1));
+    auto result = classic_state(factors.down.to(at::kFloat).contiguous(),
+                                factors.up.to(at::kFloat).contiguous());
+    result.divisor = 0;
+    return result;
   }
 
   // The seed article's fused core between its two bases.

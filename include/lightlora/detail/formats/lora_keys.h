@@ -15,18 +15,20 @@
 namespace lightlora::detail {
 
 /// What one tensor name of a LoRA file says. Exactly one of `layer` (with `role` and `dialect`),
-/// `algorithm`, `redundant` and nothing is set.
+/// `algorithm`, `redundant`, `passed_over` and nothing is set.
 struct LoRAKey {
   /// "unet", "text_encoder", "text_encoder_2" (SDXL), or "" for a layer of another model
   std::string component;
   std::string layer;  ///< the layer's name in our models
-  /// down, up, alpha; mid (Tucker); magnitude (PEFT) and dora_scale (LyCORIS) of DoRA; LyCORIS'
-  /// hada_* and lokr_*; down_aux, up_aux, down_up of the seed article
+  /// down, up, alpha; mid (Tucker); diff (a whole difference); magnitude (PEFT) and dora_scale
+  /// (LyCORIS) of DoRA; LyCORIS' hada_* and lokr_*; down_aux, up_aux, down_up of the seed article
   std::string role;
   const char* dialect = "";
-  std::string algorithm;   ///< a known method that is not read here
-  bool redundant = false;  ///< stored by old diffusers, used by nobody
-  bool original = false;   ///< a UNet's layer under the original block names
+  std::string algorithm;     ///< a known method that is not read here
+  std::string type;          ///< of the layer, if the name tells it
+  bool passed_over = false;  ///< what others train beside adapters and no adapter can hold
+  bool redundant = false;    ///< stored by old diffusers, used by nobody
+  bool original = false;     ///< a UNet's layer under the original block names
 };
 
 // The models of a pipeline that files have adapters for.
@@ -39,23 +41,24 @@ inline bool is_text_component(std::string_view component) {
 // Endings of methods that are not read here, and what they are called.
 inline std::string unsupported_algorithm(std::string_view key) {
   static const std::pair<const char*, const char*> marks[] = {
-      {"oft_blocks", "OFT"},
-      {"oft_diag", "OFT"},
-      {"oft_R", "OFT"},
-      {"boft_", "BOFT"},
-      {"ia3_l", "IA3"},
-      {"on_input", "IA3"},
-      {"lora_embedding_", "LoRA of an embedding"},
-      {"lora_B.bias", "LoRA with a bias"}};
+      {"oft_blocks", "OFT"}, {"oft_diag", "OFT"}, {"oft_R", "OFT"},
+      {"boft_", "BOFT"},     {"ia3_l", "IA3"},    {"on_input", "IA3"}};
   for (const auto& [mark, name] : marks) {
     if (key.find(mark) != key.npos) return name;
   }
-  if (ends_with(key, ".w_norm") || ends_with(key, ".b_norm")) return "a trained normalisation";
-  if (ends_with(key, ".diff") || ends_with(key, ".diff_b")) return "full weight differences";
   for (const char* ending : {".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"}) {
     if (ends_with(key, ending)) return "GLoRA";
   }
   return "";
+}
+
+// Biases, and the weights of norms.
+inline bool is_passed_over(std::string_view key) {
+  for (const char* ending :
+       {".diff_b", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_B.default.bias"}) {
+    if (ends_with(key, ending)) return true;
+  }
+  return false;
 }
 
 // The name of the embedding that a tensor bundled with a LoRA belongs to, or an empty text:
@@ -105,6 +108,9 @@ inline std::string cut_role(std::string_view& key, const char*& dialect) {
                                    {"_lora.down_up", "down_up", "seed article"},
                                    {".lora_A", "down", "diffusers"},
                                    {".lora_B", "up", "diffusers"},
+                                   {".lora_embedding_A", "down", "peft"},
+                                   {".lora_embedding_B", "up", "peft"},
+                                   {".diff", "diff", "LyCORIS"},
                                    {".lora_mid", "mid", "kohya"},
                                    {".dora_scale", "dora_scale", "kohya"},
                                    {".lora_magnitude_vector", "magnitude", "diffusers"}};
@@ -177,6 +183,32 @@ inline std::optional<LoRAKey> parse_flat_stem(std::string_view stem) {
   return key;
 }
 
+// A stem under the names of ComfyUI, which has those of the original code with dots.
+inline std::optional<LoRAKey> parse_comfy_stem(std::string_view stem) {
+  LoRAKey key;
+  std::optional<std::string> layer;
+  const auto flat = [&] {
+    std::string name(stem);
+    std::replace(name.begin(), name.end(), '.', '_');
+    return name;
+  };
+  if (take(stem, "diffusion_model.") || take(stem, "model.diffusion_model.")) {
+    key.component = "unet";
+    layer = unet_layer_from_flat(flat());
+    key.original = is_original_name(flat());
+  } else if (take(stem, "text_encoders.clip_g.transformer.") || take(stem, "clip_g.transformer.")) {
+    key.component = "text_encoder_2";
+    layer = text_layer_from_flat(flat());
+  } else if (take(stem, "text_encoders.clip_l.transformer.") || take(stem, "clip_l.transformer.") ||
+             take(stem, "cond_stage_model.transformer.")) {
+    key.component = "text_encoder";
+    layer = text_layer_from_flat(flat());
+  }
+  if (!layer) return std::nullopt;
+  key.layer = *layer;
+  return key;
+}
+
 // A stem with dots: any number of a component's name and of `base_model.model.` in front.
 inline std::optional<LoRAKey> parse_dotted_stem(std::string_view stem) {
   LoRAKey key;
@@ -221,12 +253,23 @@ inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
   if (!unsupported.algorithm.empty()) return unsupported;
   std::string_view stem = name;
   const char* dialect = "";
+  if (is_passed_over(stem)) {
+    unsupported.passed_over = true;
+    return unsupported;
+  }
+  const bool lookup = stem.find(".lora_embedding_") != stem.npos;
   const std::string role = cut_role(stem, dialect);
   if (role.empty()) return std::nullopt;
   const bool flat =
       stem.find('.') == stem.npos && (starts_with(stem, "lora_") || starts_with(stem, "lycoris_"));
-  auto key = flat ? parse_flat_stem(stem) : parse_dotted_stem(stem);
+  auto key = flat ? parse_flat_stem(stem) : parse_comfy_stem(stem);
+  if (!key && !flat) key = parse_dotted_stem(stem);
+  if (!key && role == "diff") {  // of a norm, or of a layer that no adapter can have
+    unsupported.passed_over = true;
+    return unsupported;
+  }
   if (!key) return std::nullopt;
+  if (lookup) key->type = "Embedding";
   key->role = role;
   if (*key->dialect == '\0') key->dialect = dialect;
   return key;

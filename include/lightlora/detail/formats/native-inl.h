@@ -8,6 +8,7 @@
 #include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/formats/names.h>
 #include <lightlora/detail/formats/native_fields.h>
+#include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
 #include <lightlora/variants/variants.h>
 
@@ -87,6 +88,11 @@ inline Metadata group_fields(const LayerState& layer) {
                   {"init", to_string(options.init())}};
   if (options.network_alpha()) fields["network_alpha"] = exact_text(*options.network_alpha());
   for (int64_t size : layer.layer.kernel) fields["kernel"] += std::to_string(size) + " ";
+  // What a plain layer's name and shapes do not tell the writers of other formats.
+  const std::string& type = layer.layer.type;
+  if (!is_plain_type(type)) fields["type"] = type;
+  if (!is_plain_type(type) && !layer.layer.part.empty()) fields["part"] = layer.layer.part;
+  if (layer.layer.groups != 1) fields["groups"] = std::to_string(layer.layer.groups);
   if (options.dora()) fields["dora"] = "1";
   if (options.dora_inputs()) fields["dora_inputs"] = "1";
   fields.merge(own_fields(layer));
@@ -189,6 +195,10 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
     layer.options.network_alpha(finite("network_alpha"));
   }
   layer.layer.kernel = kernel_from_fields(fields, key("kernel"), layer.layer.in);
+  if (fields.has(key("type"))) layer.layer.type = fields.text(key("type"));
+  if (fields.has(key("part"))) layer.layer.part = fields.text(key("part"));
+  if (fields.has(key("groups"))) layer.layer.groups = size("groups");
+  layer.layer.lookup = layer.layer.type == "Embedding" || layer.layer.type == "EmbeddingBag";
   layer.options.dora(fields.has(key("dora")) && fields.text(key("dora")) != "0");
   layer.options.dora_inputs(fields.has(key("dora_inputs")) &&
                             fields.text(key("dora_inputs")) != "0");

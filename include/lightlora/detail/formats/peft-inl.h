@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -55,32 +56,94 @@ inline std::string peft_config(const std::string& component, int64_t rank, bool 
   return write_json(config, {/*indent=*/2, /*sort_keys=*/true, /*ascii=*/true});
 }
 
+// What PEFT calls the tensors of a layer, and the module that it is told to adapt.
+struct PeftNames {
+  std::string module, down, up, magnitude;
+};
+
+// Errors: c10::Error for a layer that PEFT has no adapter for; it would leave such tensors out with
+// a warning, and compute the base model
+inline PeftNames peft_names(const LayerInfo& layer, const std::string& name) {
+  const std::string model = "base_model.model.";
+  const auto refuse = [&](const char* what) {
+    TORCH_CHECK(false, "'", name, "': expected a layer that PEFT can adapt, got ", what,
+                "; hint: write the native format, or leave the layer out of the targets");
+  };
+  if (layer.type == "Embedding") {
+    return {name, model + name + ".lora_embedding_A", model + name + ".lora_embedding_B", ""};
+  }
+  if (layer.type == "MultiheadAttention") {
+    const std::string end = "." + layer.part;
+    if (layer.part != "in_proj" && layer.part != "out_proj") {
+      refuse("a MultiheadAttention with separate projections");
+    }
+    if (!ends_with(name, end)) refuse("a model that is a MultiheadAttention itself");
+    const std::string attention = name.substr(0, name.size() - end.size());
+    const std::string at =
+        model + attention + (layer.part == "out_proj" ? ".base_layer.out_proj" : "");
+    return {attention, at + ".lora_A.weight", at + ".lora_B.weight", ""};
+  }
+  if (!is_plain_type(layer.type)) refuse(layer.type.c_str());
+  if (layer.groups != 1) refuse("a convolution with groups");
+  const std::string at = model + name;
+  return {name, at + ".lora_A.weight", at + ".lora_B.weight", at + ".lora_magnitude_vector"};
+}
+
+// PEFT adapts both projections of a MultiheadAttention: one without an adapter gets one that adds
+// nothing.
+inline void complete_projections(std::vector<PortableLayer>& layers) {
+  std::set<std::string> present;
+  for (const auto& layer : layers) present.insert(layer.name);
+  std::vector<PortableLayer> missing;
+  for (const auto& layer : layers) {
+    if (layer.info.type != "MultiheadAttention") continue;
+    const bool is_input = layer.info.part == "in_proj";
+    const std::string parent = layer.name.substr(0, layer.name.rfind('.') + 1);
+    PortableLayer other = layer;
+    other.name = parent + (is_input ? "out_proj" : "in_proj");
+    other.info.part = is_input ? "out_proj" : "in_proj";
+    if (present.count(other.name) > 0) continue;
+    const int64_t width = layer.down.size(1), rank = layer.down.size(0);
+    other.down = at::zeros({rank, width}, layer.down.options());
+    other.up = at::zeros({is_input ? width : 3 * width, rank}, layer.up.options());
+    missing.push_back(std::move(other));
+  }
+  layers.insert(layers.end(), missing.begin(), missing.end());
+}
+
 inline void save_peft_folder(const std::filesystem::path& folder, const std::string& component,
                              const AdapterState& state, at::ScalarType dtype, bool text_model) {
   TensorMap tensors;
-  std::vector<std::string> modules;
+  std::set<std::string> modules;
   int64_t rank = 0;
   std::size_t magnitudes = 0;
-  for (const auto& layer : portable_layers({{component, state}}, dtype)) {
+  auto layers = portable_layers({{component, state}}, dtype);
+  complete_projections(layers);
+  for (const auto& layer : layers) {
     std::string_view name = layer.name;
     if (is_text_component(component) && !text_model) take(name, "text_model.");
-    modules.emplace_back(name);
+    const auto names = peft_names(layer.info, std::string(name));
+    modules.insert(names.module);
     rank = layer.down.size(0);
-    tensors["base_model.model." + modules.back() + ".lora_A.weight"] = layer.down;
-    tensors["base_model.model." + modules.back() + ".lora_B.weight"] = layer.up;
+    tensors[names.down] = layer.down;
+    tensors[names.up] = layer.up;
     if (!layer.magnitude.defined()) continue;
-    tensors["base_model.model." + modules.back() + ".lora_magnitude_vector"] =
-        peft_magnitude(layer);
+    TORCH_CHECK(!names.magnitude.empty(), "'", layer.name, "': DoRA cannot be combined with ",
+                layer.info.type,
+                " in the peft format: PEFT computes it otherwise; hint: write the ",
+                "native format");
+    tensors[names.magnitude] = peft_magnitude(layer);
     ++magnitudes;
   }
   TORCH_CHECK(
-      magnitudes == 0 || magnitudes == modules.size(), "'", folder.string(),
+      magnitudes == 0 || magnitudes == layers.size(), "'", folder.string(),
       "': expected DoRA in all layers or in none, as PEFT's configuration can say, got it in ",
-      magnitudes, " of ", modules.size());
+      magnitudes, " of ", layers.size());
   std::filesystem::create_directories(folder);
   save_safetensors((folder / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
   AtomicFile config((folder / "adapter_config.json").string());
-  config.write(peft_config(component, rank, magnitudes > 0, std::move(modules)) + "\n");
+  config.write(peft_config(component, rank, magnitudes > 0, {modules.begin(), modules.end()}) +
+               "\n");
   config.commit();
 }
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
 #include <lightlora/detail/dora_state.h>
 #include <lightlora/state.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +16,20 @@
 
 namespace lightlora::detail {
 
+/// Whether the layers of a type are a product with one matrix, or a convolution, for every program.
+inline bool is_plain_type(const std::string& type) {
+  return type.empty() || type == "Linear" || type == "Conv1d" || type == "Conv2d" ||
+         type == "Conv3d";
+}
+
+/// Errors: c10::Error for a layer that a format has no names for
+inline void require_plain(const LayerInfo& layer, const char* format) {
+  TORCH_CHECK(is_plain_type(layer.type) && layer.groups == 1, "'", layer.name,
+              "': expected a Linear layer or a convolution, got ",
+              is_plain_type(layer.type) ? "a convolution with groups" : layer.type, ", which the ",
+              format, " format has no names for; hint: write the native format");
+}
+
 /// One layer as other programs' files hold it.
 /// Shapes: down (rank, in) and up (out, rank); (rank, in, kh, kw) and (out, rank, 1, 1) for Conv2d;
 ///         magnitude (out, 1) or (1, in) with DoRA, otherwise undefined
@@ -21,7 +37,45 @@ struct PortableLayer {
   std::string component;
   std::string name;
   at::Tensor down, up, magnitude;
+  LayerInfo info = {};
 };
+
+// fp16 ends at 65504, and below 2^-14 it has fewer digits, so that a factor whose largest value is
+// below this loses more than rounding does.
+inline constexpr double kLeastInHalf = 0x1p-13;
+
+/// A tensor in a dtype that may be smaller.
+/// Errors: c10::Error if a value does not fit
+inline at::Tensor narrowed(const at::Tensor& tensor, at::ScalarType dtype,
+                           const std::string& name) {
+  at::Tensor result = tensor.to(dtype).contiguous();
+  const bool lost = result.is_floating_point() && result.element_size() < tensor.element_size() &&
+                    !result.isfinite().all().item<bool>();
+  TORCH_CHECK(!lost, "'", name, "': expected values that ", dtype, " can hold, got some up to ",
+              tensor.abs().max().item<double>(), "; hint: bf16 or fp32");
+  return result;
+}
+
+/// Moves a power of two, which changes no digit, from one factor to the other where fp16 would turn
+/// values into infinities or lose small ones.
+inline void balance(at::Tensor& down, at::Tensor& up, at::ScalarType dtype) {
+  if (dtype != at::kHalf || down.numel() == 0 || up.numel() == 0) return;
+  const double largest_down = down.abs().max().item<double>();
+  const double largest_up = up.abs().max().item<double>();
+  const auto fits = [](double largest) {
+    return largest == 0 || (largest <= 65504 && largest >= kLeastInHalf);
+  };
+  if (fits(largest_down) && fits(largest_up)) return;
+  if (largest_down == 0 || largest_up == 0) {  // the product is zero, whatever the other one is
+    down = at::zeros_like(down);
+    up = at::zeros_like(up);
+    return;
+  }
+  const double shift = std::round(std::log2(largest_up / largest_down) / 2);
+  if (!std::isfinite(shift)) return;
+  down = down.to(at::kDouble) * std::exp2(shift);
+  up = up.to(at::kDouble) * std::exp2(-shift);
+}
 
 // Zero rows or columns up to a common rank: readers before diffusers 0.40 scale files of mixed
 // ranks wrongly, and with alpha = rank the padding changes nothing.
@@ -60,9 +114,12 @@ inline std::vector<PortableLayer> portable_layers(const Components& components,
       ones.resize(2 + kernel.size(), 1);
       up = up.reshape(ones);
     }
-    layers.push_back(
-        {component, layer.layer.name, down.to(dtype).contiguous(), up.to(dtype).contiguous(),
-         magnitudes[i].defined() ? magnitudes[i].to(dtype).contiguous() : at::Tensor()});
+    const std::string& name = layer.layer.name;
+    balance(down, up, dtype);
+    at::Tensor magnitude = magnitudes[i];
+    if (magnitude.defined()) magnitude = narrowed(magnitude, dtype, name);
+    layers.push_back({component, name, narrowed(down, dtype, name), narrowed(up, dtype, name),
+                      magnitude, layer.layer});
   }
   return layers;
 }

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "training/dataset_config.h"
+
+#include <c10/util/Exception.h>
+
+#include <toml++/toml.h>
+#include <algorithm>
+#include <filesystem>
+
+#include "support/cli/fmt.h"
+
+namespace training {
+
+namespace {
+
+// One table of the file, and those that stand behind it.
+class Level {
+ public:
+  Level(std::string path, std::vector<const toml::table*> tables)
+      : path_(std::move(path)), tables_(std::move(tables)) {}
+
+  template <typename Value>
+  std::optional<Value> find(const char* key) const {
+    const auto* node = node_of(key);
+    if (node == nullptr) return std::nullopt;
+    const auto value = node->template value<Value>();
+    TORCH_CHECK(value, "'", path_, "' line ", node->source().begin.line, ": expected another kind ",
+                "of value for '", key, "'");
+    return value;
+  }
+  template <typename Value>
+  Value get(const char* key, Value otherwise) const {
+    return find<Value>(key).value_or(otherwise);
+  }
+  const toml::node* node_of(const char* key) const {
+    for (const auto* table : tables_) {
+      if (const auto* node = table == nullptr ? nullptr : table->get(key)) return node;
+    }
+    return nullptr;
+  }
+  // The same with a table in front.
+  Level below(const toml::table* table) const {
+    auto tables = tables_;
+    tables.insert(tables.begin(), table);
+    return {path_, std::move(tables)};
+  }
+
+ private:
+  std::string path_;
+  std::vector<const toml::table*> tables_;
+};
+
+const char* const kKnown[] = {"image_dir",
+                              "num_repeats",
+                              "class_tokens",
+                              "keep_tokens",
+                              "shuffle_caption",
+                              "is_reg",
+                              "flip_aug",
+                              "caption_dropout_rate",
+                              "caption_extension",
+                              "caption_prefix",
+                              "caption_suffix",
+                              "caption_tag_dropout_rate",
+                              "enable_bucket",
+                              "min_bucket_reso",
+                              "max_bucket_reso",
+                              "bucket_reso_steps",
+                              "resolution",
+                              "batch_size",
+                              "random_crop",
+                              "alpha_mask",
+                              "conditioning_data_dir",
+                              "subsets"};
+
+// Keys whose usual value changes nothing here.
+bool is_harmless(std::string_view key, const toml::node& node) {
+  const auto off = node.value<bool>();
+  const auto number = node.value<double>();
+  if (key == "bucket_no_upscale" || key == "metadata_file") return false;
+  return (off && !*off) || (number && *number == 0);
+}
+
+void check_keys(const std::string& path, const toml::table& table) {
+  for (const auto& [key, node] : table) {
+    const std::string_view name = key.str();
+    const bool known = std::find(std::begin(kKnown), std::end(kKnown), name) != std::end(kKnown);
+    TORCH_CHECK(known || is_harmless(name, node), "'", path, "' line ", node.source().begin.line,
+                ": expected a key that is supported here, got '", std::string(name), "'");
+  }
+}
+
+std::vector<const toml::table*> tables_of(const toml::table& table, const char* key) {
+  std::vector<const toml::table*> tables;
+  const auto* list = table.get_as<toml::array>(key);
+  for (std::size_t i = 0; list != nullptr && i < list->size(); ++i) {
+    if (const auto* item = list->get_as<toml::table>(i)) tables.push_back(item);
+  }
+  return tables;
+}
+
+void read_subset(const Level& subset, const std::string& path, DatasetConfig& config) {
+  const auto folder = subset.find<std::string>("image_dir");
+  TORCH_CHECK(folder, "'", path, "': expected an image_dir in each subset, got none");
+  auto pictures = read_pictures(*folder);
+  if (const auto masks = subset.find<std::string>("conditioning_data_dir")) {
+    add_masks(pictures, *masks);
+    config.data.masked_loss = true;
+  }
+  const auto words = subset.find<std::string>("class_tokens");
+  const auto extension = subset.find<std::string>("caption_extension");
+  for (auto& picture : pictures) {
+    if (extension) {
+      picture.caption = read_caption_beside(picture.path, *extension);
+    }
+    if (!picture.caption && words) picture.caption = words;
+    picture.repeats *= subset.get<int64_t>("num_repeats", 1);
+    auto& caption = picture.caption_options;
+    caption.shuffle = subset.get("shuffle_caption", false);
+    caption.keep_tokens = subset.get<int64_t>("keep_tokens", 0);
+    caption.dropout_rate = subset.get("caption_dropout_rate", 0.0);
+    caption.tag_dropout_rate = subset.get("caption_tag_dropout_rate", 0.0);
+    caption.prefix = subset.get<std::string>("caption_prefix", "");
+    caption.suffix = subset.get<std::string>("caption_suffix", "");
+    picture.flip = subset.find<bool>("flip_aug");
+  }
+  auto& all = subset.get("is_reg", false) ? config.regularization : config.pictures;
+  all.insert(all.end(), pictures.begin(), pictures.end());
+}
+
+void read_dataset(const Level& dataset, DatasetConfig& config) {
+  auto& data = config.data;
+  const auto* resolution = dataset.node_of("resolution");
+  if (const auto* sides = resolution ? resolution->as_array() : nullptr) {
+    const auto width = sides->get(0) ? sides->get(0)->value<int64_t>() : std::nullopt;
+    const auto height = sides->get(1) ? sides->get(1)->value<int64_t>() : width;
+    TORCH_CHECK(width && height == width, "'resolution': expected a square, got another shape; ",
+                "hint: enable_bucket keeps the pictures' own shapes");
+    data.resolution = width;
+  } else if (resolution != nullptr) {
+    data.resolution = dataset.find<int64_t>("resolution");
+  }
+  data.enable_bucket = dataset.get("enable_bucket", data.enable_bucket);
+  const auto side = [&](const char* key, std::optional<int64_t>& value) {
+    if (const auto given = dataset.find<int64_t>(key)) value = given;
+  };
+  if (data.enable_bucket) {
+    side("min_bucket_reso", data.min_bucket_reso);
+    side("max_bucket_reso", data.max_bucket_reso);
+    side("bucket_reso_steps", data.bucket_reso_steps);
+  }
+  // sd-scripts cuts out the middle unless it is told otherwise.
+  data.center_crop = !dataset.get("random_crop", false);
+  data.alpha_mask = dataset.get("alpha_mask", data.alpha_mask);
+  config.batch_size = dataset.get("batch_size", config.batch_size);
+}
+
+}  // namespace
+
+DatasetConfig read_dataset_config(const std::string& path, const DataOptions& data,
+                                  int64_t batch_size) {
+  toml::table file;
+  try {
+    file = toml::parse_file(path);
+  } catch (const toml::parse_error& error) {
+    TORCH_CHECK(false, "'", path, "' line ", error.source().begin.line,
+                ": expected TOML, got: ", std::string(error.description()));
+  }
+  const auto* general = file.get_as<toml::table>("general");
+  if (general != nullptr) check_keys(path, *general);
+  const auto datasets = tables_of(file, "datasets");
+  TORCH_CHECK(datasets.size() == 1, "'", path, "': expected one [[datasets]], got ",
+              datasets.size(), "; hint: pictures of several folders are [[datasets.subsets]]");
+  DatasetConfig config{{}, {}, data, batch_size};
+  check_keys(path, *datasets[0]);
+  const Level dataset(path, {datasets[0], general});
+  read_dataset(dataset, config);
+  for (const auto* subset : tables_of(*datasets[0], "subsets")) {
+    check_keys(path, *subset);
+    read_subset(dataset.below(subset), path, config);
+  }
+  TORCH_CHECK(!config.pictures.empty(), "'", path,
+              "': expected pictures in [[datasets.subsets]], got none");
+  return config;
+}
+
+}  // namespace training

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The installed lightlora.pc finds the headers and LibTorch, wherever the install folder was moved to."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BUILD = Path(os.environ["LIGHTLORA_BIN"]).parent
+
+
+def run(*command, **options):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def main():
+    if shutil.which("pkg-config") is None:
+        print("SKIPPED: pkg-config is not installed")
+        sys.exit(77)
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = Path(folder, "first"), Path(folder, "moved here")
+        run("cmake", "--install", BUILD, "--prefix", first)
+        first.rename(second)
+        environment = {**os.environ, "PKG_CONFIG_PATH": str(second / "share/pkgconfig")}
+        version = run("pkg-config", "--modversion", "lightlora", env=environment).strip()
+        assert version in run(BUILD / "bin/convert_lora", "--version"), version
+        libraries = run("pkg-config", "--libs-only-L", "lightlora", env=environment).split()
+        torch = Path(libraries[0].removeprefix("-L"))
+        assert list(torch.glob("libtorch_cpu.*")), torch
+        flags = run("pkg-config", "--cflags", "lightlora", env=environment)
+        source = Path(folder, "main.cpp")
+        source.write_text("#include <lightlora/options.h>\nint main() {}\n")
+        # Whether every header is found; to compile them takes a minute.
+        rule = run("sh", "-c", f"{os.environ.get('CXX', 'c++')} -M {flags.strip()} '{source}'")
+        assert str(second / "include/lightlora/options.h").replace(" ", "\\ ") in rule, rule[:500]
+    print("ok")
+
+
+main()

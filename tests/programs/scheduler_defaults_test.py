@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scheduler files of other classes: what they leave out is as in diffusers' pipeline, not as in the classes."""
+
+import json
+import pathlib
+import shutil
+
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from support import MODEL, SIDE, main, run_ok, scratch
+
+PROMPT = "a red apple on a blue background"
+
+
+def model_with(folder, config):
+    shutil.copytree(MODEL, folder)
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def latents_here(folder, model, scheduler):
+    output = run_ok(
+        "text_to_image",
+        "--pretrained_model_name_or_path",
+        model,
+        "--prompt",
+        PROMPT,
+        "--num_inference_steps",
+        10,
+        "--device",
+        "cpu",
+        "--scheduler",
+        scheduler,
+        "--initial_latents",
+        folder / "start.safetensors",
+        "--save_latents",
+        folder / "end.safetensors",
+        "--output",
+        folder / "x.png",
+    )
+    return load_file(folder / "end.safetensors")["latents"], output
+
+
+def latents_there(model, scheduler, start):
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(model), scheduler=scheduler.from_pretrained(str(model), subfolder="scheduler"), safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(PROMPT, num_inference_steps=10, latents=start.clone(), output_type="latent").images
+
+
+def test_latents_are_those_of_the_pipeline():
+    own = json.loads((MODEL / "scheduler/scheduler_config.json").read_text())
+    noise = {key: own[key] for key in ["beta_start", "beta_end", "beta_schedule", "prediction_type"]}
+    euler = dict(EulerDiscreteScheduler(**noise).config)
+    listed = {**own, "_use_default_values": ["clip_sample", "steps_offset"]}
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        start = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+        save_file({"latents": start}, folder / "start.safetensors")
+        for name, config in [("euler", {**euler, "steps_offset": 1}), ("bare", noise), ("listed", listed)]:
+            model = model_with(folder / name, {"_class_name": "EulerDiscreteScheduler", **config})
+            for scheduler, kind in [("ddim", DDIMScheduler), ("pndm", PNDMScheduler)]:
+                here, output = latents_here(folder, model, scheduler)
+                there = latents_there(model, kind, start)
+                error = ((here - there).norm() / there.norm()).item()
+                print(
+                    f"{name} with {scheduler}: relative difference {error:.1e}, largest latent {there.abs().max():.1f}"
+                )
+                assert error < 1e-4 and here.abs().max() > 1.01 and "clip_sample" not in output, (name, scheduler)
+        # What a file says counts as it stands, and is said if it greys pictures.
+        model = model_with(folder / "clipped", {**own, "clip_sample": True})
+        here, output = latents_here(folder, model, "ddim")
+        assert here.abs().max() < 2 and "notice: " in output and "clip_sample is true" in output, output
+
+
+main(globals())
