@@ -6,12 +6,12 @@
 #include <sstream>
 
 #include "support.h"
-#include "training/cuda_graph.h"
+#include "support/cuda/graph.h"
 
 namespace {
 
+using cuda::Graph;
 using torch::Tensor;
-using training::CudaGraph;
 
 const torch::Device kGpu(torch::kCUDA, 0);
 
@@ -32,7 +32,7 @@ class Printed {
 TEST_CASE("the third call is recorded, and the device's default is to record", "[graph]") {
   const auto sum = torch::zeros({}, kGpu);
   int runs = 0;
-  CudaGraph graph(
+  cuda::Graph graph(
       [&] {
         ++runs;
         sum.add_(1);
@@ -44,8 +44,8 @@ TEST_CASE("the third call is recorded, and the device's default is to record", "
     CHECK(graph.recorded() == (i >= 3));
   }
   CHECK(runs == 3);
-  CHECK(training::use_cuda_graph(std::nullopt, kGpu));
-  CHECK_FALSE(training::use_cuda_graph(false, kGpu));
+  CHECK(cuda::use_graph(std::nullopt, kGpu));
+  CHECK_FALSE(cuda::use_graph(false, kGpu));
 }
 
 TEST_CASE("work that cannot be recorded runs on as it is, with one notice, or fails if it must not",
@@ -57,7 +57,7 @@ TEST_CASE("work that cannot be recorded runs on as it is, with one notice, or fa
   };
   {
     const Printed printed;
-    CudaGraph graph(work, kGpu, /*record=*/true);
+    cuda::Graph graph(work, kGpu, /*record=*/true);
     for (int i = 0; i < 6; ++i) graph.run();
     const auto text = printed.text();
     CHECK(text.find("notice: this step cannot be recorded as a CUDA graph") == 0);
@@ -65,7 +65,7 @@ TEST_CASE("work that cannot be recorded runs on as it is, with one notice, or fa
     CHECK_FALSE(graph.recorded());
   }
   CHECK(sum.item<float>() == 6);  // the capture that failed left nothing behind
-  CudaGraph strict(work, kGpu, /*record=*/true, CudaGraph::OnFailure::fail);
+  cuda::Graph strict(work, kGpu, /*record=*/true, cuda::Graph::OnFailure::fail);
   strict.run();
   strict.run();
   CHECK_THROWS_WITH(strict.run(), ContainsSubstring("not permitted when stream is capturing"));
@@ -80,7 +80,7 @@ TEST_CASE("a checkpointed segment is recorded if it need not preserve the random
     const auto x = torch::ones({2, 4}, kGpu), loss = torch::zeros({}, kGpu);
     model->weight.mutable_grad() = torch::zeros({4, 4}, kGpu);
     model->bias.mutable_grad() = torch::zeros({4}, kGpu);
-    CudaGraph graph(
+    cuda::Graph graph(
         [&] {
           const auto y = lightlora::recompute(
               [&](const std::vector<Tensor>& inputs) { return model(inputs[0]).sin(); }, {x},
@@ -90,7 +90,7 @@ TEST_CASE("a checkpointed segment is recorded if it need not preserve the random
           const torch::NoGradGuard no_grad;
           loss.copy_(sum);
         },
-        kGpu, record, CudaGraph::OnFailure::fail);
+        kGpu, record, cuda::Graph::OnFailure::fail);
     for (int i = 0; i < 5; ++i) {
       graph.run();
       const torch::NoGradGuard no_grad;

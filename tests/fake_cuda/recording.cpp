@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "memory.h"
+#include "support/cuda/graph_recorder.h"
 #include "support/fake_cuda/fake_cuda.h"
 #include "support/fake_cuda/generator.h"
-#include "training/graph_recorder.h"
 
 namespace fake_cuda {
 namespace {
@@ -50,7 +50,7 @@ void restore_generators(const std::vector<uint64_t>& offsets) {
   }
 }
 
-class Recorder final : public training::GraphRecorder {
+class Recorder final : public cuda::GraphRecorder {
  public:
   int warm_ups() const override { return 2; }
   void warm_up(const std::function<void()>& work) override { work(); }
@@ -140,7 +140,7 @@ void write_back(const c10::IValue& recorded, const c10::IValue& again) {
 }  // namespace fake_cuda
 
 // Found by the programs, which cannot tell the simulation from their own.
-static_assert(std::string_view(training::kGraphRecorderSymbol) == "lightlora_make_graph_recorder");
-extern "C" training::GraphRecorder* lightlora_make_graph_recorder(c10::Device) {
+static_assert(std::string_view(cuda::kGraphRecorderSymbol) == "lightlora_make_graph_recorder");
+extern "C" cuda::GraphRecorder* lightlora_make_graph_recorder(c10::Device) {
   return new fake_cuda::Recorder;
 }

@@ -4,10 +4,10 @@
 #include <memory>
 
 #include "support.h"
+#include "support/cuda/graph_recorder.h"
 #include "support/fake_cuda/fake_cuda.h"
-#include "training/graph_recorder.h"
 
-extern "C" training::GraphRecorder* lightlora_make_graph_recorder(c10::Device device);
+extern "C" cuda::GraphRecorder* lightlora_make_graph_recorder(c10::Device device);
 
 namespace {
 
@@ -15,8 +15,8 @@ using torch::Tensor;
 
 const torch::Device kDevice(torch::kCUDA, 0);
 
-std::unique_ptr<training::GraphRecorder> recorder() {
-  return std::unique_ptr<training::GraphRecorder>(lightlora_make_graph_recorder(kDevice));
+std::unique_ptr<cuda::GraphRecorder> recorder() {
+  return std::unique_ptr<cuda::GraphRecorder>(lightlora_make_graph_recorder(kDevice));
 }
 
 // A step whose inputs, parameters, gradient and loss stay where they are, as a recording asks for.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What `--cuda_graph` does without a GPU; the recording itself needs one.
-#include "training/cuda_graph.h"
+#include "support/cuda/graph.h"
 
 #include "pipeline/pipeline.h"
 #include "support.h"
@@ -70,11 +70,11 @@ TEST_CASE("batches through fixed tensors, as a recording takes them, train to th
 TEST_CASE("without a GPU nothing is recorded, and asking for it says what is missing",
           "[cuda_graph]") {
   int runs = 0;
-  CudaGraph graph([&] { ++runs; }, torch::kCPU, /*record=*/false);
+  cuda::Graph graph([&] { ++runs; }, torch::kCPU, /*record=*/false);
   for (int i = 0; i < 6; ++i) graph.run();
   CHECK(runs == 6);
   CHECK_FALSE(graph.recorded());
-  CHECK_FALSE(use_cuda_graph(std::nullopt, torch::kCPU));
-  CHECK_FALSE(use_cuda_graph(false, torch::kCPU));
-  CHECK_THROWS_WITH(use_cuda_graph(true, torch::kCPU), ContainsSubstring("expected a GPU"));
+  CHECK_FALSE(cuda::use_graph(std::nullopt, torch::kCPU));
+  CHECK_FALSE(cuda::use_graph(false, torch::kCPU));
+  CHECK_THROWS_WITH(cuda::use_graph(true, torch::kCPU), ContainsSubstring("expected a GPU"));
 }

@@ -159,6 +159,18 @@ def test_the_memory_of_a_cpu_is_about_what_a_run_takes():
             assert 0.75 < counted / taken < 1.33, (more, counted, taken)
 
 
+def test_attention_that_asks_for_fp32_costs_a_gpu_nothing():
+    with scratch() as folder:
+        results = []
+        for upcast in [False, True]:
+            model = full_size(pathlib.Path(folder) / str(upcast))
+            config = json.loads((model / "unet/config.json").read_text())
+            (model / "unet/config.json").write_text(json.dumps({**config, "upcast_attention": upcast}))
+            memory, phases, _ = dry_run(model, *BASE, 1, "--variant", "classic")
+            results.append((memory, phases))
+        assert results[0] == results[1], results
+
+
 def test_a_dry_run_writes_nothing_and_names_steps_epochs_and_buckets():
     with scratch() as folder:
         output_dir = pathlib.Path(folder) / "out"

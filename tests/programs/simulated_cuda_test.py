@@ -121,6 +121,7 @@ def test_the_recorded_step_equals_the_eager_one_bit_for_bit():
         for name, more in [
             ("plain", ["--enable_bucket", "--lr_scheduler", "cosine"]),
             ("checkpointing", ["--gradient_checkpointing", "--mixed_precision", "fp16"]),
+            ("text encoder", ["--train_text_encoder", "--rank_pattern", "to_k=2"]),
             (
                 "dropout",
                 [
@@ -178,37 +179,41 @@ def test_a_run_goes_on_on_the_other_device():
             assert difference(whole, got) < 1e-5, (first, second, whole, got)
 
 
-def test_a_word_is_learned_on_the_device_as_on_the_cpu():
+def invert(output, device, *more):
+    return [
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--train_data_dir",
+        SUBJECT,
+        "--placeholder_token",
+        "<toy>",
+        "--initializer_token",
+        "bear",
+        "--output_dir",
+        output,
+        "--train_batch_size",
+        2,
+        "--num_vectors",
+        2,
+        "--max_train_steps",
+        6,
+        "--pack_weights",
+        "off",
+        "--device",
+        device,
+        *more,
+    ]
+
+
+def test_a_word_is_learned_on_the_device_as_on_the_cpu_recorded_or_not():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-
-        def invert(output, device):
-            return [
-                "--pretrained_model_name_or_path",
-                MODEL,
-                "--train_data_dir",
-                SUBJECT,
-                "--placeholder_token",
-                "<toy>",
-                "--initializer_token",
-                "bear",
-                "--output_dir",
-                output,
-                "--train_batch_size",
-                2,
-                "--num_vectors",
-                2,
-                "--max_train_steps",
-                4,
-                "--pack_weights",
-                "off",
-                "--device",
-                device,
-            ]
-
         run_ok("textual_inversion", *invert(folder / "cpu", "cpu"))
-        simulated("textual_inversion", *invert(folder / "cuda", "cuda"))
-        assert difference(losses(folder / "cpu"), losses(folder / "cuda")) < 1e-5 * LOOSE
+        for choice in ["on", "off"]:
+            simulated("textual_inversion", *invert(folder / choice, "cuda", "--cuda_graph", choice))
+            assert difference(losses(folder / "cpu"), losses(folder / choice)) < 1e-5 * LOOSE
+        words = [(folder / choice / "learned_embeds.safetensors").read_bytes() for choice in ["on", "off"]]
+        assert REAL or words[0] == words[1]
 
 
 def latents_on(folder, device, *more, counts=None):
@@ -253,6 +258,19 @@ def test_pictures_are_the_cpus():
             error = distance(latents_on(folder, "cuda", *more), expected) / distance(expected, [0] * len(expected))
             print(f"  {name}: latents within {error:.1e} of the CPU's")
             assert error < limit * LOOSE, (name, error)
+
+
+def test_recorded_steps_draw_the_pictures_of_eager_ones_bit_for_bit():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for scheduler, more in [("unipc", []), ("ddim", ["--num_images_per_prompt", 3, "--batch_size", 2])]:
+            latents = [
+                latents_on(
+                    folder, "cuda", "--cuda_graph", choice, "--scheduler", scheduler, "--num_inference_steps", 8, *more
+                )
+                for choice in ["on", "off"]
+            ]
+            assert latents[0] == latents[1], scheduler
 
 
 def waits_between(few, many):

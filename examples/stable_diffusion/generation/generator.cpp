@@ -14,6 +14,7 @@
 #include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/progress.h"
+#include "support/cuda/graph.h"
 #include "support/images/load.h"
 #include "support/images/resize.h"
 #include "support/images/sheet.h"
@@ -117,6 +118,7 @@ Generator::Generator(const GenerationOptions& options, const distributed::Group&
 
 sd::SampleResult Generator::sample(sd::SampleOptions sampling, const Callback& on) {
   sampling.prompt(without_tags(options_)).callback(on);
+  sampling.cuda_graph(cuda::use_graph(options_.cuda_graph, pipeline_.options().device()));
   if (image_.defined()) sampling.image(image_);
   auto result = pipeline_.sample(sampling);
   result.latents = result.latents.to(torch::kCPU, torch::kFloat);

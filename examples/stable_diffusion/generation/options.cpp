@@ -143,6 +143,10 @@ void bind(cli::App& app, GenerationOptions& f) {
                "1000 pictures, and prompts of 20,000 bytes");
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
   app.add_choice("--dtype", f.dtype, sd::dtype_choices(), "Precision of the weights");
+  app.add_choice(
+      "--cuda_graph", f.cuda_graph, {{"auto", std::nullopt}, {"on", true}, {"off", false}},
+      "Record the UNet's pass once and replay it in every step: saves a GPU's waiting for "
+      "launches (auto: with a GPU)");
   app.add_flag("--deterministic", f.deterministic,
                "On a GPU, take algorithms that give equal bytes for equal runs; slower");
   sd::bind_pack_weights(app, f.model);

@@ -45,7 +45,8 @@ struct GenerationOptions {
 
   std::string device = "auto";  ///< see sd::pick_device
   c10::ScalarType dtype = c10::kFloat;
-  bool deterministic = false;  ///< equal bytes for equal runs on a GPU too
+  std::optional<bool> cuda_graph;  ///< default: with a GPU
+  bool deterministic = false;      ///< equal bytes for equal runs on a GPU too
   bool vae_tiling = false, print_tokens = false;
 
   distributed::GroupOptions group;

@@ -37,7 +37,9 @@ at::Tensor to_map(const at::Tensor& tokens, const at::Tensor& like) {
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                      int64_t heads, bool upcast) {
   const auto dtype = query.scalar_type();
-  const bool widen = upcast && at::isReducedFloatingType(dtype);
+  // A GPU's fused kernels compute scores in fp32 whatever the inputs are; for inputs in fp32 only the
+  // slower of them is there.
+  const bool widen = upcast && at::isReducedFloatingType(dtype) && !query.is_cuda();
   const auto split = [&](const at::Tensor& x) {
     const auto per_head = x.view({x.size(0), x.size(1), heads, -1}).transpose(1, 2);
     return widen ? per_head.to(at::kFloat) : per_head;

@@ -23,6 +23,7 @@
 
 namespace sd {
 
+class RecordedUNet;
 class SingleFile;
 
 /// What to load of a model, and where to.
@@ -100,6 +101,8 @@ struct SampleOptions {
   /// that are taken, from 0 to 1. It sets the size.
   TORCH_ARG(torch::Tensor, image);
   TORCH_ARG(double, strength) = 0.8;
+  /// On a GPU, record the UNet's pass once for all steps: see RecordedUNet. Default: false.
+  TORCH_ARG(bool, cuda_graph) = false;
   /// Decode the latents into pictures. Default: true.
   TORCH_ARG(bool, decode) = true;
   /// Called before the first and after each step with the steps done and their number.
@@ -137,7 +140,13 @@ class StableDiffusion {
   /// length is cut off. With a layer-wise word (texts, transformers, tokens, width). SDXL: the
   /// states of both encoders before their last layers side by side, and the second one's pooled
   /// output.
-  PromptEmbeds encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0);
+  PromptEmbeds encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0) {
+    return encode_ids(token_ids(texts), clip_skip);
+  }
+  /// Its two halves: the ids (texts, tokens) for each encoder, on the device, and what the encoders
+  /// make of them, which are the same operators for any ids of one shape.
+  std::vector<torch::Tensor> token_ids(const std::vector<std::string>& texts) const;
+  PromptEmbeds encode_ids(const std::vector<torch::Tensor>& ids, int64_t clip_skip = 0);
 
   /// A prompt in chunks, for each text encoder.
   using Chunks = std::vector<std::vector<PromptChunk>>;
@@ -216,8 +225,8 @@ class StableDiffusion {
   void load_vae();
   void load_text_encoder(Text& text);
 
-  PromptEmbeds hidden_states(size_t encoder, const std::vector<int64_t>& ids, int64_t rows,
-                             int64_t clip_skip);
+  torch::Tensor on_device(size_t encoder, const std::vector<int64_t>& ids, int64_t rows) const;
+  PromptEmbeds hidden_states(size_t encoder, const torch::Tensor& ids, int64_t clip_skip);
   PromptEmbeds encoded(Text& text, const torch::Tensor& ids, int64_t clip_skip) const;
   PromptEmbeds encode_chunks(size_t encoder, const std::vector<PromptChunk>& chunks,
                              int64_t clip_skip);
@@ -237,8 +246,8 @@ class StableDiffusion {
   Contexts contexts_for(const SampleOptions& options, const torch::Tensor& latents);
   torch::Tensor guided(const torch::Tensor& output, const SampleOptions& options) const;
   torch::Tensor decode_one(const torch::Tensor& latent);
-  torch::Tensor predict(const torch::Tensor& latents, double timestep, const Contexts& contexts,
-                        const SampleOptions& options);
+  torch::Tensor predict(RecordedUNet& unet, const torch::Tensor& latents, double timestep,
+                        const Contexts& contexts, const SampleOptions& options);
 
   std::string folder_;
   ModelIndex index_;

@@ -30,17 +30,24 @@ void weigh(torch::Tensor state, const std::vector<double>& weights_) {
 
 }  // namespace
 
-PromptEmbeds StableDiffusion::encode_prompt(const std::vector<std::string>& texts,
-                                            int64_t clip_skip) {
+std::vector<torch::Tensor> StableDiffusion::token_ids(const std::vector<std::string>& texts) const {
   TORCH_CHECK_VALUE(!texts.empty(), "sd::StableDiffusion::encode_prompt: expected texts, got none");
-  std::vector<PromptEmbeds> parts;
+  std::vector<torch::Tensor> all;
   for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
     std::vector<int64_t> ids;
     for (const auto& text : texts) {
       const auto encoded = tokenizer(encoder).encode(text);
       ids.insert(ids.end(), encoded.begin(), encoded.end());
     }
-    parts.push_back(hidden_states(encoder, ids, static_cast<int64_t>(texts.size()), clip_skip));
+    all.push_back(on_device(encoder, ids, static_cast<int64_t>(texts.size())));
+  }
+  return all;
+}
+
+PromptEmbeds StableDiffusion::encode_ids(const std::vector<torch::Tensor>& ids, int64_t clip_skip) {
+  std::vector<PromptEmbeds> parts;
+  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
+    parts.push_back(hidden_states(encoder, ids.at(encoder), clip_skip));
   }
   return side_by_side(parts);
 }
@@ -81,15 +88,21 @@ PromptEmbeds StableDiffusion::encoded(Text& text, const torch::Tensor& ids,
   return text.model->hidden_state(ids, clip_skip);
 }
 
-PromptEmbeds StableDiffusion::hidden_states(size_t encoder, const std::vector<int64_t>& ids,
-                                            int64_t rows, int64_t clip_skip) {
-  auto& text = text_.at(encoder);
+torch::Tensor StableDiffusion::on_device(size_t encoder, const std::vector<int64_t>& ids,
+                                         int64_t rows) const {
+  const auto& text = text_.at(encoder);
   const int64_t largest = *std::max_element(ids.begin(), ids.end());
   const int64_t known = text_encoder(encoder)->options.vocab_size();
   TORCH_CHECK(largest < known, "'", part(ModelIndex::tokenizer_of(text.name)),
               "': expected ids below ", known, " (the text encoder's vocab_size), got ", largest,
               "; hint: the tokenizer belongs to another model");
-  const auto batch = upload(torch::tensor(ids, at::kLong).view({rows, -1}), options_.device());
+  return upload(torch::tensor(ids, at::kLong).view({rows, -1}), options_.device());
+}
+
+PromptEmbeds StableDiffusion::hidden_states(size_t encoder, const torch::Tensor& batch,
+                                            int64_t clip_skip) {
+  auto& text = text_.at(encoder);
+  text_encoder(encoder);  // or an error
   auto& learned = text.model->text_model->embeddings->learned;
   learned = text.learned;
   int64_t layers = 0;
@@ -119,7 +132,8 @@ PromptEmbeds StableDiffusion::encode_chunks(size_t encoder, const std::vector<Pr
                                             int64_t clip_skip) {
   std::vector<int64_t> ids;
   for (const auto& chunk : chunks) ids.insert(ids.end(), chunk.ids.begin(), chunk.ids.end());
-  const auto embeds = hidden_states(encoder, ids, static_cast<int64_t>(chunks.size()), clip_skip);
+  const auto batch = on_device(encoder, ids, static_cast<int64_t>(chunks.size()));
+  const auto embeds = hidden_states(encoder, batch, clip_skip);
   const auto& states = embeds.states;
   for (size_t i = 0; i < chunks.size(); ++i) {
     if (chunks[i].weighted()) weigh(states[static_cast<int64_t>(i)], chunks[i].weights);

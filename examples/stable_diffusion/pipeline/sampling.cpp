@@ -7,6 +7,7 @@
 #include <map>
 
 #include "pipeline/pipeline.h"
+#include "pipeline/recorded_unet.h"
 
 namespace sd {
 namespace {
@@ -206,16 +207,15 @@ torch::Tensor StableDiffusion::guided(const torch::Tensor& output,
 }
 
 // The guided prediction in the latents' dtype; both prompts go through the UNet as one batch.
-torch::Tensor StableDiffusion::predict(const torch::Tensor& latents, double timestep,
-                                       const Contexts& contexts, const SampleOptions& options) {
+torch::Tensor StableDiffusion::predict(RecordedUNet& unet, const torch::Tensor& latents,
+                                       double timestep, const Contexts& contexts,
+                                       const SampleOptions& options) {
   const bool doubles = is_guided(options);
-  const auto time = at::full({}, timestep, at::TensorOptions(at::kFloat).device(options_.device()));
   std::vector<torch::Tensor> parts;
   for (const auto& part : latents.split(rows_at_once(latents, options))) {
     const auto input = (doubles ? at::cat({part, part}) : part).to(options_.dtype());
     const auto& told = contexts.at(part.size(0));
-    const auto output =
-        unet()->forward(input, time, told.states, told.added).to(latents.scalar_type());
+    const auto output = unet(input, timestep, told.states, told.added).to(latents.scalar_type());
     parts.push_back(doubles ? guided(output, options) : output);
   }
   return parts.size() == 1 ? parts.front() : at::cat(parts);
@@ -236,10 +236,13 @@ SampleResult StableDiffusion::sample(const SampleOptions& options) {
   const auto contexts = contexts_for(options, latents);
   const auto& timesteps = scheduler->timesteps();
   const auto total = static_cast<int64_t>(timesteps.size() - begin);
+  // Of fewer steps nothing would be replayed.
+  constexpr int64_t kLeastRecordedSteps = 5;
+  RecordedUNet recorded(unet(), options.cuda_graph() && total >= kLeastRecordedSteps);
   if (options.callback()) options.callback()(0, total);
   for (size_t i = begin; i < timesteps.size(); ++i) {
     const auto input = scheduler->scale_model_input(latents, i);
-    const auto output = predict(input, timesteps[i], contexts, options);
+    const auto output = predict(recorded, input, timesteps[i], contexts, options);
     latents = scheduler->step(output, i, latents, step);
     if (options.callback()) options.callback()(static_cast<int64_t>(i - begin) + 1, total);
   }

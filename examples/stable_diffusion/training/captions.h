@@ -28,17 +28,34 @@ class PromptStates {
 
   PromptStates(Encoder encode, bool trains) : encode_(std::move(encode)), trains_(trains) {}
 
+  /// Encoders that train, in two halves: the ids of texts for each of them, on the UNet's device,
+  /// and the states of ids, which can be recorded.
+  using TokenIds = std::function<std::vector<torch::Tensor>(const std::vector<std::string>& texts)>;
+  using IdEncoder = std::function<sd::PromptEmbeds(const std::vector<torch::Tensor>& ids)>;
+  PromptStates(TokenIds ids, IdEncoder encode)
+      : encode_([ids, encode](const auto& texts) { return encode(ids(texts)); }),
+        ids_(std::move(ids)),
+        encode_ids_(std::move(encode)),
+        trains_(true) {}
+
   /// Computes what `states` will be asked for; nothing if the encoder trains.
   void prepare(const std::vector<std::string>& texts);
   /// Lets go of the encoder. Errors of later calls: c10::Error for a text that was not prepared
   void release_encoder() { encode_ = nullptr; }
 
   bool trains() const { return trains_; }
+  bool has_halves() const { return ids_ != nullptr; }
+  std::vector<torch::Tensor> ids(const std::vector<std::string>& texts) const {
+    return ids_(texts);
+  }
+  sd::PromptEmbeds of_ids(const std::vector<torch::Tensor>& ids) const { return encode_ids_(ids); }
   /// A row for each text.
   sd::PromptEmbeds states(const std::vector<std::string>& texts);
 
  private:
   Encoder encode_;
+  TokenIds ids_;
+  IdEncoder encode_ids_;
   bool trains_;
   std::map<std::string, sd::PromptEmbeds> kept_;  // one row each
 };

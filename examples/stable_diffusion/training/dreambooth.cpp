@@ -45,7 +45,7 @@ TrainerOptions dreambooth_trainer(const DreamBoothOptions& o, const distributed:
                                   c10::Device device) {
   TrainerOptions options = trainer_options(o, group);
   options.prior_loss_weight = o.prior.prior_loss_weight;
-  options.cuda_graph = use_cuda_graph(o.cuda_graph, device);
+  options.cuda_graph = cuda::use_graph(o.cuda_graph, device);
   options.require_cuda_graph = o.cuda_graph.value_or(false);
   return options;
 }
@@ -225,13 +225,15 @@ PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions
                chunks < 3 ? "; hint: --max_token_length 225" : "");
   }
   begin_phase("captions");
+  const bool trains = options_.adapter.train_text_encoder;
+  if (trains && chunks == 1) return trained_prompts(*pipeline_, options_.clip_skip);
   PromptStates prompts(
       [this, chunks](const std::vector<std::string>& texts) {
         return pipeline_->encode_long_prompt(texts, chunks, options_.clip_skip);
       },
-      options_.adapter.train_text_encoder);
+      trains);
   prompts.prepare(captions);
-  if (prompts.trains() || vary) return prompts;
+  if (trains || vary) return prompts;
   prompts.release_encoder();
   if (!options_.run.draws()) pipeline_->release_text_encoder();
   return prompts;

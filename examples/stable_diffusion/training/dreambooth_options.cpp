@@ -149,10 +149,7 @@ void bind(cli::App& app, DreamBoothOptions& o) {
   app.add_choice<int64_t>(
       "--max_token_length", o.max_token_length, {{"75", 75}, {"150", 150}, {"225", 225}},
       "How many tokens of a caption are read, in chunks of the text encoder's 75");
-  app.add_choice("--cuda_graph", o.cuda_graph,
-                 {{"auto", std::nullopt}, {"on", true}, {"off", false}},
-                 "Record forward and backward once and replay them: saves a GPU's waiting for "
-                 "launches (auto: with a GPU and no training text encoder)");
+  bind_cuda_graph(app, o.cuda_graph);
   distributed::bind(app, o.group);
   app.absent("--do_edm_style_training",
              "models of that kind (Playground v2.5) scale inputs and outputs in another way");

@@ -13,10 +13,10 @@
 #include "models/weights.h"
 #include "support/cli/fmt.h"
 #include "support/cuda/cards.h"
+#include "support/cuda/graph.h"
 #include "support/fake_cuda/dry_device.h"
 #include "support/fake_cuda/fake_cuda.h"
 #include "training/class_pictures.h"
-#include "training/cuda_graph.h"
 #include "training/dreambooth.h"
 #include "training/phases.h"
 
@@ -31,7 +31,7 @@ constexpr int64_t kCudaItself = 600'000'000;
 // Warm-ups, the recording, and a step as all that follow.
 constexpr int kDrySteps = 5, kMostDrySteps = 24;
 
-class DryRecorder final : public GraphRecorder {
+class DryRecorder final : public cuda::GraphRecorder {
  public:
   int warm_ups() const override { return 2; }
   void warm_up(const std::function<void()>& work) override {
@@ -219,7 +219,7 @@ DryReport dry_run(DreamBoothOptions options) {
                   (options.machine.device == "auto" && cuda::cards().empty());
   if (report.on_cpu) options.cuda_graph = false;
   fake_cuda::start_dry_device();
-  use_graph_recorder([](c10::Device) -> GraphRecorder* { return new DryRecorder; });
+  cuda::use_graph_recorder([](c10::Device) -> cuda::GraphRecorder* { return new DryRecorder; });
   options.machine.device = "cuda:0";
   const auto asked_to_pack = options;
   options.model.load.pack_weights(sd::PackWeights::off);

@@ -7,6 +7,7 @@
 
 #include "pipeline/embeddings.h"
 #include "support/cli/fmt.h"
+#include "support/cuda/graph.h"
 #include "training/checkpoint.h"
 
 namespace training {
@@ -51,18 +52,19 @@ Inversion::Inversion(const InversionOptions& options, const distributed::Group& 
                              options_.machine.seed);
   }
   if (options_.data.cache_latents) source.latents().encode_all();
-  PromptStates prompts(
-      [this](const std::vector<std::string>& texts) { return pipeline_->encode_prompt(texts); },
-      /*trains=*/true);
-  trainer_ = std::make_unique<Trainer>(TrainerParts{pipeline_->unet(),
-                                                    loss,
-                                                    std::move(prompts),
-                                                    std::move(source),
-                                                    std::nullopt,
-                                                    {},
-                                                    {{"embedding", 1, vectors_}}},
-                                       schedule_of(options_.optimization, *plan_),
-                                       trainer_options(options_, group));
+  PromptStates prompts = trained_prompts(*pipeline_, /*clip_skip=*/0);
+  auto trainer = trainer_options(options_, group);
+  trainer.cuda_graph = cuda::use_graph(options_.cuda_graph, pipeline_->options().device());
+  trainer.require_cuda_graph = options_.cuda_graph.value_or(false);
+  trainer_ =
+      std::make_unique<Trainer>(TrainerParts{pipeline_->unet(),
+                                             loss,
+                                             std::move(prompts),
+                                             std::move(source),
+                                             std::nullopt,
+                                             {},
+                                             {{"embedding", 1, vectors_}}},
+                                schedule_of(options_.optimization, *plan_), std::move(trainer));
   if (options_.run.draws()) {
     validation_pictures_.emplace(validation_pictures(options_.run, options_.machine.seed));
   }

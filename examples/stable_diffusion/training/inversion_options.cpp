@@ -62,6 +62,7 @@ void bind(cli::App& app, InversionOptions& o) {
   app.group("Running");
   bind(app, o.machine);
   sd::bind_pack_weights(app, o.model, ", and not with --gradient_checkpointing");
+  bind_cuda_graph(app, o.cuda_graph);
   distributed::bind(app, o.group);
   app.absent("--no_safe_serialization",
              "files are safetensors, which diffusers, A1111 and ComfyUI read, and never pickles");

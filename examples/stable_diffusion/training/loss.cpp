@@ -73,10 +73,18 @@ Tensor sizes_of(const std::vector<NoisySample>& samples) {
 
 LossInputs LossInputs::clone() const {
   const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
-  return {
-      copy(noisy),  copy(timesteps), copy(states),  {copy(added.text_embeds), copy(added.time_ids)},
-      copy(target), copy(weights),   copy(huber_c), copy(mask),
-      smooth_l1};
+  std::vector<Tensor> own_ids;
+  for (const auto& t : ids) own_ids.push_back(t.clone());
+  return {copy(noisy),
+          copy(timesteps),
+          copy(states),
+          {copy(added.text_embeds), copy(added.time_ids)},
+          own_ids,
+          copy(target),
+          copy(weights),
+          copy(huber_c),
+          copy(mask),
+          smooth_l1};
 }
 
 void LossInputs::copy_from(const LossInputs& other) {
@@ -86,6 +94,7 @@ void LossInputs::copy_from(const LossInputs& other) {
   fill(noisy, other.noisy);
   fill(timesteps, other.timesteps);
   fill(states, other.states);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i].copy_(other.ids.at(i));
   fill(added.text_embeds, other.added.text_embeds);
   fill(added.time_ids, other.added.time_ids);
   fill(target, other.target);

@@ -48,10 +48,12 @@ struct NoisySample {
 
 /// What the loss of one batch is computed from, on the model's device.
 struct LossInputs {
-  torch::Tensor noisy;         ///< (B, 4, h, w), what the model sees, in its dtype
-  torch::Tensor timesteps;     ///< (B)
-  torch::Tensor states;        ///< (B, tokens, width)
-  sd::AddedConditions added;   ///< of SDXL
+  torch::Tensor noisy;        ///< (B, 4, h, w), what the model sees, in its dtype
+  torch::Tensor timesteps;    ///< (B)
+  torch::Tensor states;       ///< (B, tokens, width)
+  sd::AddedConditions added;  ///< of SDXL
+  /// Instead of states and pooled texts: ids that text encoders are to encode with every batch.
+  std::vector<torch::Tensor> ids;
   torch::Tensor target;        ///< (B, 4, h, w) fp32, what it should predict
   torch::Tensor weights;       ///< (B), of the samples; undefined: all alike
   torch::Tensor huber_c = {};  ///< (B, 1, 1, 1); undefined: the squared difference

@@ -224,6 +224,12 @@ void bind(cli::App& app, MachineOptions& o) {
   app.absent("--local_rank", "torchrun and mpirun tell it through the environment");
 }
 
+void bind_cuda_graph(cli::App& app, std::optional<bool>& choice) {
+  app.add_choice("--cuda_graph", choice, {{"auto", std::nullopt}, {"on", true}, {"off", false}},
+                 "Record forward and backward once and replay them: saves a GPU's waiting for "
+                 "launches (auto: with a GPU)");
+}
+
 void DataOptions::check() const {
   TORCH_CHECK_VALUE(masked_loss || conditioning_data_dir.empty(),
                     "--conditioning_data_dir: expected --masked_loss beside it, got none");

@@ -149,7 +149,7 @@ struct DreamBoothOptions : TrainingOptions {
   bool pre_compute_text_embeddings = false;
   int64_t clip_skip = 0;
   int64_t max_token_length = 75;   ///< of captions: 75, 150 or 225
-  std::optional<bool> cuda_graph;  ///< default: with a GPU and a frozen text encoder
+  std::optional<bool> cuda_graph;  ///< default: with a GPU
 
   DreamBoothOptions() { run.output_dir = "lora-dreambooth-model"; }
 
@@ -164,6 +164,7 @@ struct InversionOptions : TrainingOptions {
   Property learnable_property = Property::object;
   int64_t num_vectors = 1, repeats = 100, save_steps = 500;
   bool layerwise = false, save_as_full_pipeline = false;
+  std::optional<bool> cuda_graph;  ///< default: with a GPU
 
   InversionOptions();
 
@@ -176,6 +177,7 @@ void bind(cli::App& app, AdapterOptions& options);
 void bind(cli::App& app, OptimizationOptions& options);
 void bind(cli::App& app, RunOptions& options);
 void bind(cli::App& app, MachineOptions& options);
+void bind_cuda_graph(cli::App& app, std::optional<bool>& choice);
 /// All flags of a program.
 void bind(cli::App& app, DreamBoothOptions& options);
 void bind(cli::App& app, InversionOptions& options);

@@ -89,6 +89,13 @@ TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Grou
   return options;
 }
 
+PromptStates trained_prompts(sd::StableDiffusion& pipeline, int64_t clip_skip) {
+  return {[&pipeline](const std::vector<std::string>& texts) { return pipeline.token_ids(texts); },
+          [&pipeline, clip_skip](const std::vector<torch::Tensor>& ids) {
+            return pipeline.encode_ids(ids, clip_skip);
+          }};
+}
+
 RunFacts PictureTask::facts(const std::vector<PictureFile>& files,
                             const std::vector<PictureFile>& held_out,
                             const distributed::Group& group,

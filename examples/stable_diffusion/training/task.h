@@ -16,6 +16,9 @@
 
 namespace training {
 
+/// The states of texts from text encoders that train.
+PromptStates trained_prompts(sd::StableDiffusion& pipeline, int64_t clip_skip);
+
 /// What a run learns. `train` drives it.
 class Task {
  public:

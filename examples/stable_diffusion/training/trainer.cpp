@@ -94,18 +94,39 @@ Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
   // activation, in which plain layers' weights are summed.)
   std::vector<lightlora::Activation> active;
   if (parts_.prompts.trains()) active = activate();
+  if (options_.cuda_graph && parts_.prompts.has_halves()) return replay(unread(batch), weight);
   const auto text = parts_.prompts.states(batch.captions);
   const LossInputs inputs = parts_.loss.inputs(batch.samples, text);
   const bool record = options_.cuda_graph && !parts_.prompts.trains();
   return record ? replay(inputs, weight) : compute(inputs, weight);
 }
 
+// A batch whose captions are ids still.
+LossInputs Trainer::unread(const TrainingBatch& batch) {
+  const auto like = parts_.unet->parameters().front().options().requires_grad(false);
+  const Tensor none = at::empty({0}, like);
+  const bool pooled = parts_.unet->options.text_time();
+  LossInputs inputs = parts_.loss.inputs(batch.samples, {none, pooled ? none : Tensor()});
+  inputs.states = inputs.added.text_embeds = Tensor();
+  inputs.ids = parts_.prompts.ids(batch.captions);
+  return inputs;
+}
+
+// What the encoders make of a batch's ids, which belongs to the recording.
+LossInputs Trainer::read(LossInputs inputs) const {
+  const auto text = parts_.prompts.of_ids(inputs.ids);
+  inputs.states = text.states;
+  if (inputs.added.time_ids.defined()) inputs.added.text_embeds = text.pooled;
+  return inputs;
+}
+
 // The activation spans the backward pass: checkpointed segments run again in it.
-Tensor Trainer::compute(const LossInputs& inputs, double weight) {
+Tensor Trainer::compute(const LossInputs& given, double weight) {
   const auto active = activate();
+  begin_phase("forward");
+  const LossInputs inputs = given.ids.empty() ? given : read(given);
   const sd::GradientCheckpointing checkpointing(options_.gradient_checkpointing,
                                                 /*preserve_rng_state=*/draws_);
-  begin_phase("forward");
   const Tensor loss = DiffusionLoss::of(parts_.unet, inputs) * weight;
   begin_phase("backward");
   scaler_.scaled(loss).backward();
@@ -114,7 +135,9 @@ Tensor Trainer::compute(const LossInputs& inputs, double weight) {
 
 Tensor Trainer::replay(const LossInputs& inputs, double weight) {
   std::ostringstream shape;
-  shape << inputs.noisy.sizes() << inputs.states.sizes() << weight << inputs.mask.defined();
+  shape << inputs.noisy.sizes() << weight << inputs.mask.defined();
+  if (inputs.states.defined()) shape << inputs.states.sizes();
+  for (const auto& ids : inputs.ids) shape << ids.sizes();
   auto found = recorded_.find(shape.str());
   if (found == recorded_.end() && recorded_.size() == kMostRecordings)
     return compute(inputs, weight);
@@ -123,15 +146,15 @@ Tensor Trainer::replay(const LossInputs& inputs, double weight) {
     own.inputs = inputs.clone();
     own.loss = at::zeros({}, inputs.target.options());
     const auto device = inputs.noisy.device();
-    own.graph = std::make_unique<CudaGraph>(
+    own.graph = std::make_unique<cuda::Graph>(
         [this, &own, weight] {
           const Tensor loss = compute(own.inputs, weight);
           const torch::NoGradGuard no_grad;
           own.loss.copy_(loss);
         },
         device, device.is_cuda(),
-        options_.require_cuda_graph ? CudaGraph::OnFailure::fail
-                                    : CudaGraph::OnFailure::run_as_it_is);
+        options_.require_cuda_graph ? cuda::Graph::OnFailure::fail
+                                    : cuda::Graph::OnFailure::run_as_it_is);
   } else {
     own.inputs.copy_from(inputs);
   }

@@ -12,10 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "support/cuda/graph.h"
 #include "support/distributed/group.h"
 #include "training/batches.h"
 #include "training/captions.h"
-#include "training/cuda_graph.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"
 #include "training/optimizer.h"
@@ -29,8 +29,8 @@ struct TrainerOptions {
   double prior_loss_weight = 1.0;
   bool scale_loss = false;  ///< for fp16 weights
   bool gradient_checkpointing = false;
-  /// Record forward and backward of a batch once for each shape and replay it: see CudaGraph. Not
-  /// with a text encoder that trains. Without a GPU the same path runs unrecorded.
+  /// Record forward and backward of a batch once for each shape and replay it: see cuda::Graph.
+  /// Without a GPU the same path runs unrecorded.
   bool cuda_graph = false;
   /// With `cuda_graph`: what cannot be recorded is an error.
   bool require_cuda_graph = false;
@@ -112,12 +112,14 @@ class Trainer {
   struct Recorded {
     LossInputs inputs;
     torch::Tensor loss;
-    std::unique_ptr<CudaGraph> graph;
+    std::unique_ptr<cuda::Graph> graph;
   };
 
   torch::Tensor backward(SampleSource& source, int64_t index, double weight);
   torch::Tensor backward(const TrainingBatch& batch, double weight);
-  torch::Tensor compute(const LossInputs& inputs, double weight);
+  LossInputs unread(const TrainingBatch& batch);
+  LossInputs read(LossInputs inputs) const;
+  torch::Tensor compute(const LossInputs& given, double weight);
   torch::Tensor replay(const LossInputs& inputs, double weight);
   torch::Tensor average(const torch::Tensor& loss, bool stop);
   void seed_dropout(int64_t index) const;

@@ -7,9 +7,9 @@
 
 #include <map>
 
-#include "training/graph_recorder.h"
+#include "support/cuda/graph_recorder.h"
 
-namespace training {
+namespace cuda {
 
 namespace {
 
@@ -95,8 +95,8 @@ class StreamRecorder final : public GraphRecorder {
 
 }  // namespace
 
-}  // namespace training
+}  // namespace cuda
 
-extern "C" training::GraphRecorder* lightlora_make_graph_recorder(c10::Device device) {
-  return new training::StreamRecorder(device);
+extern "C" cuda::GraphRecorder* lightlora_make_graph_recorder(c10::Device device) {
+  return new cuda::StreamRecorder(device);
 }

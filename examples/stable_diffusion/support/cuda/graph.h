@@ -7,14 +7,14 @@
 #include <memory>
 #include <optional>
 
-#include "training/graph_recorder.h"
+#include "support/cuda/graph_recorder.h"
 
-namespace training {
+namespace cuda {
 
 /// Whether to record on this device. Nothing asked for: with a GPU, if the part for
 /// CUDA is there (support/cuda).
 /// Errors: c10::Error if recording was asked for without a GPU or without that part
-bool use_cuda_graph(std::optional<bool> wanted, c10::Device device);
+bool use_graph(std::optional<bool> wanted, c10::Device device);
 
 /// From now on recordings are made by these; for a simulated device.
 void use_graph_recorder(GraphRecorder* (*make)(c10::Device));
@@ -28,7 +28,7 @@ void use_graph_recorder(GraphRecorder* (*make)(c10::Device));
 /// no copy to the CPU, no random numbers other than of the default generator, whose state it
 /// neither reads nor sets. The first calls run as they are, on a stream of their own; the one after
 /// them is recorded. Without a GPU, or with `record` false, every call runs the work as it is.
-class CudaGraph {
+class Graph {
  public:
   /// What happens to work that cannot be recorded.
   enum class OnFailure {
@@ -36,8 +36,8 @@ class CudaGraph {
     fail,          ///< `run` throws
   };
 
-  CudaGraph(std::function<void()> work, c10::Device device, bool record,
-            OnFailure on_failure = OnFailure::run_as_it_is);
+  Graph(std::function<void()> work, c10::Device device, bool record,
+        OnFailure on_failure = OnFailure::run_as_it_is);
 
   void run();
   /// Whether the next call replays the recording.
@@ -53,4 +53,4 @@ class CudaGraph {
   bool recorded_ = false;
 };
 
-}  // namespace training
+}  // namespace cuda

@@ -5,7 +5,7 @@
 
 #include <functional>
 
-namespace training {
+namespace cuda {
 
 /// Records the kernels that some work launches and launches them again without the work: CUDA's
 /// graphs, or a simulation of them in the tests, which bring their own through
@@ -29,4 +29,4 @@ class GraphRecorder {
 /// A function `GraphRecorder* (c10::Device)` of this name in any loaded library is preferred.
 constexpr const char* kGraphRecorderSymbol = "lightlora_make_graph_recorder";
 
-}  // namespace training
+}  // namespace cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "training/cuda_graph.h"
+#include "support/cuda/graph.h"
 
 #include <c10/util/Exception.h>
 
@@ -8,7 +8,7 @@
 
 #include "support/cuda/libraries.h"
 
-namespace training {
+namespace cuda {
 
 namespace {
 
@@ -18,14 +18,14 @@ MakeRecorder chosen_recorder = nullptr;
 
 MakeRecorder find_recorder() {
   if (chosen_recorder != nullptr) return chosen_recorder;
-  return reinterpret_cast<MakeRecorder>(cuda::find_function(kGraphRecorderSymbol));
+  return reinterpret_cast<MakeRecorder>(find_function(kGraphRecorderSymbol));
 }
 
 }  // namespace
 
 void use_graph_recorder(GraphRecorder* (*make)(c10::Device)) { chosen_recorder = make; }
 
-bool use_cuda_graph(std::optional<bool> wanted, c10::Device device) {
+bool use_graph(std::optional<bool> wanted, c10::Device device) {
   const bool possible = device.is_cuda() && find_recorder() != nullptr;
   TORCH_CHECK(!wanted.value_or(false) || possible, "--cuda_graph on: expected a GPU",
               device.is_cuda() ? " and liblightlora_cuda.so beside the program or in lib" : "",
@@ -34,14 +34,13 @@ bool use_cuda_graph(std::optional<bool> wanted, c10::Device device) {
   return possible && wanted.value_or(true);
 }
 
-CudaGraph::CudaGraph(std::function<void()> work, c10::Device device, bool record,
-                     OnFailure on_failure)
+Graph::Graph(std::function<void()> work, c10::Device device, bool record, OnFailure on_failure)
     : work_(std::move(work)), on_failure_(on_failure) {
   const auto make = record && device.is_cuda() ? find_recorder() : nullptr;
   if (make) recorder_.reset(make(device));
 }
 
-void CudaGraph::run() {
+void Graph::run() {
   if (!recorder_) return work_();
   if (!recorded_) {
     if (calls_++ < recorder_->warm_ups()) return recorder_->warm_up(work_);
@@ -51,7 +50,7 @@ void CudaGraph::run() {
   recorder_->replay();
 }
 
-void CudaGraph::record() {
+void Graph::record() {
   try {
     recorder_->record(work_);
     recorded_ = true;
@@ -64,4 +63,4 @@ void CudaGraph::record() {
   }
 }
 
-}  // namespace training
+}  // namespace cuda
