@@ -114,7 +114,7 @@ inline bool model_config(std::string_view input) {
     });
     reads([&] {
       const auto vae = sd::AutoencoderKLOptions::from_json(config, path);
-      demand(vae.block_out_channels().size() <= sd::limits::kLevels, "levels are few");
+      demand(vae.block_out_channels().size() <= size_t{sd::limits::kLevels}, "levels are few");
     });
   });
 }
