@@ -75,16 +75,10 @@ LossInputs LossInputs::clone() const {
   const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : t; };
   std::vector<Tensor> own_ids;
   for (const auto& t : ids) own_ids.push_back(t.clone());
-  return {copy(noisy),
-          copy(timesteps),
-          copy(states),
-          {copy(added.text_embeds), copy(added.time_ids)},
-          own_ids,
-          copy(target),
-          copy(weights),
-          copy(huber_c),
-          copy(mask),
-          smooth_l1};
+  return {
+      copy(noisy), copy(timesteps), copy(states),  {copy(added.text_embeds), copy(added.time_ids)},
+      own_ids,     copy(target),    copy(weights), copy(huber_c),
+      copy(mask),  smooth_l1};
 }
 
 void LossInputs::copy_from(const LossInputs& other) {
