@@ -100,6 +100,11 @@ LIGHTLORA_INLINE torch::Tensor Adapter::added(const torch::Tensor& /*weight*/) c
   return f.up.mm(f.down) * scale_;
 }
 
+LIGHTLORA_INLINE torch::Tensor Adapter::rotated(const torch::Tensor& /*x*/) const {
+  TORCH_CHECK(false, "'", layer_.name, "': expected a variant that rotates inputs, got ",
+              variant());
+}
+
 LIGHTLORA_INLINE std::shared_ptr<Adapter> Adapter::cut(const Keep& /*keep*/) const {
   return nullptr;
 }

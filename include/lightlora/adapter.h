@@ -117,6 +117,14 @@ class Adapter {
   /// Shapes: weight (out, in), read only by variants that need it; result (out, in)
   virtual torch::Tensor added(const torch::Tensor& weight) const;
 
+  /// Whether the adapted layer is the layer over inputs that are rotated first, so that no delta need
+  /// be formed: weight + delta = weight R for x' = `rotated(x)` = R x.
+  bool rotates_input() const { return !dora_ && rotates(); }
+  /// The inputs as such a layer gets them; differentiable.
+  /// Shapes: x (..., in), and so the result
+  /// Errors: c10::Error for a variant that does not rotate
+  virtual torch::Tensor rotated(const torch::Tensor& x) const;
+
   /// The best approximation of what the variant adds, in a kind of its own: Light, whose bases
   /// stay, and Fused, whose core becomes a Light one. Null where only classic factors can hold it;
   /// see `lightlora::cut`. Without DoRA's magnitudes.
@@ -177,6 +185,8 @@ class Adapter {
   virtual bool factorises() const { return true; }
   // Whether `added` reads the layer's weight.
   virtual bool reads_weight() const { return false; }
+  // Whether `rotated` is all that the adapter does.
+  virtual bool rotates() const { return false; }
   // Makes frozen bases of the layer's weight (out, in).
   virtual void take_bases(const torch::Tensor& /*weight*/) {}
 

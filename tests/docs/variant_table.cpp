@@ -33,6 +33,10 @@ const std::vector<Row>& rows() {
       {"vera (rank 64)", "vera", LoRAOptions(64)},
       {"ia3", "ia3", LoRAOptions(4)},
       {"lora_xs (rank 16)", "lora_xs", LoRAOptions(16)},
+      {"oft (blocks of 32)", "oft", LoRAOptions(4)},
+      {"hira", "hira", LoRAOptions(4)},
+      {"miss (rank 16)", "miss", LoRAOptions(16)},
+      {"gralora", "gralora", LoRAOptions(4)},
   };
   return all;
 }

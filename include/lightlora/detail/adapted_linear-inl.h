@@ -93,6 +93,10 @@ inline at::Tensor linear_by_parts(const at::Tensor& x, const at::Tensor& weight,
   const AdaptedSite& site = *part.site;
   const at::Tensor matrix = site.weight.matrix();
   const bool dropping = is_dropping(site);
+  const ActiveAdapter& first = site.active[0];
+  const bool rotates =
+      site.active.size() == 1 && first.weight == 1.0 && first.adapter->rotates_input() && !dropping;
+  if (rotates) return at::linear(first.adapter->rotated(x), weight, bias);
   // One product with the sum, unless rounding the sum would swallow the delta.
   if (!dropping && !rounds_away(x, weight)) {
     const at::Tensor delta = some_rows(total_delta(site.active, matrix), part);

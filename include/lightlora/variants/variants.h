@@ -6,11 +6,15 @@
 #include <lightlora/variants/classic_lora.h>
 #include <lightlora/variants/dora.h>
 #include <lightlora/variants/fused_down_up_lora.h>
+#include <lightlora/variants/gralora.h>
+#include <lightlora/variants/hira.h>
 #include <lightlora/variants/ia3.h>
 #include <lightlora/variants/light_lora.h>
 #include <lightlora/variants/loha.h>
 #include <lightlora/variants/lokr.h>
 #include <lightlora/variants/lora_xs.h>
+#include <lightlora/variants/miss.h>
+#include <lightlora/variants/oft.h>
 #include <lightlora/variants/vera.h>
 
 #include <cstdint>
@@ -28,7 +32,8 @@ namespace lightlora {
 /// class compiles nothing, so a program pays only for the variants that it uses.
 using LibraryVariants =
     std::tuple<ClassicAdapterImpl, LightAdapterImpl, FusedAdapterImpl, LoHaAdapterImpl,
-               LoKrAdapterImpl, VeRAAdapterImpl, IA3AdapterImpl, LoRAXSAdapterImpl>;
+               LoKrAdapterImpl, VeRAAdapterImpl, IA3AdapterImpl, LoRAXSAdapterImpl, OFTAdapterImpl,
+               HiRAAdapterImpl, MiSSAdapterImpl, GraLoRAAdapterImpl>;
 
 /// Makes an adapter of one variant for one layer.
 using AdapterFactory = std::shared_ptr<Adapter> (*)(LoRAOptions, LayerInfo);
