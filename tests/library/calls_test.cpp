@@ -269,7 +269,10 @@ TEST_CASE("dropout leaves out inputs of the adapter alone, in training only, and
     const torch::NoGradGuard no_grad;
     torch::manual_seed(3);
     const Tensor base = c.base();
-    CHECK_FALSE(torch::equal(c.adapted(), c.adapted()));
+    const Tensor first = c.adapted();
+    bool differs = false;  // two draws of few inputs may be alike
+    for (int i = 0; i < 8; ++i) differs = differs || !torch::equal(c.adapted(), first);
+    CHECK(differs);
     Tensor sum = torch::zeros_like(base);
     constexpr int kDraws = 200;
     for (int i = 0; i < kDraws; ++i) sum += c.adapted() - base;
