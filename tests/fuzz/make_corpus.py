@@ -254,6 +254,7 @@ LORA_KEYS = {
         "lycoris_mid_block_attentions_0_proj_in.lokr_t2",
         f"unet.{LAYER}.processor.to_q_lora.down_aux.weight",
         f"unet.{LAYER}.to_q.lora.down_up.weight",
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
     ],
     "invalid": [
         "",
@@ -263,7 +264,6 @@ LORA_KEYS = {
         "lora_unet_.alpha",
         "unet:0:up",
         "emb_params",
-        "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
         "lora_unet_mid_block_attentions_0_proj_im.lora_up.weight",
         "unet.text_encoder.x.lora_A.weight",
         f"{FLAT}_to_q.oft_blocks",

@@ -180,7 +180,8 @@ inline bool lora_key(const std::string& name) {
   demand(!key->role.empty() && *key->dialect != '\0', "a layer's tensor has a role and a dialect");
   demand(key->redundant == key->layer.empty(), "a key names a layer unless it is redundant");
   if (key->redundant) return true;
-  demand(key->component == "unet" || key->component == "text_encoder" || key->component.empty(),
+  demand(key->component == "unet" || key->component == "text_encoder" ||
+             key->component == "text_encoder_2" || key->component.empty(),
          "components are known");
   if (std::string(key->dialect) == "kohya" && name.rfind("lora_", 0) == 0) {
     demand(key->component == "unet" ? is_unet_layer(key->layer) : is_text_layer(key->layer),

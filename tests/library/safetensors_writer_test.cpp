@@ -197,7 +197,7 @@ TEST_CASE("save_safetensors: what the format cannot hold is refused", "[safetens
   CHECK(save("", ones, {}) == names + "''");
   CHECK(save("__metadata__", ones, {}) == names + "'__metadata__'");
   CHECK(save(std::string("a\0b", 3), ones, {}) == names + "'a?b'");
-  CHECK(save("a\xFF", ones, {}) == names + "'a'");
+  CHECK(save("a\xFF", ones, {}) == names + "'a?'");
   CHECK(save(std::string(4097, 'n'), ones, {}) == names + "'" + std::string(100, 'n') + "...'");
   CHECK(save("a", ones, {{"k", "\xFF"}}) == prefix + "metadata in UTF-8, got other bytes in 'k'");
   const std::string dense =
