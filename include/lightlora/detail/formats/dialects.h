@@ -45,7 +45,7 @@ class DialectReader {
       const auto config = configs.find(key.first);
       result[key.first].push_back(layer_state(config == configs.end() ? nullptr : &config->second,
                                               key.first, key.second, tensors));
-      rename_projection(key.first, result[key.first].back().layer);
+      rename_projection(key.first, result[key.first].back());
     }
     return result;
   }
@@ -90,12 +90,17 @@ class DialectReader {
   }
 
   // PEFT calls the input projections of a MultiheadAttention by the attention's own name, and the
-  // output projection `<attention>.base_layer.out_proj`.
-  void rename_projection(const std::string& component, LayerInfo& layer) const {
+  // output projection `<attention>.base_layer.out_proj`. It adds the latter's delta twice (its
+  // merge, which the forward pass consists of, does so up to 0.21.2 at least).
+  void rename_projection(const std::string& component, LayerState& state) const {
     const std::string output = ".base_layer.out_proj";
+    LayerInfo& layer = state.layer;
     if (ends_with(layer.name, output)) {
       layer.name.resize(layer.name.size() - output.size());
       layer.part = "out_proj";
+      if (const auto up = state.trained.find("up"); up != state.trained.end()) {
+        up->second = up->second * kPeftOutputProjection;
+      }
     } else if (layers_.count({component, layer.name + output}) > 0) {
       layer.part = "in_proj";
     } else {

@@ -6,6 +6,7 @@
 #include <lightlora/detail/formats/json.h>
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/module_names.h>
+#include <lightlora/detail/formats/peft_config.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
 
@@ -126,7 +127,8 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
     modules.insert(names.module);
     rank = layer.down.size(0);
     tensors[names.down] = layer.down;
-    tensors[names.up] = layer.up;
+    const bool twice = layer.info.type == "MultiheadAttention" && layer.info.part == "out_proj";
+    tensors[names.up] = twice ? layer.up / kPeftOutputProjection : layer.up;
     if (!layer.magnitude.defined()) continue;
     TORCH_CHECK(!names.magnitude.empty(), "'", layer.name, "': DoRA cannot be combined with ",
                 layer.info.type,

@@ -16,6 +16,9 @@
 
 namespace lightlora::detail {
 
+/// How often PEFT adds the delta of a MultiheadAttention's output projection.
+inline constexpr double kPeftOutputProjection = 2;
+
 /// The part of PEFT's LoraConfig that decides the scale of each layer; read from
 /// `adapter_config.json`, or from the `lora_adapter_metadata` that diffusers writes.
 class PeftConfig {
