@@ -316,8 +316,8 @@ std::vector<std::string> Generator::notices() const {
   unused(sample.eta() > 0 && sample.scheduler() != "ddim", "--eta", "without --scheduler ddim");
   unused(!image_.defined() && sample.strength() != sd::SampleOptions().strength(), "--strength",
          "without --image");
-  unused(sample.guidance_scale() <= 1 && !sample.negative_prompt().empty(), "--negative_prompt",
-         "with a --guidance_scale of 1 or less");
+  unused(sample.guidance_scale() <= 1 && !sample.negative_prompt().value_or("").empty(),
+         "--negative_prompt", "with a --guidance_scale of 1 or less");
   unused(sample.scheduler() == "lcm" && !sample.timestep_spacing().empty(), "--timestep_spacing",
          "with --scheduler lcm");
   unused(options_.split_rank && choices_.empty(), "--split_rank", "without a LoRA file");
@@ -326,7 +326,7 @@ std::vector<std::string> Generator::notices() const {
   for (const auto& file : options_.learned_embeds) {
     for (const auto& word : sd::read_embeddings(file)) {
       const bool used = sample.prompt().find(word.token) != std::string::npos ||
-                        sample.negative_prompt().find(word.token) != std::string::npos;
+                        sample.negative_prompt().value_or("").find(word.token) != std::string::npos;
       if (!used) lines.push_back(fmt::format("'{}': no prompt uses {}", file, word.token));
     }
   }

@@ -70,7 +70,7 @@ PromptEmbeds StableDiffusion::encode_long_prompt(const std::vector<std::string>&
         ids.insert(ids.end(), chunk.begin(), chunk.end());
       }
     }
-    const auto embeds = hidden_states(encoder, ids, rows * chunks, clip_skip);
+    const auto embeds = hidden_states(encoder, on_device(encoder, ids, rows * chunks), clip_skip);
     const auto states = embeds.states.unflatten(0, {rows, chunks});
     std::vector<torch::Tensor> pieces{states.select(1, 0).narrow(-2, 0, 1)};
     for (int64_t i = 0; i < chunks; ++i) pieces.push_back(states.select(1, i).narrow(-2, 1, inner));
