@@ -17,7 +17,9 @@ const cli::Choices<bool> kTrueOrFalse{{"true", true}, {"false", false}};
 
 void bind_loss(cli::App& app, LossOptions& o) {
   app.add_option("--snr_gamma,--min_snr_gamma", o.snr_gamma,
-                 "Weight timesteps by min(snr, gamma) / snr; 5 is usual (default: all alike)")
+                 "Weight timesteps by min(snr, gamma) / snr; 5 is usual; also --min_snr_gamma "
+                 "(default: all "
+                 "alike)")
       ->check(cli::above(0));
   app.add_flag("--debiased_estimation_loss", o.debiased_estimation,
                "Weight timesteps by 1 / sqrt(snr), for models that predict v by 1 / (snr + 1)");
