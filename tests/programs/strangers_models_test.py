@@ -93,6 +93,12 @@ def as_the_cache_keeps_it(model):
         path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
 
 
+def missing_parts(out):
+    parts = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "model_index.json")
+    wrong = [part for part in parts if (out / part).is_symlink() or not (out / part).is_file()]
+    return f"missing, or a link: {wrong}" if wrong else ""
+
+
 def case(name, make, *says, program="text_to_image", **more):
     return Case(name, program, make, says, **more)
 

@@ -36,6 +36,7 @@ class Case:
     seconds: int = MOST_SECONDS
     megabytes: int = MOST_MEGABYTES
     options: dict = dataclasses.field(default_factory=dict)
+    missing: Callable = lambda out: ""  # what the output lacks, if the case is to succeed
 
 
 @dataclasses.dataclass
@@ -146,7 +147,7 @@ def check(case):
             return f"took {more:.0f} MB more than an honest run"
         if after != before:
             return f"wrote elsewhere: {sorted(set(after) ^ set(before)) or 'a file has changed'}"
-        return what_is_wrong_with_line(ended.err, case.says) if case.status else ""
+        return what_is_wrong_with_line(ended.err, case.says) if case.status else case.missing(allowed)
 
 
 def what_is_wrong_with_line(error, says):
