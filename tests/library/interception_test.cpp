@@ -142,6 +142,8 @@ TEST_CASE("thirty ways to use a Linear's weight: adapted", "[interception]") {
 TEST_CASE("a Linear without a bias, and one without autograd: adapted", "[interception]") {
   const Tensor x = numbers({4, 8}), deep = numbers({2, 3, 8});
   check_adapted<nn::Linear>("without a bias", linear(false), [=](auto& l) { return l(deep); });
+  check_adapted<nn::Linear>("with a bias that is not defined", linear(false),
+                            [=](auto& l) { return at::linear(deep, l->weight, l->bias); });
   check_adapted<nn::Linear>("without autograd", linear(), [=](auto& l) {
     const torch::NoGradGuard no_grad;
     return l(x);

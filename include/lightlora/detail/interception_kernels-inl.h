@@ -55,9 +55,11 @@ inline at::Tensor product_of_site(const at::Tensor& a, const at::Tensor& b,
                                : adapted_linear(flip(b), a, {}, match));
 }
 
+// A bias may be left out by none, or by an undefined tensor.
 inline at::Tensor linear_kernel(const at::Tensor& x, const at::Tensor& weight,
-                                const std::optional<at::Tensor>& bias) {
+                                const std::optional<at::Tensor>& given) {
   const Below below(kModeKey);
+  const auto bias = given && given->defined() ? given : std::nullopt;
   if (const Match match = match_matrix(weight)) {
     if (!match.transposed) return adapted_linear(x, weight, bias, match);
     if (!in_derivative()) {

@@ -128,7 +128,7 @@ inline TensorMap take_loha(Components& components, at::ScalarType dtype, bool xl
 
 LIGHTLORA_INLINE TensorMap to_kohya(const Components& all, at::ScalarType dtype) {
   Components components = all;
-  const bool xl = model_family(components) == "sdxl";
+  const bool xl = detail::model_family(components) == "sdxl";
   TensorMap tensors = take_loha(components, dtype, xl);
   auto layers = portable_layers(components, dtype);
   for (const auto& layer : layers) require_plain(layer.info, "kohya");
@@ -163,7 +163,7 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);
   }
   const std::string dim = std::to_string(rank);
-  const KohyaFamily family = kohya_family(model_family(components));
+  const KohyaFamily family = kohya_family(detail::model_family(components));
   Metadata metadata{{"ss_v2", family.is_v2 ? "True" : "False"},
                     {"ss_base_model_version", family.version},
                     {"ss_network_module", "networks.lora"},
