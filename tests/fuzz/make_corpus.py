@@ -255,6 +255,7 @@ LORA_KEYS = {
         f"unet.{LAYER}.processor.to_q_lora.down_aux.weight",
         f"unet.{LAYER}.to_q.lora.down_up.weight",
         "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+        f"{FLAT}_to_q.diff",
     ],
     "invalid": [
         "",
@@ -267,7 +268,6 @@ LORA_KEYS = {
         "lora_unet_mid_block_attentions_0_proj_im.lora_up.weight",
         "unet.text_encoder.x.lora_A.weight",
         f"{FLAT}_to_q.oft_blocks",
-        f"{FLAT}_to_q.diff",
         "bundle_emb.cat.emb_params",
         "lora_unet_down_blocks_9999_attentions_0_proj_in.alpha",
         f"{LAYER}.to_q.weight",

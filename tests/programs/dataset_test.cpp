@@ -87,7 +87,7 @@ TEST_CASE("data folder: whatever is no picture is left out with a notice", "[dat
   REQUIRE(data.notices.size() == 4);
   const std::string text = all_notices(data);
   CHECK_THAT(text, ContainsSubstring("'notes.txt' in " + folder.path().string() +
-                                     " is not a picture but a text file"));
+                                     " is left out: it is a text file"));
   CHECK_THAT(text, ContainsSubstring("'b.jpg'") && ContainsSubstring("a web page"));
   CHECK_THAT(text, ContainsSubstring("'.DS_Store'"));
   CHECK_THAT(text, ContainsSubstring("'more'") && ContainsSubstring("N_name"));

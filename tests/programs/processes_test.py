@@ -214,7 +214,7 @@ def test_an_overflow_on_one_rank_is_one_on_all():
             checkpoint = folder / name / "checkpoint-1"
             overwrite(
                 checkpoint / "training_state.safetensors",
-                steps=struct.pack("<2q", step, 0),
+                steps=struct.pack("<3q", step, 0, 0),
                 scaler_scale=struct.pack("<f", 2**25),
             )
             flags = training_flags(

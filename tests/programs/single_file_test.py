@@ -31,7 +31,8 @@ def test_a_merged_file_draws_as_the_model_with_its_lora():
             "--merge_to",
             merged,
         )
-        assert shown == f"model: {merged}\n", shown
+        assert shown.splitlines() == [shown.splitlines()[0], f"model: {merged}"], shown
+        assert shown.startswith("device: cpu, fp32, LibTorch "), shown
         close("merged file", picture(folder, merged, "--model_config", MODEL), expected, 0)
         close("merged file by itself", picture(folder, merged), expected, 0)
         again = folder / "again.safetensors"

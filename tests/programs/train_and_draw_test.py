@@ -225,7 +225,7 @@ def test_files_that_are_no_pictures_are_named_and_left_out():
             "--device",
             "cpu",
         )
-        assert "'notes.txt'" in output and "not a picture" in output
+        assert "'notes.txt'" in output and "is left out: it is a text file" in output
         assert "Num examples = 6" in output
 
 

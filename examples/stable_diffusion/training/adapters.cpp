@@ -15,14 +15,20 @@ namespace training {
 
 namespace {
 
+// A pattern may be about one of several models; that it is about none is found by `require_used`.
 lightlora::Patched patch_with_patterns(torch::nn::Module& model, const AdapterOptions& options,
                                        const std::vector<std::string>& names) {
   lightlora::Targets targets(names);
+  const auto layers = lightlora::adaptable_layers(model).targets;
+  const auto is_here = [&](const PathPattern& pattern) {
+    return std::any_of(layers.begin(), layers.end(),
+                       [&](const auto& layer) { return pattern.pattern().selects(layer); });
+  };
   for (const auto& [pattern, value] : parse_patterns("--rank_pattern", options.rank_pattern)) {
-    targets.rank(pattern.pattern(), static_cast<int64_t>(value));
+    if (is_here(pattern)) targets.rank(pattern.pattern(), static_cast<int64_t>(value));
   }
   for (const auto& [pattern, value] : parse_patterns("--alpha_pattern", options.alpha_pattern)) {
-    targets.alpha(pattern.pattern(), value);
+    if (is_here(pattern)) targets.alpha(pattern.pattern(), value);
   }
   return lightlora::patch(model, options.variant, options.all(), targets);
 }

@@ -57,7 +57,8 @@ void copy_part(const fs::path& from, const fs::path& to, int levels = 4) {
 std::vector<std::string> kept_parts(const fs::path& model) {
   const std::string path = (model / "model_index.json").string();
   std::vector<std::string> parts;
-  for (const auto& [part, classes] : sd::read_json_file(path).items()) {
+  const json index = sd::read_json_file(path);  // `items` does not keep what it goes through
+  for (const auto& [part, classes] : index.items()) {
     if (!part.empty() && part[0] == '_') continue;
     lightlora::path_component(part, path);
     if (part.rfind("text_encoder", 0) == 0 || part.rfind("tokenizer", 0) == 0) continue;

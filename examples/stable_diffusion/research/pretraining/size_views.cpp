@@ -37,7 +37,9 @@ SizedPictures with_sizes(const at::Tensor& pictures, int64_t first, const nlohma
       told.narrow(1, 0, 2).fill_(static_cast<double>(original));
     }
     if (is_cut) {
-      const int64_t top = below(random, larger - side + 1), left = below(random, larger - side + 1);
+      // Not at the corner, of which the numbers say what they say of a whole picture.
+      const int64_t places = larger - side + 1, place = 1 + below(random, places * places - 1);
+      const int64_t top = place / places, left = place % places;
       view = resized(view, larger).narrow(2, top, side).narrow(3, left, side);
       told[0][2] = static_cast<double>(top);
       told[0][3] = static_cast<double>(left);
