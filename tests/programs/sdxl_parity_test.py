@@ -128,7 +128,7 @@ def test_sizes_are_refused_for_other_models():
         8,
         8,
         "--output",
-        "/dev/null",
+        "not-written.png",
     )
     assert done.returncode == 2 and "only SDXL is told about sizes" in done.stderr, done.stderr
 
