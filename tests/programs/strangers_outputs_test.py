@@ -104,7 +104,13 @@ TABLE = [
         status=2,
     ),
     case("a thousand million pictures", draws("--num_images_per_prompt", 10**9), "--allow_large", status=2),
-    case("a batch of 1000", draws("--num_images_per_prompt", 1000), "--batch_size", "--allow_large", status=2),
+    case(
+        "a batch of 1000",
+        draws("--num_images_per_prompt", 1000, "--batch_size", 1000),
+        "--batch_size",
+        "--allow_large",
+        status=2,
+    ),
     case("a prompt of a megabyte", draws("--negative_prompt", "a" * 100_000), "--allow_large", status=2),
     case(
         "convert_lora into a folder that is missing", converts(lambda f: f / "none/x"), "none/x", program="convert_lora"

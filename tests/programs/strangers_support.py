@@ -135,9 +135,13 @@ def check(case):
         folder.mkdir()
         allowed = pathlib.Path(parent, "out")  # the only place that a case names for output
         arguments = case.make(folder, allowed) if case.make.__code__.co_argcount == 2 else case.make(folder)
-        before = entries(parent)
+
+        def elsewhere():
+            return {path: what for path, what in entries(parent).items() if path != "out" and path[:4] != "out/"}
+
+        before = elsewhere()
         ended = run_measured(case.program, arguments, case.seconds, cwd=parent, **case.options)
-        after = {path: what for path, what in entries(parent).items() if path != "out" and path[:4] != "out/"}
+        after = elsewhere()
         if ended.late:
             return f"still ran after {case.seconds} s, with {ended.megabytes:.0f} MB"
         if ended.status != case.status:

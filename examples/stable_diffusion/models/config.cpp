@@ -20,6 +20,7 @@ int64_t most_of(const std::string& field) {
   static const std::map<std::string, int64_t> bounds{
       {"layers_per_block", limits::kBlockLayers},
       {"transformer_layers_per_block", limits::kBlockLayers},
+      {"reverse_transformer_layers_per_block", limits::kBlockLayers},
       {"num_hidden_layers", limits::kTextLayers},
       {"vocab_size", limits::kVocabulary},
       {"max_position_embeddings", limits::kPositions},
@@ -121,17 +122,22 @@ std::vector<std::vector<int64_t>> ConfigReader::positive_lists(
     const std::string& field, const std::vector<std::vector<int64_t>>& otherwise) const {
   const nlohmann::json* value = find(field);
   if (!value || value->is_null()) return otherwise;
-  const auto good = [](const nlohmann::json& item) {
-    return item.is_number_integer() && item.get<int64_t>() > 0;
+  const int64_t most = most_of(field);
+  const auto good = [&](const nlohmann::json& item) {
+    return item.is_number_integer() && item.get<int64_t>() > 0 && item.get<int64_t>() <= most;
   };
   const auto good_list = [&](const nlohmann::json& item) {
-    return item.is_array() && !item.empty() && std::all_of(item.begin(), item.end(), good);
+    return item.is_array() && !item.empty() &&
+           item.size() <= static_cast<size_t>(limits::kBlockLayers) &&
+           std::all_of(item.begin(), item.end(), good);
   };
   if (good(*value)) return {{value->get<int64_t>()}};
   const auto good_level = [&](const nlohmann::json& item) { return good(item) || good_list(item); };
   if (!value->is_array() || value->empty() ||
+      value->size() > static_cast<size_t>(limits::kLevels) ||
       !std::all_of(value->begin(), value->end(), good_level)) {
-    fail(field, "a positive integer, or a list of them or of lists of them");
+    fail(field, "a positive integer up to " + std::to_string(most) +
+                    ", or a list of them or of lists of them");
   }
   std::vector<std::vector<int64_t>> lists;
   for (const auto& item : *value) {
