@@ -18,6 +18,8 @@ APPLICATION = SOURCE / "examples/stable_diffusion"
 PRESENT = {
     "library_tests",
     "layer_benchmark",
+    "rows_benchmark",
+    "thread_tests",
     "docs_blocks",
     "lightlora_compiled",
     *(path.stem for path in (SOURCE / "examples").glob("*.cpp")),
