@@ -39,6 +39,8 @@ class DiffusionStage {
     // For heads of 32 values and a few hundred tokens, as here, the fused attention's many small
     // products cost CPUs a third more than a few large ones.
     at::globalContext().setSDPUseFlash(false);
+    // Without this those products would be of copies in fp32.
+    at::globalContext().setAllowFP16BF16ReductionMathSDP(true);
     model_.scheduler = options.config.at("scheduler");
     model_.vae = load_vae(options.output_dir);
     model_.vae->to(dtype_);
