@@ -80,6 +80,11 @@ LIGHTLORA_INLINE Factors Adapter::factors() const {
               variant(), "; hint: use delta(), or to_classic() for its best factors");
 }
 
+LIGHTLORA_INLINE Factors Adapter::factors_of(const TrainedValues& /*values*/) const {
+  TORCH_CHECK(false, "'", layer_.name, "': expected a variant that takes values from outside ",
+              "(classic, light, fused), got ", variant());
+}
+
 LIGHTLORA_INLINE void Adapter::prepare(const torch::Tensor& weight) {
   torch::NoGradGuard no_grad;
   take_bases(weight);

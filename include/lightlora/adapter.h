@@ -104,6 +104,12 @@ class Adapter {
   /// Shapes: down (r, in), up (out, r)
   /// Errors: c10::Error for a variant that has no factors
   virtual Factors factors() const;
+  /// The factors that other trained values would give, such as those that a network predicts.
+  /// Leading dimensions of the values are a batch: each entry has factors of its own.
+  /// Differentiable; without the scale, as `factors`.
+  /// Shapes: each value (..., as the trained tensor); down (..., r, in), up (..., out, r)
+  /// Errors: c10::Error for a variant that cannot
+  virtual Factors factors_of(const TrainedValues& values) const;
   /// Takes from the layer's weight what a new adapter starts from: DoRA's magnitudes, bases.
   /// Shapes: weight (out, in)
   void prepare(const torch::Tensor& weight);

@@ -58,6 +58,24 @@ void combine(const Patched& lora, const std::string& name,
              const std::map<std::string, double>& weights, Combine how,
              const Keep& keep = Keep::all());
 
+/// The same deltas, each in a form that follows from it alone: with delta = U S V^T, up = U S^(1/2)
+/// and down = S^(1/2) V^T, singular values falling, and in each column of U the entry of largest
+/// size positive. Two states of equal deltas become equal, so that values can be compared, averaged
+/// and learned. Light keeps its bases (with orthonormal ones its core is decomposed), Fused, whose
+/// core is unique already, stays as it is; others become classic. Ranks stay.
+/// Errors: as `cut`; c10::Error for DoRA
+AdapterState canonical(const AdapterState& state);
+
+/// Sum of the products of all elements of the deltas of two states, from the factors: no delta is
+/// formed where the variants have factors. A layer that one of them lacks counts as zero there.
+/// Errors: c10::Error for layers of different sizes, or a variant whose delta depends on the
+///         layer's weight
+double delta_product(const AdapterState& a, const AdapterState& b);
+/// Frobenius norm of all deltas of a state together: the root of its `delta_product` with itself.
+double delta_norm(const AdapterState& state);
+/// Norm of the difference of the deltas.
+double delta_distance(const AdapterState& a, const AdapterState& b);
+
 /// What `limit_norm` did.
 struct NormReport {
   int64_t scaled = 0;    ///< adapters that were above the limit
@@ -83,4 +101,5 @@ AdapterState extract(torch::nn::Module& base, torch::nn::Module& tuned, const Ta
 
 #ifndef LIGHTLORA_COMPILED
 #include <lightlora/combine-inl.h>
+#include <lightlora/combine_compare-inl.h>
 #endif

@@ -5,6 +5,7 @@
 
 #include <lightlora/patch_active-inl.h>
 #include <lightlora/patch_sets-inl.h>
+#include <lightlora/patch_values-inl.h>
 
 #include <iomanip>
 #include <sstream>

@@ -125,6 +125,14 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// Errors: c10::Error for an unknown name, an index out of range, a dropout in training, or a
   ///         layer that cannot have an adapter for each row (bags, bilinear and recurrent layers)
   Activation activate_rows(const std::vector<std::string>& names, const torch::Tensor& index);
+  /// The same with trained values from outside in place of a set's own, as a network predicts them:
+  /// in the order of `values(name)`, one for the whole batch or one for each of its rows. Gradients
+  /// flow back to them.
+  /// Shapes: values (n), or (batch, n)
+  /// Errors: c10::Error for an unknown name, another number of values, a variant that cannot (see
+  ///         `Adapter::factors_of`), DoRA, a dropout in training, or layers other than linear ones
+  ///         and convolutions
+  Activation activate_values(const torch::Tensor& values, const std::string& name = "default");
 
   /// Binds weight + delta to the weights of these layers, named as for targets, while adapters are
   /// active, in place of taking their operator calls over: for models that compute with a weight
@@ -171,6 +179,12 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   /// The adapters of one set, in the model's order.
   std::vector<std::shared_ptr<Adapter>> adapters(const std::string& name = "default") const;
 
+  /// The trained values of one set as one vector, in the order of `named_parameters(name)`;
+  /// differentiable.
+  torch::Tensor values(const std::string& name = "default") const;
+  /// Puts such a vector into the set.
+  /// Errors: c10::Error for another number of values
+  void assign(const torch::Tensor& values, const std::string& name = "default");
   /// Copies of the values of one set.
   AdapterState state(const std::string& name = "default", Bases bases = Bases::by_seed) const;
   /// Puts values into one set.
@@ -226,6 +240,7 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   void bind(const Weights& weights);
   Table table_of(const Weights& weights);
   Table rows_table(const std::vector<std::string>& names, const torch::Tensor& index);
+  Table values_table(const torch::Tensor& values, const std::string& name);
   void changed();
   void require_idle(const char* action) const;
   void require_in_place() const;

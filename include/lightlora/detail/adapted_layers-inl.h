@@ -100,6 +100,28 @@ inline at::Tensor low_rank_convolution(const ConvolutionCall& call, const Adapte
   return call.with(hidden, for_each_group(up.t().reshape(kernel)));
 }
 
+// What given factors add: each group of each row is a group of one wide convolution.
+// Shapes: x (rows, in, ...)
+inline at::Tensor convolution_with_given(const ConvolutionCall& call, const AdaptedSite& site) {
+  const at::Tensor& x = call.x();
+  const int64_t dimensions = site.tensor.dim() - 2, groups = call.groups();
+  TORCH_CHECK(x.dim() == site.tensor.dim(), "'", site.path, "': expected a batch, got x ",
+              x.sizes(), "; hint: activate_values takes the first dimension as the batch");
+  const auto [down, up] = given_for(site, x, x.scalar_type());
+  if (down.size(0) == 1) return low_rank_convolution(call, site, x, {down[0], up[0]});
+  const int64_t rows = x.size(0), rank = down.size(1);
+  auto kernel = site.tensor.sizes().vec();
+  kernel[0] = rows * groups * rank;
+  Arguments own = call.arguments;
+  own[0] = x.flatten(0, 1).unsqueeze(0);
+  own[1] = down.unsqueeze(1).expand({rows, groups, rank, down.size(2)}).reshape(kernel);
+  own[2] = c10::IValue();
+  own[call.groups_at] = rows * groups;
+  const at::Tensor hidden = call_operator(call.op, std::move(own));
+  const at::Tensor y = pointwise(hidden, up.flatten(0, 1), dimensions, rows * groups);
+  return y.squeeze(0).unflatten(0, {rows, -1});
+}
+
 // What one adapter adds, times its share.
 inline at::Tensor convolution_of_adapter(const ConvolutionCall& call, const AdaptedSite& site,
                                          const at::Tensor& x, const ActiveAdapter& item) {
@@ -133,6 +155,10 @@ inline at::Tensor base_convolution(const ConvolutionCall& call, const PackedSite
 
 inline at::Tensor adapted_convolution(const ConvolutionCall& call, const AdaptedSite& site) {
   const at::Tensor& x = call.x();
+  if (site.given) {
+    return at::add(base_convolution(call, packed_kernels(call)),
+                   convolution_with_given(call, site));
+  }
   if (site.rows) {
     return add_by_sets(site, base_convolution(call, packed_kernels(call)), x,
                        [&](const ActiveAdapter& item, const at::Tensor& rows) {

@@ -94,6 +94,33 @@ at::Tensor add_by_sets(const AdaptedSite& site, at::Tensor y, const at::Tensor& 
   return y;
 }
 
+// Factors that were given, in the dtype of a call; one entry for each row of x, or one for all.
+inline GivenFactors given_for(const AdaptedSite& site, const at::Tensor& x, at::ScalarType dtype) {
+  const int64_t entries = site.given->down.size(0);
+  TORCH_CHECK(
+      entries == 1 || (x.dim() > 1 && x.size(0) == entries), "'", site.path, "': expected ",
+      entries, " rows first, one for each entry of the values, got x ", x.sizes(),
+      "; hint: activate_values takes the first dimension of every adapted layer's input as ",
+      "the batch");
+  return {site.given->down.to(dtype), site.given->up.to(dtype)};
+}
+
+// y = layer(x) + (x down^T) up^T.
+inline at::Tensor linear_with_given(const at::Tensor& x, const at::Tensor& weight,
+                                    const std::optional<at::Tensor>& bias,
+                                    const MatchedRows& part) {
+  const at::Tensor y = at::linear(x, weight, bias);
+  const GivenFactors given = given_for(*part.site, x, y.scalar_type());
+  const at::Tensor up = given.up.narrow(1, part.first, part.count);
+  const at::Tensor narrow = x.to(y.scalar_type());
+  if (given.down.size(0) == 1) {
+    return at::add(y, at::linear(at::linear(narrow, given.down[0]), up[0]));
+  }
+  const at::Tensor tokens = narrow.reshape({x.size(0), -1, x.size(-1)});
+  const at::Tensor hidden = tokens.bmm(given.down.transpose(1, 2));
+  return at::add(y, hidden.bmm(up.transpose(1, 2)).reshape(y.sizes()));
+}
+
 // y = layer(x) + (x down^T) up^T with the factors of each row's own set: on a CPU with small ranks in
 // one pass over x and y, otherwise in two batched products. One row of the batch has many rows of
 // the matrix, so that gathering its factors is little beside reading it.
@@ -101,6 +128,7 @@ at::Tensor add_by_sets(const AdaptedSite& site, at::Tensor y, const at::Tensor& 
 inline at::Tensor linear_by_rows(const at::Tensor& x, const at::Tensor& weight,
                                  const std::optional<at::Tensor>& bias, const MatchedRows& part) {
   const AdaptedSite& site = *part.site;
+  if (site.given) return linear_with_given(x, weight, bias, part);
   const at::Tensor y = at::linear(x, weight, bias);
   const bool with_factors = std::all_of(
       site.active.begin(), site.active.end(),

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -38,7 +39,13 @@ struct SiteState {
 
 /// Which adapter set each row of a batch uses: row i the set number index[i], or none if it is -1.
 struct RowChoice {
-  at::Tensor index;  ///< (rows), int64
+  at::Tensor index;  ///< (rows), int64; undefined where the factors are `given`
+};
+
+/// Factors from outside for each row of a batch, or for all rows if there is one entry; the scale
+/// is in `up`.
+struct GivenFactors {
+  at::Tensor down, up;  ///< (entries, r, in) and (entries, out, r)
 };
 
 /// A weight with the adapters that are active over it.
@@ -49,6 +56,7 @@ struct AdaptedSite {
   std::vector<ActiveAdapter> active;  ///< what joins in; with `rows` one for each set or null
   std::shared_ptr<SiteState> state;   ///< shared by all tables of a handle
   std::shared_ptr<const RowChoice> rows = {};  ///< or null: all rows alike
+  std::optional<GivenFactors> given = {};      ///< in place of the adapters', with `rows`
 
   /// All that composed values depend on: trained and frozen tensors, and last the weight.
   std::vector<at::Tensor> sources = {};

@@ -11,6 +11,7 @@
 
 #include <lightlora/adapter-inl.h>
 #include <lightlora/combine-inl.h>
+#include <lightlora/combine_compare-inl.h>
 #include <lightlora/detail/adapted_layers-inl.h>
 #include <lightlora/detail/adapted_linear-inl.h>
 #include <lightlora/detail/adapted_rows-inl.h>
@@ -34,6 +35,7 @@
 #include <lightlora/patch-inl.h>
 #include <lightlora/patch_active-inl.h>
 #include <lightlora/patch_sets-inl.h>
+#include <lightlora/patch_values-inl.h>
 #include <lightlora/regex-inl.h>
 #include <lightlora/state-inl.h>
 #include <lightlora/targets-inl.h>

@@ -37,6 +37,10 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl> {
 
   Factors factors() const override { return {down, up}; }
 
+  Factors factors_of(const TrainedValues& values) const override {
+    return {values.at("down"), values.at("up")};
+  }
+
   torch::Tensor down;  ///< (rank, in), trained
   torch::Tensor up;    ///< (out, rank), trained
 

@@ -43,6 +43,19 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl, LightOptions> {
     return {down_aux, up_aux.mm(down_up)};
   }
 
+  Factors factors_of(const TrainedValues& values) const override {
+    const torch::Tensor& core = values.at("down_up");
+    auto batch = core.sizes().vec();
+    batch.resize(batch.size() - 2);
+    const auto for_all = [&](const torch::Tensor& basis) {
+      auto sizes = batch;
+      sizes.insert(sizes.end(), basis.sizes().begin(), basis.sizes().end());
+      return basis.expand(sizes);
+    };
+    if (core.size(-2) <= core.size(-1)) return {core.matmul(down_aux), for_all(up_aux)};
+    return {for_all(down_aux), up_aux.matmul(core)};
+  }
+
   /// The best approximation of this delta of the given rank, as a LightLoRA adapter on the same
   /// bases: core = U S Vh, then up = U S and down = Vh, cut to `rank`. With orthonormal bases this
   /// is the best one of that rank for the delta itself; at rank min(a, b) it is exact.

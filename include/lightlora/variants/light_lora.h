@@ -98,6 +98,10 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl, LightOptions> {
   // columns.
   Factors factors() const override { return {down.mm(down_aux), up.t().mm(up_aux.t()).t()}; }
 
+  Factors factors_of(const TrainedValues& values) const override {
+    return {values.at("down").matmul(down_aux), up_aux.matmul(values.at("up"))};
+  }
+
   // With orthonormal bases the best approximation of the core is that of the delta.
   std::shared_ptr<Adapter> cut(const Keep& keep) const override {
     if (own().aux_init() != AuxInit::orthogonal) return nullptr;
