@@ -18,14 +18,15 @@ void check_extract(const Flags& flags) {
   TORCH_CHECK_VALUE(extract.tuned.empty() || flags.rank || flags.energy,
                     "--extract_from: expected --rank or --energy beside it, got neither; hint: "
                     "--rank 32, or --energy 0.9");
-  TORCH_CHECK_VALUE(extract.tuned.empty() || !flags.inspect,
-                    "--inspect: expected it with --input, got --extract_from");
+  TORCH_CHECK_VALUE(extract.tuned.empty() || (!flags.inspect && !flags.doctor),
+                    flags.doctor ? "--doctor" : "--inspect",
+                    ": expected it with --input, got --extract_from");
 }
 
 void check_output(const Flags& flags) {
-  TORCH_CHECK_VALUE(!flags.json, "--json: expected it with --inspect, got it without");
+  TORCH_CHECK_VALUE(!flags.json, "--json: expected it with --inspect or --doctor, got it without");
   TORCH_CHECK_VALUE(!flags.output.empty() && !flags.to.empty(),
-                    "--output and --to: expected both, or --inspect, got ",
+                    "--output and --to: expected both, --inspect or --doctor, got ",
                     flags.output.empty() && flags.to.empty() ? "neither" : "one of them");
   TORCH_CHECK_VALUE(!flags.embed_aux || flags.to == "native",
                     "--embed_aux: expected it with --to native, got --to ", flags.to);
@@ -47,7 +48,10 @@ void add_flags(cli::App& app, Flags& f) {
   app.add_option("--to", f.to, "Format to write")
       ->check(cli::one_of({"native", "diffusers", "peft", "kohya"}));
   app.add_flag("--inspect", f.inspect, "Print what each input holds, and write nothing");
-  app.add_flag("--json", f.json, "With --inspect: as JSON, one object for each input");
+  app.add_flag("--doctor", f.doctor,
+               "Say what is wrong with each input, for LoRA files of every family, and which "
+               "programs load how much of it; write nothing");
+  app.add_flag("--json", f.json, "With --inspect or --doctor: as JSON, one object for each input");
   app.add_flag(
       "--ignore_unmatched", f.ignore_unmatched,
       "Read the layers that are understood and list the other tensors, instead of refusing "
@@ -83,7 +87,7 @@ void add_flags(cli::App& app, Flags& f) {
 
 void Flags::check() const {
   check_extract(*this);
-  if (!inspect) check_output(*this);
+  if (!inspect && !doctor) check_output(*this);
 }
 
 lightlora::Keep Flags::keep() const {

@@ -22,7 +22,7 @@ struct Flags {
   std::optional<int64_t> rank;   ///< to cut each layer to
   std::optional<double> energy;  ///< share of the squared singular values to keep
   ExtractOptions extract;
-  bool inspect = false, json = false, embed_aux = false, flat_text_encoder = false;
+  bool inspect = false, doctor = false, json = false, embed_aux = false, flat_text_encoder = false;
   bool ignore_unmatched = false;
 
   /// Errors: c10::ValueError for flags that do not go together

@@ -8,6 +8,7 @@
 #include <set>
 #include <vector>
 
+#include "lora_files/ranges.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
 #include "support/cli/message.h"
@@ -30,14 +31,6 @@ int64_t values_of(const LayerState& layer) {
   int64_t sum = 0;
   for (const auto& item : layer.trained) sum += item.second.numel();
   return sum;
-}
-
-// "4" or "4 to 16", with the six digits that streams show too.
-template <typename Value>
-std::string range_text(const std::set<Value>& values) {
-  const auto text = [](Value value) { return fmt::format("{:.6g}", static_cast<double>(value)); };
-  const auto least = text(*values.begin());
-  return values.size() > 1 ? fmt::format("{} to {}", least, text(*values.rbegin())) : least;
 }
 
 std::string list_text(const std::set<std::string>& values) {

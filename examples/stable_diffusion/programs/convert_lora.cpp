@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "lora_files/combine.h"
+#include "lora_files/doctor.h"
 #include "lora_files/extract.h"
 #include "lora_files/flags.h"
 #include "lora_files/inspect.h"
@@ -53,6 +54,16 @@ void inspect(const Flags& flags) {
     const auto contents = read(flags, input);
     flags.json ? lora_files::print_json(input, contents)
                : lora_files::print_contents(input, contents);
+  }
+}
+
+void doctor(const Flags& flags) {
+  for (const auto& input : flags.inputs) {
+    if (&input != &flags.inputs.front()) fmt::print("\n");
+    const auto diagnosis =
+        lora_files::examine(input, flags.extract.base.load.allow_trailing_bytes());
+    flags.json ? lora_files::print_diagnosis_json(input, diagnosis)
+               : lora_files::print_diagnosis(input, diagnosis);
   }
 }
 
@@ -140,6 +151,7 @@ void check_outputs(const Flags& flags) {
 
 void run(const Flags& flags) {
   flags.check();
+  if (flags.doctor) return doctor(flags);
   if (flags.inspect) return inspect(flags);
   check_outputs(flags);
   flags.extract.tuned.empty() ? convert(flags) : extract(flags);
@@ -152,7 +164,7 @@ int main(int argc, char** argv) {
   cli::App app(
       "convert_lora",
       "Converts LoRA files between formats, adds them up, makes one of two models' difference, or "
-      "shows what one holds.",
+      "says what one holds, what is wrong with it, and which programs load it.",
       "convert_lora --input lightlora.safetensors --output for_a1111.safetensors --to kohya "
       "--dtype fp16");
   lora_files::add_flags(app, flags);

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lora_files/doctor.h"
+
+#include <ATen/ATen.h>
+#include <lightlora/lightlora.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "lora_files/ranges.h"
+#include "support/cli/fmt.h"
+#include "support/cli/format.h"
+#include "support/cli/message.h"
+
+namespace lora_files {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kLargestUsualScale = 32;
+
+// One layer's tensors by their part, and what was seen of their values.
+struct Layer {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  std::map<std::string, bool> zero;
+  std::optional<double> alpha;
+  std::string model;
+
+  std::optional<int64_t> rank() const {
+    const auto down = shapes.find("down");
+    if (down == shapes.end() || down->second.empty()) return std::nullopt;
+    return down->second[0];
+  }
+};
+
+struct Examined {
+  Contents contents;
+  std::map<std::string, Layer> layers;
+  lightlora::Metadata metadata;
+  std::vector<std::string> unknown, infinite;
+};
+
+std::string weights_in(const std::string& path) {
+  if (!fs::is_directory(path)) return path;
+  for (const char* name : {"adapter_model.safetensors", "adapter_model.bin",
+                           "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"}) {
+    const auto file = fs::path(path) / name;
+    if (fs::exists(file)) return file.string();
+  }
+  TORCH_CHECK(false, "'", path, "': expected a LoRA file, or a folder with ",
+              "adapter_model.safetensors or pytorch_lora_weights.safetensors, got neither");
+}
+
+void look_at(const TensorName& name, const at::Tensor& value, Examined& examined) {
+  Layer& layer = examined.layers[name.layer];
+  layer.model = name.model;
+  layer.shapes[name.part] = value.sizes().vec();
+  if (!at::isFloatingType(value.scalar_type())) {
+    if (name.part == "alpha" && value.numel() == 1) layer.alpha = value.item<double>();
+    return;
+  }
+  const auto wide = value.to(at::kFloat);
+  if (!wide.isfinite().all().item<bool>()) examined.infinite.push_back(name.name);
+  layer.zero[name.part] = !wide.any().item<bool>();
+  if (name.part == "alpha" && value.numel() == 1) layer.alpha = wide.item<double>();
+}
+
+Examined read(const std::string& path, bool allow_trailing_bytes) {
+  Examined examined;
+  const auto file = lightlora::open_tensors(
+      weights_in(path), lightlora::SafetensorsOptions().allow_trailing_bytes(allow_trailing_bytes));
+  examined.metadata = file->metadata();
+  std::map<std::string, int64_t> widths;
+  for (const auto& info : file->tensors()) {
+    if (info.name.rfind("bundle_emb.", 0) == 0) {
+      examined.contents.bundled = true;
+      continue;
+    }
+    const auto name = parse_name(info.name);
+    if (!name) {
+      examined.unknown.push_back(info.name);
+      continue;
+    }
+    examined.contents.names.push_back(*name);
+    if (info.dtype != at::ScalarType::Undefined) look_at(*name, file->load(info.name), examined);
+    if (name->part == "down" && info.shape.size() > 1) widths[name->layer] = info.shape[1];
+  }
+  examined.contents.families = families_of(examined.contents.names, widths);
+  examined.contents.configured =
+      fs::exists(fs::path(weights_in(path)).parent_path() / "adapter_config.json");
+  return examined;
+}
+
+std::string trainer_of(const lightlora::Metadata& metadata) {
+  const auto has = [&](const char* key) { return metadata.count(key) > 0; };
+  if (has("ot_revision") || has("ot_branch")) return "OneTrainer";
+  if (has("software") && metadata.at("software").find("ai-toolkit") != std::string::npos) {
+    return "ai-toolkit";
+  }
+  if (has("ss_network_module")) {
+    const auto& module = metadata.at("ss_network_module");
+    return module.find("lycoris") != std::string::npos ? "sd-scripts with LyCORIS" : "sd-scripts";
+  }
+  for (const auto& item : metadata) {
+    if (item.first.rfind("ss_", 0) == 0) return "sd-scripts";
+  }
+  if (has("lora_adapter_metadata")) return "diffusers";
+  return "";
+}
+
+// "3 of them, such as 'a'".
+std::string some(const std::vector<std::string>& names) {
+  return fmt::format("{}, such as '{}'", names.size(), cli::printable(names.front()));
+}
+
+// Says it once for all layers of which it is true.
+void find(std::vector<Finding>& findings, const std::vector<std::string>& where,
+          const std::string& what, const std::string& mend = "") {
+  if (where.empty()) return;
+  findings.push_back({fmt::format("{}: {}", what, some(where)), mend});
+}
+
+std::vector<std::string> layers_with(const Examined& examined,
+                                     const std::function<bool(const Layer&)>& is) {
+  std::vector<std::string> names;
+  for (const auto& [name, layer] : examined.layers) {
+    if (is(layer)) names.push_back(name);
+  }
+  return names;
+}
+
+bool has(const Layer& layer, const char* part) { return layer.shapes.count(part) > 0; }
+
+std::vector<std::string> one_sided(const Examined& examined) {
+  const std::vector<std::pair<const char*, const char*>> pairs{{"down", "up"},
+                                                               {"hada_w1_a", "hada_w1_b"},
+                                                               {"hada_w2_a", "hada_w2_b"},
+                                                               {"lokr_w1_a", "lokr_w1_b"},
+                                                               {"lokr_w2_a", "lokr_w2_b"}};
+  return layers_with(examined, [&](const Layer& layer) {
+    return std::any_of(pairs.begin(), pairs.end(), [&](const auto& pair) {
+      return has(layer, pair.first) != has(layer, pair.second);
+    });
+  });
+}
+
+bool ranks_differ(const Layer& layer) {
+  const auto up = layer.shapes.find("up");
+  return layer.rank() && up != layer.shapes.end() && up->second.size() > 1 && !has(layer, "mid") &&
+         up->second[1] != *layer.rank();
+}
+
+// Nothing of the layer reaches the result.
+bool is_dead(const Layer& layer) {
+  for (const char* part : {"up", "down", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+                           "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "oft_blocks"}) {
+    const auto found = layer.zero.find(part);
+    if (found != layer.zero.end() && found->second) return true;
+  }
+  return layer.alpha && *layer.alpha == 0;
+}
+
+void find_values(const Examined& examined, std::vector<Finding>& findings) {
+  find(findings, examined.infinite, "tensors with values that are not finite",
+       "train again, or take an earlier checkpoint: such layers draw black or noise");
+  find(findings, one_sided(examined), "layers of which one factor is missing",
+       "--ignore_unmatched reads the others");
+  find(findings, layers_with(examined, ranks_differ), "layers whose two factors differ in rank");
+  const auto dead = layers_with(examined, is_dead);
+  if (!dead.empty() && dead.size() == examined.layers.size()) {
+    findings.push_back({"no layer does anything: a factor or the alpha of each is zero",
+                        "the file was saved before training, or trained without effect"});
+  } else {
+    find(findings, dead, "layers that do nothing, as a factor or the alpha is zero");
+  }
+  find(findings,
+       layers_with(examined,
+                   [](const Layer& layer) { return layer.alpha && !std::isfinite(*layer.alpha); }),
+       "alphas that are no numbers");
+  find(findings,
+       layers_with(examined,
+                   [](const Layer& layer) {
+                     return layer.alpha && layer.rank() &&
+                            std::abs(*layer.alpha) >
+                                kLargestUsualScale * static_cast<double>(*layer.rank());
+                   }),
+       fmt::format("layers whose alpha is more than {:.0f} times the rank", kLargestUsualScale),
+       "draw with a small weight first, such as FILE:0.05");
+}
+
+void find_names(const Examined& examined, std::vector<Finding>& findings) {
+  std::set<Naming> namings;
+  std::set<std::string> endings;
+  bool alphas = false;
+  for (const auto& name : examined.contents.names) {
+    namings.insert(name.naming);
+    if (name.part == "down") endings.insert(name.ending);
+    alphas = alphas || name.part == "alpha";
+  }
+  if (namings.count(Naming::kohya) > 0 && namings.count(Naming::kohya_original) > 0 &&
+      std::any_of(
+          examined.contents.names.begin(), examined.contents.names.end(),
+          [](const TensorName& n) { return n.naming == Naming::kohya && n.model == "unet"; })) {
+    findings.push_back({"the UNet's blocks are named in two ways, of which diffusers drops one",
+                        "there is no telling which layers are meant twice: ask its author"});
+  }
+  if (endings.size() > 1) {
+    findings.push_back({fmt::format("spellings are mixed: {}", fmt::join(endings, ", ")),
+                        "any --to writes one spelling"});
+  }
+  const bool kohya = namings.count(Naming::kohya) + namings.count(Naming::kohya_original) > 0;
+  if (kohya && !alphas && !examined.layers.empty()) {
+    findings.push_back({"alphas are missing: readers take the rank for them, a scale of 1",
+                        "--to kohya writes them"});
+  }
+  if (namings.count(Naming::peft) > 0 && !examined.contents.configured) {
+    findings.push_back({"PEFT's adapter_config.json is missing, which holds lora_alpha",
+                        "put it beside the file"});
+  }
+  find(findings, examined.unknown, "tensors that are no adapter's",
+       "--ignore_unmatched passes over them");
+}
+
+// What this library itself makes of it.
+Verdict own_verdict(const std::string& path, const Contents& contents, bool trailing) {
+  Verdict verdict;
+  verdict.program = "lightlora";
+  lightlora::ReadOptions options;
+  options.allow_trailing_bytes(trailing);
+  const auto total = static_cast<int64_t>(contents.names.size());
+  try {
+    const auto file = lightlora::read_adapters(path, options);
+    verdict.loads =
+        total - static_cast<int64_t>(std::min(file.ignored.size(), contents.names.size()));
+    if (!file.ignored.empty()) verdict.why = "passes over biases and norms";
+  } catch (const c10::Error& error) {
+    verdict.fails = true;
+    verdict.why = cli::printable(error.what_without_backtrace());
+    const auto quote = verdict.why.find("': ");
+    if (quote != std::string::npos) verdict.why = verdict.why.substr(quote + 3);
+    if (verdict.why.size() > 100) verdict.why = verdict.why.substr(0, 97) + "...";
+  }
+  return verdict;
+}
+
+}  // namespace
+
+Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
+  const Examined examined = read(path, allow_trailing_bytes);
+  Diagnosis diagnosis;
+  std::set<std::string> methods, namings;
+  std::set<int64_t> ranks;
+  std::set<double> alphas;
+  for (const auto& name : examined.contents.names) {
+    if (!name.method.empty()) methods.insert(name.method);
+    namings.insert(describe(name.naming));
+  }
+  for (const auto& item : examined.layers) {
+    if (const auto rank = item.second.rank()) ranks.insert(*rank);
+    if (item.second.alpha) alphas.insert(*item.second.alpha);
+  }
+  diagnosis.families = examined.contents.families;
+  diagnosis.trainer = trainer_of(examined.metadata);
+  diagnosis.methods.assign(methods.begin(), methods.end());
+  diagnosis.namings.assign(namings.begin(), namings.end());
+  diagnosis.layers = static_cast<int64_t>(examined.layers.size());
+  diagnosis.tensors = static_cast<int64_t>(examined.contents.names.size());
+  diagnosis.ranks = range_text(ranks);
+  diagnosis.alphas = range_text(alphas);
+  find_values(examined, diagnosis.findings);
+  find_names(examined, diagnosis.findings);
+  if (examined.contents.names.empty()) {
+    diagnosis.findings.push_back(
+        {"this is no LoRA: none of its tensors is an adapter's",
+         "--learned_embeds takes embeddings, --pretrained_model_name_or_path models"});
+    return diagnosis;
+  }
+  diagnosis.verdicts = verdicts(examined.contents);
+  diagnosis.verdicts.insert(diagnosis.verdicts.begin(),
+                            own_verdict(path, examined.contents, allow_trailing_bytes));
+  // What this library cannot read it cannot translate either.
+  if (diagnosis.verdicts[0].fails) {
+    for (auto& verdict : diagnosis.verdicts) verdict.mend.clear();
+  }
+  return diagnosis;
+}
+
+void print_diagnosis(const std::string& path, const Diagnosis& d) {
+  const auto row = [](const char* name, const std::string& value) {
+    fmt::print("{:<9} {}\n", name, value);
+  };
+  const auto list = [](const std::vector<std::string>& values, const char* none) {
+    return values.empty() ? none : fmt::format("{}", fmt::join(values, ", "));
+  };
+  row("file", path);
+  row("for", d.families.size() > 1 ? fmt::format("{}; its names alone do not tell which",
+                                                 fmt::join(d.families, " or "))
+                                   : list(d.families, "unknown"));
+  row("trainer", d.trainer.empty() ? "not said" : d.trainer);
+  row("method", list(d.methods, "none"));
+  row("names", list(d.namings, "none"));
+  row("layers",
+      fmt::format("{} in {} tensors, rank {}, alpha {}", d.layers, d.tensors, d.ranks, d.alphas));
+  fmt::print("\n{}\n", d.findings.empty() ? "Nothing is wrong with it." : "What is wrong with it");
+  for (const auto& finding : d.findings) {
+    fmt::print("- {}{}\n", finding.what, finding.mend.empty() ? "" : "; hint: " + finding.mend);
+  }
+  if (d.verdicts.empty()) return;
+  fmt::print("\n{:<11} {:<16} {}\n", "program", "loads", "why not all, and what mends it");
+  for (const auto& verdict : d.verdicts) {
+    const bool whole = verdict.loads == d.tensors;
+    const std::string loads = whole           ? "all"
+                              : verdict.fails ? "nothing, error"
+                              : verdict.loads ? fmt::format("{} of {}", verdict.loads, d.tensors)
+                                              : "nothing";
+    const std::string mend =
+        verdict.mend.empty() ? "" : fmt::format("; convert_lora --to {}", verdict.mend);
+    const std::string line =
+        fmt::format("{:<11} {:<16} {}{}", verdict.program, loads, verdict.why, mend);
+    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
+  }
+}
+
+void print_diagnosis_json(const std::string& path, const Diagnosis& d) {
+  nlohmann::ordered_json json{
+      {"file", path},         {"families", d.families}, {"trainer", d.trainer},
+      {"methods", d.methods}, {"names", d.namings},     {"layers", d.layers},
+      {"tensors", d.tensors}, {"ranks", d.ranks},       {"alphas", d.alphas}};
+  json["findings"] = nlohmann::ordered_json::array();
+  for (const auto& finding : d.findings) {
+    json["findings"].push_back({{"what", finding.what}, {"hint", finding.mend}});
+  }
+  json["programs"] = nlohmann::ordered_json::array();
+  for (const auto& v : d.verdicts) {
+    json["programs"].push_back({{"program", v.program},
+                                {"loads", v.loads},
+                                {"fails", v.fails},
+                                {"why", v.why},
+                                {"to", v.mend}});
+  }
+  fmt::print("{}\n",
+             json.dump(2, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace));
+}
+
+}  // namespace lora_files
