@@ -2,6 +2,7 @@
 // Time of one guided denoising step: the UNet on both halves of the guidance, then the scheduler,
 // as text_to_image takes it. Merged adapters cost nothing, so there are none here.
 #include "common/unet_case.h"
+#include "pipeline/recorded_unet.h"
 #include "schedulers/schedulers.h"
 #include "support/cli/run.h"
 
@@ -26,10 +27,11 @@ void run(const Flags& flags) {
                 at::TensorOptions(options).dtype(at::kFloat));
   const at::Tensor context =
       at::randn({2 * flags.batch, 77, unet->options.cross_attention_dim().front()}, options);
-  const at::Tensor time = at::full({}, scheduler->timesteps()[10], options.dtype(at::kFloat));
+  sd::RecordedUNet recorded(unet, flags.records());
   bench::run_steps(flags, [&] {
-    const at::Tensor input = at::cat({latents, latents}).to(options);
-    const auto halves = unet->forward(input, time, context).to(at::kFloat).chunk(2);
+    const at::Tensor input = flags.in_format(at::cat({latents, latents}).to(options));
+    const auto halves =
+        recorded(input, scheduler->timesteps()[10], context, {}).to(at::kFloat).chunk(2);
     scheduler->step(halves[0] + 7.5 * (halves[1] - halves[0]), 10, latents, {});
   });
 }

@@ -52,7 +52,8 @@ Shape parse_shape(const std::string& text) {
 at::Device pick_device(const std::string& name) {
   const bool available = torch::cuda::is_available();
   TORCH_CHECK(available || name != "cuda", "'--device': expected a GPU for cuda, got none");
-  return available && name != "cpu" ? at::kCUDA : at::kCPU;
+  // With its index, without which no memory can be asked for.
+  return available && name != "cpu" ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
 }
 
 at::ScalarType pick_dtype(const std::string& name) {

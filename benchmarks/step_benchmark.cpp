@@ -28,16 +28,22 @@ void run(const Flags& flags) {
 
   const auto options = flags.options();
   const auto channels = unet->options.in_channels();
-  const at::Tensor noisy = at::randn({flags.batch, channels, flags.size, flags.size}, options);
+  const at::Tensor noisy =
+      flags.in_format(at::randn({flags.batch, channels, flags.size, flags.size}, options));
   const at::Tensor target = at::randn_like(noisy, at::TensorOptions().dtype(at::kFloat));
   const at::Tensor states =
       at::randn({flags.batch, 77, unet->options.cross_attention_dim().front()}, options);
   const at::Tensor timesteps =
       at::full({flags.batch}, 500, at::TensorOptions(options).dtype(at::kLong));
+  cuda::Graph passes(
+      [&] {
+        bank.zero_gradients();
+        const at::Tensor predicted = unet->forward(noisy, timesteps, states);
+        torch::mse_loss(predicted.to(at::kFloat), target).backward();
+      },
+      options.device(), flags.records());
   bench::run_steps(flags, [&] {
-    bank.zero_gradients();
-    const at::Tensor predicted = unet->forward(noisy, timesteps, states);
-    torch::mse_loss(predicted.to(at::kFloat), target).backward();
+    passes.run();
     bank.clip(1.0);
     const at::NoGradGuard no_grad;
     steps.add_(1);

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "models/weights.h"
 #include "pipeline/device.h"
 #include "support/cli/app.h"
+#include "support/cuda/graph.h"
 #include "support/files/json_file.h"
 
 namespace bench {
@@ -23,8 +25,9 @@ namespace bench {
 struct UNetFlags {
   std::string config, device = "cpu", dtype = "fp32";
   int64_t size = 64, batch = 1, threads = 1, steps = 5;
-  bool serve = false, profile = false;
-  std::string pack_weights = "on";
+  bool serve = false, profile = false, channels_last = false, cudnn_benchmark = false;
+  std::string pack_weights = "on", attention = "usual";
+  std::optional<bool> cuda_graph;
 
   void add_to(cli::App& app) {
     app.group("Model");
@@ -36,10 +39,17 @@ struct UNetFlags {
     app.add_option("--dtype", dtype, "Precision of the weights")
         ->check(cli::one_of(sd::dtype_names()));
     app.add_option("--threads", threads, "Threads of LibTorch")->check(cli::at_least(1));
-    app.add_option("--steps", steps, "Steps to measure, after two that are not")
+    app.add_option("--steps", steps, "Steps to measure, after those that warm up")
         ->check(cli::at_least(1));
     app.add_option("--pack_weights", pack_weights, "As of the programs")
         ->check(cli::one_of({"on", "off"}));
+    app.add_choice("--cuda_graph", cuda_graph,
+                   {{"auto", std::nullopt}, {"on", true}, {"off", false}}, "As of the programs");
+    app.add_option("--attention", attention, "The only kernels for attention that may be used")
+        ->check(cli::one_of({"usual", "flash", "efficient", "math", "cudnn"}));
+    app.add_flag("--channels_last", channels_last, "Convolve with channels as the last dimension");
+    app.add_flag("--cudnn_benchmark", cudnn_benchmark,
+                 "Let cuDNN time its algorithms for each size first");
     app.add_flag("--profile", profile, "Show where the time of one step goes instead");
     app.add_flag("--serve", serve,
                  "Take one step for each line of standard input, for program_vs_diffusers.py");
@@ -47,6 +57,23 @@ struct UNetFlags {
 
   at::TensorOptions options() const {
     return at::TensorOptions(sd::pick_device(device)).dtype(sd::pick_dtype(dtype));
+  }
+  // Steps that are not measured: a recorded one is recorded after two.
+  int64_t warm_ups() const { return records() ? 4 : 2; }
+  bool records() const { return cuda::use_graph(cuda_graph, sd::pick_device(device)); }
+  at::Tensor in_format(const at::Tensor& map) const {
+    return channels_last ? map.contiguous(at::MemoryFormat::ChannelsLast) : map;
+  }
+
+  /// LibTorch's switches; after the device, which sets some.
+  void set_switches() const {
+    auto& context = at::globalContext();
+    context.setBenchmarkCuDNN(cudnn_benchmark);
+    if (attention == "usual") return;
+    context.setSDPUseFlash(attention == "flash");
+    context.setSDPUseMemEfficient(attention == "efficient");
+    context.setSDPUseMath(attention == "math");
+    context.setSDPUseCuDNN(attention == "cudnn");
   }
 };
 
@@ -63,7 +90,13 @@ inline sd::UNet2DConditionModel random_unet(const UNetFlags& flags) {
         numbers.repeat({copies}).narrow(0, 0, parameter.numel()).view(parameter.sizes()));
     parameter.set_requires_grad(false);
   }
-  unet->to(sd::pick_device(flags.device));
+  const auto device = sd::pick_device(flags.device);
+  unet->to(device);
+  flags.set_switches();
+  if (device.is_cuda()) unet->group_projections();
+  for (auto& parameter : unet->parameters()) {
+    if (parameter.dim() == 4) parameter.set_data(flags.in_format(parameter.detach()));
+  }
   if (flags.pack_weights == "on") sd::pack_weights(unet);
   return unet;
 }
@@ -78,11 +111,11 @@ inline void run_steps(const UNetFlags& flags, const std::function<void()>& step)
     return;
   }
   if (flags.profile) {
-    for (int i = 0; i < 2; ++i) step();
+    for (int64_t i = 0; i < flags.warm_ups(); ++i) step();
     return measure::Profile(step).print(/*most=*/16);
   }
   std::vector<double> times;
-  for (int64_t i = -2; i < flags.steps; ++i) {
+  for (int64_t i = -flags.warm_ups(); i < flags.steps; ++i) {
     const double seconds = clock.time(step);
     if (i >= 0) times.push_back(seconds);
   }

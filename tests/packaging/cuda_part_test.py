@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part for CUDA, liblightlora_cuda.so, on a machine without a GPU: no symbol may be missing, it holds on to the CUDA
+"""The part for CUDA, liblightlora_cuda.so, and the counter of waits on a machine without a GPU: no symbol may be missing, it holds on to the CUDA
 libraries, and the programs do without them. It runs nothing on a GPU."""
 
+import json
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ BIN = pathlib.Path(os.environ["LIGHTLORA_BIN"])
 PART = BIN.parent / "lib/liblightlora_cuda.so"
 MODEL = pathlib.Path(os.environ["LIGHTLORA_SOURCE_DIR"]) / "examples/stable_diffusion/assets/base"
 LIBRARIES = pathlib.Path(os.environ["LIGHTLORA_TORCH_DIR"]).parents[2] / "lib"
+CUDA_LIBRARIES = list((LIBRARIES.parents[1] / "nvidia").glob("*/lib/libcublas.so*"))
 
 
 def output_of(*command):
@@ -35,17 +37,52 @@ def test_the_part_needs_the_cuda_libraries_and_no_symbol_is_missing():
     for library in ["libtorch_cuda.so", "libc10_cuda.so", "libcudart.so"]:
         assert any(name.startswith(library) for name in wanted), (library, wanted)
     # The loader looks every symbol up; LibTorch's CUDA libraries need no driver to be loaded.
-    if list((LIBRARIES.parents[1] / "nvidia").glob("*/lib/libcublas.so*")):
+    if CUDA_LIBRARIES:
         load = "import ctypes, sys; [ctypes.CDLL(path, ctypes.RTLD_GLOBAL | 2) for path in sys.argv[1:]]"
         output_of(sys.executable, "-c", load, LIBRARIES / "libtorch_cuda.so", PART)
     exported = {name for name, _ in symbols(PART, "defined")}
     assert {"lightlora_make_graph_recorder", "lightlora_make_nccl_backend"} <= exported
 
 
+def test_a_program_of_the_cuda_flavour_links_and_loads():
+    program = BIN.parent / "tests/gpu/cuda_flavour"
+    wanted = needed(program)
+    # Nothing in it names libtorch_cuda, whose kernels register themselves: the linker must have been told to keep it.
+    for library in ["libtorch_cuda.so", "libc10_cuda.so", "libcudart.so"]:
+        assert any(name.startswith(library) for name in wanted), (library, wanted)
+    if CUDA_LIBRARIES:
+        assert '"clock": ' in output_of(program)
+
+
 def test_the_programs_need_no_cuda_libraries():
     for program in ["train_dreambooth_lora", "text_to_image", "textual_inversion"]:
         if (BIN / program).exists():
             assert not [name for name in needed(BIN / program) if "cuda" in name], program
+
+
+def test_waits_for_a_real_gpu_are_counted_through_libtorchs_own_debug_mode():
+    counter = PART.parent / "libcount_waits.so"
+    # LibTorch calls the function through the loader, so a library that comes before it takes its place.
+    name = "_ZN3c104cuda21warn_or_error_on_syncEv"
+    assert (name, "U") in symbols(LIBRARIES / "libtorch_cuda.so", "undefined")
+    assert (name, "T") in symbols(counter, "defined")
+    with tempfile.TemporaryDirectory(prefix="lightlora-") as folder:
+        counts = pathlib.Path(folder) / "counts.json"
+        code = (
+            "import ctypes, sys; library = ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL);"
+            f"[ctypes.CDLL(None).{name}() for _ in range(3)];"
+            "print(ctypes.c_int.in_dll(library, '_ZZN3c104cuda13warning_stateEvE14warning_state_').value)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, LIBRARIES / "libc10_cuda.so"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "LD_PRELOAD": str(counter), "FAKE_CUDA_COUNTS": str(counts)},
+        )
+        warn = "1\n"  # c10::cuda::SyncDebugMode::L_WARN, in the state that LibTorch reads
+        assert done.returncode == 0 and done.stdout == warn, done
+        assert json.loads(counts.read_text())["waits"] == {"synchronisation": 3}, counts.read_text()
 
 
 STUB = """
@@ -59,6 +96,12 @@ int cuDeviceGetName(char* name, int length, int device) {
   return 0;
 }
 int cuDeviceTotalMem_v2(unsigned long* bytes, int device) { *bytes = 8000000000ul; return 0; }
+char* getenv(const char*);
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  const char* generation = getenv("STUB_GENERATION");
+  *value = attribute == 75 && generation ? generation[0] - '0' : 0;
+  return 0;
+}
 """
 
 
@@ -68,21 +111,31 @@ def driver_stub(folder):
     output_of("cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "stub.c")
 
 
-def draw(folder, device):
+def draw(folder, device, *more, **environment):
     done = subprocess.run(
         list(
             map(
                 str,
                 [
                     *[BIN / "text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "a bear"],
-                    *["--num_inference_steps", 1, "--seed", 1, "--device", device, "--output", folder / "bear.png"],
+                    *[
+                        "--num_inference_steps",
+                        1,
+                        "--seed",
+                        1,
+                        "--device",
+                        device,
+                        "--output",
+                        folder / "bear.png",
+                        *more,
+                    ],
                 ],
             )
         ),
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder)},
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), **environment},
     )
     return done
 
@@ -110,14 +163,38 @@ def test_a_gpu_that_cannot_be_used_is_named_with_the_reason():
             assert done.returncode == 1 and reason in done.stderr and done.stderr.count("\n") == 1, done
 
 
+def test_auto_is_the_precision_that_the_gpu_is_fast_in_and_fp32_for_a_file():
+    simulated = PART.parent / "libfake_cuda.so"
+    with tempfile.TemporaryDirectory(prefix="lightlora-") as name:
+        folder = pathlib.Path(name)
+        driver_stub(folder)
+        for generation, more, expected in [
+            ("9", [], "bf16"),
+            ("8", ["--allow_tf32"], "bf16"),
+            ("7", [], "fp16"),
+            ("9", ["--dtype", "fp32"], "fp32"),
+            ("9", ["--merge_to", folder / "model.safetensors"], "fp32"),
+        ]:
+            done = draw(folder, "cuda", *more, LD_PRELOAD=str(simulated), STUB_GENERATION=generation)
+            assert done.returncode == 0, done
+            assert f"device: NVIDIA Stub (cuda:0), {expected}, LibTorch" in done.stdout, (generation, more, done)
+        done = draw(folder, "cuda", "--dtype", "bf16", LD_PRELOAD=str(simulated), STUB_GENERATION="7")
+        assert "(cuda:0), bf16 (emulated on this GPU; hint: fp16 is fast), LibTorch" in done.stdout, done
+        done = draw(folder, "cpu", STUB_GENERATION="9")
+        assert "device: cpu, fp32, LibTorch" in done.stdout, done
+
+
 def main():
     if not PART.exists():
         print("SKIPPED: no complete set of CUDA's headers here, or this LibTorch has no CUDA libraries")
         sys.exit(77)
     test_the_part_needs_the_cuda_libraries_and_no_symbol_is_missing()
+    test_a_program_of_the_cuda_flavour_links_and_loads()
     test_the_programs_need_no_cuda_libraries()
+    test_waits_for_a_real_gpu_are_counted_through_libtorchs_own_debug_mode()
     test_a_gpu_that_cannot_be_used_is_named_with_the_reason()
-    print("3 passed, 0 failed")
+    test_auto_is_the_precision_that_the_gpu_is_fast_in_and_fp32_for_a_file()
+    print("6 passed, 0 failed")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,13 @@ def test_kernels_waits_and_memory_are_those_of_a_run_that_computes():
             assert abs(peak / counts[1]["peak_bytes"] - 1) < 0.05, (more, peak, counts[1]["peak_bytes"])
 
 
+def test_an_optimizer_is_a_few_kernels_however_many_layers_there_are():
+    for optimizer in ["adamw", "adafactor", "lion", "prodigy", "sgd"]:
+        _, phases, output = dry_run(MODEL, "--device", "cuda", "--optimizer", optimizer, "--variant", "classic")
+        # 112 tensors in a handful of shapes. What is copied with one kernel for a list counts for each here.
+        assert 0 < phases["optimizer"][1] < 4 * 112, (optimizer, output)
+
+
 def test_the_memory_of_a_cpu_is_about_what_a_run_takes():
     with scratch() as folder:
         for more in [["--train_batch_size", 4], ["--train_batch_size", 4, "--gradient_checkpointing"]]:

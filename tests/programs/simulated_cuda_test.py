@@ -26,6 +26,8 @@ def simulated(program, *arguments, counts=None):
     environment = {**os.environ, **DEVICE}
     if counts:
         environment["FAKE_CUDA_COUNTS"] = str(counts)
+        if REAL:
+            environment["LD_PRELOAD"] = str(BIN.parent / "lib/libcount_waits.so")
     done = run(program, *arguments, env=environment)
     assert done.returncode == 0 and done.stderr == "", (program, arguments, done)
     return done.stdout
@@ -142,7 +144,9 @@ def test_the_recorded_step_equals_the_eager_one_bit_for_bit():
                 output = folder / f"{name}-{choice}"
                 found, _ = train_on(output, "cuda", "--cuda_graph", choice, *more, steps=8)
                 results.append((found, (output / NATIVE).read_bytes()))
-            assert results[0] == results[1], (name, results[0][0], results[1][0])
+            error = difference(results[0][0], results[1][0])
+            print(f"  recorded steps, {name}: losses within {error:.1e} of the eager ones'")
+            assert error < 1e-3 if REAL else results[0] == results[1], (name, results[0][0], results[1][0])
 
 
 def test_dropout_with_checkpointing_is_not_recorded_and_is_the_same_dropout():
@@ -244,6 +248,12 @@ def test_pictures_are_the_cpus():
         folder = pathlib.Path(folder)
         train_on(folder / "lora", "cpu", *SAME_KERNELS, "--learning_rate", "1e-2", steps=2)
         lora = ["--lora", folder / "lora" / NATIVE]
+        for device in ["cpu", "cuda"]:
+            arguments = ["--pretrained_model_name_or_path", MODEL, *lora, "--device", device]
+            arguments += ["--merge_to", folder / f"{device}-model.safetensors"]
+            run_ok("text_to_image", *arguments) if device == "cpu" else simulated("text_to_image", *arguments)
+        merged = [(folder / f"{device}-model.safetensors").read_bytes() for device in ["cpu", "cuda"]]
+        assert REAL or merged[0] == merged[1]
         picture = sorted(SUBJECT.glob("*.png"))[0] if list(SUBJECT.glob("*.png")) else sorted(SUBJECT.glob("*.jpg"))[0]
         for name, limit, more in [
             ("ddim", 1e-4, ["--scheduler", "ddim", "--eta", 0.5, *lora]),
@@ -270,7 +280,9 @@ def test_recorded_steps_draw_the_pictures_of_eager_ones_bit_for_bit():
                 )
                 for choice in ["on", "off"]
             ]
-            assert latents[0] == latents[1], scheduler
+            error = distance(*latents) / distance(latents[1], [0] * len(latents[1]))
+            print(f"  recorded steps, drawing with {scheduler}: latents within {error:.1e} of the eager ones'")
+            assert error < 1e-3 if REAL else latents[0] == latents[1], scheduler
 
 
 def waits_between(few, many):
@@ -297,7 +309,8 @@ def test_a_training_step_waits_once_for_the_device_and_a_batch_never():
                     counts=folder / f"{name}-{steps}.json",
                 )
             waits = waits_between(folder / f"{name}-6.json", folder / f"{name}-9.json")
-            assert sum(waits.values()) == 3 * budget, (name, waits)
+            print(f"  waits, {name}: {sum(waits.values())} in 3 steps, at most {3 * budget}")
+            assert sum(waits.values()) <= 3 * budget if REAL else sum(waits.values()) == 3 * budget, (name, waits)
 
 
 def test_denoising_steps_never_wait():
@@ -314,7 +327,9 @@ def test_denoising_steps_never_wait():
                     steps,
                     counts=folder / f"{steps}.json",
                 )
-            assert waits_between(folder / "4.json", folder / "9.json") == {}, scheduler
+            waits = waits_between(folder / "4.json", folder / "9.json")
+            print(f"  waits, drawing with {scheduler}: {sum(waits.values())} in 5 steps, at most 0")
+            assert waits == {}, (scheduler, waits)
 
 
 def test_processes_take_a_device_each_and_learn_the_same():
@@ -348,7 +363,7 @@ def test_a_numbered_device_goes_with_one_process_of_a_machine():
 
 
 # What counts on the simulated device, or on its second GPU, or on bits that only equal kernels have.
-SIMULATED_ONLY = ["recorded", "second_device", "waits", "never_wait", "take_a_device", "numbered_device"]
+SIMULATED_ONLY = ["second_device", "take_a_device", "numbered_device"]
 
 if not REAL and not LIBRARY.exists():
     print("SKIPPED: no simulated device here, as this LibTorch brings CUDA itself")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "generation/generator.h"
 
+#include <ATen/Context.h>
 #include <lightlora/file_io.h>
 
 #include <algorithm>
@@ -27,8 +28,10 @@ namespace {
 sd::StableDiffusionOptions pipeline_options(const GenerationOptions& options) {
   if (options.deterministic) sd::use_deterministic_algorithms();
   auto load = options.model.load;
-  load.device(sd::pick_device(options.device)).dtype(options.dtype);
-  fmt::print("device: {}\n", sd::describe_device(load.device(), options.dtype));
+  load.device(sd::pick_device(options.device));
+  load.dtype(options.precision_on(load.device()));
+  if (options.allow_tf32) at::globalContext().setAllowTF32CuBLAS(true);
+  fmt::print("device: {}\n", sd::describe_device(load.device(), load.dtype()));
   return load;
 }
 

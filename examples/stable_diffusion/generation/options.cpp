@@ -8,6 +8,7 @@
 
 #include "pipeline/device.h"
 #include "support/cli/fmt.h"
+#include "support/cuda/cards.h"
 
 namespace generation {
 
@@ -142,11 +143,17 @@ void bind(cli::App& app, GenerationOptions& f) {
                "Lift the limits of 100 places of --xy, 16 million pixels, 100 pictures at once, "
                "1000 pictures, and prompts of 20,000 bytes");
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
-  app.add_choice("--dtype", f.dtype, sd::dtype_choices(), "Precision of the weights");
+  cli::Choices<std::optional<c10::ScalarType>> precisions{{"auto", std::nullopt}};
+  for (const auto& [word, dtype] : sd::dtype_choices()) precisions.emplace_back(word, dtype);
+  app.add_choice("--dtype", f.dtype, precisions,
+                 "Precision of the weights (auto: bf16 on a GPU, fp16 on one before Ampere, fp32 "
+                 "on a CPU and for --merge_to)");
   app.add_choice(
       "--cuda_graph", f.cuda_graph, {{"auto", std::nullopt}, {"on", true}, {"off", false}},
       "Record the UNet's pass once and replay it in every step: saves a GPU's waiting for "
       "launches (auto: with a GPU)");
+  app.add_flag("--allow_tf32", f.allow_tf32,
+               "On NVIDIA GPUs since Ampere, multiply fp32 matrices in TF32: faster, less exact");
   app.add_flag("--deterministic", f.deterministic,
                "On a GPU, take algorithms that give equal bytes for equal runs; slower");
   sd::bind_pack_weights(app, f.model);
@@ -186,6 +193,10 @@ std::vector<uint64_t> GenerationOptions::seed_list() const {
     result.push_back(value);
   }
   return result;
+}
+
+c10::ScalarType GenerationOptions::precision_on(c10::Device device) const {
+  return dtype.value_or(merge_to.empty() ? cuda::fast_precision(device) : c10::kFloat);
 }
 
 uint64_t new_seed(const distributed::Group& group) {

@@ -43,10 +43,11 @@ struct GenerationOptions {
   bool grid = false;
   std::vector<std::string> xy;
 
-  std::string device = "auto";  ///< see sd::pick_device
-  c10::ScalarType dtype = c10::kFloat;
-  std::optional<bool> cuda_graph;  ///< default: with a GPU
-  bool deterministic = false;      ///< equal bytes for equal runs on a GPU too
+  std::string device = "auto";           ///< see sd::pick_device
+  std::optional<c10::ScalarType> dtype;  ///< default: see precision_on
+  std::optional<bool> cuda_graph;        ///< default: with a GPU
+  bool allow_tf32 = false;
+  bool deterministic = false;  ///< equal bytes for equal runs on a GPU too
   bool vae_tiling = false, print_tokens = false;
 
   distributed::GroupOptions group;
@@ -54,6 +55,8 @@ struct GenerationOptions {
   /// The numbers in `seeds`; 0 for -1 until `settle_seeds` has drawn them.
   /// Errors: c10::ValueError for anything else between the commas
   std::vector<uint64_t> seed_list() const;
+  /// `dtype`, or what is fast on the device; fp32 for a file, which must not depend on the machine.
+  c10::ScalarType precision_on(c10::Device device) const;
   sd::PromptSyntax syntax() const { return prompt_syntax.value_or(sd::PromptSyntax::a1111); }
 };
 

@@ -108,7 +108,11 @@ std::string describe_device(c10::Device device, c10::ScalarType dtype) {
   const auto known = cuda::cards();
   const auto index = static_cast<std::size_t>(device.index());
   if (device.is_cuda() && index < known.size()) text = known[index].name + " (" + text + ")";
-  return text + ", " + cli::word_of(dtype_choices(), dtype) + ", LibTorch " + TORCH_VERSION;
+  text += ", " + cli::word_of(dtype_choices(), dtype);
+  if (dtype == c10::kBFloat16 && cuda::fast_precision(device) == c10::kHalf) {
+    text += " (emulated on this GPU; hint: fp16 is fast)";
+  }
+  return text + ", LibTorch " + TORCH_VERSION;
 }
 
 cli::Choices<c10::ScalarType> dtype_choices() {

@@ -11,6 +11,8 @@ namespace cuda {
 
 namespace {
 
+constexpr int kComputeCapabilityMajor = 75;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+
 // The few functions of the driver's interface (cuda.h) that say what is there.
 struct Driver {
   int (*init)(unsigned) = nullptr;
@@ -18,6 +20,7 @@ struct Driver {
   int (*get)(int*, int) = nullptr;
   int (*name)(char*, int, int) = nullptr;
   int (*memory)(std::size_t*, int) = nullptr;
+  int (*attribute)(int*, int, int) = nullptr;
 
   bool load() {
     void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -27,7 +30,8 @@ struct Driver {
       return function != nullptr;
     };
     return find(init, "cuInit") && find(count, "cuDeviceGetCount") && find(get, "cuDeviceGet") &&
-           find(name, "cuDeviceGetName") && find(memory, "cuDeviceTotalMem_v2");
+           find(name, "cuDeviceGetName") && find(memory, "cuDeviceTotalMem_v2") &&
+           find(attribute, "cuDeviceGetAttribute");
   }
 };
 
@@ -37,14 +41,15 @@ std::vector<Card> find_cards() {
   int count = 0;
   if (!driver.load() || driver.init(0) != 0 || driver.count(&count) != 0) return found;
   for (int i = 0; i < count; ++i) {
-    int device = 0;
+    int device = 0, generation = 0;
     std::array<char, 256> name{};
     std::size_t bytes = 0;
     if (driver.get(&device, i) != 0 || driver.name(name.data(), 255, device) != 0 ||
-        driver.memory(&bytes, device) != 0) {
+        driver.memory(&bytes, device) != 0 ||
+        driver.attribute(&generation, kComputeCapabilityMajor, device) != 0) {
       continue;
     }
-    found.push_back({name.data(), static_cast<int64_t>(bytes)});
+    found.push_back({name.data(), static_cast<int64_t>(bytes), generation});
   }
   return found;
 }
@@ -54,6 +59,13 @@ std::vector<Card> find_cards() {
 const std::vector<Card>& cards() {
   static const auto found = find_cards();
   return found;
+}
+
+c10::ScalarType fast_precision(c10::Device device) {
+  const auto index = static_cast<std::size_t>(device.has_index() ? device.index() : 0);
+  if (!device.is_cuda() || index >= cards().size()) return c10::kFloat;
+  constexpr int kAmpere = 8;  // the first that multiplies bf16
+  return cards()[index].generation >= kAmpere ? c10::kBFloat16 : c10::kHalf;
 }
 
 }  // namespace cuda
