@@ -110,6 +110,11 @@ LIGHTLORA_INLINE torch::Tensor Adapter::rotated(const torch::Tensor& /*x*/) cons
               variant());
 }
 
+LIGHTLORA_INLINE torch::Tensor Adapter::rotated_output(const torch::Tensor& /*y*/) const {
+  TORCH_CHECK(false, "'", layer_.name, "': expected a variant that rotates outputs, got ",
+              variant());
+}
+
 LIGHTLORA_INLINE std::shared_ptr<Adapter> Adapter::cut(const Keep& /*keep*/) const {
   return nullptr;
 }
@@ -140,11 +145,15 @@ LIGHTLORA_INLINE Adapter::Adapter(LoRAOptions options, LayerInfo layer)
     : options_(std::move(options)), layer_(std::move(layer)) {
   TORCH_CHECK_VALUE(options_.rank() > 0, "'", layer_.name, "': expected rank > 0, got ",
                     options_.rank(), "; hint: 4 is the usual start");
-  TORCH_CHECK_VALUE(options_.dropout() >= 0 && options_.dropout() < 1, "'", layer_.name,
-                    "': expected 0 <= dropout < 1, got ", options_.dropout());
+  for (const auto& [name, share] : {std::pair("dropout", options_.dropout()),
+                                    {"rank_dropout", options_.rank_dropout()},
+                                    {"module_dropout", options_.module_dropout()}}) {
+    TORCH_CHECK_VALUE(share >= 0 && share < 1, "'", layer_.name, "': expected 0 <= ", name,
+                      " < 1, got ", share);
+  }
   TORCH_CHECK_VALUE(layer_.in > 0 && layer_.out > 0, "'", layer_.name,
                     "': expected a layer with inputs and outputs, got ", layer_.in, " -> ",
-                    layer_.out);
+                    layer_.out, "; hint: of what a file does not say, a model tells: patch it");
   if (options_.network_alpha()) {
     const auto rank = static_cast<double>(options_.rank());
     scale_ = *options_.network_alpha() / (options_.rslora() ? std::sqrt(rank) : rank);

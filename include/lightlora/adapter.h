@@ -131,6 +131,14 @@ class Adapter {
   /// Errors: c10::Error for a variant that does not rotate
   virtual torch::Tensor rotated(const torch::Tensor& x) const;
 
+  /// Whether the adapted layer is the layer without its bias whose outputs are rotated, so that no
+  /// delta need be formed: weight + delta = R weight for y' = `rotated_output(y)` = R y.
+  bool rotates_output() const { return !dora_ && rotates_outputs(); }
+  /// The outputs as such a layer gives them, without the bias; differentiable.
+  /// Shapes: y (..., out), and so the result
+  /// Errors: c10::Error for a variant that does not rotate
+  virtual torch::Tensor rotated_output(const torch::Tensor& y) const;
+
   /// The best approximation of what the variant adds, in a kind of its own: Light, whose bases
   /// stay, and Fused, whose core becomes a Light one. Null where only classic factors can hold it;
   /// see `lightlora::cut`. Without DoRA's magnitudes.
@@ -169,7 +177,7 @@ class Adapter {
 
  protected:
   /// Errors: c10::ValueError for a rank below 1, a dropout outside [0, 1), or a layer without
-  /// values
+  ///         values
   Adapter(LoRAOptions options, LayerInfo layer);
 
   /// Anything that `description` should add, beginning with ", ".
@@ -193,6 +201,8 @@ class Adapter {
   virtual bool reads_weight() const { return false; }
   // Whether `rotated` is all that the adapter does.
   virtual bool rotates() const { return false; }
+  // Whether `rotated_output` is.
+  virtual bool rotates_outputs() const { return false; }
   // Makes frozen bases of the layer's weight (out, in).
   virtual void take_bases(const torch::Tensor& /*weight*/) {}
 

@@ -39,8 +39,9 @@ inline LayerState canonical_layer(const LayerState& layer) {
   const auto bases = own_options.find("aux_init");  // only what is not the default is in there
   const bool in_bases =
       layer.variant == "light" && (bases == own_options.end() || bases->second == "orthogonal");
-  LayerState result =
-      in_bases || layer.variant == "classic" ? layer : to_classic(*make_adapter(layer));
+  LayerState result = in_bases || (layer.variant == "classic" && layer.frozen.empty())
+                          ? layer
+                          : to_classic(*make_adapter(layer));
   const auto dtype = result.trained.at("down").scalar_type();
   const double root = std::sqrt(std::abs(result.scale));
   const double signed_root = result.scale < 0 ? -root : root;

@@ -47,7 +47,7 @@ inline Components for_native(Components components, const SaveOptions& options) 
         layer = state_of(*make_adapter(layer), Bases::embedded);
       }
       if (!options.dtype()) continue;
-      if (layer.variant == "classic") {
+      if (layer.variant == "classic" && layer.frozen.empty()) {
         balance(layer.trained.at("down"), layer.trained.at("up"), *options.dtype());
       }
       for (auto* tensors : {&layer.trained, &layer.frozen}) {

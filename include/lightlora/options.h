@@ -84,6 +84,12 @@ struct LoRAOptions {
   TORCH_ARG(bool, dora_inputs) = false;
   /// Probability of leaving out an input of the adapter (not of its layer) in training. Default: 0.
   TORCH_ARG(double, dropout) = 0.0;
+  /// Probability of leaving out each rank of the factors in a call in training; the others count
+  /// 1 / (1 - rank_dropout) times, as in sd-scripts. For variants with factors. Default: 0.
+  TORCH_ARG(double, rank_dropout) = 0.0;
+  /// Probability that a layer computes without the adapter in a call in training, as in LyCORIS and
+  /// sd-scripts. Default: 0.
+  TORCH_ARG(double, module_dropout) = 0.0;
   /// The variant's own options as text, by name: how they travel through files, flags and a variant
   /// chosen at run time, as in `LoRAOptions(8).own({{"decompose_factor", "4"}})`. A name that the
   /// variant does not take is an error when the adapter is made. Default: none.
@@ -137,6 +143,8 @@ class VariantOptions {
   Derived& dora(bool value) { return set(shared_.dora(value)); }
   Derived& dora_inputs(bool value) { return set(shared_.dora_inputs(value)); }
   Derived& dropout(double value) { return set(shared_.dropout(value)); }
+  Derived& rank_dropout(double value) { return set(shared_.rank_dropout(value)); }
+  Derived& module_dropout(double value) { return set(shared_.module_dropout(value)); }
 
   /// What every variant has.
   const LoRAOptions& shared() const { return shared_; }

@@ -173,9 +173,8 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::rows_table(const std::vector<st
     for (const auto& name : names) {
       const auto found = site.adapters.find(name);
       const auto adapter = found == site.adapters.end() ? nullptr : found->second;
-      TORCH_CHECK(!adapter || adapter->options().dropout() == 0 || !adapter->module().is_training(),
-                  "'", site.path,
-                  "': adapters chosen for each row cannot be combined with a dropout ",
+      TORCH_CHECK(!adapter || !has_dropout(*adapter) || !adapter->module().is_training(), "'",
+                  site.path, "': adapters chosen for each row cannot be combined with a dropout ",
                   "in training; hint: lora->eval(), or options without one");
       any = any || adapter;
       active.push_back({adapter, 1.0});

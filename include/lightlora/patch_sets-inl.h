@@ -192,10 +192,13 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
   for (const auto& layer : state) {
     Site& site = site_of(layer.layer.name);
     const LayerInfo here = site.weight.info(site.path);
-    TORCH_CHECK(here.in == layer.layer.in && here.out == layer.layer.out, "'", site.path,
-                "': expected an adapter for ", here.in, " -> ", here.out, ", got ", layer.layer.in,
-                " -> ", layer.layer.out, "; hint: it was trained on another model");
-    made.emplace_back(&site, make_adapter(layer));
+    LayerState own = layer;  // some files do not tell both sizes
+    if (own.layer.in == 0) own.layer.in = here.in;
+    if (own.layer.out == 0) own.layer.out = here.out;
+    TORCH_CHECK(here.in == own.layer.in && here.out == own.layer.out, "'", site.path,
+                "': expected an adapter for ", here.in, " -> ", here.out, ", got ", own.layer.in,
+                " -> ", own.layer.out, "; hint: it was trained on another model");
+    made.emplace_back(&site, make_adapter(own));
     place(*made.back().second, site.weight);
   }
   require_untied(made);

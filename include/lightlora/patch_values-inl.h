@@ -77,7 +77,7 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::values_table(const torch::Tenso
     if (found == site.adapters.end()) continue;
     const Adapter& adapter = *found->second;
     const LayerKind kind = site.weight.kind();
-    const bool dropping = adapter.options().dropout() > 0 && adapter.module().is_training();
+    const bool dropping = has_dropout(adapter) && adapter.module().is_training();
     TORCH_CHECK((kind == LayerKind::linear || kind == LayerKind::convolution) && !site.bound &&
                     !adapter.options().dora() && !dropping && site.weight.part().empty() &&
                     !detail::is_attention_output(sites_, site.path),

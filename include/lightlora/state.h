@@ -16,7 +16,7 @@ namespace lightlora {
 /// this; the dialects know nothing of modules, and the modules nothing of dialects.
 struct LayerState {
   std::string variant;  ///< its name in the list of variants
-  LayerInfo layer;      ///< what it adapts
+  LayerInfo layer;      ///< what it adapts; a size that its file does not tell is 0
   LoRAOptions options;  ///< what it was made with
   double scale = 1.0;   ///< factor of the delta
   /// What was trained, by name, on the CPU.

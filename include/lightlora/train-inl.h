@@ -4,6 +4,8 @@
 #include <lightlora/train.h>
 
 #include <lightlora/detail/interception.h>
+#include <lightlora/train_starts-inl.h>
+#include <lightlora/train_steps-inl.h>
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>

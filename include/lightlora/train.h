@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <lightlora/config.h>
 #include <lightlora/patch.h>
+#include <torch/arg.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
@@ -11,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -137,6 +139,76 @@ std::vector<torch::optim::OptimizerParamGroup> param_groups(const Patched& lora,
   add(std::move(up));
   return groups;
 }
+
+/// Which directions CorDA trains, under PEFT's names: those that matter most for the data of the new
+/// task (instruction-previewed), or least for data whose knowledge is to stay.
+enum class CordaMethod { ipm, kpm };
+
+/// What the starts from data can be told.
+struct StartOptions {
+  /// EVA: a layer may get up to this many times its rank, from layers whose inputs need fewer
+  /// directions; 1 keeps all ranks. Default: 2, as in PEFT.
+  TORCH_ARG(double, rho) = 2.0;
+  /// CorDA: which directions. Default: `ipm`.
+  TORCH_ARG(CordaMethod, corda_method) = CordaMethod::ipm;
+  /// LoRA-GA: the larger, the smaller the start; gamma of the paper's stable scale. Default: 16.
+  TORCH_ARG(double, stable_gamma) = 16.0;
+};
+
+/// Gives classic adapters with `init_lora_weights` eva, corda or lora_ga their start, from a few
+/// batches: `run` calls the model as it is trained, for lora_ga with a backward pass. The library
+/// sees the layers' inputs or weight gradients through the operators that it takes over; the model
+/// is not changed, and computes without adapters meanwhile.
+///
+///     auto lora = patch<ClassicLoRA>(*model, ClassicOptions(8).init_lora_weights(LoRAStart::eva),
+///                                    {"to_q"});
+///     start_from_data(lora, [&] { for (auto& x : batches) model->forward(x); });
+///
+/// Equation: eva: down = the main directions of the inputs, of covariance C, up = 0. The ranks, as
+///           many as before in all, go to the directions that explain most of their layer's variance;
+///           layers left without any lose their adapter.
+///           corda: (weight C) = U S V^T with C = mean of x^T x (damped), down = sqrt(S / s) V^T C^-1,
+///           up = U sqrt(S / s).
+///           lora_ga: gradient = U S V^T, down = V_1..r^T, up = (U S)_r+1..2r out^(1/4) / sqrt(gamma)
+/// Paper:    see `LoRAStart`
+/// Memory:   eva and corda in^2 values in double for each layer, lora_ga a gradient of the weight's
+///           size
+/// Call it before the optimizer is made: eva's ranks are new tensors.
+/// Errors:   c10::ValueError for adapters of another variant or start, and for options out of range;
+///           c10::Error for a layer that `run` has not reached, or that is no Linear with eva or
+///           corda; if the adapters are active or merged
+void start_from_data(const Patched& lora, const std::function<void()>& run,
+                     const StartOptions& options = {}, const std::string& set = "default");
+
+/// How `precondition` changes gradients. `riemannian`: both factors (Zhang and Pilanci 2024,
+/// arXiv:2402.02347). `lora_fa`: of `up` alone, exactly, for a frozen `down` (Zhang et al. 2023,
+/// arXiv:2308.03303, as PEFT has it).
+enum class Preconditioner { riemannian, lora_fa };
+
+/// Multiplies the gradients of low-rank factors with the inverse of the other factor's r x r matrix,
+/// so that a step moves their product alike however its size is shared between the two. Call it
+/// between the backward pass and the optimizer's step.
+/// Equation: riemannian: g_down <- (up^T up + d I)^-1 g_down, g_up <- g_up (down down^T + d I)^-1
+///           lora_fa: g_up <- g_up (down down^T + d I)^-1 / scale^2
+/// Shapes:   of adapters that train `down` (r, in) and `up` (out, r); others stay as they are
+/// Errors:   c10::ValueError unless damping > 0
+void precondition(const Patched& lora, Preconditioner kind, double damping = 1e-2,
+                  const std::string& set = "default");
+
+/// LoRA-FA: freezes the factor on the input side, so that the backward pass needs no inputs of the
+/// layers. `parameters()` still has it; optimisers pass over what has no gradient.
+/// Errors: c10::ValueError for adapters that do not train both `down` and `up`
+void freeze_down(const Patched& lora, const std::string& set = "default");
+
+/// Rank by timestep: how many ranks of T-LoRA adapters count for inputs of this noise.
+/// Equation: floor(((T - t) / T)^alpha (rank - min_rank)) + min_rank, at most rank
+/// Paper:    Soboleva et al. 2025, "T-LoRA", arXiv:2507.05964, equation (4)
+/// Errors:   c10::ValueError unless 0 <= t <= T and 1 <= min_rank; for adapters of another variant
+void set_timestep(const Patched& lora, int64_t timestep, int64_t max_timestep, int64_t min_rank = 1,
+                  double alpha = 1.0, const std::string& set = "default");
+/// All ranks count again, as in inference.
+/// Errors: c10::ValueError for adapters of another variant
+void clear_timestep(const Patched& lora, const std::string& set = "default");
 
 /// Makes many leaf tensors views of one flat buffer, and their gradients views of another, so that
 /// an optimiser, clipping, zeroing and an all-reduce touch one tensor each instead of hundreds.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Measures the table of docs/choosing.md: for each variant what trains in a 320 -> 320 layer, the
 // bytes of its file, the time of a forward and backward pass against the bare frozen layer in the
-// same run, and how much of a synthetic task it learns at the best of five learning rates.
+// same run, and how much of a synthetic task it learns at the best of five learning rates, as the
+// mean of three seeds.
 #include <lightlora/lightlora.h>
 #include <torch/torch.h>
 
@@ -15,6 +16,8 @@ namespace {
 
 using lightlora::LoRAOptions;
 using torch::Tensor;
+
+constexpr uint64_t kSeeds = 3;  // of the task, which is drawn anew for each
 
 struct Row {
   const char* title;
@@ -37,6 +40,16 @@ const std::vector<Row>& rows() {
       {"hira", "hira", LoRAOptions(4)},
       {"miss (rank 16)", "miss", LoRAOptions(16)},
       {"gralora", "gralora", LoRAOptions(4)},
+      {"classic from pissa", "classic", LoRAOptions(4).own({{"init_lora_weights", "pissa"}})},
+      {"classic from olora", "classic", LoRAOptions(4).own({{"init_lora_weights", "olora"}})},
+      {"classic from mica", "classic", LoRAOptions(4).own({{"init_lora_weights", "mica"}})},
+      {"classic from svd_down", "classic", LoRAOptions(4).own({{"init_lora_weights", "svd_down"}})},
+      {"psoft (rank 16)", "psoft", LoRAOptions(16)},
+      {"diag_oft (blocks of 8)", "diag_oft", LoRAOptions(8)},
+      {"glora", "glora", LoRAOptions(4)},
+      {"shira", "shira", LoRAOptions(4)},
+      {"tlora", "tlora", LoRAOptions(4)},
+      {"full", "full", LoRAOptions(4)},
   };
   return all;
 }
@@ -65,8 +78,8 @@ double time_ratio(const Row& row) {
 
 // A frozen network and the same network with each weight changed by singular values 1, 1/2, 1/3,
 // ...
-torch::nn::Sequential network(bool changed) {
-  torch::manual_seed(1);
+torch::nn::Sequential network(bool changed, uint64_t seed) {
+  torch::manual_seed(2 * seed - 1);
   torch::nn::Sequential model(torch::nn::Linear(128, 256), torch::nn::GELU(),
                               torch::nn::Linear(256, 256), torch::nn::GELU(),
                               torch::nn::Linear(256, 128));
@@ -81,9 +94,9 @@ torch::nn::Sequential network(bool changed) {
 }
 
 // Share of the initial loss that is gone on inputs that were not trained on.
-double learned(const Row& row, double rate) {
-  auto model = network(false), teacher = network(true);
-  torch::manual_seed(2);
+double learned(const Row& row, double rate, uint64_t seed) {
+  auto model = network(false, seed), teacher = network(true, seed);
+  torch::manual_seed(2 * seed);
   const auto lora =
       lightlora::patch(*model, row.variant, row.options, lightlora::Targets::all_linear());
   torch::optim::AdamW optimizer(lora->parameters(),
@@ -124,7 +137,8 @@ int main() {
     const double ratio = time_ratio(row);
     double best = -1e9, best_rate = 0;
     for (const double rate : {1e-3, 3e-3, 1e-2, 3e-2, 1e-1}) {
-      const double share = learned(row, rate);
+      double share = 0;
+      for (uint64_t seed = 1; seed <= kSeeds; ++seed) share += learned(row, rate, seed) / kSeeds;
       if (share > best) best = share, best_rate = rate;
     }
     std::printf("| %s | %ld | %.1f KB | %.2f | %.0f %% | %g |\n", row.title,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// HiRA, MiSS, GraLoRA and OFT equal PEFT's in double, on the numbers of parity/make_variants.py.
+// Variants equal PEFT's and LyCORIS' in double, on the numbers of parity/make_variants.py and
+// parity/make_other_variants.py.
 #include <lightlora/lightlora.h>
 
 #include "models.h"
@@ -16,6 +17,7 @@ struct PeftCase {
   const char* variant;
   LoRAOptions options;
   std::vector<std::pair<const char*, const char*>> trained;  // our name, PEFT's
+  std::vector<const char*> frozen = {};                      // taken from the numbers
 };
 
 const std::vector<PeftCase>& peft_cases() {
@@ -38,50 +40,139 @@ const std::vector<PeftCase>& peft_cases() {
   return all;
 }
 
-TensorMap& numbers() {
-  static TensorMap all = SafetensorsFile(LIGHTLORA_TEST_DATA "/variants.safetensors").load_all();
+// LyCORIS', and the rest of PEFT's.
+const std::vector<PeftCase>& other_cases() {
+  static const std::vector<std::pair<const char*, const char*>> spectrum{
+      {"q", "q"}, {"p", "p"}, {"lambda", "lambda"}};
+  static const std::vector<PeftCase> all{
+      {"psoft",
+       "psoft",
+       LoRAOptions(5).network_alpha(10),
+       {{"q", "q"}, {"alpha", "alpha"}, {"beta", "beta"}},
+       {"down_aux", "up_aux"}},
+      {"shira", "shira", LoRAOptions(2), {{"values", "values"}}, {"rows", "columns"}},
+      {"diag_oft", "diag_oft", LoRAOptions(5), {{"oft_blocks", "oft_blocks"}}},
+      {"diag_oft_rescaled",
+       "diag_oft",
+       LoRAOptions(5).own({{"rescaled", "1"}}),
+       {{"oft_blocks", "oft_blocks"}, {"rescale", "rescale"}}},
+      {"diag_oft_coft",
+       "diag_oft",
+       LoRAOptions(5).own({{"constraint", "0.01"}}),
+       {{"oft_blocks", "oft_blocks"}}},
+      {"glora",
+       "glora",
+       LoRAOptions(3).network_alpha(6),
+       {{"a1", "a1"}, {"a2", "a2"}, {"b1", "b1"}, {"b2", "b2"}}},
+      {"tlora", "tlora", LoRAOptions(4).network_alpha(8), spectrum},
+      {"tlora_last", "tlora", LoRAOptions(4).network_alpha(8).own({{"sig_type", "last"}}),
+       spectrum},
+      {"tlora_masked", "tlora", LoRAOptions(4).network_alpha(8).own({{"sig_type", "middle"}}),
+       spectrum},
+      {"full", "full", LoRAOptions(4), {{"diff", "diff"}}}};
   return all;
 }
 
-torch::nn::Sequential base_model() {
+TensorMap& numbers(bool others = false) {
+  static TensorMap all = SafetensorsFile(LIGHTLORA_TEST_DATA "/variants.safetensors").load_all();
+  static TensorMap more =
+      SafetensorsFile(LIGHTLORA_TEST_DATA "/other_variants.safetensors").load_all();
+  return others ? more : all;
+}
+
+torch::nn::Sequential base_model(bool others = false) {
   torch::nn::Linear layer(24, 20);
   layer->to(torch::kDouble);
   const torch::NoGradGuard no_grad;
-  layer->weight.copy_(numbers().at("weight"));
-  layer->bias.copy_(numbers().at("bias"));
+  layer->weight.copy_(numbers(others).at("weight"));
+  layer->bias.copy_(numbers(others).at("bias"));
   return torch::nn::Sequential(layer);
+}
+
+void check_case(const PeftCase& peft, bool others) {
+  INFO(peft.name);
+  const auto number = [&](const std::string& name) {
+    return numbers(others).at(std::string(peft.name) + "." + name);
+  };
+  auto model = base_model(others);
+  const auto lora = patch(*model, peft.variant, peft.options, {"0"});
+  const auto adapter = lora->adapters()[0];
+  {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [ours, theirs] : peft.trained) {
+      const Tensor value = number(theirs);
+      REQUIRE(adapter->trained()[ours].numel() == value.numel());
+      adapter->trained()[ours].copy_(value.view_as(adapter->trained()[ours]));
+    }
+    for (const char* name : peft.frozen) adapter->frozen()[name].copy_(number(name));
+    // Singular vectors have a sign that the decompositions may choose differently.
+    for (const char* name : {"q_start", "p_start", "lambda_start"}) {
+      if (!adapter->frozen().contains(name)) continue;
+      const Tensor own = adapter->frozen()[name], theirs = number(name).view_as(own);
+      CHECK(close(own.abs(), theirs.abs(), 1e-10));
+      own.copy_(theirs);
+    }
+  }
+  if (std::string(peft.name) == "tlora_masked") set_timestep(lora, 600, 1000);
+  CHECK(close(adapter->delta(numbers(others).at("weight")), number("delta"), kExact));
+  const Tensor x = numbers(others).at("x").clone().requires_grad_();
+  const Tensor y = lora(model, x);
+  CHECK(close(y, number("y"), kExact));
+  std::vector<Tensor> leaves{x};
+  for (const auto& item : peft.trained) leaves.push_back(adapter->trained()[item.first]);
+  const auto found = torch::autograd::grad({y}, leaves, {numbers(others).at("dy")});
+  CHECK(close(found[0], number("grad.x"), kExact));
+  for (std::size_t i = 0; i < peft.trained.size(); ++i) {
+    const Tensor theirs = number(std::string("grad.") + peft.trained[i].second);
+    CHECK(close(found[i + 1], theirs.view_as(found[i + 1]), kExact));
+  }
 }
 
 }  // namespace
 
-TEST_CASE("variants of PEFT: delta, output and every gradient are PEFT's", "[variants][parity]") {
-  for (const auto& peft : peft_cases()) {
-    INFO(peft.name);
-    const auto number = [&](const std::string& name) {
-      return numbers().at(std::string(peft.name) + "." + name);
-    };
+TEST_CASE("variants of PEFT and LyCORIS: delta, output and every gradient are theirs",
+          "[variants][parity]") {
+  for (const auto& peft : peft_cases()) check_case(peft, /*others=*/false);
+  for (const auto& peft : other_cases()) check_case(peft, /*others=*/true);
+}
+
+TEST_CASE("diag_oft: alone at scale 1 the outputs are rotated, and the result is the same",
+          "[variants]") {
+  for (const char* rescaled : {"0", "1"}) {
     auto model = base_model();
-    const auto lora = patch(*model, peft.variant, peft.options, {"0"});
+    const auto options = LoRAOptions(5).own({{"rescaled", rescaled}});
+    const auto lora = patch(*model, "diag_oft", options, {"0"});
+    randomise(lora);
     const auto adapter = lora->adapters()[0];
-    {
-      const torch::NoGradGuard no_grad;
-      for (const auto& [ours, theirs] : peft.trained) {
-        REQUIRE(adapter->trained()[ours].sizes() == number(theirs).sizes());
-        adapter->trained()[ours].copy_(number(theirs));
-      }
-    }
-    CHECK(close(adapter->delta(numbers().at("weight")), number("delta"), kExact));
-    const Tensor x = numbers().at("x").clone().requires_grad_();
-    const Tensor y = lora(model, x);
-    CHECK(close(y, number("y"), kExact));
-    std::vector<Tensor> leaves{x};
-    for (const auto& item : peft.trained) leaves.push_back(adapter->trained()[item.first]);
-    const auto found = torch::autograd::grad({y}, leaves, {numbers().at("dy")});
-    CHECK(close(found[0], number("grad.x"), kExact));
-    for (std::size_t i = 0; i < peft.trained.size(); ++i) {
-      CHECK(close(found[i + 1], number(std::string("grad.") + peft.trained[i].second), kExact));
-    }
+    CHECK(adapter->rotates_output());
+    const Tensor x = numbers().at("x"), weight = numbers().at("weight");
+    const Tensor expected =
+        torch::linear(x, weight + adapter->delta(weight), numbers().at("bias")).detach();
+    CHECK(close(lora(model, x), expected, 1e-10));
+    lora->add("second", "diag_oft", options, {"0"});  // two rotations add their deltas up
+    CHECK(close(lora(model, x), expected, 1e-10));
+    adapter->set_scale(0.5);
+    CHECK_FALSE(adapter->rotates_output());
   }
+}
+
+TEST_CASE("tlora: fewer ranks count for noisier inputs, and all of them afterwards", "[variants]") {
+  auto model = base_model();
+  const auto lora = patch(*model, "tlora", LoRAOptions(4), {"0"});
+  randomise(lora);
+  const Tensor x = numbers().at("x"), all = lora(model, x);
+  const auto ranks_at = [&](int64_t timestep) {
+    set_timestep(lora, timestep, 1000, /*min_rank=*/1);
+    return static_cast<int64_t>(lora->adapters()[0]->frozen()["mask"].sum().item<double>());
+  };
+  CHECK(ranks_at(0) == 4);
+  CHECK(ranks_at(600) == 2);
+  CHECK(ranks_at(1000) == 1);
+  CHECK_FALSE(close(lora(model, x), all, 1e-3));
+  clear_timestep(lora);
+  CHECK(torch::equal(lora(model, x), all));
+  CHECK_THROWS_WITH(set_timestep(patch(*base_model(), "classic", LoRAOptions(2), {"0"}), 1, 2),
+                    ContainsSubstring("expected a tlora adapter"));
 }
 
 TEST_CASE("oft: the exact rotation is orthogonal, and the series comes near it", "[variants]") {

@@ -157,6 +157,12 @@ lightlora::Components read_start(const AdapterOptions& options) {
   TORCH_CHECK(!options.relax_rank || variant == "light" || variant == "classic",
               "--relax_rank: ", "expected a light or classic adapter in '", options.init_from,
               "', got a ", variant, " one");
+  const auto& own = start["unet"].front().options.own();
+  const auto begun = own.find("init_lora_weights");
+  TORCH_CHECK(!options.relax_rank || begun == own.end(), "--relax_rank cannot be combined with '",
+              options.init_from, "', whose adapters started as ",
+              begun == own.end() ? "" : begun->second,
+              ": their factors are not the delta; hint: convert it --to kohya and go on from that");
   return start;
 }
 

@@ -44,6 +44,12 @@ void bind_kind(cli::App& app, AdapterOptions& o) {
                  "Scale times rank (default: the rank, so that the scale is 1)");
   app.add_option("--lora_dropout", o.lora.dropout(), "Dropout probability on the adapters' inputs")
       ->check(cli::between(0, 0.99));
+  app.add_option("--rank_dropout", o.lora.rank_dropout(),
+                 "Probability of leaving out each rank of the adapters in a step")
+      ->check(cli::between(0, 0.99));
+  app.add_option("--module_dropout", o.lora.module_dropout(),
+                 "Probability of leaving out a layer's adapter in a step")
+      ->check(cli::between(0, 0.99));
   using lightlora::Init;
   app.add_choice("--init", o.lora.init(), named({Init::up_zero, Init::down_zero, Init::both_zero}),
                  "Which factor starts at zero");

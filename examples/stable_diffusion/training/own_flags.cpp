@@ -84,6 +84,15 @@ lightlora::OwnOptions OwnFlags::of(const std::string& variant) const {
     TORCH_CHECK_VALUE(entry.takes(item.first), "--", item.first,
                       " cannot be combined with --variant ", variant, ": it has no such option");
   }
+  if (const auto start = own.find("init_lora_weights"); start != own.end()) {
+    for (const char* from_data : {"eva", "corda", "lora_ga"}) {
+      TORCH_CHECK_VALUE(
+          start->second != from_data, "--init_lora_weights ", from_data,
+          " cannot be combined with this program: it starts from batches that have ",
+          "run before; hint: pissa, olora, mica or svd_down, or start_from_data in a ",
+          "program of your own");
+    }
+  }
   return entry.canonical(own, "--variant " + variant);
 }
 

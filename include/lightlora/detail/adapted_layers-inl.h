@@ -124,12 +124,14 @@ inline at::Tensor convolution_with_given(const ConvolutionCall& call, const Adap
 
 // What one adapter adds, times its share.
 inline at::Tensor convolution_of_adapter(const ConvolutionCall& call, const AdaptedSite& site,
-                                         const at::Tensor& x, const ActiveAdapter& item) {
+                                         const at::Tensor& x, const ActiveAdapter& item,
+                                         bool dropping) {
   if (item.adapter->has_factors()) {
-    return low_rank_convolution(call, site, x, item.adapter->factors()) *
+    return low_rank_convolution(call, site, x, factors_of_call(item, dropping)) *
            (item.adapter->scale() * item.weight);
   }
-  const at::Tensor kernels = site.weight.shaped(item.adapter->delta(site.weight.matrix()));
+  const at::Tensor delta = delta_of_call(item, site.weight.matrix(), dropping);
+  const at::Tensor kernels = site.weight.shaped(delta);
   return call.with(x, kernels.to(x.scalar_type())) * item.weight;
 }
 
@@ -162,7 +164,7 @@ inline at::Tensor adapted_convolution(const ConvolutionCall& call, const Adapted
   if (site.rows) {
     return add_by_sets(site, base_convolution(call, packed_kernels(call)), x,
                        [&](const ActiveAdapter& item, const at::Tensor& rows) {
-                         return convolution_of_adapter(call, site, rows, item);
+                         return convolution_of_adapter(call, site, rows, item, false);
                        });
   }
   const Situation situation = situation_of(site, x);
@@ -181,7 +183,7 @@ inline at::Tensor adapted_convolution(const ConvolutionCall& call, const Adapted
   at::Tensor y = base_convolution(call, packed_kernels(call));
   for (const auto& item : site.active) {
     const at::Tensor seen = situation.dropping ? adapter_input(item, x) : x;
-    y = at::add(y, convolution_of_adapter(call, site, seen, item));
+    y = at::add(y, convolution_of_adapter(call, site, seen, item, situation.dropping));
   }
   return y;
 }
@@ -209,11 +211,11 @@ inline at::Tensor lookup_of_adapter(const AdaptedSite& site, const at::Tensor& n
   at::Tensor rows;
   double share = item.weight;
   if (item.adapter->has_factors()) {
-    const Factors f = item.adapter->factors();
+    const Factors f = factors_of_call(item, dropping);
     rows = at::matmul(rows_of(f.down.t()), f.up.t());
     share *= item.adapter->scale();
   } else {
-    rows = rows_of(item.adapter->delta(site.weight.matrix()).t());
+    rows = rows_of(delta_of_call(item, site.weight.matrix(), dropping).t());
   }
   const auto mask = lookup_mask(item, site, numbers, padding_idx, dropping);
   if (mask) rows = rows * mask->unsqueeze(-1).to(rows.scalar_type());
@@ -287,12 +289,12 @@ inline at::Tensor adapted_bags(const c10::OperatorHandle& op, const Arguments& a
     at::Tensor table, up;
     double share = item.weight;
     if (item.adapter->has_factors()) {
-      const Factors f = item.adapter->factors();
+      const Factors f = factors_of_call(item, is_dropping(site));
       table = f.down.t().contiguous();
       up = f.up;
       share *= item.adapter->scale();
     } else {
-      table = item.adapter->delta(site.weight.matrix()).t().contiguous();
+      table = delta_of_call(item, site.weight.matrix(), is_dropping(site)).t().contiguous();
     }
     if (const auto shares = optional_tensor(own[6])) own[6] = shares->to(table.scalar_type());
     own[0] = table;
@@ -312,12 +314,12 @@ inline at::Tensor adapted_bilinear(const at::Tensor& x1, const at::Tensor& x2,
     double share = item.weight;
     at::Tensor added;
     if (item.adapter->has_factors()) {
-      const Factors f = item.adapter->factors();
+      const Factors f = factors_of_call(item, is_dropping(site));
       const auto kernels = f.down.reshape({-1, site.tensor.size(1), site.tensor.size(2)});
       added = at::linear(at::bilinear(seen, x2, cast(kernels), {}), cast(f.up));
       share *= item.adapter->scale();
     } else {
-      const at::Tensor delta = item.adapter->delta(site.weight.matrix());
+      const at::Tensor delta = delta_of_call(item, site.weight.matrix(), is_dropping(site));
       added = at::bilinear(seen, x2, cast(site.weight.shaped(delta)), {});
     }
     y = at::add(y, added, share);

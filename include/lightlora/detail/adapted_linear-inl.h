@@ -86,6 +86,13 @@ inline at::Tensor some_rows(const at::Tensor& matrix, const MatchedRows& part) {
   return part.count == matrix.size(0) ? matrix : matrix.narrow(0, part.first, part.count);
 }
 
+// Whether one adapter alone rotates all outputs of its layer.
+inline bool rotates_output(const MatchedRows& part) {
+  const auto& active = part.site->active;
+  return active.size() == 1 && active[0].weight == 1.0 && active[0].adapter->rotates_output() &&
+         part.count == active[0].adapter->layer().out;
+}
+
 // For what the low-rank route cannot carry: variants without factors, and dropout.
 // y = x weight^T + bias + sum of share * adapter_input(x) delta^T
 inline at::Tensor linear_by_parts(const at::Tensor& x, const at::Tensor& weight,
@@ -97,6 +104,11 @@ inline at::Tensor linear_by_parts(const at::Tensor& x, const at::Tensor& weight,
   const bool rotates =
       site.active.size() == 1 && first.weight == 1.0 && first.adapter->rotates_input() && !dropping;
   if (rotates) return at::linear(first.adapter->rotated(x), weight, bias);
+  if (rotates_output(part) && !dropping) {
+    // As a difference, so that no rotation changes no bit.
+    const at::Tensor y = at::linear(x, weight, bias), plain = bias ? y - *bias : y;
+    return y + (first.adapter->rotated_output(plain) - plain);
+  }
   // One product with the sum, unless rounding the sum would swallow the delta.
   if (!dropping && !rounds_away(x, weight)) {
     const at::Tensor delta = some_rows(total_delta(site.active, matrix), part);
@@ -107,12 +119,12 @@ inline at::Tensor linear_by_parts(const at::Tensor& x, const at::Tensor& weight,
     const at::Tensor seen = dropping ? adapter_input(item, x) : x;
     const auto cast = [&](const at::Tensor& t) { return t.to(x.scalar_type()); };
     if (item.adapter->has_factors()) {
-      const Factors f = item.adapter->factors();
+      const Factors f = factors_of_call(item, dropping);
       const at::Tensor hidden = at::linear(seen, cast(f.down));
       y = at::add(y, at::linear(hidden, cast(some_rows(f.up, part))),
                   item.adapter->scale() * item.weight);
     } else {
-      const at::Tensor delta = some_rows(item.adapter->delta(matrix), part);
+      const at::Tensor delta = some_rows(delta_of_call(item, matrix, dropping), part);
       y = at::add(y, at::linear(seen, cast(delta)), item.weight);
     }
   }

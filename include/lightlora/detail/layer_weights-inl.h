@@ -26,9 +26,14 @@ LIGHTLORA_INLINE torch::Tensor total_delta(const std::vector<ActiveAdapter>& act
   return sum;
 }
 
+LIGHTLORA_INLINE bool has_dropout(const Adapter& adapter) {
+  const LoRAOptions& options = adapter.options();
+  return options.dropout() > 0 || options.rank_dropout() > 0 || options.module_dropout() > 0;
+}
+
 LIGHTLORA_INLINE bool any_dropout(const std::vector<ActiveAdapter>& active) {
   return std::any_of(active.begin(), active.end(), [](const ActiveAdapter& item) {
-    return item.adapter->options().dropout() > 0 && item.adapter->module().is_training();
+    return has_dropout(*item.adapter) && item.adapter->module().is_training();
   });
 }
 
@@ -54,6 +59,42 @@ LIGHTLORA_INLINE std::pair<Factors, double> total_factors(
 LIGHTLORA_INLINE torch::Tensor adapter_input(const ActiveAdapter& item, const torch::Tensor& x) {
   const bool training = item.adapter->module().is_training();
   return at::dropout(x, item.adapter->options().dropout(), training);
+}
+
+namespace detail {
+
+// Ones, and zeros with that probability. In fp32, so that a seed means the same in every dtype.
+inline at::Tensor kept_ones(int64_t count, double dropout, const at::Tensor& like) {
+  const auto options = like.options().dtype(at::kFloat).requires_grad(false);
+  return at::rand({count}, options).gt(dropout).to(like.scalar_type());
+}
+
+inline at::Tensor module_dropped(const ActiveAdapter& item, const at::Tensor& tensor) {
+  const double dropout = item.adapter->options().module_dropout();
+  return dropout > 0 ? tensor * kept_ones(1, dropout, tensor) : tensor;
+}
+
+inline bool drops_now(const ActiveAdapter& item, bool dropping) {
+  return dropping && item.adapter->module().is_training();
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE Factors factors_of_call(const ActiveAdapter& item, bool dropping) {
+  Factors factors = item.adapter->factors();
+  if (!detail::drops_now(item, dropping)) return factors;
+  factors.up = detail::module_dropped(item, factors.up);
+  if (const double dropout = item.adapter->options().rank_dropout(); dropout > 0) {
+    const at::Tensor kept = detail::kept_ones(factors.down.size(0), dropout, factors.down);
+    factors.down = factors.down * (kept / (1 - dropout)).unsqueeze(1);
+  }
+  return factors;
+}
+
+LIGHTLORA_INLINE torch::Tensor delta_of_call(const ActiveAdapter& item, const torch::Tensor& weight,
+                                             bool dropping) {
+  const torch::Tensor delta = item.adapter->delta(weight);
+  return detail::drops_now(item, dropping) ? detail::module_dropped(item, delta) : delta;
 }
 
 LIGHTLORA_INLINE LayerWeight::LayerWeight(std::shared_ptr<torch::nn::Module> layer,
@@ -246,14 +287,19 @@ LIGHTLORA_INLINE void place(Adapter& adapter, const LayerWeight& layer) {
 }
 
 LIGHTLORA_INLINE void require_no_dropout(const Adapter& adapter) {
+  const LoRAOptions& options = adapter.options();
   TORCH_CHECK_VALUE(
-      adapter.options().dropout() == 0, "'", adapter.layer().name,
+      !has_dropout(adapter), "'", adapter.layer().name,
       "': expected dropout 0 for an adapter that is a part of the weight, got ",
-      adapter.options().dropout(),
+      std::max({options.dropout(), options.rank_dropout(), options.module_dropout()}),
       "; hint: a recurrent layer and a bound weight have no input of the adapter's own");
 }
 
 LIGHTLORA_INLINE void fit(Adapter& adapter, const LayerWeight& layer) {
+  TORCH_CHECK_VALUE(adapter.options().rank_dropout() == 0 || adapter.has_factors(), "'",
+                    adapter.layer().name, "': rank_dropout cannot be combined with ",
+                    adapter.options().dora() ? "DoRA" : "the " + adapter.variant() + " variant",
+                    ": it has no ranks that could be left out; hint: module_dropout");
   place(adapter, layer);
   adapter.prepare(layer.matrix().detach());
 }

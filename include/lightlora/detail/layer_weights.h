@@ -24,7 +24,10 @@ struct ActiveAdapter {
 /// Shapes: the layer's weight as a matrix (out, in), and so the result
 torch::Tensor total_delta(const std::vector<ActiveAdapter>& active, const torch::Tensor& weight);
 
-/// Whether some of these adapters leave out inputs in training.
+/// Whether an adapter leaves something out in training: inputs, ranks, or all of itself.
+bool has_dropout(const Adapter& adapter);
+
+/// Whether some of these adapters leave something out now.
 bool any_dropout(const std::vector<ActiveAdapter>& active);
 
 /// Whether `total_factors` can be had: each of these adapters has factors.
@@ -35,6 +38,13 @@ std::pair<Factors, double> total_factors(const std::vector<ActiveAdapter>& activ
 
 /// What one adapter sees of its layer's inputs: in training some are left out, as its dropout says.
 torch::Tensor adapter_input(const ActiveAdapter& item, const torch::Tensor& x);
+
+/// The factors of one adapter in one call; if it drops, without some of its ranks, or all zero.
+/// What is left out is drawn where the factors are, so that a recorded CUDA graph draws anew.
+Factors factors_of_call(const ActiveAdapter& item, bool dropping);
+
+/// The delta of one adapter in one call; if it drops, perhaps zero.
+torch::Tensor delta_of_call(const ActiveAdapter& item, const torch::Tensor& weight, bool dropping);
 
 /// What a layer does with its weight, and so how an adapter joins in.
 /// `linear`: x W^T. `convolution`: with kernels (out, in / groups, ...). `transposed_convolution`:
@@ -134,12 +144,12 @@ AdaptableLayers adaptable_layers(torch::nn::Module& model);
 /// Moves an adapter to its layer's device, in fp32 (fp64 over an fp64 weight).
 void place(Adapter& adapter, const LayerWeight& layer);
 
-/// Errors: c10::ValueError if the adapter has a dropout. For adapters that are a part of the
-/// weight: no
-///         input can be left out for them alone
+/// For adapters that are a part of the weight: nothing can be left out for them alone.
+/// Errors: c10::ValueError if the adapter has a dropout
 void require_no_dropout(const Adapter& adapter);
 
 /// Moves a new adapter to its layer and lets it take what it needs from the layer's weight.
+/// Errors: c10::ValueError for a rank_dropout of a variant that has no ranks to leave out
 void fit(Adapter& adapter, const LayerWeight& layer);
 
 /// While it lives, a layer's weight member is weight + delta; its registered parameter stays the

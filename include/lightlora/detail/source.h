@@ -40,4 +40,6 @@
 #include <lightlora/state-inl.h>
 #include <lightlora/targets-inl.h>
 #include <lightlora/train-inl.h>
+#include <lightlora/train_starts-inl.h>
+#include <lightlora/train_steps-inl.h>
 #include <lightlora/variants/variants-inl.h>

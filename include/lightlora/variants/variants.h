@@ -4,8 +4,11 @@
 #include <lightlora/adapter.h>
 #include <lightlora/config.h>
 #include <lightlora/variants/classic_lora.h>
+#include <lightlora/variants/diag_oft.h>
 #include <lightlora/variants/dora.h>
+#include <lightlora/variants/full.h>
 #include <lightlora/variants/fused_down_up_lora.h>
+#include <lightlora/variants/glora.h>
 #include <lightlora/variants/gralora.h>
 #include <lightlora/variants/hira.h>
 #include <lightlora/variants/ia3.h>
@@ -15,6 +18,9 @@
 #include <lightlora/variants/lora_xs.h>
 #include <lightlora/variants/miss.h>
 #include <lightlora/variants/oft.h>
+#include <lightlora/variants/psoft.h>
+#include <lightlora/variants/shira.h>
+#include <lightlora/variants/tlora.h>
 #include <lightlora/variants/vera.h>
 
 #include <cstdint>
@@ -33,7 +39,9 @@ namespace lightlora {
 using LibraryVariants =
     std::tuple<ClassicAdapterImpl, LightAdapterImpl, FusedAdapterImpl, LoHaAdapterImpl,
                LoKrAdapterImpl, VeRAAdapterImpl, IA3AdapterImpl, LoRAXSAdapterImpl, OFTAdapterImpl,
-               HiRAAdapterImpl, MiSSAdapterImpl, GraLoRAAdapterImpl>;
+               HiRAAdapterImpl, MiSSAdapterImpl, GraLoRAAdapterImpl, FullAdapterImpl,
+               DiagOFTAdapterImpl, PSOFTAdapterImpl, SHiRAAdapterImpl, GLoRAAdapterImpl,
+               TLoRAAdapterImpl>;
 
 /// Makes an adapter of one variant for one layer.
 using AdapterFactory = std::shared_ptr<Adapter> (*)(LoRAOptions, LayerInfo);

@@ -165,6 +165,7 @@ std::vector<FileSize> all_sizes(int64_t rank) {
     sizes.push_back(scale.native(name, {{"unet", adapters(variant, r, unet, bases)}}));
   };
   for (const auto& variant : lightlora::variants()) {
+    if (variant.name == "full") continue;  // as large as the layers themselves
     native(variant.name + "," + of_rank, variant.name, rank, Bases::by_seed);
   }
   native("light," + of_rank + ", with bases", "light", rank, Bases::embedded);

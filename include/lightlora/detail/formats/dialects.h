@@ -9,6 +9,7 @@
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/peft_config.h>
 #include <lightlora/file_io.h>
+#include <lightlora/variants/variants.h>
 
 #include <algorithm>
 #include <cmath>
@@ -173,11 +174,24 @@ class DialectReader {
     TORCH_CHECK(config == nullptr || config->dora() == state.options.dora(), where(name),
                 "expected DoRA magnitudes exactly if the configuration says use_dora, got ",
                 state.options.dora() ? "some without it" : "none");
+    if (config != nullptr && state.variant == "oft") set_oft(*config, name, state);
     if (const auto scale = scale_of(config, name, tensors, divisor)) {
       state.scale = *scale;
       state.options.network_alpha(*scale * static_cast<double>(state.options.rank()));
     }
     return state;
+  }
+
+  // Which rotation the angles mean stands in the configuration alone.
+  void set_oft(const PeftConfig& config, const std::string& name, LayerState& state) const {
+    const int64_t terms = config.oft_terms();
+    TORCH_CHECK(terms >= 0 && terms <= 1000, where(name), "expected 0 to 1000 terms of the series ",
+                "for a rotation, got ", terms, " from ", config.source());
+    OwnOptions& own = state.options.own();
+    if (config.oft_block_size() > 0) own["block_size"] = std::to_string(config.oft_block_size());
+    own["neumann_terms"] = std::to_string(terms);
+    if (terms == 0) state.trained["q"] = -state.trained["q"];  // PEFT turns the other way then
+    own = find_variant("oft").canonical(own, name);
   }
 
   // alpha of the file comes before a configuration; neither means scale 1.

@@ -11,6 +11,7 @@
 #include <lightlora/variants/lokr.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -46,6 +47,10 @@ class LayerAssembler {
     AssembledLayer result = has("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b") ? loha()
                             : has("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a")   ? lokr()
                             : has("down_up")                                        ? fused()
+                            : has("hira_A", "hira_B")                               ? hira()
+                            : has("miss_block")                                     ? miss()
+                            : has("gralora_A", "gralora_B")                         ? gralora()
+                            : has("oft_R")                                          ? oft()
                             : has("diff")                                           ? difference()
                                                                                     : classic();
     for (const auto& item : tensors_) {
@@ -192,6 +197,59 @@ class LayerAssembler {
     result.state.options.rank(result.divisor);
     result.state.trained = {
         {"hada_w1_a", a1}, {"hada_w1_b", b1}, {"hada_w2_a", a2}, {"hada_w2_b", b2}};
+    return result;
+  }
+
+  // PEFT's methods beside LoRA. What a file does not say of a layer's size is 0, and the model's.
+  AssembledLayer peft_state(const char* variant, int64_t in, int64_t out, int64_t rank,
+                            std::map<std::string, at::Tensor> trained) const {
+    AssembledLayer result;
+    result.divisor = rank;
+    result.state.variant = variant;
+    result.state.layer = {layer_, in, out};
+    result.state.options.rank(rank);
+    result.state.trained = std::move(trained);
+    return result;
+  }
+
+  at::Tensor require_dims(const std::string& role, int64_t dims) {
+    const at::Tensor tensor = require(role);
+    TORCH_CHECK(tensor.dim() == dims && tensor.numel() > 0, where_, "expected ", role, " of a ",
+                "Linear layer, with ", dims, " dimensions, got ", tensor.sizes());
+    return tensor;
+  }
+
+  AssembledLayer hira() {
+    const at::Tensor down = require_dims("hira_A", 2), up = require_dims("hira_B", 2);
+    checked_up(down, up);
+    return peft_state("hira", down.size(1), up.size(0), down.size(0), {{"down", down}, {"up", up}});
+  }
+
+  AssembledLayer miss() {
+    const at::Tensor block = require_dims("miss_block", 2);
+    return peft_state("miss", 0, block.size(1), block.size(0), {{"block", block}});
+  }
+
+  AssembledLayer gralora() {
+    const at::Tensor down = require_dims("gralora_A", 3), up = require_dims("gralora_B", 3);
+    const int64_t blocks = down.size(0), rank = down.size(2);
+    TORCH_CHECK(up.size(0) == blocks && up.size(1) == rank && rank % blocks == 0, where_,
+                "expected gralora_A and gralora_B of one rank and number of blocks, got ",
+                down.sizes(), " and ", up.sizes());
+    auto result = peft_state("gralora", blocks * down.size(1), blocks * up.size(2), rank,
+                             {{"down", down}, {"up", up}});
+    result.state.options.own({{"blocks", std::to_string(blocks)}});
+    return result;
+  }
+
+  AssembledLayer oft() {
+    const at::Tensor q = require_dims("oft_R", 2);
+    const auto block = static_cast<int64_t>((1 + std::sqrt(1.0 + 8.0 * q.size(1))) / 2);
+    const int64_t inputs = saturating_product({q.size(0), block});
+    TORCH_CHECK(block * (block - 1) / 2 == q.size(1) && inputs <= kMostFeatures, where_,
+                "expected the upper triangles of square blocks as oft_R, got ", q.sizes());
+    auto result = peft_state("oft", inputs, 0, 1, {{"q", q}});
+    result.state.options.own({{"block_size", std::to_string(block)}});
     return result;
   }
 

@@ -40,9 +40,11 @@ inline bool is_text_component(std::string_view component) {
 
 // Endings of methods that are not read here, and what they are called.
 inline std::string unsupported_algorithm(std::string_view key) {
-  static const std::pair<const char*, const char*> marks[] = {
-      {"oft_blocks", "OFT"}, {"oft_diag", "OFT"}, {"oft_R", "OFT"},
-      {"boft_", "BOFT"},     {"ia3_l", "IA3"},    {"on_input", "IA3"}};
+  static const std::pair<const char*, const char*> marks[] = {{"oft_blocks", "OFT"},
+                                                              {"oft_diag", "OFT"},
+                                                              {"boft_", "BOFT"},
+                                                              {"ia3_l", "IA3"},
+                                                              {"on_input", "IA3"}};
   for (const auto& [mark, name] : marks) {
     if (key.find(mark) != key.npos) return name;
   }
@@ -84,36 +86,45 @@ inline std::string cut_lycoris_role(std::string_view& key) {
   return *role;
 }
 
+// How the names of factors end, and the dialect if the ending alone tells it.
+struct Ending {
+  const char* text;
+  const char* role;
+  const char* dialect;
+};
+
+inline constexpr Ending kEndings[] = {{".lora_down", "down", "kohya"},
+                                      {".lora_up", "up", "kohya"},
+                                      {".lora_linear_layer.down", "down", "diffusers"},
+                                      {".lora_linear_layer.up", "up", "diffusers"},
+                                      {".lora.down", "down", "diffusers"},
+                                      {".lora.up", "up", "diffusers"},
+                                      {".lora.down_aux", "down_aux", "seed article"},
+                                      {".lora.up_aux", "up_aux", "seed article"},
+                                      {".lora.down_up", "down_up", "seed article"},
+                                      {"_lora.down", "down", "diffusers attention processors"},
+                                      {"_lora.up", "up", "diffusers attention processors"},
+                                      {"_lora.down_aux", "down_aux", "seed article"},
+                                      {"_lora.up_aux", "up_aux", "seed article"},
+                                      {"_lora.down_up", "down_up", "seed article"},
+                                      {".lora_A", "down", "diffusers"},
+                                      {".lora_B", "up", "diffusers"},
+                                      {".lora_embedding_A", "down", "peft"},
+                                      {".lora_embedding_B", "up", "peft"},
+                                      {".hira_A", "hira_A", "peft"},
+                                      {".hira_B", "hira_B", "peft"},
+                                      {".miss_block", "miss_block", "peft"},
+                                      {".gralora_A", "gralora_A", "peft"},
+                                      {".gralora_B", "gralora_B", "peft"},
+                                      {".oft_R", "oft_R", "peft"},
+                                      {".diff", "diff", "LyCORIS"},
+                                      {".lora_mid", "mid", "kohya"},
+                                      {".dora_scale", "dora_scale", "kohya"},
+                                      {".lora_magnitude_vector", "magnitude", "diffusers"}};
+
 // Cuts the ending that names the factor off `key`, and returns the factor. `dialect` is set if the
 // ending alone tells it.
 inline std::string cut_role(std::string_view& key, const char*& dialect) {
-  struct Ending {
-    const char* text;
-    const char* role;
-    const char* dialect;
-  };
-  static const Ending endings[] = {{".lora_down", "down", "kohya"},
-                                   {".lora_up", "up", "kohya"},
-                                   {".lora_linear_layer.down", "down", "diffusers"},
-                                   {".lora_linear_layer.up", "up", "diffusers"},
-                                   {".lora.down", "down", "diffusers"},
-                                   {".lora.up", "up", "diffusers"},
-                                   {".lora.down_aux", "down_aux", "seed article"},
-                                   {".lora.up_aux", "up_aux", "seed article"},
-                                   {".lora.down_up", "down_up", "seed article"},
-                                   {"_lora.down", "down", "diffusers attention processors"},
-                                   {"_lora.up", "up", "diffusers attention processors"},
-                                   {"_lora.down_aux", "down_aux", "seed article"},
-                                   {"_lora.up_aux", "up_aux", "seed article"},
-                                   {"_lora.down_up", "down_up", "seed article"},
-                                   {".lora_A", "down", "diffusers"},
-                                   {".lora_B", "up", "diffusers"},
-                                   {".lora_embedding_A", "down", "peft"},
-                                   {".lora_embedding_B", "up", "peft"},
-                                   {".diff", "diff", "LyCORIS"},
-                                   {".lora_mid", "mid", "kohya"},
-                                   {".dora_scale", "dora_scale", "kohya"},
-                                   {".lora_magnitude_vector", "magnitude", "diffusers"}};
   if (ends_with(key, ".alpha")) {
     key.remove_suffix(6);
     dialect = "diffusers";
@@ -125,7 +136,7 @@ inline std::string cut_role(std::string_view& key, const char*& dialect) {
   }
   if (ends_with(key, ".weight")) key.remove_suffix(7);
   if (ends_with(key, ".default")) key.remove_suffix(8);
-  for (const auto& ending : endings) {
+  for (const auto& ending : kEndings) {
     const std::string_view text = ending.text;
     if (!ends_with(key, text)) continue;
     dialect = ending.dialect;

@@ -80,6 +80,10 @@ inline Metadata frozen_field(const LayerState& layer) {
 // more bytes than the tensors of a rank-1 layer.
 inline Metadata group_fields(const LayerState& layer) {
   const LoRAOptions& options = layer.options;
+  TORCH_CHECK(layer.layer.in > 0 && layer.layer.out > 0, "'", layer.layer.name,
+              "': expected a layer whose sizes are known, got ", layer.layer.in, " -> ",
+              layer.layer.out, ", which the file that it is from does not say; hint: patch the ",
+              "model with it, and save that");
   Metadata fields{{"variant", layer.variant},
                   {"in", std::to_string(layer.layer.in)},
                   {"out", std::to_string(layer.layer.out)},
@@ -154,6 +158,7 @@ class NativeLimits {
     }
     made_.spend(where_, {layers, layer.options.rank(), layer.layer.in});
     made_.spend(where_, {layers, layer.options.rank(), layer.layer.out});
+    if (layer.variant == "full") made_.spend(where_, {layers, layer.layer.in, layer.layer.out});
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/peft_config.h>
+#include <lightlora/detail/formats/peft_methods.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
 
@@ -112,8 +113,52 @@ inline void complete_projections(std::vector<PortableLayer>& layers) {
   layers.insert(layers.end(), missing.begin(), missing.end());
 }
 
+inline void write_peft_folder(const std::filesystem::path& folder, const TensorMap& tensors,
+                              const std::string& config) {
+  std::filesystem::create_directories(folder);
+  save_safetensors((folder / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
+  AtomicFile file((folder / "adapter_config.json").string());
+  file.write(config + "\n");
+  file.commit();
+}
+
+// The name of a layer in the models of transformers, which has or has not `text_model.` in it.
+inline std::string peft_layer(std::string_view name, const std::string& component,
+                              bool text_model) {
+  if (is_text_component(component) && !text_model) take(name, "text_model.");
+  return std::string(name);
+}
+
+// One of PEFT's methods beside LoRA, under its own names.
+inline void save_peft_method(const std::filesystem::path& folder, const std::string& component,
+                             const PeftMethod& method, const AdapterState& state,
+                             at::ScalarType dtype, bool text_model) {
+  TensorMap tensors;
+  std::set<std::string> modules;
+  for (const auto& layer : state) {
+    const std::string name = peft_layer(layer.layer.name, component, text_model);
+    modules.insert(name);
+    for (auto& [key, value] : method_tensors(method, layer, dtype)) {
+      tensors["base_model.model." + name + "." + key] = value;
+    }
+  }
+  const JsonValue::Array targets(modules.begin(), modules.end());
+  JsonValue::Object config = method_fields(method, state);
+  config.insert(config.end(), {{"auto_mapping", auto_mapping(component)},
+                               {"base_model_name_or_path", JsonValue()},
+                               {"inference_mode", true},
+                               {"init_weights", true},
+                               {"peft_type", method.type},
+                               {"target_modules", targets},
+                               {"task_type", JsonValue()}});
+  write_peft_folder(folder, tensors, write_json(config, {2, /*sort_keys=*/true, /*ascii=*/true}));
+}
+
 inline void save_peft_folder(const std::filesystem::path& folder, const std::string& component,
                              const AdapterState& state, at::ScalarType dtype, bool text_model) {
+  if (const PeftMethod* method = peft_method_of(state)) {
+    return save_peft_method(folder, component, *method, state, dtype, text_model);
+  }
   TensorMap tensors;
   std::set<std::string> modules;
   int64_t rank = 0;
@@ -121,9 +166,7 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
   auto layers = portable_layers({{component, state}}, dtype);
   complete_projections(layers);
   for (const auto& layer : layers) {
-    std::string_view name = layer.name;
-    if (is_text_component(component) && !text_model) take(name, "text_model.");
-    const auto names = peft_names(layer.info, std::string(name));
+    const auto names = peft_names(layer.info, peft_layer(layer.name, component, text_model));
     modules.insert(names.module);
     rank = layer.down.size(0);
     tensors[names.down] = layer.down;
@@ -141,12 +184,8 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
       magnitudes == 0 || magnitudes == layers.size(), "'", folder.string(),
       "': expected DoRA in all layers or in none, as PEFT's configuration can say, got it in ",
       magnitudes, " of ", layers.size());
-  std::filesystem::create_directories(folder);
-  save_safetensors((folder / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
-  AtomicFile config((folder / "adapter_config.json").string());
-  config.write(peft_config(component, rank, magnitudes > 0, {modules.begin(), modules.end()}) +
-               "\n");
-  config.commit();
+  write_peft_folder(folder, tensors,
+                    peft_config(component, rank, magnitudes > 0, {modules.begin(), modules.end()}));
 }
 
 LIGHTLORA_INLINE void save_peft(const std::string& folder, const Components& components,

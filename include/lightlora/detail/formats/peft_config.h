@@ -49,14 +49,22 @@ class PeftConfig {
           "initialisation ", shown(init->string()), "; hint: convert them to plain LoRA with PEFT");
       const auto* type = field("peft_type");
       const std::string method = type == nullptr ? "LORA" : type->string();
-      TORCH_CHECK(method == "LORA" || method == "LOHA" || method == "LOKR", "'", source_,
-                  "': expected the PEFT method LORA, LOHA or LOKR, got ", shown(method),
-                  ", which is not supported");
+      scales_ = method == "LORA" || method == "LOHA" || method == "LOKR" || method == "GRALORA";
+      const bool alone = method == "HIRA" || method == "MISS" || method == "OFT";
+      TORCH_CHECK(scales_ || alone, "'", source_,
+                  "': expected the PEFT method LORA, LOHA, LOKR, GRALORA, HIRA, MISS or OFT, got ",
+                  shown(method), ", which is not supported");
+      read_method(field, method);
     } catch (const JsonError& error) {
       TORCH_CHECK(false, "'", source_, "': expected the fields of PEFT's LoraConfig, got '",
                   error.what(), "'");
     }
   }
+
+  /// OFT: the width of its blocks, or 0 where their number is given; the terms of its series, or 0
+  /// where it is exact.
+  int64_t oft_block_size() const { return oft_block_size_; }
+  int64_t oft_terms() const { return oft_terms_; }
 
   /// Whether the layers have DoRA magnitudes.
   bool dora() const { return dora_; }
@@ -64,6 +72,7 @@ class PeftConfig {
   /// Alpha and scale of a layer whose factors have that rank; 0 if they do not tell it.
   /// Errors: c10::Error if the configuration says another rank
   double scale(const std::string& layer, int64_t rank) const {
+    if (!scales_) return 1.0;
     const double stated = lookup(ranks_, layer, static_cast<double>(rank_));
     const double divisor = rank > 0 ? static_cast<double>(rank) : stated;
     TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer ", shown(layer),
@@ -78,6 +87,29 @@ class PeftConfig {
   const std::string& source() const { return source_; }
 
  private:
+  // What changes the meaning of a method's tensors.
+  template <typename Field>
+  void read_method(const Field& field, const std::string& method) {
+    const auto refuse_if = [&](const char* name, bool given) {
+      TORCH_CHECK(!given, "'", source_, "': expected a method without ", name,
+                  ", got one with it, ",
+                  "which is not supported; hint: convert it to plain LoRA with PEFT");
+    };
+    for (const char* name : {"coft", "block_share"}) {
+      const auto* value = field(name);
+      refuse_if(name, value != nullptr && value->boolean());
+    }
+    if (const auto* value = field("hybrid_r")) refuse_if("hybrid_r", value->integer() != 0);
+    // MiSS' "bat" and "mini" are other computations, not other starts.
+    if (const auto* value = field("init_weights"); value != nullptr && method == "MISS") {
+      refuse_if("init_weights", value->type() == JsonType::string);
+    }
+    if (const auto* value = field("oft_block_size")) oft_block_size_ = value->integer();
+    if (const auto* value = field("num_cayley_neumann_terms")) oft_terms_ = value->integer();
+    const auto* series = field("use_cayley_neumann");
+    if (series != nullptr && !series->boolean()) oft_terms_ = 0;
+  }
+
   struct Pattern {
     std::map<std::string, double> plain;
     std::vector<std::tuple<std::string, LinearRegex, double>> others;
@@ -87,7 +119,7 @@ class PeftConfig {
 
   // Initialisations that subtract the adapter's start from the base weights.
   static bool alters_base(const std::string& init) {
-    for (const char* name : {"pissa", "olora", "corda", "loftq"}) {
+    for (const char* name : {"pissa", "olora", "corda", "loftq", "lora_ga"}) {
       if (init.rfind(name, 0) == 0) return true;
     }
     return false;
@@ -137,7 +169,8 @@ class PeftConfig {
   std::string source_;
   int64_t rank_ = 8;  // PEFT's own defaults
   double alpha_ = 8;
-  bool rslora_ = false, dora_ = false;
+  int64_t oft_block_size_ = 32, oft_terms_ = 5;
+  bool rslora_ = false, dora_ = false, scales_ = true;
   Pattern ranks_, alphas_;
 };
 

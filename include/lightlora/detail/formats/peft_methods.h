@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+#include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/portable.h>
+#include <lightlora/detail/option_text.h>
+#include <lightlora/state.h>
+#include <lightlora/variants/oft.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+// HiRA, MiSS, GraLoRA and OFT under PEFT's own names: a method for each file, and a configuration
+// without which its tensors mean nothing.
+
+namespace lightlora::detail {
+
+/// A method of PEFT beside LoRA: our variant, PEFT's name of it, and its tensors under both names.
+struct PeftMethod {
+  const char* variant;
+  const char* type;  ///< "peft_type" in the configuration
+  std::vector<std::pair<const char*, const char*>> tensors;
+};
+
+inline const std::vector<PeftMethod>& peft_methods() {
+  static const std::vector<PeftMethod> methods{
+      {"hira", "HIRA", {{"down", "hira_A"}, {"up", "hira_B"}}},
+      {"miss", "MISS", {{"block", "miss_block"}}},
+      {"gralora", "GRALORA", {{"down", "gralora_A"}, {"up", "gralora_B"}}},
+      {"oft", "OFT", {{"q", "oft_R.weight"}}}};
+  return methods;
+}
+
+/// The method that holds all layers of a state as they are, or null: those of other variants, and
+/// those with DoRA, become LoRA.
+inline const PeftMethod* peft_method_of(const AdapterState& state) {
+  for (const auto& method : peft_methods()) {
+    bool all = !state.empty();
+    for (const auto& layer : state) {
+      all = all && layer.variant == method.variant && !layer.options.dora();
+    }
+    if (all) return &method;
+  }
+  return nullptr;
+}
+
+// A number that the configuration has once for all layers.
+// Errors: c10::Error naming the first layer that has another
+template <typename NumberOf>
+int64_t common_number(const AdapterState& state, const char* what, const NumberOf& number_of) {
+  const int64_t first = number_of(state[0]);
+  for (const auto& layer : state) {
+    TORCH_CHECK(number_of(layer) == first, "'", layer.layer.name, "': expected ", what, " ", first,
+                " in every layer, as PEFT's configuration of ", layer.variant, " can say, got ",
+                number_of(layer), "; hint: write the native format");
+  }
+  return first;
+}
+
+// The options of an OFT adapter; what is not said is at its default.
+inline int64_t oft_option(const LayerState& layer, const char* name, int64_t usual) {
+  const auto found = layer.options.own().find(name);
+  if (found != layer.options.own().end()) read_number(found->second, usual);
+  return usual;
+}
+
+// PEFT's exact form turns the other way than its series: the angles change their sign.
+inline bool is_exact_oft(const LayerState& layer) {
+  return oft_option(layer, "neumann_terms", OFTOptions().neumann_terms()) == 0;
+}
+
+inline JsonValue::Object oft_fields(const AdapterState& state) {
+  const int64_t terms = common_number(state, "neumann_terms", [](const LayerState& layer) {
+    return oft_option(layer, "neumann_terms", OFTOptions().neumann_terms());
+  });
+  const int64_t block = common_number(state, "block_size", [](const LayerState& layer) {
+    return oft_option(layer, "block_size", OFTOptions().block_size());
+  });
+  // The version whose series it is: PEFT had another one before 0.18, and warns where none is given.
+  return {{"peft_version", "0.21.2"},
+          {"r", 0},
+          {"oft_block_size", block},
+          {"use_cayley_neumann", terms != 0},
+          {"num_cayley_neumann_terms", terms == 0 ? OFTOptions().neumann_terms() : terms}};
+}
+
+/// The part of a method's configuration that its own numbers decide.
+inline JsonValue::Object method_fields(const PeftMethod& method, const AdapterState& state) {
+  const std::string variant = method.variant;
+  if (variant == "oft") return oft_fields(state);
+  const int64_t rank =
+      common_number(state, "rank", [](const LayerState& layer) { return layer.options.rank(); });
+  JsonValue::Object fields{{"r", rank}};
+  if (variant == "gralora") {
+    const int64_t blocks = common_number(
+        state, "blocks", [](const LayerState& layer) { return layer.trained.at("down").size(0); });
+    fields.insert(fields.end(), {{"alpha", rank}, {"gralora_k", blocks}, {"hybrid_r", 0}});
+  }
+  return fields;
+}
+
+/// The tensors of one layer under PEFT's names, with the scale in the last of them.
+/// Errors: c10::Error for a layer that is no Linear, and for OFT at another scale than 1
+inline std::map<std::string, at::Tensor> method_tensors(const PeftMethod& method,
+                                                        const LayerState& layer,
+                                                        at::ScalarType dtype) {
+  const LayerInfo& info = layer.layer;
+  TORCH_CHECK((info.type.empty() || info.type == "Linear") && info.kernel.empty(), "'", info.name,
+              "': expected a Linear layer, whose ", layer.variant, " PEFT computes alike, got ",
+              info.type.empty() ? "a convolution" : info.type, "; hint: write the native format");
+  const bool rotates = std::string(method.variant) == "oft";
+  TORCH_CHECK(!rotates || layer.scale == 1.0, "'", info.name,
+              "': expected scale 1 of a rotation, which PEFT cannot scale, got ", layer.scale,
+              "; hint: write the native format");
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [ours, theirs] : method.tensors) {
+    at::Tensor value = layer.trained.at(ours);
+    if (rotates && is_exact_oft(layer)) value = -value;
+    if (ours == method.tensors.back().first && layer.scale != 1.0) value = value * layer.scale;
+    tensors[theirs] = narrowed(value, dtype, info.name);
+  }
+  return tensors;
+}
+
+}  // namespace lightlora::detail

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// HiRA, MiSS, GraLoRA and OFT in PEFT's own files. tests/parity/make_peft_methods.py made them.
+#include <lightlora/detail/formats/json.h>
+#include <lightlora/lightlora.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "models.h"
+
+using namespace lightlora_tests;
+using namespace lightlora;
+
+namespace {
+
+const std::string kData = std::string(LIGHTLORA_TEST_DATA) + "/peft_methods/";
+
+// Scales that the configuration holds are in the tensors of files written here.
+const std::vector<std::pair<std::string, bool>> kCases{{"hira", true},    {"miss", true},
+                                                       {"gralora", true}, {"gralora_alpha", false},
+                                                       {"oft", true},     {"oft_exact", true}};
+
+TensorMap& numbers() {
+  static TensorMap all = SafetensorsFile(kData + "numbers.safetensors").load_all();
+  return all;
+}
+
+torch::nn::Sequential base_of_peft() {
+  torch::nn::Sequential model(torch::nn::Linear(24, 20), torch::nn::Tanh(),
+                              torch::nn::Linear(20, 16));
+  const torch::NoGradGuard no_grad;
+  for (auto& item : model->named_parameters()) {
+    item.value().copy_(numbers().at("base." + item.key()));
+  }
+  return model;
+}
+
+Tensor output_of(const std::string& folder) {
+  auto model = base_of_peft();
+  const auto lora = patch(*model, read_state(folder));
+  const torch::NoGradGuard no_grad;
+  return lora(model, numbers().at("x"));
+}
+
+TensorMap tensors_of(const std::string& folder) {
+  return SafetensorsFile(folder + "/adapter_model.safetensors").load_all();
+}
+
+JsonValue config_of(const std::string& folder) {
+  std::ifstream file(folder + "/adapter_config.json");
+  std::stringstream text;
+  text << file.rdbuf();
+  return parse_json(text.str());
+}
+
+void write_config(const std::string& folder, const std::string& text) {
+  std::ofstream(folder + "/adapter_config.json") << text;
+}
+
+}  // namespace
+
+TEST_CASE("PEFT's other methods: a file of PEFT computes what PEFT computes", "[peft]") {
+  for (const auto& item : kCases) {
+    INFO(item.first);
+    // fp32 on both sides.
+    CHECK(close(output_of(kData + item.first), numbers().at(item.first + ".y"), 1e-5));
+  }
+}
+
+TEST_CASE("PEFT's other methods: a file for PEFT has its names, values and configuration",
+          "[peft]") {
+  const ScratchFolder folder;
+  const char* keep = std::getenv("LIGHTLORA_KEEP_PEFT");  // for make_peft_methods.py --check
+  for (const auto& [name, same_values] : kCases) {
+    INFO(name);
+    const std::string written = (keep ? keep + std::string("/") : folder.file("")) + name;
+    auto model = base_of_peft();
+    const auto lora = patch(*model, read_state(kData + name));
+    save(lora, written, Format::peft);
+    CHECK(close(output_of(written), numbers().at(name + ".y"), 1e-5));
+    const auto expected = tensors_of(kData + name), found = tensors_of(written);
+    REQUIRE(found.size() == expected.size());
+    for (const auto& [key, value] : expected) {
+      INFO(key);
+      REQUIRE(found.count(key) == 1);
+      CHECK(found.at(key).sizes() == value.sizes());
+      if (same_values) CHECK(torch::equal(found.at(key), value));
+    }
+    const auto theirs = config_of(kData + name), ours = config_of(written);
+    for (const char* field : {"r", "gralora_k", "oft_block_size"}) {
+      if (const auto* value = theirs.find(field)) {
+        REQUIRE(ours.find(field) != nullptr);
+        CHECK(ours.find(field)->integer() == value->integer());
+      }
+    }
+    CHECK(ours.find("peft_type")->string() == theirs.find("peft_type")->string());
+  }
+}
+
+TEST_CASE("PEFT's other methods: a size that the file does not tell is the model's", "[peft]") {
+  const auto oft = read_state(kData + "oft"), miss = read_state(kData + "miss");
+  CHECK(oft[0].layer.in == 24);
+  CHECK(oft[0].layer.out == 0);
+  CHECK(miss[0].layer.in == 0);
+  CHECK(miss[0].layer.out == 20);
+  const ScratchFolder folder;
+  CHECK_THROWS_WITH(save({{"", oft}}, folder.file("native")),
+                    ContainsSubstring("'0': expected a layer whose sizes are known, got 24 -> 0"));
+  auto model = base_of_peft();
+  save(patch(*model, oft), folder.file("native"));
+  CHECK(close(output_of(folder.file("native")), numbers().at("oft.y"), 1e-5));
+}
+
+TEST_CASE("PEFT's other methods: what PEFT cannot hold, or what is not read, is refused",
+          "[peft]") {
+  const ScratchFolder folder;
+  auto model = base_of_peft();
+  const auto scaled = patch(*model, "oft", LoRAOptions(1).network_alpha(2), {"0"});
+  CHECK_THROWS_WITH(save(scaled, folder.file("oft"), Format::peft),
+                    ContainsSubstring("'0': expected scale 1 of a rotation"));
+  scaled->remove();
+  const auto ranks = patch(*model, "miss", LoRAOptions(2), Targets{"0", "2"}.rank("2", 4));
+  CHECK_THROWS_WITH(save(ranks, folder.file("miss"), Format::peft),
+                    ContainsSubstring("'2': expected rank 2 in every layer"));
+  std::filesystem::copy(kData + "oft", folder.file("coft"));
+  write_config(folder.file("coft"), R"({"peft_type": "OFT", "coft": true})");
+  CHECK_THROWS_WITH(read_state(folder.file("coft")),
+                    ContainsSubstring("expected a method without coft"));
+  std::filesystem::copy(kData + "miss", folder.file("bat"));
+  write_config(folder.file("bat"), R"({"peft_type": "MISS", "r": 5, "init_weights": "bat"})");
+  CHECK_THROWS_WITH(read_state(folder.file("bat")),
+                    ContainsSubstring("expected a method without init_weights"));
+}
