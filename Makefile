@@ -7,7 +7,7 @@ BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
 PART := $(if $(filter library,$(PRESET)),--library)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test bench docs clean distclean
+.PHONY: help demo study test bench docs release clean distclean
 
 help:
 	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
@@ -15,6 +15,7 @@ help:
 	@echo "make test       set up, build, run all tests"
 	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/"
 	@echo "make docs       set up, write the documentation site to $(BUILD)/site"
+	@echo "make release    set up, build, write the programs with all that they load to dist/, to unpack anywhere"
 	@echo "make clean      remove what was built and the demo's pictures"
 	@echo "make distclean  also remove .deps (LibTorch and the Python packages of the tests)"
 	@echo "Settings: PRESET=dev|library|ci|asan|cuda (library: only what needs LibTorch and Catch2 alone),"
@@ -45,8 +46,13 @@ docs:
 	@scripts/build.sh $(PRESET) docs
 	@echo "$(BUILD)/site/index.html"
 
+release:
+	@scripts/bootstrap.sh
+	@scripts/build.sh $(PRESET) programs
+	@python3 scripts/release/make_release.py $(BUILD)/bin
+
 clean:
-	rm -rf build build-* demo
+	rm -rf build build-* demo dist
 
 distclean: clean
 	rm -rf .deps

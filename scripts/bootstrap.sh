@@ -10,6 +10,7 @@
 # stops. LibTorch comes from the PyPI wheel unless Torch_DIR or CMAKE_PREFIX_PATH names one already.
 # It is the wheel with CUDA where an NVIDIA driver is seen, or always with LIGHTLORA_CUDA=ON, which the
 # build needs then too.
+# LIGHTLORA_BROWSER=ON also installs the browser that the test of the site needs.
 # A second run finds everything in place and takes a fraction of a second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,6 +44,8 @@ fi
 if $with_programs && $with_tests; then
   # The API reference; a launcher of several processes; machines made of namespaces; the style of the scripts.
   debian_packages+=(doxygen openmpi-bin iproute2 shellcheck)
+  # The site in a browser: 360 MB, for machines that test only.
+  [[ ${LIGHTLORA_BROWSER:-OFF} != ON ]] || debian_packages+=(chromium)
 fi
 
 fail() {

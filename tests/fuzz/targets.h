@@ -172,7 +172,7 @@ inline bool lora_key(const std::string& name) {
   using namespace lightlora::detail;
   const auto key = parse_lora_key(name);
   likely_cause({name});
-  if (!key) return false;
+  if (!key || key->passed_over) return false;
   if (!key->algorithm.empty()) {
     demand(key->layer.empty(), "a method that is not read names no layer");
     return false;

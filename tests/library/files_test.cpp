@@ -94,21 +94,58 @@ TEST_CASE("fp16 keeps a pair whose factors it could not hold, or says so", "[fil
   }
 }
 
-TEST_CASE("a LoHa file for kohya's readers is one of LoHa, not of its rank's square", "[files]") {
+namespace {
+
+// A trained layer of some variant, with a scale that no format can leave out.
+LayerState trained(const std::string& variant, const LoRAOptions& options, const LayerInfo& info) {
   torch::manual_seed(8);
-  const LayerInfo info{"mid_block.attentions.0.proj_in", 40, 30, {}};
-  LoHaAdapterImpl loha(LoRAOptions(3).network_alpha(1.5), info);
-  {
-    torch::NoGradGuard no_grad;
-    for (auto& parameter : loha.parameters()) parameter.normal_();
-  }
+  const auto adapter = find_variant(variant).make(options, info);
+  torch::NoGradGuard no_grad;
+  for (auto& item : adapter->trained()) item.value().normal_();
+  return state_of(*adapter);
+}
+
+}  // namespace
+
+TEST_CASE("LoHa and LoKr keep their own names in kohya's and PEFT's files, and their delta",
+          "[files]") {
   const ScratchFolder folder;
-  save({{"unet", {state_of(loha)}}}, folder.file("loha"), Format::kohya);
-  const SafetensorsFile file(folder.file("loha"));
-  CHECK(file.contains("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"));
-  CHECK_FALSE(file.contains("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"));
-  const auto back = read_state(folder.file("loha"), "unet").at(0);
-  CHECK(torch::equal(make_adapter(back)->delta(), loha.delta()));
+  const LayerInfo linear{"mid_block.attentions.0.proj_in", 40, 30, {}};
+  const LayerInfo kernel{"mid_block.resnets.0.conv1", 4 * 9, 6, {3, 3}};
+  const auto own = LoRAOptions(3).network_alpha(1.5);
+  const std::vector<LayerState> layers{
+      trained("loha", own, linear),
+      trained("loha", own, kernel),
+      trained("lokr", LoRAOptions(2).network_alpha(1), linear),
+      trained("lokr", LoKrOptions(2).network_alpha(1).decompose_factor(2), linear),
+      trained("lokr", LoKrOptions(1).network_alpha(3).decompose_both(true), kernel),
+      trained("lokr", LoKrOptions(4).network_alpha(1).full_matrix(true), linear),
+      trained("lokr", LoKrOptions(4).network_alpha(1).full_matrix(true), kernel),
+      trained("lokr", LoKrOptions(2).network_alpha(1).lokr_shape({3, 8}), linear)};
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    for (const Format format : {Format::kohya, Format::peft}) {
+      INFO(i << " " << to_string(format));
+      const auto path = folder.file(std::to_string(i) + to_string(format));
+      save({{"unet", {layers[i]}}}, path, format);
+      const auto back = read_state(path, "unet").at(0);
+      // A scale that goes into the values is rounded once more.
+      CHECK(close(make_adapter(back)->delta(), make_adapter(layers[i])->delta(), 1e-6));
+      // PEFT splits by one factor, which gives 30 x 40 no left side of 3 x 8.
+      const bool plain = format == Format::peft && i + 1 == layers.size();
+      CHECK(back.variant == (plain ? "classic" : layers[i].variant));
+    }
+  }
+}
+
+TEST_CASE("a LoHa with DoRA keeps both in a kohya file", "[files]") {
+  const ScratchFolder folder;
+  auto layer = trained("loha", LoRAOptions(3).network_alpha(1.5).dora(true),
+                       {"mid_block.attentions.0.proj_in", 40, 30, {}});
+  save({{"unet", {layer}}}, folder.file("dora"), Format::kohya);
+  const auto back = read_state(folder.file("dora"), "unet").at(0);
+  const Tensor weight = torch::randn({30, 40});
+  CHECK((back.variant == "loha" && back.options.dora()));
+  CHECK(close(make_adapter(back)->delta(weight), make_adapter(layer)->delta(weight), 1e-6));
 }
 
 TEST_CASE("a file for kohya's readers says which version it is for", "[files]") {

@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <lightlora/detail/formats/family.h>
 #include <lightlora/detail/formats/lora_keys.h>
+#include <lightlora/detail/formats/lycoris.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/detail/formats/safetensors_data.h>
@@ -85,6 +86,13 @@ inline KohyaFamily kohya_family(const std::string& family) {
   return {"sd_v1", "stable-diffusion-v1", false};
 }
 
+// DoRA's lengths with as many dimensions as the layer's weight.
+inline at::Tensor lycoris_magnitude(const at::Tensor& magnitude, std::size_t dimensions) {
+  auto sizes = magnitude.sizes().vec();
+  sizes.resize(dimensions, 1);
+  return magnitude.reshape(sizes);
+}
+
 // sd-scripts' two hashes: of all bytes behind the header, and of 64 KiB that begin at 1 MiB of the
 // file as it is without the hashes (which is nothing in a smaller file).
 inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata) {
@@ -102,24 +110,31 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
           {"sshs_legacy_hash", sha256(window).substr(0, 8)}};
 }
 
-// LoHa has its own names, of which its product of two pairs needs far fewer values than a pair of
-// their ranks' product. Takes these layers out of the components.
-inline TensorMap take_loha(Components& components, at::ScalarType dtype, bool xl) {
+// Takes the layers that have names of their own out of the components.
+inline TensorMap take_own_names(Components& components, at::ScalarType dtype, bool xl) {
   TensorMap tensors;
   for (auto& [component, state] : components) {
     AdapterState rest;
     for (auto& layer : state) {
-      if (layer.variant != "loha" || layer.options.dora()) {
+      if (!has_own_names(layer)) {
         rest.push_back(std::move(layer));
         continue;
       }
       require_plain(layer.layer, "kohya");
-      const std::string name = kohya_name(component, layer.layer.name, xl);
-      for (const auto& [key, value] : layer.trained) {
-        tensors[name + "." + key] = narrowed(value, dtype, layer.layer.name);
+      const std::string name = kohya_name(component, layer.layer.name, xl) + ".";
+      const auto dora = take_dora(layer);
+      if (dora.magnitude.defined()) {
+        tensors[name + "dora_scale"] = lycoris_magnitude(
+            narrowed(dora.magnitude, dtype, layer.layer.name), 2 + layer.layer.kernel.size());
       }
-      tensors[name + ".alpha"] =
-          at::full({}, layer.scale * static_cast<double>(layer.options.rank()), at::kFloat);
+      OwnTensors own = own_tensors(layer, dtype);
+      // Nobody scales a LoKr without a rank.
+      if (own.rank == 0) {
+        own.tensors.at("lokr_w1") =
+            narrowed(layer.trained.at("lokr_w1") * layer.scale, dtype, layer.layer.name);
+      }
+      for (const auto& [key, value] : own.tensors) tensors[name + key] = value;
+      tensors[name + "alpha"] = at::full({}, own.rank == 0 ? 1 : own.alpha, at::kFloat);
     }
     state = std::move(rest);
   }
@@ -129,7 +144,7 @@ inline TensorMap take_loha(Components& components, at::ScalarType dtype, bool xl
 LIGHTLORA_INLINE TensorMap to_kohya(const Components& all, at::ScalarType dtype) {
   Components components = all;
   const bool xl = detail::model_family(components) == "sdxl";
-  TensorMap tensors = take_loha(components, dtype, xl);
+  TensorMap tensors = take_own_names(components, dtype, xl);
   auto layers = portable_layers(components, dtype);
   for (const auto& layer : layers) require_plain(layer.info, "kohya");
   complete_attention(layers);
@@ -139,9 +154,8 @@ LIGHTLORA_INLINE TensorMap to_kohya(const Components& all, at::ScalarType dtype)
     tensors[name + ".lora_down.weight"] = layer.down;
     tensors[name + ".lora_up.weight"] = layer.up;
     if (layer.magnitude.defined()) {
-      auto sizes = layer.magnitude.sizes().vec();
-      sizes.resize(static_cast<std::size_t>(layer.down.dim()), 1);
-      tensors[name + ".dora_scale"] = layer.magnitude.reshape(sizes);
+      tensors[name + ".dora_scale"] =
+          lycoris_magnitude(layer.magnitude, static_cast<std::size_t>(layer.down.dim()));
     }
     if (rank == 1) continue;
     const at::Tensor alpha = at::full({}, rank, at::kFloat), rounded = alpha.to(dtype);
@@ -156,8 +170,11 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
   const TensorMap tensors = to_kohya(components, dtype);
   int64_t rank = 0;
   bool convolutions = false;
+  std::string method;  // of LyCORIS
   for (const auto& [name, tensor] : tensors) {
-    if (ends_with(name, ".hada_w1_b")) rank = tensor.size(0);
+    if (ends_with(name, ".hada_w1_b")) method = "loha";
+    if (name.find(".lokr_w1") != name.npos) method = "lokr";
+    if (ends_with(name, ".hada_w1_b") || ends_with(name, ".lokr_w2_b")) rank = tensor.size(0);
     if (!ends_with(name, ".lora_down.weight")) continue;
     rank = tensor.size(0);
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);
@@ -169,7 +186,10 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
                     {"ss_network_module", "networks.lora"},
                     {"ss_network_dim", dim},
                     {"ss_network_alpha", dim + ".0"}};
-  if (convolutions) {
+  if (!method.empty()) {
+    metadata["ss_network_module"] = "lycoris.kohya";
+    metadata["ss_network_args"] = R"({"algo": ")" + method + R"("})";
+  } else if (convolutions) {
     metadata["ss_network_args"] =
         R"({"conv_dim": ")" + dim + R"(", "conv_alpha": ")" + dim + R"("})";
   }

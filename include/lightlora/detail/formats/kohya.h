@@ -17,8 +17,8 @@ namespace lightlora::detail {
 TensorMap to_kohya(const Components& components, at::ScalarType dtype = at::kFloat);
 
 // Writes a file for kohya's sd-scripts, A1111 and their relatives, with the least metadata that
-// they show, `metadata` of the caller's own, and the two hashes that they know files by. LoHa keeps
-// LyCORIS' names.
+// they show, `metadata` of the caller's own, and the two hashes that they know files by. LoHa and
+// LoKr keep LyCORIS' names.
 void save_kohya(const std::string& path, const Components& components, at::ScalarType dtype,
                 const Metadata& metadata = {});
 

@@ -5,14 +5,15 @@
 
 #include <lightlora/detail/formats/json.h>
 #include <lightlora/detail/formats/lora_keys.h>
+#include <lightlora/detail/formats/lycoris.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/peft_config.h>
 #include <lightlora/detail/formats/peft_methods.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
 
-#include <algorithm>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
@@ -34,28 +35,56 @@ inline JsonValue auto_mapping(const std::string& component) {
   return {};
 }
 
-inline std::string peft_config(const std::string& component, int64_t rank, bool dora,
-                               std::vector<std::string> modules) {
-  std::sort(modules.begin(), modules.end());
-  JsonValue::Array targets(modules.begin(), modules.end());
-  const JsonValue::Object config{{"auto_mapping", auto_mapping(component)},
-                                 {"base_model_name_or_path", JsonValue()},
-                                 {"bias", "none"},
-                                 {"fan_in_fan_out", false},
-                                 {"inference_mode", true},
-                                 {"init_lora_weights", true},
-                                 {"lora_alpha", rank},
-                                 {"lora_dropout", 0.0},
-                                 {"modules_to_save", JsonValue()},
-                                 {"peft_type", "LORA"},
-                                 {"r", rank},
-                                 {"rank_pattern", JsonValue::Object{}},
-                                 {"alpha_pattern", JsonValue::Object{}},
-                                 {"target_modules", std::move(targets)},
-                                 {"task_type", JsonValue()},
-                                 {"use_dora", dora},
-                                 {"use_rslora", false}};
-  return write_json(config, {/*indent=*/2, /*sort_keys=*/true, /*ascii=*/true});
+// What the configurations of all methods have in common.
+inline JsonValue::Object peft_fields(const std::string& component, const std::string& type,
+                                     const std::set<std::string>& modules) {
+  return {{"auto_mapping", auto_mapping(component)},
+          {"base_model_name_or_path", JsonValue()},
+          {"inference_mode", true},
+          {"modules_to_save", JsonValue()},
+          {"peft_type", type},
+          {"rank_pattern", JsonValue::Object{}},
+          {"alpha_pattern", JsonValue::Object{}},
+          {"target_modules", JsonValue::Array(modules.begin(), modules.end())},
+          {"task_type", JsonValue()}};
+}
+
+inline JsonValue::Object lora_config(const std::string& component, int64_t rank, bool dora,
+                                     const std::set<std::string>& modules) {
+  auto config = peft_fields(component, "LORA", modules);
+  const JsonValue::Object more{
+      {"bias", "none"},     {"fan_in_fan_out", false}, {"init_lora_weights", true},
+      {"lora_alpha", rank}, {"lora_dropout", 0.0},     {"r", rank},
+      {"use_dora", dora},   {"use_rslora", false}};
+  config.insert(config.end(), more.begin(), more.end());
+  return config;
+}
+
+// Of LoHa or LoKr: rank and alpha of the first layer, and what differs from them.
+inline JsonValue::Object lycoris_config(const std::string& component, const LycorisMethod& method,
+                                        const std::map<std::string, std::string>& names) {
+  std::set<std::string> modules;
+  JsonValue::Object ranks, alphas;
+  const int64_t rank = method.ranks.begin()->second;
+  const double alpha = method.alphas.begin()->second;
+  for (const auto& [layer, module] : names) {
+    modules.insert(module);
+    if (method.ranks.at(layer) != rank) ranks.emplace_back(module, method.ranks.at(layer));
+    if (method.alphas.at(layer) != alpha) alphas.emplace_back(module, method.alphas.at(layer));
+  }
+  JsonValue::Object config{{"alpha", alpha},        {"init_weights", true},
+                           {"module_dropout", 0.0}, {"r", rank},
+                           {"rank_dropout", 0.0},   {"use_effective_conv2d", false}};
+  for (auto& field : peft_fields(component, method.type, modules)) {
+    if (field.first == "rank_pattern") field.second = ranks;
+    if (field.first == "alpha_pattern") field.second = alphas;
+    config.push_back(std::move(field));
+  }
+  if (method.type != "LOKR") return config;
+  config.emplace_back("decompose_both", method.decompose_both);
+  config.emplace_back("decompose_factor", method.decompose_factor);
+  config.emplace_back("rank_dropout_scale", false);
+  return config;
 }
 
 // What PEFT calls the tensors of a layer, and the module that it is told to adapt.
@@ -114,17 +143,17 @@ inline void complete_projections(std::vector<PortableLayer>& layers) {
 }
 
 inline void write_peft_folder(const std::filesystem::path& folder, const TensorMap& tensors,
-                              const std::string& config) {
+                              const JsonValue::Object& fields) {
   std::filesystem::create_directories(folder);
   save_safetensors((folder / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
-  AtomicFile file((folder / "adapter_config.json").string());
-  file.write(config + "\n");
-  file.commit();
+  AtomicFile config((folder / "adapter_config.json").string());
+  config.write(write_json(fields, {/*indent=*/2, /*sort_keys=*/true, /*ascii=*/true}) + "\n");
+  config.commit();
 }
 
-// The name of a layer in the models of transformers, which has or has not `text_model.` in it.
-inline std::string peft_layer(std::string_view name, const std::string& component,
-                              bool text_model) {
+// transformers' name of a layer, with or without `text_model.`.
+inline std::string transformers_name(const std::string& component, std::string_view name,
+                                     bool text_model) {
   if (is_text_component(component) && !text_model) take(name, "text_model.");
   return std::string(name);
 }
@@ -136,7 +165,7 @@ inline void save_peft_method(const std::filesystem::path& folder, const std::str
   TensorMap tensors;
   std::set<std::string> modules;
   for (const auto& layer : state) {
-    const std::string name = peft_layer(layer.layer.name, component, text_model);
+    const std::string name = transformers_name(component, layer.layer.name, text_model);
     modules.insert(name);
     for (auto& [key, value] : method_tensors(method, layer, dtype)) {
       tensors["base_model.model." + name + "." + key] = value;
@@ -151,13 +180,32 @@ inline void save_peft_method(const std::filesystem::path& folder, const std::str
                                {"peft_type", method.type},
                                {"target_modules", targets},
                                {"task_type", JsonValue()}});
-  write_peft_folder(folder, tensors, write_json(config, {2, /*sort_keys=*/true, /*ascii=*/true}));
+  write_peft_folder(folder, tensors, config);
+}
+
+// LoHa and LoKr as such.
+inline void save_lycoris_method(const std::filesystem::path& folder, const std::string& component,
+                             const AdapterState& state, const LycorisMethod& method,
+                             at::ScalarType dtype, bool text_model) {
+  TensorMap tensors;
+  std::map<std::string, std::string> names;
+  for (const auto& layer : state) {
+    const auto name = transformers_name(component, layer.layer.name, text_model);
+    names[layer.layer.name] = name;
+    for (const auto& [key, tensor] : own_tensors(layer, dtype).tensors) {
+      tensors["base_model.model." + name + "." + key] = tensor;
+    }
+  }
+  write_peft_folder(folder, tensors, lycoris_config(component, method, names));
 }
 
 inline void save_peft_folder(const std::filesystem::path& folder, const std::string& component,
                              const AdapterState& state, at::ScalarType dtype, bool text_model) {
   if (const PeftMethod* method = peft_method_of(state)) {
     return save_peft_method(folder, component, *method, state, dtype, text_model);
+  }
+  if (const auto method = lycoris_method(state)) {
+    return save_lycoris_method(folder, component, state, *method, dtype, text_model);
   }
   TensorMap tensors;
   std::set<std::string> modules;
@@ -166,7 +214,7 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
   auto layers = portable_layers({{component, state}}, dtype);
   complete_projections(layers);
   for (const auto& layer : layers) {
-    const auto names = peft_names(layer.info, peft_layer(layer.name, component, text_model));
+    const auto names = peft_names(layer.info, transformers_name(component, layer.name, text_model));
     modules.insert(names.module);
     rank = layer.down.size(0);
     tensors[names.down] = layer.down;
@@ -184,8 +232,7 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
       magnitudes == 0 || magnitudes == layers.size(), "'", folder.string(),
       "': expected DoRA in all layers or in none, as PEFT's configuration can say, got it in ",
       magnitudes, " of ", layers.size());
-  write_peft_folder(folder, tensors,
-                    peft_config(component, rank, magnitudes > 0, {modules.begin(), modules.end()}));
+  write_peft_folder(folder, tensors, lora_config(component, rank, magnitudes > 0, modules));
 }
 
 LIGHTLORA_INLINE void save_peft(const std::string& folder, const Components& components,
