@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values after each step of reference optimisers on fixed gradients, and diffusers' learning rates.
+"""Values after each step of reference optimisers on fixed gradients, and the learning rates of
+diffusers and transformers.
 
     python3 make_optimizers.py data/optimizers.safetensors
 
@@ -14,6 +15,7 @@ from diffusers.optimization import get_scheduler
 from lion_pytorch import Lion
 from prodigyopt import Prodigy
 from safetensors.torch import save_file
+from transformers import get_wsd_schedule
 from transformers.optimization import Adafactor
 
 SHAPES = [(6, 4), (5,), (2, 3)]
@@ -67,9 +69,14 @@ def main(path):
             optimizer.step()
             values.append(flat(parameters))
         result[name] = torch.stack(values)
-    for name in ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]:
+    names = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+    for name in [*names, "warmup_stable_decay"]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-        schedule = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=25, num_cycles=3, power=2.0)
+        if name == "warmup_stable_decay":
+            schedule = get_wsd_schedule(optimizer, num_warmup_steps=4, num_decay_steps=9, num_training_steps=25)
+        else:
+            steps = {"num_warmup_steps": 4, "num_training_steps": 25}
+            schedule = get_scheduler(name, optimizer, num_cycles=3, power=2.0, **steps)
         rates = []
         for _ in range(28):
             rates.append(schedule.get_last_lr()[0])

@@ -288,7 +288,7 @@ CASES = [
     case("no roles", pretrains(texts={"names": '["a"]'}), "emoji.safetensors", program="pretrain"),
     *[
         case(f"{field} {value}", pretrains(**{field: value}), "c.json", program="pretrain")
-        for field, value in (("validate_every", 0), ("save_every", 0), ("log_every", 0), ("batch", 0), ("steps", -1))
+        for field, value in (("validate_every", 0), ("save_every", 0), ("batch", 0), ("steps", -1))
     ],
     case("a stage without fields", pretrains(batch="x"), "c.json", program="pretrain"),
 ]

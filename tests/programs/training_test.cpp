@@ -166,10 +166,10 @@ TEST_CASE("a bank's groups keep their parameters apart, each with its rate", "[o
   CHECK_FALSE(parameters[0].eq(7).any().item<bool>());
 }
 
-TEST_CASE("learning rates are diffusers' at every step", "[optimizer]") {
+TEST_CASE("learning rates are diffusers' and transformers' at every step", "[optimizer]") {
   for (const auto& [name, kind] : schedule_choices()) {
     const Tensor expected = references().load("schedule." + name);
-    const LearningRate schedule(kind, 0.5, 4, 25, /*cycles=*/3, /*power=*/2);
+    const LearningRate schedule(kind, 0.5, 4, 25, /*cycles=*/3, /*power=*/2, /*decay_steps=*/9);
     for (int64_t step = 0; step < expected.numel(); ++step) {
       INFO(name << " at " << step);
       CHECK(std::abs(schedule.at(step) - expected[step].item<double>()) < 1e-12);

@@ -9,9 +9,9 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <iostream>
 #include <utility>
 
+#include "support/cli/fmt.h"
 #include "support/cuda/cards.h"
 #include "support/cuda/libraries.h"
 
@@ -59,7 +59,7 @@ void warn_of_unused_gpu(const std::string& problem) {
   if (std::exchange(told, true)) return;
   const auto& known = cuda::cards();
   const auto warning = unused_gpu_warning(known.empty() ? "" : known.front().name, problem);
-  if (!warning.empty()) std::cout << warning << "\n";
+  if (!warning.empty()) fmt::print("{}\n", warning);
 }
 
 }  // namespace

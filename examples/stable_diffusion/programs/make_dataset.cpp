@@ -4,16 +4,16 @@
 // <unseen> unseen, <subjects> subjects".
 #include <lightlora/file_io.h>
 
-#include <iostream>
 #include <string>
 
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
-#include "research/pretraining/loop.h"
 #include "research/pretraining/pictures.h"
 #include "support/cli/app.h"
+#include "support/cli/fmt.h"
 #include "support/cli/run.h"
 #include "support/files/json_file.h"
+#include "support/files/outputs.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
 
@@ -55,7 +55,7 @@ void write_subjects(pretraining::Composer& composer, const Options& options) {
     const std::string name = file_name_of(composer.emoji().names[subject]);
     const std::string folder =
         options.output_dir + "/subjects/" + lightlora::path_component(name, options.names);
-    pretraining::make_folder(folder);
+    sd::make_folder(folder);
     std::mt19937_64 random(subject);
     for (int64_t i = 0; i < options.instance_pictures; ++i) {
       const int64_t color = colors[i % colors.size()];
@@ -73,7 +73,7 @@ void write_subjects(pretraining::Composer& composer, const Options& options) {
 void write_pictures(pretraining::Composer& composer, const Options& options) {
   if (options.pictures == 0) return;
   const std::string folder = options.output_dir + "/pictures";
-  pretraining::make_folder(folder);
+  sd::make_folder(folder);
   std::string captions;
   for (int64_t i = 0; i < options.pictures; ++i) {
     const auto sample = composer.sample(i);
@@ -91,16 +91,16 @@ void make(const Options& options) {
               "': expected an object 'dataset', got none");
   const auto& config = file["dataset"];
   auto emoji = pretraining::make_emoji_set(config, options.font, options.names);
-  pretraining::make_folder(options.output_dir);
+  sd::make_folder(options.output_dir);
   emoji.save(options.output_dir + "/emoji.safetensors");
   const auto count = [&](Role role) { return emoji.with_roles({role}).size(); };
   pretraining::Composer composer(emoji, emoji.with_roles({Role::kNamed}), config);
   pretraining::save_sheet(options.output_dir + "/preview.png", composer.batch(0, 96), 12);
   write_subjects(composer, options);
   write_pictures(composer, options);
-  std::cout << "wrote " << options.output_dir << ": " << count(Role::kNamed) << " named emoji, "
-            << count(Role::kExtra) << " more for the autoencoder, " << count(Role::kUnseen)
-            << " unseen, " << count(Role::kSubject) << " subjects\n";
+  fmt::print("wrote {}: {} named emoji, {} more for the autoencoder, {} unseen, {} subjects\n",
+             options.output_dir, count(Role::kNamed), count(Role::kExtra), count(Role::kUnseen),
+             count(Role::kSubject));
 }
 
 }  // namespace

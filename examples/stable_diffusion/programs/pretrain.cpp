@@ -2,13 +2,15 @@
 // pretrain: makes a small Stable Diffusion model from nothing, stage by stage.
 // Prints at the end: "<stage>: <n> steps done; OUTPUT_DIR" (tokenizer: "<n> tokens"; measure: the
 // figures as JSON).
-#include <iostream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "pipeline/device.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/stages.h"
 #include "support/cli/app.h"
+#include "support/cli/fmt.h"
 #include "support/cli/run.h"
 #include "support/distributed/fingerprint.h"
 #include "support/files/json_file.h"
@@ -32,7 +34,8 @@ void bind(cli::App& app, Flags& f) {
       ->check(cli::one_of({"tokenizer", "vae", "diffusion", "decoder", "measure"}));
   app.add_option("--stop_at", f.options.stop_at,
                  "Stop after this many steps in all; a later call goes on (-1: do not stop early)")
-      ->check(cli::at_least(-1));
+      ->check(cli::at_least(-1))
+      ->free_on_resume();
   app.add_option("--mixed_precision", f.precision, "Compute in bf16 over fp32 weights, or in fp32")
       ->check(cli::one_of({"no", "bf16"}));
   app.add_option("--device", f.device, "Where to compute")->check(cli::one_of(sd::device_names()));
@@ -43,8 +46,9 @@ void bind(cli::App& app, Flags& f) {
   distributed::bind(app, f.group);
 }
 
-void run(Flags f, const distributed::Group& group) {
+void run(Flags f, std::vector<cli::Setting> settings, const distributed::Group& group) {
   auto& options = f.options;
+  options.settings = std::move(settings);
   options.config = sd::read_json_file(f.config);
   options.bf16 = f.precision == "bf16";
   options.device = sd::pick_device(f.device);
@@ -55,18 +59,18 @@ void run(Flags f, const distributed::Group& group) {
   const bool shared = f.stage == "vae" || f.stage == "diffusion" || f.stage == "decoder";
   if (!shared && !group.is_main()) return;
   if (f.stage == "tokenizer") {
-    std::cout << "tokenizer: " << pretraining::train_tokenizer(options) << " tokens; "
-              << options.output_dir << "\n";
+    fmt::print("tokenizer: {} tokens; {}\n", pretraining::train_tokenizer(options),
+               options.output_dir);
     return;
   }
   if (f.stage == "measure") {
-    std::cout << pretraining::measure_model(options).dump(2) << "\n";
+    fmt::print("{}\n", pretraining::measure_model(options).dump(2));
     return;
   }
   const int64_t steps = f.stage == "vae"         ? pretraining::train_vae(options)
                         : f.stage == "diffusion" ? pretraining::train_diffusion(options)
                                                  : pretraining::train_decoder(options);
-  std::cout << f.stage << ": " << steps << " steps done; " << options.output_dir << "\n";
+  fmt::print("{}: {} steps done; {}\n", f.stage, steps, options.output_dir);
 }
 
 }  // namespace
@@ -83,7 +87,7 @@ int main(int argc, char** argv) {
   bind(app, flags);
   return cli::run(argc, argv, app, [&] {
     distributed::run(app, flags.group, [&](const distributed::Group& group) {
-      pretraining::with_config_name(flags.config, [&] { run(flags, group); });
+      pretraining::with_config_name(flags.config, [&] { run(flags, app.settings(), group); });
     });
   });
 }

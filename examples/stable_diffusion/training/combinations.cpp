@@ -29,6 +29,8 @@ void check_rate(const OptimizationOptions& o, Unused& unused) {
              "--lr_warmup_steps", "with --lr_scheduler constant; hint: constant_with_warmup");
   unused.add(o.lr_scheduler != Schedule::cosine_with_restarts && o.lr_num_cycles != 1,
              "--lr_num_cycles", "without --lr_scheduler cosine_with_restarts");
+  unused.add(o.lr_scheduler != Schedule::warmup_stable_decay && o.lr_decay_steps != 0,
+             "--lr_decay_steps", "without --lr_scheduler warmup_stable_decay");
   unused.add(o.lr_scheduler != Schedule::polynomial && o.lr_power != 1, "--lr_power",
              "without --lr_scheduler polynomial");
   const bool prodigy = o.optimizer.kind == OptimizerKind::prodigy;

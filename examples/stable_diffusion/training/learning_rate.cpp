@@ -13,7 +13,8 @@ const cli::Choices<Schedule>& schedule_choices() {
       {"linear", Schedule::linear},
       {"cosine", Schedule::cosine},
       {"cosine_with_restarts", Schedule::cosine_with_restarts},
-      {"polynomial", Schedule::polynomial}};
+      {"polynomial", Schedule::polynomial},
+      {"warmup_stable_decay", Schedule::warmup_stable_decay}};
   return choices;
 }
 
@@ -21,10 +22,16 @@ double LearningRate::factor(int64_t step) const {
   if (schedule_ == Schedule::constant) return 1.0;
   if (step < warmup_) return static_cast<double>(step) / static_cast<double>(warmup_);
   if (schedule_ == Schedule::constant_with_warmup) return 1.0;
+  const double pi = 3.14159265358979323846;
+  if (schedule_ == Schedule::warmup_stable_decay) {
+    if (step < total_ - decay_) return 1.0;
+    if (step >= total_) return 0.0;
+    const double fallen = static_cast<double>(step - (total_ - decay_));
+    return 0.5 * (1.0 + std::cos(pi * fallen / static_cast<double>(decay_)));
+  }
   const auto span = static_cast<double>(std::max<int64_t>(1, total_ - warmup_));
   const double progress = static_cast<double>(step - warmup_) / span;
   if (schedule_ == Schedule::linear) return std::max(0.0, 1.0 - progress);
-  const double pi = 3.14159265358979323846;
   if (schedule_ == Schedule::cosine) return std::max(0.0, 0.5 * (1.0 + std::cos(pi * progress)));
   if (progress >= 1.0 && schedule_ == Schedule::cosine_with_restarts) return 0.0;
   if (schedule_ == Schedule::cosine_with_restarts) {

@@ -7,7 +7,8 @@
 
 namespace training {
 
-/// How the learning rate moves, as diffusers' `get_scheduler` has it.
+/// How the learning rate moves, as diffusers' `get_scheduler` has it, and the last one as
+/// transformers' `get_wsd_schedule`: constant after the warm-up, then along a cosine to zero.
 enum class Schedule {
   constant,
   constant_with_warmup,
@@ -15,6 +16,7 @@ enum class Schedule {
   cosine,
   cosine_with_restarts,
   polynomial,
+  warmup_stable_decay,
 };
 
 /// Their names.
@@ -23,15 +25,17 @@ const cli::Choices<Schedule>& schedule_choices();
 /// The learning rate of each step.
 class LearningRate {
  public:
-  /// `cycles` and `power` are those of cosine_with_restarts and polynomial.
+  /// `cycles`, `power` and `decay_steps` are those of cosine_with_restarts, polynomial and
+  /// warmup_stable_decay.
   LearningRate(Schedule schedule, double base, int64_t warmup_steps, int64_t total_steps,
-               double cycles = 1, double power = 1)
+               double cycles = 1, double power = 1, int64_t decay_steps = 0)
       : schedule_(schedule),
         base_(base),
         warmup_(warmup_steps),
         total_(total_steps),
         cycles_(cycles),
-        power_(power) {}
+        power_(power),
+        decay_(decay_steps) {}
 
   /// The rate of a step, counted from 0.
   double at(int64_t step) const { return base_ * factor(step); }
@@ -43,6 +47,7 @@ class LearningRate {
   double base_;
   int64_t warmup_, total_;
   double cycles_, power_;
+  int64_t decay_;
 };
 
 }  // namespace training

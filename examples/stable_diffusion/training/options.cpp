@@ -77,6 +77,9 @@ void bind_rate(cli::App& app, OptimizationOptions& o) {
                  "How the learning rate moves");
   app.add_option("--lr_warmup_steps", o.lr_warmup_steps, "Steps of rising rate (not for constant)")
       ->check(cli::at_least(0));
+  app.add_option("--lr_decay_steps", o.lr_decay_steps,
+                 "Last steps of falling rate of warmup_stable_decay")
+      ->check(cli::at_least(0));
   app.add_option("--lr_num_cycles", o.lr_num_cycles, "Restarts of cosine_with_restarts");
   app.add_option("--lr_power", o.lr_power, "Power of polynomial");
 }

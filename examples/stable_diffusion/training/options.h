@@ -73,7 +73,7 @@ struct OptimizationOptions {
   std::optional<double> learning_rate;
   bool scale_lr = false;
   Schedule lr_scheduler = Schedule::constant;
-  int64_t lr_warmup_steps = 500;
+  int64_t lr_warmup_steps = 500, lr_decay_steps = 0;
   double lr_num_cycles = 1, lr_power = 1;
 
   OptimizerOptions optimizer;

@@ -67,8 +67,8 @@ Plan make_plan(InversionOptions options, const RunFacts& facts) {
 }
 
 LearningRate schedule_of(const OptimizationOptions& o, const Plan& plan) {
-  return {o.lr_scheduler, plan.learning_rate, o.lr_warmup_steps,
-          plan.steps,     o.lr_num_cycles,    o.lr_power};
+  return {o.lr_scheduler,  plan.learning_rate, o.lr_warmup_steps, plan.steps,
+          o.lr_num_cycles, o.lr_power,         o.lr_decay_steps};
 }
 
 }  // namespace training

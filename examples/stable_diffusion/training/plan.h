@@ -33,6 +33,9 @@ struct Plan {
   int64_t validation_interval = 0;   ///< steps between two validations; 0: none
   double learning_rate = 0;          ///< the peak
   std::vector<std::string> notices;  ///< what is odd about it, one a line
+  bool checkpoint_at_end = false;    ///< for a run that a longer one can go on from
+  /// What goes on with the run when it was stopped.
+  std::string goes_on_with = "the same command with --resume_from_checkpoint latest";
 };
 
 /// The plan of a DreamBooth run, which can go on from the adapters of a file.

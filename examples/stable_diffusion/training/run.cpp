@@ -48,7 +48,7 @@ class Run {
   Outcome train();
 
  private:
-  bool is_main() const { return trainer_.group().is_main(); }
+  bool is_main() const { return engine_.group().is_main(); }
   void find_and_load();
   void load_checkpoint(const std::string& folder);
   void print_differences(const std::string& settings_before) const;
@@ -60,10 +60,10 @@ class Run {
   void save_checkpoint();
   void report(RunLog& log, const StepReport& step);
   bool after_step(RunLog& log);
-  bool due(int64_t interval) const { return interval > 0 && trainer_.steps_done() % interval == 0; }
+  bool due(int64_t interval) const { return interval > 0 && engine_.steps_done() % interval == 0; }
 
   Task& task_;
-  Trainer& trainer_;
+  Engine& engine_;
   const Plan& plan_;
   const RunOptions& options_;
   std::string settings_;  // as checkpoints keep them
@@ -74,7 +74,7 @@ class Run {
 
 Run::Run(Task& task, const RunOptions& options)
     : task_(task),
-      trainer_(task.trainer()),
+      engine_(task.engine()),
       plan_(task.plan()),
       options_(options),
       settings_(cli::config_text(plan_.settings) +
@@ -89,7 +89,7 @@ Run::Run(Task& task, const RunOptions& options)
 // Rank 0 reads the checkpoint for all.
 void Run::resume() {
   if (is_main()) find_and_load();
-  trainer_.share_state();
+  engine_.share_state();
 }
 
 // A run that torchrun starts anew goes on from its last checkpoint by itself. So that it is its
@@ -97,7 +97,7 @@ void Run::resume() {
 void Run::find_and_load() {
   const auto& folder = options_.output_dir;
   const auto existing = list_checkpoints(folder);
-  const auto& group = trainer_.group();
+  const auto& group = engine_.group();
   const std::string wanted = group.restarts() > 0 ? "latest" : options_.resume_from_checkpoint;
   TORCH_CHECK(
       !wanted.empty() || existing.empty() || !group.may_restart(), "'", folder,
@@ -111,7 +111,7 @@ void Run::find_and_load() {
     return;
   }
   load_checkpoint(checkpoint.path);
-  fmt::print("resuming from {} at step {} of {}\n", checkpoint.path, trainer_.steps_done(),
+  fmt::print("resuming from {} at step {} of {}\n", checkpoint.path, engine_.steps_done(),
              plan_.steps);
 }
 
@@ -130,7 +130,7 @@ void Run::load_checkpoint(const std::string& folder) {
               "', got '", text("format"), "'");
   task_.load(folder);
   try {
-    trainer_.load_state(file.load_all());
+    engine_.load_state(file.load_all());
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
   }
@@ -139,7 +139,7 @@ void Run::load_checkpoint(const std::string& folder) {
   smoothed_loss_ = std::strtod(loss.c_str(), &end);
   TORCH_CHECK(!loss.empty() && *end == '\0', "'", path, "': expected a number as metadata ",
               "'smoothed_loss', got '", loss, "'");
-  last_checkpoint_ = trainer_.steps_done();
+  last_checkpoint_ = engine_.steps_done();
   if (const auto id = file.metadata().find("run"); id != file.metadata().end()) run_ = id->second;
   print_differences(text("settings"));
   print_other_inputs(file.metadata());
@@ -172,22 +172,21 @@ void Run::print_other_inputs(const lightlora::Metadata& metadata) const {
     const auto found = metadata.find("fingerprint of " + name);
     if (found == metadata.end() || found->second == value) continue;
     fmt::print(
-        "notice: the checkpoint was made with another {} (fingerprint {}, now {}): the run will "
-        "not "
-        "end as one that never stopped\n",
-        name == "base model" ? name : fmt::format("set of {}", name), found->second, value);
+        "notice: the checkpoint was made with another {}{} (fingerprint {}, now {}): the run will "
+        "not end as one that never stopped\n",
+        name.find("pictures") == std::string::npos ? "" : "set of ", name, found->second, value);
   }
 }
 
 void Run::require_finite() const {
   TORCH_CHECK(
-      trainer_.is_finite(), "training: step ", trainer_.steps_done(),
+      engine_.is_finite(), "training: step ", engine_.steps_done(),
       ": expected finite values to save, got some that are not; hint: lower --learning_rate");
 }
 
 void Run::save_checkpoint() {
   if (!is_main()) return;
-  const int64_t step = trainer_.steps_done();
+  const int64_t step = engine_.steps_done();
   require_finite();
   if (const auto path = foreign_checkpoint(step); !path.empty()) {
     fmt::print(
@@ -199,7 +198,7 @@ void Run::save_checkpoint() {
   }
   training::save_checkpoint(options_.output_dir, step, [&](const std::string& folder) {
     task_.save(folder);
-    lightlora::save_safetensors(file_in(folder, kStateFile), trainer_.state(), metadata());
+    lightlora::save_safetensors(file_in(folder, kStateFile), engine_.state(), metadata());
   });
   last_checkpoint_ = step;
   if (const auto limit = options_.checkpoints_total_limit) {
@@ -237,22 +236,20 @@ bool Run::is_own(const Checkpoint& checkpoint) const {
 
 void Run::report(RunLog& log, const StepReport& step) {
   // Single losses jump with their timesteps: a running mean over about 50 steps shows the trend.
-  const auto updates = std::max<int64_t>(1, trainer_.updates_done());
+  const auto updates = std::max<int64_t>(1, engine_.updates_done());
   const auto weight = std::max(0.02, 1.0 / static_cast<double>(updates));
   if (!step.skipped) smoothed_loss_ += weight * (step.loss - smoothed_loss_);
   Numbers numbers{{"loss", step.loss},
                   {"smoothed_loss", smoothed_loss_},
                   {"learning_rate", step.learning_rate},
                   {"gradient_norm", step.gradient_norm}};
-  if (trainer_.loss_scale() != 1) numbers.emplace_back("loss_scale", trainer_.loss_scale());
-  log.add(trainer_.steps_done(), numbers);
+  if (engine_.loss_scale() != 1) numbers.emplace_back("loss_scale", engine_.loss_scale());
+  log.add(engine_.steps_done(), numbers);
 }
 
 void Run::print_start() const {
   const auto& p = plan_;
-  const auto weight = trainer_.unet()->parameters().front();
-  const auto device = weight.device();
-  const auto dtype = weight.scalar_type();
+  const auto computes_in = engine_.computes_in();
   fmt::print(
       "***** Running training *****\n"
       "  Device = {}\n"
@@ -265,8 +262,9 @@ void Run::print_start() const {
       "  Gradient Accumulation steps = {}\n"
       "  Total optimization steps = {}\n"
       "  Learning rate = {:.6g}\n",
-      sd::describe_device(device, dtype), p.samples_per_epoch, p.resolution, p.resolution,
-      (p.samples_per_epoch + p.batch_size - 1) / p.batch_size, trainer_.trained_values(),
+      sd::describe_device(computes_in.device(), c10::typeMetaToScalarType(computes_in.dtype())),
+      p.samples_per_epoch, p.resolution, p.resolution,
+      (p.samples_per_epoch + p.batch_size - 1) / p.batch_size, engine_.trained_values(),
       p.processes, p.batch_size, p.total_batch_size, p.accumulated_batches, p.steps,
       p.learning_rate);
   for (const auto& line : p.notices) fmt::print("notice: {}\n", line);
@@ -277,46 +275,45 @@ bool Run::after_step(RunLog& log) {
   const bool saves = due(options_.checkpointing_steps);
   if (saves) save_checkpoint();
   if (!is_main()) return saves;
-  task_.after_step(trainer_.steps_done());
-  const bool last = trainer_.steps_done() == plan_.steps;
+  task_.after_step(engine_.steps_done());
+  const bool last = engine_.steps_done() == plan_.steps;
   const bool validates = plan_.validation_interval > 0 && (last || due(plan_.validation_interval));
   if (validates) task_.validate(log);
   return saves || validates;
 }
 
 Outcome Run::train() {
-  const int64_t first = trainer_.steps_done();
+  const int64_t first = engine_.steps_done();
   RunLog log;
   if (is_main()) log = RunLog(options_.output_dir, options_.tensorboard_folder(), first);
   if (is_main() && first == 0 && plan_.validation_interval > 0) task_.validate(log);
   cli::Progress progress("Steps", plan_.steps, {}, first);
-  bool stop = trainer_.group().any(cli::interrupted());
-  while (trainer_.steps_done() < plan_.steps && !stop) {
-    const auto step = trainer_.step(cli::interrupted);
+  bool stop = engine_.group().any(cli::interrupted());
+  while (engine_.steps_done() < plan_.steps && !stop) {
+    const auto step = engine_.step(cli::interrupted);
     stop = step.stop;
     report(log, step);
     if (step.skipped) {
       progress.print(
           fmt::format("notice: step {} overflowed fp16 and was skipped; the loss scale is "
                       "now {:.0f}",
-                      trainer_.steps_done(), trainer_.loss_scale()));
+                      engine_.steps_done(), engine_.loss_scale()));
     }
-    progress.update(trainer_.steps_done(),
+    progress.update(engine_.steps_done(),
                     {{"mean_loss", smoothed_loss_}, {"lr", step.learning_rate}});
     if (after_step(log)) progress.leave_out();
   }
   progress.finish();
   require_finite();
-  const Outcome outcome{trainer_.steps_done(), trainer_.steps_done() >= plan_.steps};
+  const Outcome outcome{engine_.steps_done(), engine_.steps_done() >= plan_.steps};
+  const bool checkpoint_missing = last_checkpoint_ != outcome.steps && outcome.steps > 0;
+  if (outcome.finished && plan_.checkpoint_at_end && checkpoint_missing) save_checkpoint();
   if (outcome.finished) return outcome;
-  if (last_checkpoint_ != outcome.steps && outcome.steps > 0) save_checkpoint();
+  if (checkpoint_missing) save_checkpoint();
   const auto text =
       fmt::format("stopped by request after {} of {} steps", outcome.steps, plan_.steps);
-  fmt::print(
-      "{}; saving what was learned. To go on: the same command with --resume_from_checkpoint "
-      "latest\n",
-      text);
-  if (is_main()) cli::stopped(text + "; hint: --resume_from_checkpoint latest goes on");
+  fmt::print("{}; saving what was learned. To go on: {}\n", text, plan_.goes_on_with);
+  if (is_main()) cli::stopped(text + "; hint: " + plan_.goes_on_with + " goes on");
   return outcome;
 }
 
@@ -326,7 +323,7 @@ Outcome train(Task& task, const RunOptions& options) {
   Run run(task, options);
   run.resume();
   run.print_start();
-  const bool writes = task.trainer().group().is_main();
+  const bool writes = task.engine().group().is_main();
   const auto& plan = task.plan();
   if (writes) {
     cli::write_config(file_in(options.output_dir, "config.toml"), plan.program, plan.settings);

@@ -19,7 +19,7 @@ struct Outcome {
 /// Goes on from the checkpoint that the options name, or from the last one if torchrun has started
 /// the processes anew.
 /// Errors: c10::Error if there is no such checkpoint or it is of another run, or if a restart could
-///         take an earlier run's checkpoint for its own; those of Trainer::step, after which
+///         take an earlier run's checkpoint for its own; those of Engine::step, after which
 ///         earlier checkpoints are as they were
 Outcome train(Task& task, const RunOptions& options);
 

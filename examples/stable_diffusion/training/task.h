@@ -24,7 +24,7 @@ class Task {
  public:
   virtual ~Task() = default;
 
-  virtual Trainer& trainer() = 0;
+  virtual Engine& engine() = 0;
   virtual const Plan& plan() const = 0;
 
   /// What is learned from, by name: a run that goes on compares these with its checkpoint's.
@@ -44,7 +44,8 @@ class Task {
 /// A task that learns from pictures through the frozen UNet of a pipeline.
 class PictureTask : public Task {
  public:
-  Trainer& trainer() override { return *trainer_; }
+  Engine& engine() override { return *trainer_; }
+  Trainer& trainer() { return *trainer_; }
   sd::StableDiffusion& pipeline() { return *pipeline_; }
   const std::map<std::string, std::string>& fingerprints() const override { return fingerprints_; }
 

@@ -5,11 +5,11 @@
 #include <torch/utils.h>
 
 #include <cmath>
-#include <iostream>
 #include <sstream>
 #include <utility>
 
 #include "models/gradient_checkpointing.h"
+#include "support/cli/fmt.h"
 #include "training/phases.h"
 
 namespace training {
@@ -50,8 +50,8 @@ Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions 
   if (options_.cuda_graph && options_.gradient_checkpointing && draws_) {
     // Segments that are computed again restore the generator's state, which a recording may not.
     options_.cuda_graph = false;
-    std::cout
-        << "notice: no CUDA graph, as gradient checkpointing with dropout cannot be recorded\n";
+    fmt::print(
+        "notice: no CUDA graph, as gradient checkpointing with dropout cannot be recorded\n");
   }
   for (const auto& slice : bank_.slices()) {
     optimizers_.push_back(make_optimizer(options_.optimizer, slice));

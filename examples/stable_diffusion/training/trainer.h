@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "support/cuda/graph.h"
-#include "support/distributed/group.h"
 #include "training/batches.h"
 #include "training/captions.h"
+#include "training/engine.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"
 #include "training/optimizer.h"
@@ -54,35 +54,19 @@ struct TrainerParts {
   std::vector<ParameterGroup> groups;        ///< what the optimiser moves
 };
 
-/// What one step did.
-struct StepReport {
-  double loss = 0;  ///< with the prior's share
-  double learning_rate = 0;
-  double gradient_norm = 0;  ///< before clipping; 0 if the step was skipped
-  bool skipped = false;      ///< an fp16 overflow: the step was left out
-  bool stop = false;         ///< whether a process was asked to stop
-};
-
 /// Trains parameters through a frozen UNet.
 /// Equation: loss = instance loss + prior_loss_weight * prior loss, both as DiffusionLoss
 /// Paper:    Ruiz et al. 2022, arXiv:2208.12242
-/// Step k draws the same pictures, crops, noise and timesteps in every run of the same seed, so
-/// that a run that goes on from its state equals one that never stopped, bit for bit. All processes
-/// of a group hold the same values after every step.
-class Trainer {
+/// The trained values themselves are no part of its state: the task's files hold them.
+class Trainer : public Engine {
  public:
   Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions options);
 
-  /// One optimiser step. `asked_to_stop` is asked at its end; all processes report alike.
-  /// Errors: c10::Error naming the step if the loss or the gradients are not finite (in fp16: if
-  /// they stay so); the parameters then hold the values of the last good step.
-  StepReport step(const std::function<bool()>& asked_to_stop = {});
-  /// Steps done so far.
-  int64_t steps_done() const { return done_; }
-  /// Without those that fp16 skipped.
-  int64_t updates_done() const { return done_ - skipped_; }
-  /// How many values train.
-  int64_t trained_values() const { return bank_.values().numel(); }
+  /// In fp16 only losses that stay infinite are errors.
+  StepReport step(const std::function<bool()>& asked_to_stop = {}) override;
+  int64_t steps_done() const override { return done_; }
+  int64_t updates_done() const override { return done_ - skipped_; }
+  int64_t trained_values() const override { return bank_.values().numel(); }
   /// Batches' captions go through here, for a validation loss too.
   PromptStates& prompts() { return parts_.prompts; }
   const DiffusionLoss& loss() const { return parts_.loss; }
@@ -90,19 +74,18 @@ class Trainer {
   sd::UNet2DConditionModel& unet() { return parts_.unet; }
   /// The pictures of the subject, or whatever is learned.
   SampleSource& instance() { return parts_.instance; }
-  /// 1 unless the loss is scaled for fp16.
-  double loss_scale() const { return loss_scale_; }
-  /// Whether every trained value is a number.
-  bool is_finite() const { return bank_.values().isfinite().all().item<bool>(); }
+  double loss_scale() const override { return loss_scale_; }
+  bool is_finite() const override { return bank_.values().isfinite().all().item<bool>(); }
 
-  const distributed::Group& group() const { return options_.group; }
-  /// Gives all processes the values and the state of rank 0.
-  void share_state();
+  torch::TensorOptions computes_in() const override {
+    return parts_.unet->parameters().front().options();
+  }
+  const distributed::Group& group() const override { return options_.group; }
+  void share_state() override;
 
-  /// Step, optimiser and loss scaler; the trained values are not part of it.
-  lightlora::TensorMap state() const;
-  /// Errors: c10::Error if the state is of another optimiser or other parameters
-  void load_state(const lightlora::TensorMap& state);
+  /// Step, optimiser and loss scaler.
+  lightlora::TensorMap state() const override;
+  void load_state(const lightlora::TensorMap& state) override;
 
   /// Puts the adapters into the models while the result lives.
   std::vector<lightlora::Activation> activate() const;

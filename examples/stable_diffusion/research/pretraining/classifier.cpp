@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "research/pretraining/adamw.h"
 #include "support/cli/progress.h"
+#include "training/optimizer.h"
 
 namespace pretraining {
 
@@ -37,8 +37,8 @@ Classifier::Classifier(int64_t classes, const nlohmann::json& options)
 
 void Classifier::train(Composer& composer) {
   torch::AutoGradMode gradients(true);
-  AdamW optimizer;
-  optimizer.add(*network_, "", at::kFloat, /*rate_scale=*/1.0);
+  training::ParameterBank bank(network_->parameters());
+  const auto optimizer = training::make_optimizer({}, bank.slices()[0]);
   const int64_t steps = options_.at("steps"), batch = options_.at("batch");
   const auto& choice = composer.choice();
   cli::Progress progress("classifier", steps);
@@ -52,9 +52,12 @@ void Classifier::train(Composer& composer) {
     }
     const auto input = at::stack(pictures).to(at::kFloat).mul_(2.0 / 255).sub_(1);
     const auto loss = at::cross_entropy_loss(network_->forward(input), at::tensor(places));
+    bank.zero_gradients();
     loss.backward();
+    bank.clip(1.0);
     const double done = static_cast<double>(step) / static_cast<double>(steps);
-    optimizer.step(step, options_.at("learning_rate").get<double>() * (1 - done), /*ema_decay=*/0);
+    optimizer->step(bank.values(), bank.gradients(),
+                    options_.at("learning_rate").get<double>() * (1 - done));
     progress.update(step + 1, {{"loss", loss.item<double>()}});
   }
   progress.finish();

@@ -9,9 +9,10 @@
 #include "research/pretraining/pictures.h"
 #include "research/pretraining/sampling.h"
 #include "research/pretraining/size_views.h"
-#include "research/pretraining/stages.h"
+#include "research/pretraining/stage_task.h"
 #include "schedulers/schedulers.h"
 #include "support/cli/progress.h"
+#include "support/files/outputs.h"
 
 namespace pretraining {
 namespace {
@@ -26,16 +27,13 @@ struct LatentPool {
   at::Tensor sizes;    // (N, 6), what a UNet in SDXL's form is told
 };
 
-class DiffusionStage {
+class DiffusionStage : public StageTask {
  public:
   explicit DiffusionStage(const StageOptions& options)
-      : options_(options),
-        stage_(options.config.at("diffusion")),
-        dtype_(options.bf16 ? at::kBFloat16 : at::kFloat),
+      : StageTask("diffusion", options),
         tokenizer_(options.output_dir + "/tokenizer"),
         schedule_(sd::SchedulerConfig(options.config.at("scheduler"), "config")),
         composer_(load_composer()) {
-    torch::manual_seed(stage_.value("seed", 0));
     // For heads of 32 values and a few hundred tokens, as here, the fused attention's many small
     // products cost CPUs a third more than a few large ones.
     at::globalContext().setSDPUseFlash(false);
@@ -43,7 +41,7 @@ class DiffusionStage {
     at::globalContext().setAllowFP16BF16ReductionMathSDP(true);
     model_.scheduler = options.config.at("scheduler");
     model_.vae = load_vae(options.output_dir);
-    model_.vae->to(dtype_);
+    model_.vae->to(dtype());
     const auto text_config = text_encoder_config(options.config, tokenizer_.size());
     model_.text_encoder = sd::CLIPTextModel(sd::CLIPTextModelOptions::from_json(text_config));
     if (is_sdxl(options.config)) make_second_encoder();
@@ -56,25 +54,15 @@ class DiffusionStage {
       use_channels_last(*model_.vae);
       use_channels_last(*model_.unet);
     }
-    optimizer_.add(*model_.text_encoder, "text_encoder.", dtype_,
-                   stage_.value("text_rate_scale", 1.0));
+    const double text_rate = stage_.value("text_rate_scale", 1.0);
+    std::vector<TrainedPart> parts{{*model_.text_encoder, "text_encoder.", text_rate},
+                                   {*model_.unet, "unet."}};
     if (model_.text_encoder_2) {
-      optimizer_.add(*model_.text_encoder_2, "text_encoder_2.", dtype_,
-                     stage_.value("text_rate_scale", 1.0));
+      parts.push_back({*model_.text_encoder_2, "text_encoder_2.", text_rate});
     }
-    optimizer_.add(*model_.unet, "unet.", dtype_, /*rate_scale=*/1.0);
-    if (stage_.value("muon", false))
-      optimizer_.orthogonalize({"blocks.", "mid_block.", "encoder.layers."});
+    train_parts(parts, {"blocks.", "mid_block.", "encoder.layers."});
     empty_ids_ = token_ids(tokenizer_, {""}).to(options.device);
-  }
-
-  int64_t run() {
     validation_ = encode(validation_start, stage_.value("validation_pictures", 128));
-    StageWork work;
-    work.step = [this](int64_t step) { return train_step(step); };
-    work.validate = [this](int64_t step) { return validate(step); };
-    work.save = [this] { save(); };
-    return run_stage("diffusion", options_, stage_, optimizer_, work);
   }
 
  private:
@@ -93,10 +81,6 @@ class DiffusionStage {
     Composer composer(std::move(emoji), std::move(choice), options_.config.at("dataset"));
     composer.mix_in(std::move(others), options_.config.at("dataset").value("share_of_others", 0.0));
     return composer;
-  }
-
-  at::MemoryFormat layout() const {
-    return options_.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   }
 
   at::TensorOptions noise_options() const {
@@ -118,9 +102,9 @@ class DiffusionStage {
         pictures = views.pictures;
         sizes.back() = views.time_ids;
       }
-      const auto input = pictures.to(options_.device, dtype_).contiguous(layout());
+      const auto input = pictures.to(options_.device, dtype()).contiguous(layout());
       const auto mean = model_.vae->encode(input).mean().to(at::kFloat);
-      latents.push_back((mean * model_.vae->options.scaling_factor()).to(dtype_));
+      latents.push_back((mean * model_.vae->options.scaling_factor()).to(dtype()));
       progress.update(done + now);
     }
     return {at::cat(latents).contiguous(), token_ids(tokenizer_, captions).to(options_.device),
@@ -128,7 +112,7 @@ class DiffusionStage {
   }
 
   std::string pool_path(int64_t number) const {
-    return options_.output_dir + "/checkpoints/latents-" + std::to_string(number) + ".safetensors";
+    return run_dir() + "/latents-" + std::to_string(number) + ".safetensors";
   }
 
   // Other pictures after every `pool_steps` steps, so that places and sizes do not repeat. Encoding
@@ -139,7 +123,7 @@ class DiffusionStage {
     const std::string path = pool_path(number);
     if (std::filesystem::exists(path)) {
       const lightlora::SafetensorsFile file(path);
-      pool_ = {file.load("latents").to(options_.device, dtype_),
+      pool_ = {file.load("latents").to(options_.device, dtype()),
                file.load("ids").to(options_.device),
                file.contains("sizes") ? file.load("sizes").to(options_.device) : at::Tensor()};
       TORCH_CHECK(pool_.sizes.defined() || !is_sdxl(options_.config), "'", path,
@@ -149,7 +133,7 @@ class DiffusionStage {
     } else {
       pool_ = encode(/*first=*/number * count, count);
       if (options_.group.is_main()) {
-        make_folder(options_.output_dir + "/checkpoints");
+        sd::make_folder(run_dir());
         lightlora::TensorMap kept{{"latents", pool_.latents.cpu()}, {"ids", pool_.ids.cpu()}};
         if (is_sdxl(options_.config)) kept["sizes"] = pool_.sizes.cpu();
         lightlora::save_safetensors(path, kept);
@@ -163,7 +147,7 @@ class DiffusionStage {
                      const at::Tensor& timesteps) {
     const auto& latents = batch.latents;
     const auto clean = latents.to(at::kFloat);
-    const auto noisy = schedule_.add_noise(clean, noise, timesteps).to(dtype_);
+    const auto noisy = schedule_.add_noise(clean, noise, timesteps).to(dtype());
     const auto text = model_.embed(batch.ids);
     sd::AddedConditions added;
     if (text.pooled.defined()) added = {text.pooled, batch.sizes};
@@ -181,7 +165,7 @@ class DiffusionStage {
         .clamp_max(schedule_.num_train_timesteps() - 1);
   }
 
-  double train_step(int64_t step) {
+  double backward(int64_t step) override {
     const int64_t pool_steps = stage_.value("pool_steps", 0);
     use_pool(pool_steps > 0 ? step / pool_steps : 0);
     const int64_t batch = stage_.at("batch");
@@ -210,7 +194,7 @@ class DiffusionStage {
         .item<double>();
   }
 
-  nlohmann::json validate(int64_t step) {
+  training::Numbers figures(int64_t step) override {
     const double loss = validation_loss();
     const int64_t shown = stage_.value("validation_samples", 32);
     std::vector<std::string> prompts;
@@ -225,21 +209,21 @@ class DiffusionStage {
           draw_pictures(model_, token_ids(tokenizer_, prompts), empty_ids_,
                         stage_.value("validation_sampling_steps", 20),
                         stage_.value("validation_guidance", 3.0), /*seed=*/7, sizes);
-      make_folder(options_.output_dir + "/samples");
+      sd::make_folder(options_.output_dir + "/samples");
       save_sheet(options_.output_dir + "/samples/diffusion-" + std::to_string(step) + name + ".png",
                  pictures, /*columns=*/8, /*factor=*/2);
       return pictures;
     };
     const auto pictures = draw("", {});
-    nlohmann::json figures{{"validation_loss", loss}};
+    training::Numbers figures{{"validation_loss", loss}};
     if (!is_sdxl(options_.config)) return figures;
     // As if the pictures had been small, and as if they were cut out from the bottom right.
     const int64_t side = pictures.size(-1);
     auto small = plain_sizes(side), cut = plain_sizes(side);
     small.narrow(1, 0, 2).fill_(static_cast<double>(side / 8));
     cut.narrow(1, 2, 2).fill_(static_cast<double>(side / 2));
-    figures["sharpness"] = sharpness(pictures);
-    figures["sharpness_if_small"] = sharpness(draw("-small", small));
+    figures.emplace_back("sharpness", sharpness(pictures));
+    figures.emplace_back("sharpness_if_small", sharpness(draw("-small", small)));
     draw("-cut", cut);
     return figures;
   }
@@ -249,23 +233,19 @@ class DiffusionStage {
     return pictures.diff(1, /*dim=*/-1).abs().mean().item<double>();
   }
 
-  void save() {
+  void save_model(const MasterWeights& weights) override {
     save_part(options_.output_dir, "text_encoder",
               text_encoder_config(options_.config, tokenizer_.size()),
-              optimizer_.averages("text_encoder."));
+              weights.averages("text_encoder."));
     if (model_.text_encoder_2) {
       save_part(options_.output_dir, "text_encoder_2",
                 text_encoder_config(options_.config, tokenizer_.size(), "text_encoder_2"),
-                optimizer_.averages("text_encoder_2."));
+                weights.averages("text_encoder_2."));
     }
-    save_part(options_.output_dir, "unet", unet_config(options_.config),
-              optimizer_.averages("unet."));
+    save_part(options_.output_dir, "unet", unet_config(options_.config), weights.averages("unet."));
     save_index(options_.output_dir, options_.config);
   }
 
-  StageOptions options_;
-  nlohmann::json stage_;
-  at::ScalarType dtype_;
   sd::Tokenizer tokenizer_;
   sd::NoiseSchedule schedule_;
   Composer composer_;
@@ -273,7 +253,6 @@ class DiffusionStage {
   at::Tensor empty_ids_;
   LatentPool pool_, validation_;
   int64_t pool_number_ = -1;
-  AdamW optimizer_;
 };
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include <filesystem>
 
 #include "models/weights.h"
-#include "research/pretraining/loop.h"
 #include "support/files/json_file.h"
+#include "support/files/outputs.h"
 
 namespace pretraining {
 namespace {
@@ -62,7 +62,7 @@ void write_text(const std::string& path, const std::string& text) {
 
 void save_part(const std::string& folder, const std::string& subfolder,
                const nlohmann::json& config, const lightlora::TensorMap& weights) {
-  make_folder(folder + "/" + subfolder);
+  sd::make_folder(folder + "/" + subfolder);
   lightlora::TensorMap half;
   for (const auto& [name, tensor] : weights) half[name] = tensor.to(at::kHalf).contiguous();
   const bool text = subfolder.rfind("text_encoder", 0) == 0;
@@ -96,7 +96,7 @@ void save_index(const std::string& folder, const nlohmann::json& config) {
                               std::filesystem::copy_options::recursive);
   }
   write_text(folder + "/model_index.json", index.dump(2) + "\n");
-  make_folder(folder + "/scheduler");
+  sd::make_folder(folder + "/scheduler");
   write_text(folder + "/scheduler/scheduler_config.json", scheduler_config(config).dump(2) + "\n");
 }
 

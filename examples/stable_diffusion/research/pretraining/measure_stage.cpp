@@ -12,6 +12,7 @@
 #include "research/pretraining/sampling.h"
 #include "research/pretraining/stages.h"
 #include "support/cli/progress.h"
+#include "support/files/outputs.h"
 #include "support/images/measures.h"
 #include "support/images/tensor.h"
 
@@ -179,7 +180,7 @@ Judges make_judges(Composer& composer, const StageOptions& options,
                 Classifier(static_cast<int64_t>(composer.choice().size()),
                            settings.value("classifier", nlohmann::json::object()))};
   const std::string folder = options.output_dir + "/checkpoints";
-  make_folder(folder);
+  sd::make_folder(folder);
   if (!judges.classifier.load(folder + "/classifier.safetensors")) {
     judges.classifier.train(composer);
     judges.classifier.save(folder + "/classifier.safetensors");
@@ -228,7 +229,7 @@ nlohmann::json measure_model(const StageOptions& options) {
       {"training_pictures", measure_pictures(drawn, judges, prompts)},
       {"training_pictures_through_autoencoder",
        measure_pictures(vae->decode(vae->encode(drawn).mode()), judges, prompts)}};
-  make_folder(options.output_dir + "/samples");
+  sd::make_folder(options.output_dir + "/samples");
   save_sheet(options.output_dir + "/samples/measure.png", pictures, /*columns=*/8, /*factor=*/2);
   if (!wordy.texts.empty()) {
     const auto asked = draw_all(model, pipeline.tokenizer(), wordy.texts, settings);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <cstdint>
+#include <vector>
+
+#include "training/optimizer.h"
 
 namespace pretraining {
 
@@ -11,5 +14,21 @@ namespace pretraining {
 /// Shapes:   (rows, columns), any; zeros stay zeros
 /// Dtypes:   computed in `compute_dtype`, result in fp32
 at::Tensor orthogonalized(const at::Tensor& matrix, at::ScalarType compute_dtype);
+
+/// The momentum orthogonalised, so that a step moves every direction of a matrix alike.
+/// Equation: value -= rate (0.2 sqrt(max(rows, columns)) orthogonalized(momentum) + decay value);
+///           the factor gives the step AdamW's size (Liu et al. 2025, arXiv:2502.16982)
+class Muon : public training::Optimizer {
+ public:
+  /// All parameters of the slice have two dimensions or more; the first are the rows.
+  Muon(const training::ParameterBank::Slice& slice, double decay, at::ScalarType compute_dtype);
+  void step(const at::Tensor& values, const at::Tensor& gradients, double learning_rate) override;
+
+ private:
+  std::vector<std::vector<int64_t>> shapes_;
+  double decay_;
+  at::ScalarType compute_dtype_;
+  at::Tensor momentum_;
+};
 
 }  // namespace pretraining

@@ -1,18 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "research/pretraining/loop.h"
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "support/cli/config.h"
+#include "support/distributed/group.h"
 
 // The stages of making a Stable Diffusion model from nothing, in their order. Each reads what the
 // ones before left in the output folder, and `emoji.safetensors` of the data set.
 
 namespace pretraining {
 
+/// Where a stage reads and writes, and what the program's flags say about it.
+struct StageOptions {
+  nlohmann::json config;
+  std::string dataset_dir;
+  std::string output_dir;
+  /// Stop after this many steps in all (a later run goes on); negative: the configuration's number.
+  int64_t stop_at = -1;
+  /// Compute in bf16 over fp32 values; false: fp32 throughout.
+  bool bf16 = true;
+  bool channels_last = true;
+  c10::Device device = at::kCPU;
+  /// The processes that share every batch of the configuration.
+  distributed::Group group;
+  /// The program's flags, which a run notes down.
+  std::vector<cli::Setting> settings;
+};
+
+/// This process's rows of something that was drawn for a whole batch, so that any number of
+/// processes trains on the same numbers.
+at::Tensor share_of_batch(const distributed::Group& group, const at::Tensor& batch);
+
 /// Learns the byte-pair encoding of the captions: every word of them becomes one token.
 /// Writes `tokenizer/`. Returns the number of tokens.
 int64_t train_tokenizer(const StageOptions& options);
 
 /// Trains the autoencoder; writes `vae/` with the scaling factor that gives latents unit variance.
+/// Returns the steps done in all, as the other two.
 /// Loss: |x - y| + (x - y)^2 + edge_weight |grad x - grad y| + kl_weight KL
 int64_t train_vae(const StageOptions& options);
 

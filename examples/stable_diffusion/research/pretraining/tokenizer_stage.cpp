@@ -6,6 +6,7 @@
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/stages.h"
+#include "support/files/outputs.h"
 
 namespace pretraining {
 namespace {
@@ -114,7 +115,7 @@ int64_t train_tokenizer(const StageOptions& options) {
     if (!vocabulary.contains(token)) vocabulary[token] = vocabulary.size();
   }
   const std::string folder = options.output_dir + "/tokenizer";
-  make_folder(folder);
+  sd::make_folder(folder);
   const nlohmann::json special = {
       {"bos_token", begin}, {"eos_token", end}, {"pad_token", end}, {"unk_token", end}};
   nlohmann::json config = special;

@@ -5,7 +5,8 @@
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/pictures.h"
-#include "research/pretraining/stages.h"
+#include "research/pretraining/stage_task.h"
+#include "support/files/outputs.h"
 
 namespace pretraining {
 namespace {
@@ -21,35 +22,27 @@ at::Tensor kl_divergence(const sd::DiagonalGaussianDistribution& posterior) {
   return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean();
 }
 
-class VaeStage {
+class VaeStage : public StageTask {
  public:
-  VaeStage(const StageOptions& options, std::string name)
-      : options_(options),
-        name_(std::move(name)),
-        stage_(options.config.at(name_)),
+  VaeStage(const StageOptions& options, const std::string& name)
+      : StageTask(name, options),
         composer_(load_composer({Role::kNamed, Role::kExtra})),
         unseen_(load_composer({Role::kUnseen, Role::kSubject})) {
-    torch::manual_seed(stage_.value("seed", 0));
-    dtype_ = options.bf16 ? at::kBFloat16 : at::kFloat;
     if (decoder_only()) {
       vae_ = load_vae(options.output_dir);
       scaling_factor_ = vae_->options.scaling_factor();
+      for (auto& item : vae_->named_parameters()) {
+        const std::string& name = item.key();
+        item.value().requires_grad_(name.rfind("encoder.", 0) != 0 &&
+                                    name.rfind("quant_conv.", 0) != 0);
+      }
     } else {
       vae_ = sd::AutoencoderKL(
           sd::AutoencoderKLOptions::from_json(vae_config(options.config, 1.0), "config"));
     }
     vae_->to(options.device);
     if (options.channels_last) use_channels_last(*vae_);
-    optimizer_.add(*vae_, "", dtype_, /*rate_scale=*/1.0);
-    if (stage_.value("muon", false)) optimizer_.orthogonalize({"blocks.", "mid_block."});
-  }
-
-  int64_t run() {
-    StageWork work;
-    work.step = [this](int64_t step) { return train_step(step); };
-    work.validate = [this](int64_t step) { return validate(step); };
-    work.save = [this] { save(); };
-    return run_stage(name_, options_, stage_, optimizer_, work);
+    train_parts({{*vae_, ""}}, {"blocks.", "mid_block."});
   }
 
  private:
@@ -62,9 +55,7 @@ class VaeStage {
   }
 
   at::Tensor as_input(const at::Tensor& pictures) const {
-    return pictures.to(options_.device, dtype_)
-        .contiguous(options_.channels_last ? at::MemoryFormat::ChannelsLast
-                                           : at::MemoryFormat::Contiguous);
+    return pictures.to(options_.device, dtype()).contiguous(layout());
   }
 
   sd::DiagonalGaussianDistribution encode(const at::Tensor& pictures) {
@@ -72,7 +63,7 @@ class VaeStage {
     return vae_->encode(as_input(pictures));
   }
 
-  double train_step(int64_t step) {
+  double backward(int64_t step) override {
     const int64_t batch = stage_.at("batch");
     const int64_t own = batch / options_.group.size();
     const at::Tensor pictures =
@@ -91,7 +82,7 @@ class VaeStage {
     return loss.item<double>();
   }
 
-  nlohmann::json validate(int64_t step) {
+  training::Numbers figures(int64_t step) override {
     torch::NoGradGuard no_grad;
     const int64_t count = stage_.value("validation_pictures", 128), piece = 32;
     std::vector<at::Tensor> pictures, outputs;
@@ -102,7 +93,7 @@ class VaeStage {
     }
     const auto all = at::cat(pictures), output = at::cat(outputs);
     const int64_t shown = std::min<int64_t>(16, count);
-    make_folder(options_.output_dir + "/samples");
+    sd::make_folder(options_.output_dir + "/samples");
     save_sheet(options_.output_dir + "/samples/" + name_ + "-" + std::to_string(step) + ".png",
                at::cat({all.narrow(0, 0, shown), output.narrow(0, 0, shown)}), /*columns=*/8,
                /*factor=*/2);
@@ -115,20 +106,15 @@ class VaeStage {
     return 1.0 / vae_->encode(as_input(pictures)).mean().to(at::kFloat).std().item<double>();
   }
 
-  void save() {
+  void save_model(const MasterWeights& weights) override {
     if (!decoder_only()) scaling_factor_ = measure_scaling_factor();
     save_part(options_.output_dir, "vae", vae_config(options_.config, scaling_factor_),
-              optimizer_.averages(""));
+              weights.averages(""));
   }
 
-  StageOptions options_;
-  std::string name_;
-  nlohmann::json stage_;
   Composer composer_, unseen_;
-  at::ScalarType dtype_;
   sd::AutoencoderKL vae_{nullptr};
   double scaling_factor_ = 1;
-  AdamW optimizer_;
 };
 
 }  // namespace

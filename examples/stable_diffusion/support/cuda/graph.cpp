@@ -3,9 +3,9 @@
 
 #include <c10/util/Exception.h>
 
-#include <iostream>
 #include <utility>
 
+#include "support/cli/fmt.h"
 #include "support/cuda/libraries.h"
 
 namespace cuda {
@@ -58,8 +58,8 @@ void Graph::record() {
     if (on_failure_ == OnFailure::fail) throw;
     recorder_.reset();
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-    std::cout << "notice: this step cannot be recorded as a CUDA graph and runs as it is: "
-              << (torch_error ? torch_error->what_without_backtrace() : error.what()) << "\n";
+    fmt::print("notice: this step cannot be recorded as a CUDA graph and runs as it is: {}\n",
+               torch_error ? torch_error->what_without_backtrace() : error.what());
   }
 }
 

@@ -10,7 +10,6 @@
 
 #include <array>
 #include <cstdlib>
-#include <iostream>
 #include <optional>
 
 #include "support/cli/fmt.h"
@@ -39,9 +38,9 @@ struct Group::State {
     if (!tensor.is_cuda()) return gloo.get();
     if (!asked_for_nccl) nccl = make_nccl_backend(part_of(rendezvous.store, "nccl"), world);
     if (!asked_for_nccl && !nccl && world.rank == 0) {
-      std::cout
-          << "notice: the processes' GPUs exchange gradients through the CPU, as this program "
-          << "has no liblightlora_cuda.so beside it; hint: build it with CUDA's headers\n";
+      fmt::print(
+          "notice: the processes' GPUs exchange gradients through the CPU, as this program has no "
+          "liblightlora_cuda.so beside it; hint: build it with CUDA's headers\n");
     }
     asked_for_nccl = true;
     return nccl.get();
