@@ -139,6 +139,10 @@ class Adapter {
   /// Errors: c10::Error for a variant that does not rotate
   virtual torch::Tensor rotated_output(const torch::Tensor& y) const;
 
+  /// Whether what `make_basis` gives the adapter may be filled in after its constructor, which does
+  /// not look at it: then the bases of many layers are made together, in all threads.
+  virtual bool waits_for_bases() const { return false; }
+
   /// The best approximation of what the variant adds, in a kind of its own: Light, whose bases
   /// stay, and Fused, whose core becomes a Light one. Null where only classic factors can hold it;
   /// see `lightlora::cut`. Without DoRA's magnitudes.

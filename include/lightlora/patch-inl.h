@@ -153,38 +153,40 @@ LIGHTLORA_INLINE void PatchedImpl::require_own_weights(const Site& site) const {
   }
 }
 
+namespace detail {
+
+// The weight of a layer with its adapters in it. Errors: c10::Error with `safe`, if it is not finite
+inline torch::Tensor merged_weight(const LayerWeight& weight, const std::string& path,
+                                   const std::vector<ActiveAdapter>& active, bool safe) {
+  torch::Tensor sum = weight.plus(total_delta(active, weight.matrix()));
+  TORCH_CHECK(!safe || sum.isfinite().all().item<bool>(), "'", path,
+              "': expected finite weights after merging, got some that are not; hint: the ",
+              "adapter diverged, or its scale overflows ", weight.tensor().scalar_type());
+  return sum;
+}
+
+}  // namespace detail
+
 LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
   require_idle("merge");
   require_in_place();
   torch::NoGradGuard no_grad;
   for (const auto& site : sites_) {
-    const auto active = active_of(site, active_);
-    if (active.empty()) continue;
-    require_own_weights(site);
-    TORCH_CHECK(!safe || site.weight.plus(total_delta(active, site.weight.matrix()))
-                             .isfinite()
-                             .all()
-                             .item<bool>(),
-                "'", site.path,
-                "': expected finite weights after merging, got some that are not; hint: the ",
-                "adapter diverged, or its scale overflows ", site.weight.tensor().scalar_type());
+    if (!active_of(site, active_).empty()) require_own_weights(site);
   }
-  const auto restore = [&] {
-    for (auto& site : sites_) {
-      if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
-      site.kept = torch::Tensor();
-    }
-  };
   try {
     for (auto& site : sites_) {
       const auto active = active_of(site, active_);
       if (active.empty()) continue;
-      const torch::Tensor sum = site.weight.plus(total_delta(active, site.weight.matrix()));
+      const auto sum = detail::merged_weight(site.weight, site.path, active, safe);
       site.kept = site.weight.tensor().detach().clone();
       site.weight.tensor().copy_(sum);
     }
   } catch (...) {
-    restore();
+    for (auto& site : sites_) {
+      if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
+      site.kept = torch::Tensor();
+    }
     throw;
   }
   merged_ = true;
@@ -201,10 +203,21 @@ LIGHTLORA_INLINE void PatchedImpl::unmerge() {
   merged_ = false;
 }
 
+// Without a copy of the old weights, which are as much as the model itself: what can fail is tried
+// before anything is changed.
 LIGHTLORA_INLINE void PatchedImpl::merge_and_unload(bool safe) {
-  merge(safe);
-  for (auto& site : sites_) site.kept = torch::Tensor();
-  merged_ = false;
+  require_idle("merge");
+  require_in_place();
+  torch::NoGradGuard no_grad;
+  for (const bool trial : {true, false}) {
+    for (auto& site : sites_) {
+      const auto active = active_of(site, active_);
+      if (active.empty()) continue;
+      if (trial) require_own_weights(site);
+      const auto sum = detail::merged_weight(site.weight, site.path, active, safe && trial);
+      if (!trial) site.weight.tensor().copy_(sum);
+    }
+  }
   remove();
 }
 

@@ -2,11 +2,13 @@
 #pragma once
 
 // The sets of adapters of a patched model: adding, choosing, reading and removing them.
+#include <lightlora/detail/basis_batch.h>
 #include <lightlora/patch.h>
 #include <lightlora/targets-inl.h>
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <unordered_map>
 
@@ -65,6 +67,29 @@ class FrozenParameters {
   };
   std::mutex mutex_;
   std::unordered_map<const void*, Entry> entries_;
+};
+
+// Makes adapters, and the bases together of those that do not look at them while they are made.
+class AdaptersWithBases {
+ public:
+  template <typename Make>
+  std::shared_ptr<Adapter> add(const Make& make) {
+    auto adapter = make();
+    const bool patient = adapter->waits_for_bases();
+    if (batch_ && !patient) {  // it may have looked
+      finish();
+      adapter = make();
+    }
+    if (patient && !batch_) batch_.emplace();
+    return adapter;
+  }
+  void finish() {
+    if (batch_) batch_->finish();
+    batch_.reset();
+  }
+
+ private:
+  std::optional<BasisBatch> batch_;
 };
 
 }  // namespace detail
@@ -155,17 +180,19 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterFac
   std::vector<Targets::Hits> hits;
   // Everything that can fail is made before anything is attached.
   std::vector<std::pair<Site*, std::shared_ptr<Adapter>>> made;
+  detail::AdaptersWithBases adapters;
   for (const auto& path : targets.select(targets_, &hits)) {
     LoRAOptions own = options;
     own.rank(targets.rank_of(path, options.rank()));
     if (const auto alpha = targets.alpha_of(path)) own.network_alpha(*alpha);
     Site& site = site_of(path);
-    made.emplace_back(&site, make(own, site.weight.info(path)));
+    made.emplace_back(&site, adapters.add([&] { return make(own, site.weight.info(path)); }));
     if (site.bound || site.weight.kind() == LayerKind::recurrent) {
       require_no_dropout(*made.back().second);
     }
-    fit(*made.back().second, site.weight);
   }
+  adapters.finish();
+  for (auto& [site, adapter] : made) fit(*adapter, site->weight);
   require_untied(made);
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
   for (auto& hit : hits) hit.set = name;
@@ -189,6 +216,7 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
               unmatched.front(), "'", unmatched.size() > 1 ? " and more" : "",
               "; hint: it was trained on another model; nearest here: ",
               detail::nearest_names(unmatched.front(), paths, 1));
+  detail::AdaptersWithBases adapters;
   for (const auto& layer : state) {
     Site& site = site_of(layer.layer.name);
     const LayerInfo here = site.weight.info(site.path);
@@ -198,9 +226,10 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
     TORCH_CHECK(here.in == own.layer.in && here.out == own.layer.out, "'", site.path,
                 "': expected an adapter for ", here.in, " -> ", here.out, ", got ", own.layer.in,
                 " -> ", own.layer.out, "; hint: it was trained on another model");
-    made.emplace_back(&site, make_adapter(own));
-    place(*made.back().second, site.weight);
+    made.emplace_back(&site, adapters.add([&] { return make_adapter(own); }));
   }
+  adapters.finish();
+  for (auto& [site, adapter] : made) place(*adapter, site->weight);
   require_untied(made);
   for (auto& [site, adapter] : made) attach(*site, name, std::move(adapter));
   finish_set(name);

@@ -43,6 +43,8 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl, LightOptions> {
     return {down_aux, up_aux.mm(down_up)};
   }
 
+  bool waits_for_bases() const override { return true; }
+
   Factors factors_of(const TrainedValues& values) const override {
     const torch::Tensor& core = values.at("down_up");
     auto batch = core.sizes().vec();

@@ -98,6 +98,8 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl, LightOptions> {
   // columns.
   Factors factors() const override { return {down.mm(down_aux), up.t().mm(up_aux.t()).t()}; }
 
+  bool waits_for_bases() const override { return true; }
+
   Factors factors_of(const TrainedValues& values) const override {
     return {values.at("down").matmul(down_aux), up_aux.matmul(values.at("up"))};
   }

@@ -93,6 +93,16 @@ inline at::Tensor lycoris_magnitude(const at::Tensor& magnitude, std::size_t dim
   return magnitude.reshape(sizes);
 }
 
+// The same for a model of v, which a file says only if it knows: `own` is what else is to be written.
+inline KohyaFamily kohya_family(const std::string& family, const Metadata& own) {
+  KohyaFamily known = kohya_family(family);
+  const auto prediction = own.find("modelspec.prediction_type");
+  if (prediction == own.end() || prediction->second != "v" || family == "sdxl") return known;
+  known.version = known.is_v2 ? "sd_v2_v" : "sd_v1_v";
+  if (known.is_v2) known.architecture = "stable-diffusion-v2-768-v";
+  return known;
+}
+
 // sd-scripts' two hashes: of all bytes behind the header, and of 64 KiB that begin at 1 MiB of the
 // file as it is without the hashes (which is nothing in a smaller file).
 inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata) {
@@ -180,7 +190,7 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);
   }
   const std::string dim = std::to_string(rank);
-  const KohyaFamily family = kohya_family(detail::model_family(components));
+  const KohyaFamily family = kohya_family(detail::model_family(components), own);
   Metadata metadata{{"ss_v2", family.is_v2 ? "True" : "False"},
                     {"ss_base_model_version", family.version},
                     {"ss_network_module", "networks.lora"},
@@ -193,13 +203,17 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
     metadata["ss_network_args"] =
         R"({"conv_dim": ")" + dim + R"(", "conv_alpha": ")" + dim + R"("})";
   }
-  for (const auto& [key, value] : own) metadata[key] = value;
+  // sd-scripts takes its hashes of its own fields, not of the model's specification.
+  Metadata specification;
+  for (const auto& [key, value] : own) {
+    (starts_with(key, "modelspec.") ? specification : metadata)[key] = value;
+  }
   metadata.merge(kohya_hashes(tensors, metadata));
-  // Not among what sd-scripts takes its hashes of.
   metadata["modelspec.sai_model_spec"] = "1.0.1";
   metadata["modelspec.architecture"] = std::string(family.architecture) + "/lora";
   metadata["modelspec.implementation"] = "diffusers";
   metadata["modelspec.title"] = "LoRA";
+  for (const auto& [key, value] : specification) metadata[key] = value;
   save_safetensors(path, tensors, metadata);
 }
 

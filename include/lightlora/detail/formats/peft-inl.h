@@ -185,8 +185,8 @@ inline void save_peft_method(const std::filesystem::path& folder, const std::str
 
 // LoHa and LoKr as such.
 inline void save_lycoris_method(const std::filesystem::path& folder, const std::string& component,
-                             const AdapterState& state, const LycorisMethod& method,
-                             at::ScalarType dtype, bool text_model) {
+                                const AdapterState& state, const LycorisMethod& method,
+                                at::ScalarType dtype, bool text_model) {
   TensorMap tensors;
   std::map<std::string, std::string> names;
   for (const auto& layer : state) {
