@@ -102,9 +102,9 @@ def step(model, optimizer, x, target):
 def main():
     torch.manual_seed(4)
     weights = {
-        "0.weight": spread(SIZES[1], SIZES[0], 0.5),
+        "0.weight": spread(SIZES[1], SIZES[0], 0.53),
         "0.bias": torch.randn(SIZES[1]),
-        "2.weight": spread(SIZES[2], SIZES[1], 0.5),
+        "2.weight": spread(SIZES[2], SIZES[1], 0.6),
         "2.bias": torch.randn(SIZES[2]),
     }
     x, target = spread(64, SIZES[0]), torch.randn(64, SIZES[2])

@@ -11,8 +11,6 @@
 #include "research/pretraining/classifier.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
-#include "research/pretraining/master_weights.h"
-#include "research/pretraining/muon.h"
 #include "research/pretraining/placing.h"
 #include "research/pretraining/stages.h"
 #include "support.h"
@@ -166,29 +164,6 @@ TEST_CASE("pretrain: captions say how large the emoji is and where", "[pretrain]
   CHECK(seen.size() == 12);  // three of sizes and nine of places
 }
 
-TEST_CASE("pretrain: a place is counted by the room that the size leaves", "[pretrain]") {
-  using pretraining::SubjectSquare;
-  CHECK(SubjectSquare{0.2, 0.2, 0.4}.place() == 0);
-  CHECK(SubjectSquare{0.5, 0.5, 0.4}.place() == 4);
-  CHECK(SubjectSquare{0.8, 0.5, 0.4}.place() == 5);
-  CHECK(SubjectSquare{0.35, 0.65, 0.7}.place() == 6);
-  at::Tensor picture = at::full({3, 64, 64}, -1.0f);
-  CHECK(pretraining::subject_square(picture).side == 0);
-  picture.slice(1, 40, 60).slice(2, 4, 14).fill_(0.5f);
-  const auto square = pretraining::subject_square(picture);
-  CHECK(std::abs(square.side - 20.0 / 64) < 1e-6);  // the longer side
-  CHECK(std::abs(square.x - 9.0 / 64) < 1e-6);      // the middle of 4 and 14
-  CHECK(std::abs(square.y - 50.0 / 64) < 1e-6);     // the middle of 40 and 60
-}
-
-TEST_CASE("pretrain: layouts that make no sense are refused", "[pretrain]") {
-  const json upside_down = {{"layouts", {{{"scale", {0.9, 0.5}}}}}};
-  CHECK_THROWS_WITH(pretraining::read_layouts(upside_down), ContainsSubstring("scale to rise"));
-  const json none = {{"layouts", json::array()}};
-  CHECK_THROWS_WITH(pretraining::read_layouts(none), ContainsSubstring("got none"));
-  CHECK(pretraining::read_layouts({{"scale", {0.5, 0.9}}}).size() == 1);
-}
-
 TEST_CASE("pretrain: other emoji are mixed in by their names", "[pretrain]") {
   json options = tiny_config().at("dataset");
   pretraining::Composer composer(square_emoji(), {0, 1}, options);
@@ -204,63 +179,6 @@ TEST_CASE("pretrain: other emoji are mixed in by their names", "[pretrain]") {
   emoji.names[2] = "pi\u00f1ata";
   emoji.roles[3] = Role::kUnseen;
   CHECK(pretraining::nameable(emoji, Role::kUnseen) == std::vector<int64_t>{3});
-}
-
-TEST_CASE("pretrain: weights in bf16 follow fp32 values, which keep what bf16 would lose",
-          "[pretrain]") {
-  torch::manual_seed(2);
-  torch::nn::Linear layer(16, 8);
-  layer->bias.requires_grad_(false);
-  const auto start = layer->weight.detach().clone(), bias = layer->bias.detach().clone();
-  pretraining::MasterWeights weights({{*layer, "layer."}}, at::kBFloat16, {{}, 0.99, 0.0});
-  CHECK(layer->weight.scalar_type() == at::kBFloat16);
-  for (int64_t step = 0; step < 10; ++step) {
-    weights.bank().zero_gradients();
-    (layer->weight.to(at::kFloat) * at::sign(start)).sum().backward();
-    weights.take_gradients();
-    CHECK_FALSE(layer->weight.grad().defined());
-    weights.step(/*learning_rate=*/1e-5, /*ema_decay=*/0.5);
-  }
-  // Ten steps of Adam's size against the sign, each a tenth of a bf16 step or less.
-  const auto averages = weights.averages("layer.");
-  CHECK(close(weights.bank().values().view({8, 16}), start - 1e-4 * at::sign(start), 1e-6));
-  CHECK(at::equal(layer->weight.detach(), weights.bank().values().view({8, 16}).to(at::kBFloat16)));
-  CHECK(at::equal(averages.at("bias"), bias));
-  // Of ten steps the average has seen the last one half, the one before a quarter, ...
-  CHECK(close(averages.at("weight"), start - 9e-5 * at::sign(start), 1e-6));
-  weights.use_averages();
-  CHECK(at::equal(layer->weight.detach(), averages.at("weight").to(at::kBFloat16)));
-}
-
-TEST_CASE("pretrain: Muon moves a matrix along its orthogonalised momentum", "[pretrain]") {
-  torch::manual_seed(3);
-  const auto matrix = at::randn({4, 6}), kernel = at::randn({3, 2, 2, 2});
-  training::ParameterBank bank(std::vector<at::Tensor>{matrix.clone(), kernel.clone()});
-  pretraining::Muon muon(bank.slices()[0], /*decay=*/0.1, at::kFloat);
-  const auto gradients = at::randn_like(bank.gradients());
-  muon.step(bank.values(), gradients, /*learning_rate=*/0.01);
-  const auto expected = [&](const at::Tensor& start, int64_t from, int64_t rows, int64_t columns) {
-    const auto gradient = gradients.narrow(0, from, rows * columns).view({rows, columns});
-    const double size = 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns)));
-    return start.reshape({rows, columns}) * (1 - 0.01 * 0.1) -
-           0.01 * size * pretraining::orthogonalized(1.95 * gradient, at::kFloat);
-  };
-  CHECK(close(bank.values().narrow(0, 0, 24).view({4, 6}), expected(matrix, 0, 4, 6), 1e-6));
-  CHECK(close(bank.values().narrow(0, 24, 24).view({3, 8}), expected(kernel, 24, 3, 8), 1e-6));
-}
-
-TEST_CASE("pretrain: Muon's step is nearly orthogonal", "[pretrain]") {
-  torch::manual_seed(1);
-  // Singular values from 1 to 0.03, which fewer than five steps would leave apart.
-  const auto uneven =
-      at::logspace(0, -1.5, 6).unsqueeze(1) * std::get<0>(at::linalg_qr(at::randn({20, 6}))).t();
-  for (const auto& matrix : {uneven, uneven.t() * 1e-3}) {
-    const auto values = at::linalg_svdvals(pretraining::orthogonalized(matrix, at::kFloat));
-    CHECK(values.min().item<double>() > 0.6);
-    CHECK(values.max().item<double>() < 1.25);
-  }
-  CHECK(pretraining::orthogonalized(at::zeros({3, 4}), at::kBFloat16).abs().max().item<float>() ==
-        0);
 }
 
 TEST_CASE("pretrain: the classifier learns true pictures and comes back from its file",
