@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scheduler files of other classes: what they leave out is as in diffusers' pipeline, not as in the classes."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support import MODEL, SIDE, main, run_ok, scratch
 
 PROMPT = "a red apple on a blue background"
+STEPS = 5
 
 
 def model_with(folder, config):
@@ -27,7 +29,7 @@ def latents_here(folder, model, scheduler):
         "--prompt",
         PROMPT,
         "--num_inference_steps",
-        10,
+        STEPS,
         "--device",
         "cpu",
         "--scheduler",
@@ -42,13 +44,17 @@ def latents_here(folder, model, scheduler):
     return load_file(folder / "end.safetensors")["latents"], output
 
 
+@functools.cache
+def loaded():
+    return StableDiffusionPipeline.from_pretrained(str(MODEL), safety_checker=None).components
+
+
 def latents_there(model, scheduler, start, **config):
-    pipe = StableDiffusionPipeline.from_pretrained(
-        str(model), scheduler=scheduler.from_pretrained(str(model), subfolder="scheduler"), safety_checker=None
-    )
+    parts = {**loaded(), "scheduler": scheduler.from_pretrained(str(model), subfolder="scheduler")}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.register_to_config(**config)  # what the pipeline itself switches off
-    return pipe(PROMPT, num_inference_steps=10, latents=start.clone(), output_type="latent").images
+    return pipe(PROMPT, num_inference_steps=STEPS, latents=start.clone(), output_type="latent").images
 
 
 def test_latents_are_those_of_the_pipeline():
