@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <lightlora/detail/basis.h>
+#include <lightlora/detail/basis_kernels.h>
+#include <lightlora/lightlora.h>
+#include <torch/torch.h>
+
+#include <cstring>
+#include <memory>
 
 #include "support.h"
 
@@ -83,6 +89,57 @@ TEST_CASE("bases of algorithm version 1 never change", "[basis]") {
   const auto basis = make_basis(Side::down, 100, 320, 0, kLayer).flatten();
   CHECK(basis[0].item<float>() == -0.0301115215F);
   CHECK(basis[1].item<float>() == 0.114229091F);
+}
+
+TEST_CASE("every instruction set gives a basis the same bits", "[basis]") {
+  namespace exact = lightlora::detail::exact;
+  struct Shape {
+    int64_t count, width;
+  };
+  // Rows that registers hold whole and in part, and points that are left over at the end.
+  for (const auto& [count, width] : {Shape{100, 320}, {7, 101}, {5, 5}, {2, 9}, {1, 3}, {1, 1}}) {
+    for (const bool orthonormal : {false, true}) {
+      CAPTURE(count, width, orthonormal);
+      const auto made = [&, count = count, width = width](exact::Isa isa) {
+        std::vector<double> values(static_cast<std::size_t>(count * width));
+        exact::make({0xFFFFFFFFFFFFFFFFULL, 7, values.data(), count, width, orthonormal}, isa);
+        return values;
+      };
+      const auto plain = made(exact::Isa::base);
+      for (const auto isa : exact::available()) {
+        CHECK(std::memcmp(made(isa).data(), plain.data(), plain.size() * sizeof(double)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("adapters that are made together have the bases that each has alone", "[basis]") {
+  torch::nn::Sequential model;
+  for (int i = 0; i < 5; ++i) model->push_back(torch::nn::Linear(24, 20 + i));
+  const auto options = lightlora::LightOptions(2).aux_in(8).aux_out(6).aux_seed(3);
+  const auto same = [](const lightlora::Adapter& adapter) {
+    const auto alone =
+        lightlora::find_variant(adapter.variant()).make(adapter.options(), adapter.layer());
+    for (const auto& item : alone->frozen()) {
+      CHECK(at::equal(item.value(), adapter.frozen()[item.key()]));
+    }
+    CHECK_FALSE(alone->frozen().is_empty());
+  };
+  const auto lora =
+      lightlora::patch<lightlora::LightLoRA>(*model, options, {"0", "1", "2", "3", "4"});
+  lora->add<lightlora::FusedDownUpLoRA>("fused", options, {"0", "1", "2"});
+  lora->add("read", lora->state());
+  // VeRA looks into its bases while it is made.
+  static int number = 0;
+  const lightlora::AdapterFactory turns = [](lightlora::LoRAOptions own,
+                                             lightlora::LayerInfo layer) {
+    return lightlora::find_variant(number++ % 2 == 0 ? "light" : "vera").make(own, layer);
+  };
+  lora->add("mixed", turns, lightlora::LoRAOptions(2), lightlora::Targets({"0", "1", "2", "3"}));
+  for (const auto& set : lora->sets()) {
+    CAPTURE(set);
+    for (const auto& adapter : lora->adapters(set)) same(*adapter);
+  }
 }
 
 TEST_CASE("a basis depends on seed, layer name, side and shape, and on nothing else", "[basis]") {

@@ -152,5 +152,32 @@ TEST_CASE("sdxl files: adapters tell their family, and kohya's metadata say it",
     CHECK(metadata["ss_base_model_version"] == one.version);
     CHECK(metadata["modelspec.architecture"] == one.architecture);
     CHECK(metadata["ss_v2"] == one.v2);
+    CHECK(metadata.count("modelspec.prediction_type") == 0);
+  }
+}
+
+TEST_CASE("kohya files of models of v say so where sd-scripts does", "[files][sdxl]") {
+  const Scratch scratch;
+  struct Case {
+    int64_t width;
+    std::string version, architecture;
+  };
+  const Case cases[] = {{768, "sd_v1_v", "stable-diffusion-v1/lora"},
+                        {1024, "sd_v2_v", "stable-diffusion-v2-768-v/lora"},
+                        {2048, "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"}};
+  const auto path = scratch.file("k.safetensors");
+  for (const auto& one : cases) {
+    const Components components{{"unet", {layer("down_blocks.1." + attention, one.width, 64)}}};
+    const auto metadata_of = [&](const std::string& prediction) {
+      save(components, path,
+           SaveOptions(Format::kohya).metadata({{"modelspec.prediction_type", prediction}}));
+      return SafetensorsFile(path).metadata();
+    };
+    auto metadata = metadata_of("v");
+    CHECK(metadata["ss_base_model_version"] == one.version);
+    CHECK(metadata["modelspec.architecture"] == one.architecture);
+    CHECK(metadata["modelspec.prediction_type"] == "v");
+    CHECK(metadata_of("epsilon")["ss_base_model_version"] != "sd_v2_v");
+    CHECK(metadata["ss_v2"] == (one.width == 1024 ? "True" : "False"));
   }
 }

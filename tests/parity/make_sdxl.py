@@ -9,14 +9,18 @@ writes below tests/parity/data: `unet_xl` and `unet_xl_lists` as make_models.py 
 encoder with a projection and what transformers computes with it in fp64; and `pipeline_xl`, a folder
 as `StableDiffusionXLPipeline.save_pretrained` writes it, with small random models (weights in fp16),
 `numbers.safetensors` with what the pipeline makes of prompts and seeds in fp32, and `cases.json` with
-the flags that have to give the same with text_to_image.
+the flags that have to give the same with text_to_image. `block_xl` holds what one transformer block of
+full width makes of values that a formula gives both sides.
 """
 
 import json
+import math
 import shutil
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.models.attention import BasicTransformerBlock
 from make_generation import LONG, parse_attention
 from make_models import CROSS, DATA, PLAIN, UP_CROSS, UP_PLAIN, half_representable, randomise, record, save
 from make_pipeline import make_scheduler, round_weights
@@ -102,6 +106,36 @@ def make_unet(folder, config, size, modules):
         "grad.text_embeds": pooled.grad,
     }
     save(folder, model, numbers)
+
+
+def scattered(number, *shape):
+    """Values in [-0.5, 0.5) that look random, from integers alone."""
+    mask = 0xFFFFFFFF
+    x = (torch.arange(math.prod(shape)) * 2654435761 + number * 40503) & mask
+    x = x ^ (x >> 15)
+    x = (x * 2246822519) & mask
+    x = x ^ (x >> 13)
+    return ((x & 0xFFFF).double() / 65536 - 0.5).view(shape)
+
+
+def make_block():
+    block = BasicTransformerBlock(1280, 20, 64, cross_attention_dim=2048).double()
+    parameters = dict(block.named_parameters())
+    for number, name in enumerate(sorted(parameters)):
+        value = scattered(number, *parameters[name].shape)
+        if value.dim() > 1:
+            value = value * math.sqrt(12 / value.shape[1])
+        else:
+            value = value * 0.2 + (1 if name.startswith("norm") and name.endswith("weight") else 0)
+        parameters[name].data = value.float().double()
+    x, context = scattered(100, 1, 16, 1280).float().double().requires_grad_(), scattered(101, 1, 7, 2048)
+    output = block(x, encoder_hidden_states=context.float().double())
+    output.square().sum().backward()
+    part = lambda t: t.detach()[0, ::3, ::7].float().contiguous()  # noqa: E731
+    folder = DATA / "block_xl"
+    folder.mkdir(exist_ok=True)
+    save_file({"output": part(output), "grad.x": part(x.grad)}, folder / "numbers.safetensors")
+    (folder / "numbers.safetensors").chmod(0o644)
 
 
 def second_encoder(tokenizer, layers=3, **more):
@@ -224,6 +258,34 @@ def draw(pipe):
         add(f"text_{name}", dict(plain, scheduler=name), pipe, 2, name=name, **plain)
 
 
+def limited(start, stop, steps, guidance_scale=5.0, **settings):
+    """Settings with guidance in a part of the steps, which diffusers' guider chooses. The pipelines have none: here
+    both prompts are computed in each step, and a scale of one, which its loop would take for no guidance, is missed by
+    less than rounding."""
+    guider = ClassifierFreeGuidance(guidance_scale=guidance_scale, start=start, stop=stop)
+
+    def scale_of(step):
+        guider.set_state(step=step, num_inference_steps=steps, timestep=None)
+        return guidance_scale if guider._is_cfg_enabled() else 1 + 1e-9
+
+    def between(pipe, step, _, values):
+        pipe._guidance_scale = scale_of(step + 1)
+        return values
+
+    return dict(settings, guidance_scale=scale_of(0), callback_on_step_end=between)
+
+
+def limit_cases(pipe):
+    plain = dict(prompt="a red apple on a blue background", num_inference_steps=5)
+    parts = {"middle": (0.3, 0.7), "late": (0.5, 1.0), "early": (0.0, 0.45), "none": (0.5, 0.5)}
+    for key, (start, stop) in parts.items():
+        flags = dict(plain, guidance_scale=5.0, guidance_start=start, guidance_end=stop)
+        add(f"limits_{key}", flags, pipe, 7, **limited(start, stop, 5, **plain))
+    more = dict(plain, negative_prompt="blurry!", guidance_rescale=0.7)
+    flags = dict(more, guidance_scale=4.0, guidance_start=0.2, guidance_end=0.6, scheduler="ddim")
+    add("limits_ddim", flags, pipe, 7, name="ddim", **limited(0.2, 0.6, 5, guidance_scale=4.0, **more))
+
+
 def encode_chunks(tokenizer, encoder, prompt, at_least):
     """A1111's way with weights and long prompts for one encoder: its states, and the first chunk's pooled output."""
     room = tokenizer.model_max_length - 2
@@ -291,6 +353,9 @@ def image_cases(pipe):
     flags = dict(plain, image="pipeline_xl/start.png")
     for name in ("euler", "ddim"):
         add(f"image_{name}", dict(flags, scheduler=name), pipe, 2, name=name, image=image, **plain)
+    # Of the steps that are taken, which are four here.
+    part = dict(flags, guidance_start=0.3, guidance_end=0.8)
+    add("image_limits", part, pipe, 2, image=image, **limited(0.3, 0.8, 4, **plain))
 
 
 @torch.no_grad()
@@ -309,6 +374,7 @@ def make_pipeline():
     encodings(pipe)
     draw(pipe)
     weight_cases(pipe)
+    limit_cases(pipe)
     image_pipe = StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
     image_pipe.set_progress_bar_config(disable=True)
     image_cases(image_pipe)
@@ -322,5 +388,6 @@ def make_pipeline():
 if __name__ == "__main__":
     for name, options in UNETS.items():
         make_unet(name, **options)
+    make_block()
     make_clip()
     make_pipeline()

@@ -76,6 +76,10 @@ def test_a_model_of_v_with_zero_terminal_snr_and_rescaled_guidance_equals_diffus
     check(["zero_snr_euler", "zero_snr_ddim"])
 
 
+def test_guidance_in_a_part_of_the_steps_equals_diffusers():
+    check([key for key in CASES if "limits" in key])
+
+
 def test_other_schedulers_equal_diffusers():
     check([key for key in CASES if key.startswith("text_")])
 
@@ -89,7 +93,7 @@ def test_weighted_long_and_broken_prompts_follow_a1111_in_both_encoders():
 
 
 def test_image_to_image_equals_diffusers():
-    check([key for key in CASES if key.startswith("image_")])
+    check(["image_euler", "image_ddim"])
 
 
 def test_tokens_are_printed_for_both_tokenizers():
@@ -106,6 +110,7 @@ def test_a_picture_remembers_what_it_was_told():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         told = ["--original_size", 24, 40, "--negative_crops_coords_top_left", 1, 2, "--guidance_rescale", 0.5]
+        told += ["--guidance_start", 0.25, "--guidance_end", 0.75]
         base = ["text_to_image", "--pretrained_model_name_or_path", FOLDER, "--device", "cpu"]
         prompt = ["--prompt", "a cat", "--num_inference_steps", 3, "--seed", 1]
         run_ok(*base, *prompt, *told, "--output", folder / "a.png")

@@ -83,10 +83,67 @@ TEST_CASE("fp32 weights take a LoRA in, and give it back", "[lora]") {
   auto& layer = layer_of(pipeline);
   const at::Tensor before = layer.weight.clone();
   const at::Tensor delta = write_small_lora(path, before);
-  sd::AppliedLoRAs loras(pipeline, {{path, 0.5}});
+  sd::AppliedLoRAs loras(pipeline, {{path, 0.5}}, std::nullopt, /*changes=*/true);
   CHECK(close(layer.weight - before, 0.5 * delta, 1e-4));  // a difference of fp32 weights
+  const at::Tensor merged = layer.weight.clone();
   loras.set_weight(0);
   CHECK(at::equal(layer.weight, before));
+  loras.set_weight(0.5);
+  CHECK(at::equal(layer.weight, merged));
+}
+
+TEST_CASE("fp32 weights become what a LoRA makes of them where nothing changes it later",
+          "[lora]") {
+  const torch::NoGradGuard no_grad;
+  const ScratchFolder scratch;
+  const auto path = scratch.file("lora.safetensors");
+  sd::StableDiffusion pipeline(folder(), sd::StableDiffusionOptions().load_vae(false));
+  auto& layer = layer_of(pipeline);
+  const at::Tensor before = layer.weight.clone();
+  const at::Tensor delta = write_small_lora(path, before);
+  sd::AppliedLoRAs loras(pipeline, {{path, 0.5}});
+  CHECK(close(layer.weight - before, 0.5 * delta, 1e-4));
+  loras.while_merged([&] { CHECK(close(layer.weight - before, 0.5 * delta, 1e-4)); });
+  CHECK_THROWS_WITH(loras.set_weight(0), ContainsSubstring("a part of the model"));
+}
+
+TEST_CASE("a LoRA for another family says so before it says what does not fit", "[lora][sdxl]") {
+  const ScratchFolder scratch;
+  const auto written = [&](const std::string& component, const std::string& name, int64_t width) {
+    const lightlora::LayerState state{
+        "classic",
+        {name, width, 16, {}},
+        lightlora::LoRAOptions(2),
+        1,
+        {{"down", torch::randn({2, width})}, {"up", torch::randn({16, 2})}},
+        {}};
+    const auto path = scratch.file("lora.safetensors");
+    lightlora::save({{component, {state}}}, path, lightlora::Format::kohya);
+    return path;
+  };
+  const auto options = sd::StableDiffusionOptions().load_vae(false);
+  sd::StableDiffusion small(folder(), options), xl(folder() + "_xl", options);
+  const auto error = [](sd::StableDiffusion& model, const std::string& path) -> std::string {
+    try {
+      sd::AppliedLoRAs loras(model, {{path}});
+    } catch (const c10::Error& failure) {
+      return failure.what_without_backtrace();
+    }
+    return "no error";
+  };
+  const std::string cross = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k";
+  const auto expected = [](const std::string& model, const std::string& file) {
+    return ContainsSubstring("expected a LoRA for " + model + ", which") &&
+           ContainsSubstring("got one for " + file +
+                             "; hint: a LoRA draws with models of the family");
+  };
+  CHECK_THAT(error(xl, written("unet", cross, 768)), expected("SDXL", "Stable Diffusion 1.x"));
+  CHECK_THAT(error(xl, written("unet", cross, 1024)), expected("SDXL", "Stable Diffusion 2.x"));
+  CHECK_THAT(error(small, written("unet", cross, 2048)), expected("a smaller model", "SDXL"));
+  // By its second encoder alone, whose layers have the names of the first one's.
+  const std::string text = "text_model.encoder.layers.0.self_attn.q_proj";
+  CHECK_THAT(error(small, written("text_encoder_2", text, 24)),
+             expected("a smaller model", "SDXL"));
 }
 
 TEST_CASE("a file whose name ends like a weight is a file", "[lora]") {

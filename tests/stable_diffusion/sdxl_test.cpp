@@ -3,7 +3,9 @@
 // those of modules in fp64 from weights rounded to fp16, those of the pipeline in fp32.
 #include <lightlora/file_io.h>
 
+#include <cmath>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -60,6 +62,34 @@ struct Copy {
   ScratchFolder scratch;
 };
 
+// As tests/parity/make_sdxl.py has it.
+at::Tensor scattered(int64_t number, at::IntArrayRef shape) {
+  constexpr int64_t kMask = 0xFFFFFFFF;
+  auto x = (at::arange(c10::multiply_integers(shape), at::kLong) * 2654435761 + number * 40503)
+               .bitwise_and(kMask);
+  x = x.bitwise_xor(x.bitwise_right_shift(15));
+  x = (x * 2246822519).bitwise_and(kMask);
+  x = x.bitwise_xor(x.bitwise_right_shift(13));
+  return (x.bitwise_and(0xFFFF).to(at::kDouble) / 65536 - 0.5).view(shape);
+}
+
+// The warnings of this thread while it lives.
+class Warnings : public c10::WarningHandler {
+ public:
+  Warnings() : before_(c10::WarningUtils::get_warning_handler()) {
+    c10::WarningUtils::set_warning_handler(this);
+  }
+  Warnings(const Warnings&) = delete;
+  Warnings& operator=(const Warnings&) = delete;
+  ~Warnings() override { c10::WarningUtils::set_warning_handler(before_); }
+  void process(const c10::Warning& warning) override { text_ += warning.msg() + "\n"; }
+  const std::string& text() const { return text_; }
+
+ private:
+  c10::WarningHandler* before_;
+  std::string text_;
+};
+
 sd::StableDiffusion& pipeline() {
   static sd::StableDiffusion loaded(data("pipeline_xl"));
   return loaded;
@@ -101,6 +131,68 @@ TEST_CASE("sdxl: the inner modules of its UNet equal diffusers'", "[sdxl][parity
     CHECK(close(module->forward(f.input(name + ".input.0"), f.input(name + ".input.1")),
                 f.numbers.at(name + ".output"), kFloatTolerance));
   }
+}
+
+TEST_CASE("sdxl: a transformer block of full width equals diffusers', with its gradient",
+          "[sdxl][parity]") {
+  sd::BasicTransformerBlock block{nullptr};
+  {
+    const sd::UninitializedModules uninitialized(at::kFloat);
+    block = sd::BasicTransformerBlock(sd::Transformer2DModelOptions(1280, 20, 2048));
+  }
+  {
+    const at::NoGradGuard no_grad;
+    std::map<std::string, at::Tensor> parameters;
+    for (const auto& item : block->named_parameters()) parameters[item.key()] = item.value();
+    int64_t number = 0;
+    for (auto& [name, parameter] : parameters) {
+      auto value = scattered(number++, parameter.sizes());
+      if (value.dim() > 1) {
+        value = value * std::sqrt(12.0 / static_cast<double>(value.size(1)));
+      } else {
+        const bool scales = name.rfind("norm", 0) == 0 && name.find("weight") != name.npos;
+        value = value * 0.2 + (scales ? 1.0 : 0.0);
+      }
+      parameter.copy_(value);
+    }
+  }
+  const auto x = scattered(100, {1, 16, 1280}).to(at::kFloat).requires_grad_();
+  const auto output = block(x, scattered(101, {1, 7, 2048}).to(at::kFloat));
+  output.square().sum().backward();
+  const auto part = [](const at::Tensor& t) {
+    return t.detach()[0].slice(0, 0, c10::nullopt, 3).slice(1, 0, c10::nullopt, 7);
+  };
+  const auto numbers = numbers_of("block_xl");
+  CHECK(close(part(output), numbers.at("output"), kFloatTolerance));
+  CHECK(close(part(x.grad()), numbers.at("grad.x"), kGradientTolerance));
+}
+
+TEST_CASE("sdxl: an autoencoder that overflows in fp16 decodes in fp32, with a notice", "[sdxl]") {
+  const Copy copy;
+  // Large values before the last normalisation, which makes them ordinary again.
+  const auto path = copy.scratch.file("vae/diffusion_pytorch_model.safetensors");
+  auto weights = lightlora::SafetensorsFile(path).load_all();
+  auto& large = weights.at("decoder.up_blocks.1.resnets.1.conv2.weight");
+  large = (large.to(at::kFloat) * (3e4 / large.to(at::kFloat).abs().max())).to(at::kHalf);
+  lightlora::save_safetensors(path, weights);
+  const auto options = sd::StableDiffusionOptions().load_unet(false).load_text_encoder(false);
+  const auto latents = torch::randn({1, 4, 8, 8});
+  sd::StableDiffusion wide(copy.scratch.path().string(), options);
+  const auto expected = wide.decode(latents);
+  REQUIRE(expected.isfinite().all().item<bool>());
+  auto half = options;
+  half.dtype(at::kHalf);
+  // Its configuration says force_upcast: fp32 from the start.
+  sd::StableDiffusion upcast(copy.scratch.path().string(), half);
+  CHECK(upcast.vae()->parameters().front().scalar_type() == at::kFloat);
+  CHECK(at::equal(upcast.decode(latents), expected));
+  sd::StableDiffusion narrow(copy.scratch.path().string(), half.vae_dtype(at::kHalf));
+  CHECK(narrow.vae()->parameters().front().scalar_type() == at::kHalf);
+  const Warnings warnings;
+  const auto pictures = narrow.decode(latents);
+  CHECK(at::equal(pictures, expected));
+  CHECK_THAT(warnings.text(), ContainsSubstring("the autoencoder overflows in fp16"));
+  CHECK(narrow.vae()->parameters().front().scalar_type() == at::kFloat);
 }
 
 TEST_CASE("sdxl: a UNet refuses conditions that it does not know, and to be without those it needs",

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "models/bands.h"
 #include "models/weights.h"
 #include "support.h"
 #include "support/files/json_file.h"
@@ -119,6 +120,39 @@ TEST_CASE("vae: each inner module equals diffusers' on diffusers' input", "[vae]
     }
     CHECK(modules == 3);
   }
+}
+
+TEST_CASE("vae: a map in bands of rows gives what the whole gives", "[vae]") {
+  const at::NoGradGuard no_grad;
+  torch::manual_seed(1);
+  auto norm = sd::make_group_norm(/*groups=*/3, /*channels=*/12, /*eps=*/1e-6);
+  auto conv = sd::make_conv(12, 7, /*kernel=*/3), shortcut = sd::make_conv(12, 7, /*kernel=*/1);
+  norm->weight.normal_();
+  norm->bias.normal_();
+  for (const auto& [dtype, tolerance] : kTolerances) {
+    norm->to(dtype), conv->to(dtype), shortcut->to(dtype);
+    // A mean that is large beside the deviation, which also differs from band to band.
+    const auto x =
+        torch::randn({2, 12, 13, 6}, dtype) * torch::arange(1, 14).view({1, 1, 13, 1}) + 5;
+    const auto normed = conv(sd::norm_silu(norm, x));
+    for (const int64_t rows : {1, 3, 12, 13, 40}) {
+      CAPTURE(dtype, rows);
+      const auto banded = sd::norm_silu_conv(norm, conv, x, rows);
+      CHECK(close(banded, normed, tolerance));
+      CHECK(close(sd::add_shortcut(banded, shortcut, x, rows), normed + shortcut(x), tolerance));
+      CHECK(close(sd::enlarge_conv(conv, x, rows), conv(at::upsample_nearest2d(x, {26, 12})),
+                  tolerance));
+    }
+  }
+}
+
+TEST_CASE("vae: large maps alone go in bands, and none with gradients", "[vae]") {
+  const auto map = [](int64_t side) { return at::empty({1, 256, side, side}, at::kMeta); };
+  CHECK(sd::rows_of_band(map(1024), 256) == 0);
+  const at::NoGradGuard no_grad;
+  CHECK(sd::rows_of_band(map(512), 256) == 0);
+  CHECK(sd::rows_of_band(map(512), 512) == 64);
+  CHECK(sd::rows_of_band(map(1024), 128) == 64);
 }
 
 TEST_CASE("vae: channels last passes through and gives the same", "[vae]") {

@@ -47,6 +47,8 @@ const std::pair<const char*, const char*> kPlainFields[] = {
     {"Initial latents", "initial_latents"},
     {"Eta", "eta"},
     {"CFG Rescale", "guidance_rescale"},
+    {"CFG start", "guidance_start"},
+    {"CFG end", "guidance_end"},
     {"Timestep spacing", "timestep_spacing"},
     {"Prompt syntax", "prompt_syntax"},
 };

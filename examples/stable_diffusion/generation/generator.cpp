@@ -35,6 +35,12 @@ sd::StableDiffusionOptions pipeline_options(const GenerationOptions& options) {
   return load;
 }
 
+bool varies_weights(const GenerationOptions& options) {
+  const auto axes = parse_axes(options.xy);
+  return std::any_of(axes.begin(), axes.end(),
+                     [](const Axis& axis) { return axis.name == "lora_weight"; });
+}
+
 // The prompt as the text encoder gets it.
 std::string without_tags(const GenerationOptions& options) {
   return options.syntax() == sd::PromptSyntax::plain ? options.sample.prompt()
@@ -100,7 +106,7 @@ Generator::Generator(const GenerationOptions& options, const distributed::Group&
       group_(group),
       pipeline_(options.model.path, pipeline_options(options)),
       choices_(choose_loras(options)),
-      loras_(pipeline_, choices_, options.split_rank),
+      loras_(pipeline_, choices_, options.split_rank, varies_weights(options)),
       seed_(options.seed ? *options.seed : new_seed(group)) {
   if (!options.merge_to.empty() && group.is_main()) {
     loras_.while_merged([&] { sd::save_single_file(pipeline_, options.merge_to); });
@@ -321,6 +327,9 @@ std::vector<std::string> Generator::notices() const {
          "without --image");
   unused(sample.guidance_scale() <= 1 && !sample.negative_prompt().value_or("").empty(),
          "--negative_prompt", "with a --guidance_scale of 1 or less");
+  const bool limited = sample.guidance_start() > 0 || sample.guidance_end() < 1;
+  unused(sample.guidance_scale() <= 1 && limited, "--guidance_start or --guidance_end",
+         "with a --guidance_scale of 1 or less");
   unused(sample.scheduler() == "lcm" && !sample.timestep_spacing().empty(), "--timestep_spacing",
          "with --scheduler lcm");
   unused(options_.split_rank && choices_.empty(), "--split_rank", "without a LoRA file");

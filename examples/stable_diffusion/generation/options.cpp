@@ -97,6 +97,13 @@ void bind_sampling(cli::App& app, GenerationOptions& f) {
                  "Share of guidance whose contrast is that of the prompt alone, against pictures "
                  "that are too bright; 0.7 is usual with models of v")
       ->check(cli::between(0, 1));
+  app.add_option("--guidance_start", f.sample.guidance_start(),
+                 "Share of the steps after which guidance begins; before, the prompt alone counts")
+      ->check(cli::between(0, 1));
+  app.add_option(
+         "--guidance_end", f.sample.guidance_end(),
+         "Share of the steps after which guidance ends; steps without it take half the time")
+      ->check(cli::between(0, 1));
   app.add_option("--scheduler", f.sample.scheduler(),
                  "Sampling method (default: ddim; SDXL: what the model's folder says)")
       ->check(cli::one_of(sd::scheduler_names()));

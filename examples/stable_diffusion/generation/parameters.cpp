@@ -210,6 +210,12 @@ Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRA
   if (options.sample.guidance_rescale() > 0) {
     add("CFG Rescale", fmt::to_string(options.sample.guidance_rescale()));
   }
+  if (options.sample.guidance_start() > 0) {
+    add("CFG start", fmt::to_string(options.sample.guidance_start()));
+  }
+  if (options.sample.guidance_end() < 1) {
+    add("CFG end", fmt::to_string(options.sample.guidance_end()));
+  }
   for (const auto& [field, pair] : size_fields(options.sample)) add(field, pair);
   add("Timestep spacing", options.sample.timestep_spacing());
   add("Prompt syntax", tags ? "" : "plain");

@@ -6,6 +6,8 @@
 #include <limits>
 #include <utility>
 
+#include "models/bands.h"
+
 namespace sd {
 
 at::Tensor norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x) {
@@ -52,6 +54,12 @@ void ResnetBlock2DImpl::reset() {
 }
 
 at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& activated_temb) {
+  // Only the autoencoder, whose blocks know no time, sees maps of the size of pictures.
+  const int64_t rows = time_emb_proj ? 0 : rows_of_band(x, options.out_channels());
+  if (rows > 0 && options.output_scale_factor() == 1) {
+    const at::Tensor hidden = norm_silu_conv(norm1, conv1, x, rows);
+    return add_shortcut(norm_silu_conv(norm2, conv2, hidden, rows), conv_shortcut, x, rows);
+  }
   at::Tensor hidden = conv1(norm_silu(norm1, x));
   if (time_emb_proj) {
     const at::Tensor shift = linear(*time_emb_proj, activated_temb);

@@ -7,7 +7,7 @@ namespace sd {
 
 /// Whether the UNet's weights are kept in the CPU kernels' layout too, see lightlora::pack_weights:
 /// a good deal faster, for once more their memory, or twice where gradients pass. `if_small`: where
-/// they are at most a sixth of the machine's memory.
+/// they are at most a sixth of the machine's memory and 4 GB.
 enum class PackWeights { off, on, if_small };
 
 /// lightlora::pack_weights for those layers of a UNet that gain by it: every linear layer, and the

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "models/config.h"
+#include "models/packing.h"
 
 namespace sd {
 
@@ -263,6 +264,13 @@ at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at:
     x = up_blocks->at<UNetUpBlockImpl>(i).forward(x, temb, encoder_hidden_states, skips);
   }
   return conv_out(norm_silu(conv_norm_out, x));
+}
+
+void pack_weights(UNet2DConditionModel& unet) {
+  constexpr int64_t kLargeKernels = 640 * 640 * 9;
+  unet->packed = lightlora::pack_weights(*unet, [](const auto& /*path*/, const auto& weight) {
+    return weight.dim() == 2 || weight.numel() >= kLargeKernels;
+  });
 }
 
 }  // namespace sd

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "models/attention.h"
+#include "models/bands.h"
 
 namespace sd {
 
@@ -90,7 +91,9 @@ at::Tensor VaeBlockImpl::forward(at::Tensor x) {
   }
   if (sampler_kind_ == VaeSampler::down) return samplers_->at<Downsample2DImpl>(0).forward(x);
   if (sampler_kind_ == VaeSampler::none) return x;
-  return samplers_->at<Upsample2DImpl>(0).forward(x, 2 * x.size(2), 2 * x.size(3));
+  auto& up = samplers_->at<Upsample2DImpl>(0);
+  if (const int64_t rows = rows_of_band(x, 4 * x.size(1))) return enlarge_conv(up.conv, x, rows);
+  return up.forward(x, 2 * x.size(2), 2 * x.size(3));
 }
 
 VaeMidBlockImpl::VaeMidBlockImpl(ResnetBlock2DOptions resnet, bool add_attention)
@@ -158,6 +161,8 @@ at::Tensor VaeHalfImpl::forward(const at::Tensor& input) {
   if (kind_ == Kind::decoder) x = mid_block(x);
   for (size_t i = 0; i < blocks->size(); ++i) x = blocks->at<VaeBlockImpl>(i).forward(x);
   if (kind_ == Kind::encoder) x = mid_block(x);
+  const int64_t rows = rows_of_band(x, x.size(1));
+  if (rows > 0) return norm_silu_conv(conv_norm_out, conv_out, x, rows);
   return conv_out(norm_silu(conv_norm_out, x));
 }
 

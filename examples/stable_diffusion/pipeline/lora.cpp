@@ -97,8 +97,8 @@ LoRAChoice parse_lora(const std::string& text) {
 }
 
 AppliedLoRAs::AppliedLoRAs(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
-                           std::optional<int64_t> split_rank)
-    : beside_(at::isReducedFloatingType(pipeline.options().dtype())) {
+                           std::optional<int64_t> split_rank, bool changes)
+    : beside_(at::isReducedFloatingType(pipeline.options().dtype())), changes_(changes) {
   const auto options =
       lightlora::ReadOptions().allow_trailing_bytes(pipeline.options().allow_trailing_bytes());
   for (const auto& choice : choices) {
@@ -130,7 +130,12 @@ void AppliedLoRAs::on() {
   for (const auto& [component, model] : adapters_.by_component()) {
     if (model) model->set_active(weights_.at(component));
   }
-  if (!beside_) return merge();
+  if (!beside_ && changes_) return merge();
+  if (!beside_) {
+    for (const auto& model : adapters_.all()) model->merge_and_unload(/*safe=*/true);
+    adapters_ = {};
+    return;
+  }
   for (const auto& model : adapters_.all()) active_.push_back(model->activate());
 }
 
@@ -142,6 +147,9 @@ void AppliedLoRAs::off() {
 }
 
 void AppliedLoRAs::set_weight(double weight) {
+  TORCH_CHECK(beside_ || changes_,
+              "expected LoRA files whose weight may change, got some that have ",
+              "become a part of the model; hint: AppliedLoRAs(..., /*changes=*/true)");
   off();
   for (auto& component : weights_) {
     for (auto& set : component.second) set.second = weight;

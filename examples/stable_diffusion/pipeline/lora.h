@@ -35,13 +35,15 @@ LoRAChoice parse_lora(const std::string& text);
 /// are computed beside the weights while this lives, in the thread that made it.
 class AppliedLoRAs {
  public:
-  /// `split_rank` cuts the files' ranks first.
+  /// `split_rank` cuts the files' ranks first. `changes` says that `set_weight` will be called:
+  /// fp32 weights are then kept twice, and otherwise for good what they become.
   /// Errors: c10::Error naming the file, and then the family that it is for, or the layers that do
   ///         not fit
   AppliedLoRAs(StableDiffusion& pipeline, const std::vector<LoRAChoice>& choices,
-               std::optional<int64_t> split_rank = std::nullopt);
+               std::optional<int64_t> split_rank = std::nullopt, bool changes = false);
 
   /// Uses this weight for each file in place of its own.
+  /// Errors: c10::Error without `changes`, for fp32 weights
   void set_weight(double weight);
   /// Runs `use` while the weights hold the files, summed in fp32 and rounded once.
   void while_merged(const std::function<void()>& use);
@@ -57,6 +59,7 @@ class AppliedLoRAs {
   std::map<std::string, Weights> weights_;  // by component, of each set
   std::vector<lightlora::Activation> active_;
   bool beside_;
+  bool changes_;
 };
 
 }  // namespace sd

@@ -55,7 +55,7 @@ void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& 
       "--pack_weights", options.load.pack_weights(),
       {{"auto", PackWeights::if_small}, {"on", PackWeights::on}, {"off", PackWeights::off}},
       "On a CPU, keep the UNet's weights in its kernels' layout too: faster, for more "
-      "memory; auto: if they are at most a sixth of the machine's memory" +
+      "memory; auto: if they are at most a sixth of the machine's memory and 4 GB" +
           exception);
 }
 

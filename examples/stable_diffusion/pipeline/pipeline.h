@@ -9,6 +9,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/clip.h"
@@ -66,6 +67,12 @@ struct SampleOptions {
   /// Share of the guided prediction that gets the standard deviation of the prompt's own, against
   /// overexposed pictures. Default: 0. Paper: Lin et al. 2023, arXiv:2305.08891, section 3.4
   TORCH_ARG(double, guidance_rescale) = 0.0;
+  /// The part of the steps that are guided, as shares of their number: step i of n if
+  /// floor(start n) <= i < floor(end n). The others follow the prompt alone, in half the time.
+  /// Default: all. Paper: Kynkaanniemi et al. 2024, arXiv:2404.07724. As `start` and `stop` of
+  /// diffusers' guiders
+  TORCH_ARG(double, guidance_start) = 0.0;
+  TORCH_ARG(double, guidance_end) = 1.0;
   /// SDXL: what the UNet is told about sizes, and what guidance leads away from. Default of the
   /// latter: the same; where one of its pairs is set, the others are the picture's size and 0, 0.
   TORCH_ARG(SizeConditions, size);
@@ -234,20 +241,23 @@ class StableDiffusion {
   torch::Tensor initial_noise(const SampleOptions& options, const NoiseSource& noise) const;
   torch::Tensor noisy_image(const SampleOptions& options, const NoiseSource& noise,
                             const Scheduler& scheduler, size_t begin);
-  // What the UNet is told, with guidance in twice as many rows as pictures.
+  // What the UNet is told, with guidance in twice as many rows as pictures: the negative prompt's
+  // first.
   struct Conditions {
     torch::Tensor states;
     AddedConditions added;
+
+    Conditions prompt_alone() const;
   };
   PromptEmbeds encode_context(const SampleOptions& options);
   torch::Tensor context_sizes(const SampleOptions& options, const torch::Tensor& latents) const;
-  // By the number of pictures that they are repeated for.
-  using Contexts = std::map<int64_t, Conditions>;
+  // By the number of pictures that they are repeated for, and whether there is guidance.
+  using Contexts = std::map<std::pair<int64_t, bool>, Conditions>;
   Contexts contexts_for(const SampleOptions& options, const torch::Tensor& latents);
   torch::Tensor guided(const torch::Tensor& output, const SampleOptions& options) const;
   torch::Tensor decode_one(const torch::Tensor& latent);
   torch::Tensor predict(RecordedUNet& unet, const torch::Tensor& latents, double timestep,
-                        const Contexts& contexts, const SampleOptions& options);
+                        const Contexts& contexts, const SampleOptions& options, bool guides);
 
   std::string folder_;
   ModelIndex index_;

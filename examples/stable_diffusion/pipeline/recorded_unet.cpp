@@ -9,7 +9,7 @@ at::Tensor RecordedUNet::operator()(const at::Tensor& sample, double timestep,
                                     const at::Tensor& states, const AddedConditions& added) {
   const auto number = at::TensorOptions(at::kFloat).device(sample.device());
   if (!record_) return unet_->forward(sample, at::full({}, timestep, number), states, added);
-  auto& own = recordings_[sample.size(0)];
+  auto& own = recordings_[states.unsafeGetTensorImpl()];
   if (!own.graph) {
     auto sizes = sample.sizes().vec();
     sizes[1] = unet_->options.out_channels();

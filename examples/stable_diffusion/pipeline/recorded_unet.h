@@ -16,8 +16,7 @@ class RecordedUNet {
  public:
   RecordedUNet(UNet2DConditionModel unet, bool record) : unet_(std::move(unet)), record_(record) {}
 
-  /// As the UNet's forward; the result is the caller's own. Calls with equally many rows are told
-  /// the same `states` and `added`.
+  /// As the UNet's forward; the result is the caller's own. Each `states` goes with one `added`.
   at::Tensor operator()(const at::Tensor& sample, double timestep, const at::Tensor& states,
                         const AddedConditions& added);
 
@@ -31,7 +30,7 @@ class RecordedUNet {
 
   UNet2DConditionModel unet_;
   bool record_;
-  std::map<int64_t, Recording> recordings_;  // by the number of rows
+  std::map<const void*, Recording> recordings_;  // by the states, which they keep
 };
 
 }  // namespace sd

@@ -55,6 +55,19 @@ int64_t rows_at_once(const torch::Tensor& latents, const SampleOptions& options)
 
 bool is_guided(const SampleOptions& options) { return options.guidance_scale() > 1.0; }
 
+// The steps of a run that are guided, from the first to before the second.
+std::pair<int64_t, int64_t> guided_steps(const SampleOptions& options, int64_t total) {
+  const double start = options.guidance_start(), end = options.guidance_end();
+  TORCH_CHECK_VALUE(0.0 <= start && start <= end && end <= 1.0,
+                    "--guidance_start and --guidance_end: expected 0 <= start <= end <= 1, got ",
+                    start, " and ", end);
+  if (!is_guided(options)) return {0, 0};
+  const auto step = [&](double share) {
+    return static_cast<int64_t>(share * static_cast<double>(total));
+  };
+  return {step(start), step(end)};
+}
+
 // Gives a guided prediction, in part, the standard deviation of the prompt's own.
 torch::Tensor rescaled(const torch::Tensor& guided, const torch::Tensor& own, double share) {
   const auto deviation = [](const torch::Tensor& x) {
@@ -188,14 +201,21 @@ StableDiffusion::Contexts StableDiffusion::contexts_for(const SampleOptions& opt
   const auto sizes = context_sizes(options, latents);
   Contexts result;
   for (const auto& part : latents.split(rows_at_once(latents, options))) {
-    auto& own = result[part.size(0)];
+    auto& own = result[{part.size(0), is_guided(options)}];
     if (own.states.defined()) continue;
     own.states = context.states.repeat_interleave(part.size(0), /*dim=*/0);
-    if (!is_sdxl()) continue;
-    own.added = {context.pooled.repeat_interleave(part.size(0), /*dim=*/0),
-                 sizes.repeat_interleave(part.size(0), /*dim=*/0)};
+    if (is_sdxl()) {
+      own.added = {context.pooled.repeat_interleave(part.size(0), /*dim=*/0),
+                   sizes.repeat_interleave(part.size(0), /*dim=*/0)};
+    }
+    if (is_guided(options)) result[{part.size(0), false}] = own.prompt_alone();
   }
   return result;
+}
+
+StableDiffusion::Conditions StableDiffusion::Conditions::prompt_alone() const {
+  const auto half = [](const torch::Tensor& x) { return x.defined() ? x.chunk(2)[1] : x; };
+  return {half(states), {half(added.text_embeds), half(added.time_ids)}};
 }
 
 torch::Tensor StableDiffusion::guided(const torch::Tensor& output,
@@ -206,17 +226,16 @@ torch::Tensor StableDiffusion::guided(const torch::Tensor& output,
   return share > 0 ? rescaled(result, halves[1], share) : result;
 }
 
-// The guided prediction in the latents' dtype; both prompts go through the UNet as one batch.
+// The prediction in the latents' dtype; with guidance both prompts go through the UNet as one batch.
 torch::Tensor StableDiffusion::predict(RecordedUNet& unet, const torch::Tensor& latents,
                                        double timestep, const Contexts& contexts,
-                                       const SampleOptions& options) {
-  const bool doubles = is_guided(options);
+                                       const SampleOptions& options, bool guides) {
   std::vector<torch::Tensor> parts;
   for (const auto& part : latents.split(rows_at_once(latents, options))) {
-    const auto input = (doubles ? at::cat({part, part}) : part).to(options_.dtype());
-    const auto& told = contexts.at(part.size(0));
+    const auto input = (guides ? at::cat({part, part}) : part).to(options_.dtype());
+    const auto& told = contexts.at({part.size(0), guides});
     const auto output = unet(input, timestep, told.states, told.added).to(latents.scalar_type());
-    parts.push_back(doubles ? guided(output, options) : output);
+    parts.push_back(guides ? guided(output, options) : output);
   }
   return parts.size() == 1 ? parts.front() : at::cat(parts);
 }
@@ -236,15 +255,18 @@ SampleResult StableDiffusion::sample(const SampleOptions& options) {
   const auto contexts = contexts_for(options, latents);
   const auto& timesteps = scheduler->timesteps();
   const auto total = static_cast<int64_t>(timesteps.size() - begin);
+  const auto [guided_from, guided_to] = guided_steps(options, total);
   // Of fewer steps nothing would be replayed.
   constexpr int64_t kLeastRecordedSteps = 5;
   RecordedUNet recorded(unet(), options.cuda_graph() && total >= kLeastRecordedSteps);
   if (options.callback()) options.callback()(0, total);
   for (size_t i = begin; i < timesteps.size(); ++i) {
     const auto input = scheduler->scale_model_input(latents, i);
-    const auto output = predict(recorded, input, timesteps[i], contexts, options);
+    const auto step_number = static_cast<int64_t>(i - begin);
+    const bool guides = guided_from <= step_number && step_number < guided_to;
+    const auto output = predict(recorded, input, timesteps[i], contexts, options, guides);
     latents = scheduler->step(output, i, latents, step);
-    if (options.callback()) options.callback()(static_cast<int64_t>(i - begin) + 1, total);
+    if (options.callback()) options.callback()(step_number + 1, total);
   }
   return {latents, options.decode() ? decode(latents) : torch::Tensor()};
 }

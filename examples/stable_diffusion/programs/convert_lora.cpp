@@ -29,9 +29,13 @@ using lora_files::Flags;
 // What the input says about itself, for a native output; a format's own fields are not kept.
 lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
   lightlora::Metadata kept;
-  for (const char* key : {"instance_prompt", "clip_skip"}) {
+  for (const char* key : {"instance_prompt", "clip_skip", "prediction_type"}) {
     const auto found = contents.metadata.find(key);
     if (found != contents.metadata.end()) kept.insert(*found);
+  }
+  const auto prediction = contents.metadata.find("modelspec.prediction_type");
+  if (prediction != contents.metadata.end() && prediction->second == "v") {
+    kept["prediction_type"] = "v_prediction";
   }
   // sd-scripts counts from one.
   if (const auto skip = contents.metadata.find("ss_clip_skip"); skip != contents.metadata.end()) {
@@ -39,6 +43,19 @@ lightlora::Metadata kept_metadata(const lightlora::AdapterFile& contents) {
     if (layers > 1) kept["clip_skip"] = fmt::to_string(layers - 1);
   }
   return kept;
+}
+
+// The same in sd-scripts' words.
+lightlora::Metadata kohya_metadata(const lightlora::Metadata& kept) {
+  lightlora::Metadata metadata;
+  if (const auto skip = kept.find("clip_skip"); skip != kept.end()) {
+    metadata["ss_clip_skip"] = fmt::to_string(std::atoll(skip->second.c_str()) + 1);
+  }
+  const auto prediction = kept.find("prediction_type");
+  if (prediction != kept.end() && prediction->second == "v_prediction") {
+    metadata["modelspec.prediction_type"] = "v";
+  }
+  return metadata;
 }
 
 lightlora::AdapterFile read(const Flags& flags, const std::string& path) {
@@ -73,10 +90,7 @@ void write(const Flags& flags, const Components& components, const lightlora::Me
   if (flags.embed_aux) options.bases(lightlora::Bases::embedded);
   // A format of another program has fields of its own.
   if (options.format() == lightlora::Format::native) options.metadata(metadata);
-  const auto skip = metadata.find("clip_skip");
-  if (options.format() == lightlora::Format::kohya && skip != metadata.end()) {
-    options.metadata({{"ss_clip_skip", fmt::to_string(std::atoll(skip->second.c_str()) + 1)}});
-  }
+  if (options.format() == lightlora::Format::kohya) options.metadata(kohya_metadata(metadata));
   lightlora::save(components, flags.output, options);
 }
 

@@ -250,6 +250,10 @@ void DreamBooth::save(const std::string& folder) const {
   }
   lightlora::Metadata metadata{{"instance_prompt", options_.instance_prompt}};
   if (options_.clip_skip > 0) metadata["clip_skip"] = fmt::to_string(options_.clip_skip);
+  if (sd::NoiseSchedule(pipeline_->scheduler_config()).prediction_type() ==
+      sd::PredictionType::v_prediction) {
+    metadata["prediction_type"] = "v_prediction";
+  }
   lightlora::save(components, (fs::path(folder) / kNativeFile).string(),
                   lightlora::SaveOptions().metadata(metadata));
   lightlora::save(exported, (fs::path(folder) / kDiffusersFile).string(),
