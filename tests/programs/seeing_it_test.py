@@ -47,6 +47,7 @@ def test_a_validated_run_shows_all_it_should():
             "learning_rate",
             "gradient_norm",
             "validation_loss",
+            *(f"validation_loss_{level * 250}_{level * 250 + 249}" for level in range(4)),
         }
         for event in logged.Scalars("loss"):
             assert abs(event.value - losses[event.step]) < 1e-6

@@ -112,6 +112,19 @@ TABLE = [
         status=2,
     ),
     case("a prompt of a megabyte", draws("--negative_prompt", "a" * 100_000), "--allow_large", status=2),
+    *[
+        case(f"{flag} {value}", trains(flag, value), flag, "--allow_large", program="train_dreambooth_lora", status=2)
+        for flag, value in {
+            "--resolution": 100_000,
+            "--train_batch_size": 2**32,
+            "--gradient_accumulation_steps": 2**32,
+            "--num_validation_images": 10**6,
+            "--num_class_images": 10**9,
+            "--sample_batch_size": 10**9,
+            "--instance_prompt": "a" * 100_000,
+            "--validation_prompt": "a" * 100_000,
+        }.items()
+    ],
     case(
         "convert_lora into a folder that is missing", converts(lambda f: f / "none/x"), "none/x", program="convert_lora"
     ),

@@ -118,6 +118,34 @@ def trains(arrange, *more):
     return arguments
 
 
+def described(text):
+    """A data set's file of sd-scripts' kind, with the picture's folder in place of PICTURES."""
+
+    def arguments(folder, out):
+        pictures = folder / "pictures"
+        pictures.mkdir()
+        (pictures / "1.png").write_bytes(PICTURE)
+        file = folder / "d.toml"
+        text(file) if callable(text) else file.write_text(text.replace("PICTURES", json.dumps(str(pictures))))
+        flags = training("train_dreambooth_lora", MODEL, pictures, out)
+        place = flags.index("--instance_data_dir")
+        return [*flags[:place], *flags[place + 2 :], "--dataset_config", file]
+
+    return arguments
+
+
+def prompts(text):
+    """A file of prompts to sample."""
+
+    def arguments(folder, out):
+        file = folder / "prompts.txt"
+        text(file) if callable(text) else file.write_text(text)
+        flags = training("train_dreambooth_lora", MODEL, SUBJECT, out)
+        return [*flags, "--sample_prompts", file, "--validation_steps", 1]
+
+    return arguments
+
+
 def repeated(name, count=1):
     def arrange(pictures):
         for i in range(count):
@@ -187,6 +215,8 @@ def learning(name, make, *says, **more):
 
 
 STEPS = "Steps: 1, Sampler: DDIM, Seed: 1"
+SET = "[[datasets]]\n[[datasets.subsets]]\n"
+ONE = "image_dir = PICTURES\n"
 CASES = [
     # Pictures and their texts.
     case("texts that unpack to 2 GB", from_png(png(packed_texts(250, 8_000_000))), "p.png"),
@@ -290,6 +320,40 @@ CASES = [
         case(f"{field} {value}", pretrains(**{field: value}), "c.json", program="pretrain")
         for field, value in (("validate_every", 0), ("save_every", 0), ("batch", 0), ("steps", -1))
     ],
+    *[
+        case(f"a data set with {line}", described(SET + line + "\nimage_dir = PICTURES\n"), "d.toml", name)
+        for line in (
+            "num_repeats = 0",
+            "num_repeats = -3",
+            "num_repeats = 9000000000000000000",
+            "keep_tokens = -1",
+            "caption_dropout_rate = 1.5",
+            "caption_tag_dropout_rate = -0.1",
+            'caption_extension = "/../../../../etc/hostname"',
+        )
+        for name in [line.split()[0] if "extension" not in line else "plain name"]
+    ],
+    *[
+        case(f"a data set's {line}", described(SET.replace("[[datasets.", line + "\n[[datasets.") + ONE), "d.toml")
+        for line in ("batch_size = 0", "batch_size = -1", "resolution = 0", "resolution = -8", "resolution = [8, -8]")
+    ],
+    case("a data set of a pipe", described(fifo), "d.toml"),
+    case("a data set without an end", described(zeros), "d.toml"),
+    case("a data set of tables without an end", described("a." * 100_000 + "b = 1\n"), "d.toml", status=2),
+    case("prompts of a pipe", prompts(fifo), "prompts.txt"),
+    case("prompts without an end", prompts(zeros), "prompts.txt"),
+    *[
+        case(f"prompts with {words}", prompts(f"a bear {words}\n"), "prompts.txt", status=status)
+        for words, status in (
+            ("--w 0", 1),
+            ("--h -64", 1),
+            ("--s -1", 1),
+            ("--l nan", 1),
+            ("--w 99999 --h 99999", 2),
+            ("--d 99999999999999999999999", 1),
+        )
+    ],
+    case("400,000 prompts", prompts("a\n" * 400_000), "prompts.txt", status=2),
     case("a stage without fields", pretrains(batch="x"), "c.json", program="pretrain"),
 ]
 

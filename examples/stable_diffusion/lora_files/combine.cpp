@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lora_files/combine.h"
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <utility>
 
@@ -53,6 +55,40 @@ Components cut(const Components& components, const lightlora::Keep& keep, lightl
     result[component] = lightlora::cut(state, keep, as);
   }
   return result;
+}
+
+Loss loss_of(const Components& whole, const Components& cut) {
+  Loss loss;
+  double all = 0, lost = 0;
+  for (const auto& [component, state] : whole) {
+    const auto& less = cut.at(component);
+    for (std::size_t i = 0; i < state.size(); ++i) {
+      const auto before = lightlora::make_adapter(state[i]);
+      if (state[i].options.dora() || before->needs_weight()) continue;
+      const auto delta = before->delta();
+      const auto error = lightlora::make_adapter(less.at(i))->delta() - delta;
+      const double energy = delta.square().sum().item<double>();
+      const double missing = error.square().sum().item<double>();
+      all += energy;
+      lost += missing;
+      const double relative = energy > 0 ? std::sqrt(missing / energy) : 0;
+      if (relative <= loss.largest_error) continue;
+      loss.largest_error = relative;
+      loss.layer = state[i].layer.name;
+    }
+  }
+  if (all > 0) loss.kept = 1 - lost / all;
+  return loss;
+}
+
+int64_t trained_bytes(const Components& components, int64_t element_size) {
+  int64_t values = 0;
+  for (const auto& [component, state] : components) {
+    for (const auto& layer : state) {
+      for (const auto& item : layer.trained) values += item.second.numel();
+    }
+  }
+  return values * element_size;
 }
 
 }  // namespace lora_files

@@ -25,4 +25,18 @@ lightlora::Components combine(const std::vector<Weighted>& inputs);
 lightlora::Components cut(const lightlora::Components& components, const lightlora::Keep& keep,
                           lightlora::As as);
 
+/// What a cut leaves of the deltas.
+struct Loss {
+  double kept = 1;           ///< share of the energy (the sum of the squared values) of all layers
+  double largest_error = 0;  ///< relative, of one layer's delta
+  std::string layer;         ///< which
+};
+
+/// Compares adapters with what was cut from them. Layers with DoRA and those that need a model's
+/// weights are left out.
+Loss loss_of(const lightlora::Components& whole, const lightlora::Components& cut);
+
+/// Bytes of what was trained, in a dtype of that size.
+int64_t trained_bytes(const lightlora::Components& components, int64_t element_size);
+
 }  // namespace lora_files

@@ -2,6 +2,7 @@
 #include "pipeline/single_file.h"
 
 #include <stdlib.h>
+#include <sys/auxv.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -171,6 +172,23 @@ json SingleFile::guessed(const std::string& part) const {
   return part == "model_index" ? json::object() : text_config(part);
 }
 
+namespace {
+
+// CLIP's vocabulary: beside the program where it is part of a release, else where it was built.
+const std::string& clip_tokenizer_folder() {
+  static const std::string folder = [] {
+    std::error_code error;
+    fs::path program = fs::read_symlink("/proc/self/exe", error);
+    if (error) program = reinterpret_cast<const char*>(::getauxval(AT_EXECFN));
+    const auto beside = program.parent_path() / "../share/lightlora/clip_tokenizer";
+    return fs::is_directory(beside, error) ? beside.lexically_normal().string()
+                                           : std::string(SD_CLIP_TOKENIZER_DIR);
+  }();
+  return folder;
+}
+
+}  // namespace
+
 std::unique_ptr<Tokenizer> SingleFile::tokenizer(int64_t default_length,
                                                  const std::string& name) const {
   if (has_own_tokenizer(name)) {
@@ -179,7 +197,7 @@ std::unique_ptr<Tokenizer> SingleFile::tokenizer(int64_t default_length,
   const auto folder = tokenizer_folder(name);
   auto tokenizer = std::make_unique<Tokenizer>(folder, default_length);
   const bool open = text_place(name == "tokenizer_2" ? "text_encoder_2" : "text_encoder").open_clip;
-  if (open && folder == SD_CLIP_TOKENIZER_DIR) tokenizer->pad_with("!");
+  if (open && folder == clip_tokenizer_folder()) tokenizer->pad_with("!");
   return tokenizer;
 }
 
@@ -205,7 +223,7 @@ std::string SingleFile::tokenizer_folder(const std::string& name) const {
       single_file::kClipVocabulary, " tokens, got a text encoder for ", tokens,
       "; hint: name the model's folder in diffusers layout with --model_config, or put its ", name,
       "/ beside the file");
-  return SD_CLIP_TOKENIZER_DIR;
+  return clip_tokenizer_folder();
 }
 
 namespace {

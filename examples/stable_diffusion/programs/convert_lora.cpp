@@ -116,6 +116,30 @@ void print_written(const Flags& flags) {
   fmt::print("{} file: {} ({})\n", flags.to, flags.output, cli::format_bytes(bytes));
 }
 
+void print_loss(const lora_files::Loss& loss) {
+  constexpr double kRounding = 1e-5;  // of fp32 factors
+  if (loss.largest_error < kRounding) return;
+  fmt::print("kept {}% of the energy; the largest error is {:.1f}%, of '{}'\n",
+             std::round(loss.kept * 1000) / 10, loss.largest_error * 100,
+             cli::printable(loss.layer));
+}
+
+// Products of high rank have no small form in formats without a name for them.
+void print_growth(const Flags& flags, const Components& components) {
+  constexpr int64_t kMuch = 4;
+  if (flags.to != "diffusers") return;
+  const auto own = lora_files::trained_bytes(
+      components, static_cast<int64_t>(c10::elementSize(flags.dtype.value_or(at::kFloat))));
+  const auto bytes = static_cast<int64_t>(std::filesystem::file_size(flags.output));
+  const auto& variant = components.begin()->second.front().variant;
+  if (bytes < kMuch * own || variant == "light") return;
+  fmt::print(
+      "notice: the diffusers format has no names for {}: its values became plain factors of full "
+      "rank, {} for {}; hint: --rank cuts them and says what that loses, --to kohya and peft keep "
+      "LoHa and LoKr as they are\n",
+      variant, cli::format_bytes(bytes), cli::format_bytes(own));
+}
+
 void extract(const Flags& flags) {
   auto options = flags.extract;
   options.keep = flags.keep();
@@ -145,10 +169,13 @@ void convert(const Flags& flags) {
   }
   if (inputs.size() > 1) metadata.clear();
   naming(flags, inputs.back().path, [&] {
+    const auto whole = lora_files::combine(inputs);
     const auto components =
-        lora_files::cut(lora_files::combine(inputs), flags.keep(),
+        lora_files::cut(whole, flags.keep(),
                         flags.to == "native" ? lightlora::As::variant : lightlora::As::classic);
     write(flags, components, metadata);
+    print_loss(lora_files::loss_of(whole, components));
+    print_growth(flags, components);
   });
   print_written(flags);
 }

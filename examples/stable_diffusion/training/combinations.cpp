@@ -95,6 +95,12 @@ void check_adapter(const AdapterOptions& o, Unused& unused) {
   unused.add(
       !o.train_text_encoder && o.text_encoder_target_modules != usual.text_encoder_target_modules,
       "--text_encoder_target_modules", "without --train_text_encoder");
+  const int64_t rank = o.lora.rank();
+  constexpr int64_t kMuch = 8;  // a pair of rank r^2 has r / 2 times LoHa's values
+  unused.say(o.variant == "loha" && !o.split_rank && rank > kMuch && o.init_from.empty(),
+             fmt::format("the diffusers file holds LoHa as plain factors of rank {}, or full rank: "
+                         "{} times its values; hint: --split_rank {} cuts them",
+                         rank * rank, rank / 2, 2 * rank));
   if (o.init_from.empty()) return;
   const char* reason = "beside --init_from, whose file decides";
   unused.add(o.variant != usual.variant, "--variant", reason);
@@ -108,6 +114,9 @@ std::vector<std::string> unused_flags(const TrainingOptions& options) {
   Unused unused;
   check_rate(options.optimization, unused);
   check_loss(options.optimization.loss, unused);
+  unused.add(!options.optimization.use_ema &&
+                 options.optimization.ema_decay != OptimizationOptions().ema_decay,
+             "--ema_decay", "without --use_ema");
   check_optimizer(options.optimization.optimizer, unused);
   check_seeing(options.run, unused);
   return unused.take();

@@ -126,7 +126,8 @@ struct View {
   bool flipped = false;
 };
 
-/// Pictures, decoded and resized once and kept in memory.
+/// Pictures, decoded and resized once and kept in memory, as large as samples need them. A JPEG that
+/// is several times larger is decoded at a part of its size.
 class ImageDataset {
  public:
   /// Errors: c10::Error naming the file if a picture is damaged or has vanished
@@ -140,6 +141,8 @@ class ImageDataset {
   }
   /// Width and height of a picture's samples.
   Size sample_size(int64_t index) const { return sizes_.at(static_cast<size_t>(index)); }
+  /// Width and height of a picture's file.
+  Size original_size(int64_t index) const { return originals_.at(static_cast<size_t>(index)); }
   /// Samples in one pass: each picture as often as it repeats.
   int64_t samples_per_epoch() const;
 

@@ -33,7 +33,7 @@ std::vector<Size> bucket_sizes(const BucketOptions& options) {
   for (int64_t width = std::max(first, options.step); width <= options.max_size;
        width += options.step) {
     const int64_t height = std::min(down(options.max_size), down(area / width));
-    if (height < std::max(options.min_size, options.step)) continue;
+    if (height < std::max(options.min_size, options.step)) break;  // none is higher from here on
     sizes.insert({width, height});
     sizes.insert({height, width});
   }
@@ -55,16 +55,30 @@ Size nearest_bucket(const std::vector<Size>& buckets, Size picture) {
 namespace {
 
 // The smallest size of the picture's shape that covers the bucket.
-images::Image resize_to_cover(const images::Image& picture, Size bucket, images::Filter filter) {
+Size covering_size(Size picture, Size bucket) {
   const double scale =
       std::max(static_cast<double>(bucket.width) / static_cast<double>(picture.width),
                static_cast<double>(bucket.height) / static_cast<double>(picture.height));
   const auto scaled = [&](int64_t side, int64_t least) {
     return std::max(least, static_cast<int64_t>(std::llround(static_cast<double>(side) * scale)));
   };
-  return images::resize(picture, scaled(picture.width, bucket.width),
-                        scaled(picture.height, bucket.height), filter);
+  return {scaled(picture.width, bucket.width), scaled(picture.height, bucket.height)};
 }
+
+// The size whose shorter side is the resolution, as torchvision's Resize rounds it.
+Size shorter_side_size(Size picture, int64_t resolution) {
+  const auto longer = [&](int64_t longer_side, int64_t shorter_side) {
+    return resolution * longer_side / shorter_side;
+  };
+  if (picture.width <= picture.height) {
+    return {resolution, longer(picture.height, picture.width)};
+  }
+  return {longer(picture.width, picture.height), resolution};
+}
+
+// Pictures are decoded at no less than this many times the size that they are resized to, PIL's
+// `reducing_gap` for thumbnails: what is left out then is far below what resizing leaves out.
+constexpr int64_t kReducingGap = 2;
 
 constexpr std::size_t kManyFiles = 16;  // worth a progress of their own
 
@@ -85,7 +99,7 @@ void require_whole(const std::vector<std::string>& damaged) {
 }
 
 // Errors: c10::Error naming the mask if it is of another size than its picture
-images::Image mask_of(const PictureFile& file, const images::Image& picture, bool alpha) {
+images::Image mask_of(const PictureFile& file, Size picture, bool alpha) {
   if (file.mask.empty()) return alpha ? images::load_alpha(file.path) : images::Image();
   auto mask = images::load_image(file.mask);
   TORCH_CHECK(mask.width == picture.width && mask.height == picture.height, "'", file.mask,
@@ -105,26 +119,27 @@ ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions&
   std::optional<cli::Progress> progress;
   if (files_.size() >= kManyFiles) progress.emplace("Reading pictures", size_of(files_));
   for (const auto& file : files_) {
-    images::Image picture;
+    images::Loaded picture;
     try {
-      picture = images::load_image(file.path);
+      picture = images::load_reduced(file.path, kReducingGap * options.resolution);
     } catch (const c10::Error& error) {
       damaged.push_back(error.what_without_backtrace());
       continue;
     }
     if (progress) progress->update(&file - files_.data() + 1);
     originals_.push_back({picture.width, picture.height});
+    const Size original = originals_.back();
     const Size size = buckets.empty() ? Size{options.resolution, options.resolution}
-                                      : nearest_bucket(buckets, {picture.width, picture.height});
-    const auto fitted = [&](const images::Image& image) {
+                                      : nearest_bucket(buckets, original);
+    const Size fitted = buckets.empty() ? shorter_side_size(original, options.resolution)
+                                        : covering_size(original, size);
+    const auto fit = [&](const images::Image& image) {
       if (image.empty()) return image;
-      return buckets.empty()
-                 ? images::resize_shorter_side(image, options.resolution, options.filter)
-                 : resize_to_cover(image, size, options.filter);
+      return images::resize(image, fitted.width, fitted.height, options.filter);
     };
     sizes_.push_back(size);
-    pictures_.push_back(fitted(picture));
-    masks_.push_back(fitted(mask_of(file, picture, options.alpha_mask)));
+    pictures_.push_back(fit(picture.image));
+    masks_.push_back(fit(mask_of(file, original, options.alpha_mask)));
   }
   if (progress) progress->finish();
   require_whole(damaged);

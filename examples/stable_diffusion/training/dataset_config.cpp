@@ -2,16 +2,23 @@
 #include "training/dataset_config.h"
 
 #include <c10/util/Exception.h>
+#include <lightlora/file_io.h>
 
 #include <toml++/toml.h>
 #include <algorithm>
 #include <filesystem>
 
 #include "support/cli/fmt.h"
+#include "support/cli/toml_text.h"
 
 namespace training {
 
 namespace {
+
+// Of numbers in a file that may be a stranger's; --allow_large and the flags are for one's own.
+constexpr int64_t kMostRepeats = 100'000, kMostSamples = 10'000'000, kMostTokens = 1000,
+                  kMostBatch = 256;
+constexpr int64_t kLeastSide = 8, kMostSide = 4096;
 
 // One table of the file, and those that stand behind it.
 class Level {
@@ -31,6 +38,19 @@ class Level {
   template <typename Value>
   Value get(const char* key, Value otherwise) const {
     return find<Value>(key).value_or(otherwise);
+  }
+  /// A number that has to lie between two others.
+  template <typename Value>
+  std::optional<Value> find(const char* key, Value least, Value most) const {
+    const auto value = find<Value>(key);
+    TORCH_CHECK(!value || (*value >= least && *value <= most), "'", path_, "' line ",
+                node_of(key)->source().begin.line, ": expected a number from ", least, " to ", most,
+                " as '", key, "', got ", *value);
+    return value;
+  }
+  template <typename Value>
+  Value get(const char* key, Value otherwise, Value least, Value most) const {
+    return find<Value>(key, least, most).value_or(otherwise);
   }
   const toml::node* node_of(const char* key) const {
     for (const auto* table : tables_) {
@@ -111,15 +131,16 @@ void read_subset(const Level& subset, const std::string& path, DatasetConfig& co
   const auto extension = subset.find<std::string>("caption_extension");
   for (auto& picture : pictures) {
     if (extension) {
-      picture.caption = read_caption_beside(picture.path, *extension);
+      picture.caption =
+          read_caption_beside(picture.path, lightlora::path_component(*extension, path));
     }
     if (!picture.caption && words) picture.caption = words;
-    picture.repeats *= subset.get<int64_t>("num_repeats", 1);
+    picture.repeats *= subset.get<int64_t>("num_repeats", 1, 1, kMostRepeats);
     auto& caption = picture.caption_options;
     caption.shuffle = subset.get("shuffle_caption", false);
-    caption.keep_tokens = subset.get<int64_t>("keep_tokens", 0);
-    caption.dropout_rate = subset.get("caption_dropout_rate", 0.0);
-    caption.tag_dropout_rate = subset.get("caption_tag_dropout_rate", 0.0);
+    caption.keep_tokens = subset.get<int64_t>("keep_tokens", 0, 0, kMostTokens);
+    caption.dropout_rate = subset.get("caption_dropout_rate", 0.0, 0.0, 1.0);
+    caption.tag_dropout_rate = subset.get("caption_tag_dropout_rate", 0.0, 0.0, 1.0);
     caption.prefix = subset.get<std::string>("caption_prefix", "");
     caption.suffix = subset.get<std::string>("caption_suffix", "");
     picture.flip = subset.find<bool>("flip_aug");
@@ -134,15 +155,16 @@ void read_dataset(const Level& dataset, DatasetConfig& config) {
   if (const auto* sides = resolution ? resolution->as_array() : nullptr) {
     const auto width = sides->get(0) ? sides->get(0)->value<int64_t>() : std::nullopt;
     const auto height = sides->get(1) ? sides->get(1)->value<int64_t>() : width;
-    TORCH_CHECK(width && height == width, "'resolution': expected a square, got another shape; ",
+    TORCH_CHECK(width && height == width && *width >= kLeastSide && *width <= kMostSide,
+                "'resolution': expected a square, got another shape; ",
                 "hint: enable_bucket keeps the pictures' own shapes");
     data.resolution = width;
   } else if (resolution != nullptr) {
-    data.resolution = dataset.find<int64_t>("resolution");
+    data.resolution = dataset.find<int64_t>("resolution", kLeastSide, kMostSide);
   }
   data.enable_bucket = dataset.get("enable_bucket", data.enable_bucket);
   const auto side = [&](const char* key, std::optional<int64_t>& value) {
-    if (const auto given = dataset.find<int64_t>(key)) value = given;
+    if (const auto given = dataset.find<int64_t>(key, kLeastSide, kMostSide)) value = given;
   };
   if (data.enable_bucket) {
     side("min_bucket_reso", data.min_bucket_reso);
@@ -152,7 +174,7 @@ void read_dataset(const Level& dataset, DatasetConfig& config) {
   // sd-scripts cuts out the middle unless it is told otherwise.
   data.center_crop = !dataset.get("random_crop", false);
   data.alpha_mask = dataset.get("alpha_mask", data.alpha_mask);
-  config.batch_size = dataset.get("batch_size", config.batch_size);
+  config.batch_size = dataset.get("batch_size", config.batch_size, int64_t{1}, kMostBatch);
 }
 
 }  // namespace
@@ -161,7 +183,7 @@ DatasetConfig read_dataset_config(const std::string& path, const DataOptions& da
                                   int64_t batch_size) {
   toml::table file;
   try {
-    file = toml::parse_file(path);
+    file = toml::parse(cli::read_toml(path), path);
   } catch (const toml::parse_error& error) {
     TORCH_CHECK(false, "'", path, "' line ", error.source().begin.line,
                 ": expected TOML, got: ", std::string(error.description()));
@@ -179,6 +201,13 @@ DatasetConfig read_dataset_config(const std::string& path, const DataOptions& da
     check_keys(path, *subset);
     read_subset(dataset.below(subset), path, config);
   }
+  config.data.check();
+  int64_t samples = 0;
+  for (const auto* files : {&config.pictures, &config.regularization}) {
+    for (const auto& file : *files) samples += file.repeats;
+  }
+  TORCH_CHECK(samples <= kMostSamples, "'", path, "': expected at most ", kMostSamples,
+              " pictures with their repetitions, got ", samples);
   TORCH_CHECK(!config.pictures.empty(), "'", path,
               "': expected pictures in [[datasets.subsets]], got none");
   return config;

@@ -55,7 +55,9 @@ void bind_kind(cli::App& app, AdapterOptions& o) {
                  "Which factor starts at zero");
   o.own.add_to(app, variant_names());
   app.add_option("--split_rank", o.split_rank,
-                 "Rank of the exported file of a fused adapter (default: exact, its full rank)")
+                 "Rank that the exported file of a fused or loha adapter is cut to (default: "
+                 "exact, its full "
+                 "rank)")
       ->check(cli::at_least(1))
       ->free_on_resume();
 }
@@ -165,8 +167,8 @@ void bind(cli::App& app, DreamBoothOptions& o) {
 void AdapterOptions::check() const {
   TORCH_CHECK_VALUE(!relax_rank || !init_from.empty(),
                     "--relax_rank: expected --init_from beside it, got none");
-  TORCH_CHECK_VALUE(!split_rank || variant == "fused",
-                    "--split_rank: expected --variant fused, got ", variant,
+  TORCH_CHECK_VALUE(!split_rank || variant == "fused" || variant == "loha",
+                    "--split_rank: expected --variant fused or loha, got ", variant,
                     "; hint: other variants are exported at their own rank");
   TORCH_CHECK_VALUE(variant != "fused" || lora.init() == lightlora::Init::up_zero,
                     "--init: expected none with --variant fused, whose core always starts at ",
@@ -214,6 +216,7 @@ void DreamBoothOptions::check() const {
                     "'--dataset_config': cannot be combined with --instance_data_dir: both name ",
                     "the pictures; hint: image_dir of a subset");
   data.check();
+  check_limits(*this);
   adapter.check();
   TORCH_CHECK_VALUE(
       !pre_compute_text_embeddings || !adapter.train_text_encoder,

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "support/distributed/group.h"
 
@@ -41,6 +42,10 @@ class Engine {
   virtual double loss_scale() const { return 1; }
   /// Whether every trained value is a number.
   virtual bool is_finite() const = 0;
+
+  /// The moving average in place of the values while the result lives, for what is shown or saved;
+  /// null where there is none.
+  virtual std::shared_ptr<void> averaged() { return nullptr; }
 
   /// Where it computes, and in which precision.
   virtual torch::TensorOptions computes_in() const = 0;

@@ -15,6 +15,7 @@ InversionOptions::InversionOptions() {
 
 void InversionOptions::check() const {
   data.check();
+  check_limits(*this);
   if (save_as_full_pipeline) check_full_pipeline(model.path, layerwise, run.output_dir);
 }
 

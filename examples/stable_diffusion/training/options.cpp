@@ -95,6 +95,13 @@ void bind_optimizer(cli::App& app, OptimizationOptions& o) {
       ->check(cli::at_least(0));
   app.add_option("--adam_epsilon", o.optimizer.epsilon,
                  "adamw, prodigy: added to the root of the variance");
+  app.add_flag(
+      "--use_ema", o.use_ema,
+      "Save, validate and show a moving average of what trains, which is smoother than the "
+      "last step");
+  app.add_option("--ema_decay", o.ema_decay,
+                 "Its decay; less in the first steps: n / (n + 9) after n of them")
+      ->check(cli::between(0, 1));
   app.add_option("--max_grad_norm", o.max_grad_norm, "Largest gradient norm; 0 switches it off");
   app.add_option("--sgd_momentum", o.optimizer.momentum, "sgd: share of the last direction kept");
   app.add_option("--prodigy_beta3", o.optimizer.beta3,
@@ -220,6 +227,10 @@ void bind(cli::App& app, MachineOptions& o) {
   app.add_option("--dataloader_num_workers", o.dataloader_num_workers,
                  "diffusers' flag; pictures are read by the process that trains")
       ->check(cli::at_least(0))
+      ->free_on_resume();
+  app.add_flag("--allow_large", o.allow_large,
+               "Lift the limits of pictures of 4096x4096 pixels, 256 in a batch, 100 validation "
+               "pictures, and prompts of 20,000 bytes")
       ->free_on_resume();
   for (const char* flag : {"--push_to_hub", "--hub_token", "--hub_model_id"}) {
     app.absent(flag, "nothing is sent anywhere; upload the output folder yourself");

@@ -78,6 +78,8 @@ struct OptimizationOptions {
 
   OptimizerOptions optimizer;
   double max_grad_norm = 1.0;
+  bool use_ema = false;  ///< save and show a moving average of what trains
+  double ema_decay = 0.9999;
   LossOptions loss;
 };
 
@@ -109,6 +111,7 @@ struct MachineOptions {
   std::string device = "auto";                    ///< see sd::pick_device
   bool allow_tf32 = false;
   bool deterministic = false;  ///< equal bytes for equal runs on a GPU too
+  bool allow_large = false;    ///< no limits of `check_limits`
   // What diffusers asks for and what is so here anyway.
   bool enable_xformers_memory_efficient_attention = false;
   int64_t dataloader_num_workers = 0;
@@ -171,6 +174,14 @@ struct InversionOptions : TrainingOptions {
   /// Errors: c10::ValueError for values that do not go together
   void check() const;
 };
+
+/// Numbers far beyond what a run can need are slips of the keyboard, or a stranger's configuration.
+/// Errors: c10::ValueError naming the flag for such a number, unless `allow_large` is given
+void check_limits(const TrainingOptions& options);
+void check_limits(const DreamBoothOptions& options);
+void check_limits(const InversionOptions& options);
+/// Of one size in pixels; `what` names it.
+void check_picture_size(const std::string& what, int64_t width, int64_t height);
 
 void bind(cli::App& app, DataOptions& options);
 void bind(cli::App& app, AdapterOptions& options);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/plan.h"
 
+#include <algorithm>
+
 #include "support/cli/fmt.h"
 #include "training/adapters.h"
 
@@ -9,6 +11,10 @@ namespace training {
 namespace {
 
 constexpr double kUsualInversionRate = 1e-4;  // diffusers'
+constexpr int64_t kMost = int64_t{1} << 40;  // of steps and samples: a counter that nothing reaches
+
+// Of positive numbers.
+int64_t times(int64_t a, int64_t b) { return a > kMost / b ? kMost : a * b; }
 
 // Decides what is open, in the plan and in the options, which are this function's own copy.
 void decide(TrainingOptions& options, const RunFacts& facts, double usual_rate, Plan& plan) {
@@ -18,17 +24,19 @@ void decide(TrainingOptions& options, const RunFacts& facts, double usual_rate, 
   plan.processes = facts.processes;
   plan.batch_size = o.train_batch_size;
   plan.accumulated_batches = o.gradient_accumulation_steps;
-  plan.total_batch_size = o.train_batch_size * o.gradient_accumulation_steps * facts.processes;
+  plan.total_batch_size =
+      times(times(o.train_batch_size, o.gradient_accumulation_steps), facts.processes);
   const int64_t steps_per_epoch =
       (facts.samples_per_epoch + plan.total_batch_size - 1) / plan.total_batch_size;
-  plan.steps = o.max_train_steps.value_or(o.num_train_epochs * steps_per_epoch);
+  plan.steps =
+      std::min(o.max_train_steps.value_or(times(o.num_train_epochs, steps_per_epoch)), kMost);
   const bool finds_rate = o.optimizer.kind == OptimizerKind::prodigy;
   plan.learning_rate = o.learning_rate.value_or(finds_rate ? 1.0 : usual_rate);
   if (o.scale_lr) plan.learning_rate *= static_cast<double>(plan.total_batch_size);
   const auto& run = options.run;
   const bool validates = facts.held_out || run.draws();
   plan.validation_interval =
-      run.validation_steps.value_or(validates ? run.validation_epochs * steps_per_epoch : 0);
+      run.validation_steps.value_or(validates ? times(run.validation_epochs, steps_per_epoch) : 0);
   const bool warms_up = o.lr_scheduler != Schedule::constant;
   if (warms_up && o.lr_warmup_steps >= plan.steps) {
     plan.notices.push_back(

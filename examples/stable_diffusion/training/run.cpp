@@ -196,9 +196,11 @@ void Run::save_checkpoint() {
     last_checkpoint_ = step;
     return;
   }
+  const auto state = engine_.state();
+  const auto averaged = engine_.averaged();
   training::save_checkpoint(options_.output_dir, step, [&](const std::string& folder) {
     task_.save(folder);
-    lightlora::save_safetensors(file_in(folder, kStateFile), engine_.state(), metadata());
+    lightlora::save_safetensors(file_in(folder, kStateFile), state, metadata());
   });
   last_checkpoint_ = step;
   if (const auto limit = options_.checkpoints_total_limit) {
@@ -275,6 +277,7 @@ bool Run::after_step(RunLog& log) {
   const bool saves = due(options_.checkpointing_steps);
   if (saves) save_checkpoint();
   if (!is_main()) return saves;
+  const auto averaged = engine_.averaged();
   task_.after_step(engine_.steps_done());
   const bool last = engine_.steps_done() == plan_.steps;
   const bool validates = plan_.validation_interval > 0 && (last || due(plan_.validation_interval));
@@ -330,6 +333,7 @@ Outcome train(Task& task, const RunOptions& options) {
   }
   const Outcome outcome = run.train();
   if (!writes) return outcome;
+  const auto averaged = task.engine().averaged();
   task.save(options.output_dir);
   task.finish();
   return outcome;

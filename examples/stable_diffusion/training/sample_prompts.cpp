@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // sd-scripts' file of prompts to draw while training.
 #include <c10/util/Exception.h>
+#include <lightlora/file_io.h>
 
 #include <charconv>
-#include <fstream>
+#include <cmath>
+#include <filesystem>
+#include <sstream>
 
 #include "support/cli/fmt.h"
 #include "training/validation.h"
@@ -11,6 +14,8 @@
 namespace training {
 
 namespace {
+
+constexpr uint64_t kMostBytes = 1'000'000;
 
 std::string trimmed(const std::string& text) {
   const auto begin = text.find_first_not_of(" \t\r");
@@ -23,8 +28,9 @@ Number number_of(const std::string& text, const std::string& where, const char* 
   Number value{};
   const auto* end = text.data() + text.size();
   const auto read = std::from_chars(text.data(), end, value);
-  TORCH_CHECK(read.ec == std::errc() && read.ptr == end, where, ": expected a number behind --",
-              word, ", got '", text, "'");
+  TORCH_CHECK(
+      read.ec == std::errc() && read.ptr == end && std::isfinite(static_cast<double>(value)), where,
+      ": expected a number behind --", word, ", got '", text, "'");
   return value;
 }
 
@@ -33,7 +39,12 @@ void read_setting(const std::string& text, const std::string& where, SamplePromp
   const auto space = text.find(' ');
   const std::string word = text.substr(0, space);
   const std::string value = space == std::string::npos ? "" : trimmed(text.substr(space));
-  const auto whole = [&] { return number_of<int64_t>(value, where, word.c_str()); };
+  const auto whole = [&] {
+    const auto number = number_of<int64_t>(value, where, word.c_str());
+    TORCH_CHECK(number >= 1, where, ": expected a positive number behind --", word, ", got ",
+                number);
+    return number;
+  };
   if (word == "n") {
     sample.negative_prompt = value;
   } else if (word == "w") {
@@ -55,9 +66,10 @@ void read_setting(const std::string& text, const std::string& where, SamplePromp
 }  // namespace
 
 std::vector<SamplePrompt> read_sample_prompts(const std::string& path, uint64_t seed) {
-  std::ifstream file(path);
-  TORCH_CHECK(file, "'", path, "': expected a file of prompts, got none that can be read; hint: ",
-              "check --sample_prompts");
+  TORCH_CHECK(std::filesystem::exists(path), "'", path,
+              "': expected a file of prompts, got nothing of that name; hint: check ",
+              "--sample_prompts");
+  std::istringstream file(lightlora::read_file(path, kMostBytes));
   std::vector<SamplePrompt> samples;
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {

@@ -2,6 +2,7 @@
 #include "training/task.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <random>
@@ -9,6 +10,7 @@
 
 #include "support/cli/config.h"
 #include "support/cli/fmt.h"
+#include "support/cli/format.h"
 #include "support/distributed/fingerprint.h"
 #include "support/images/load.h"
 #include "training/phases.h"
@@ -51,6 +53,26 @@ std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
   return print.hexadecimal();
 }
 
+// What large photos cost, once: afterwards they are in memory, as large as they are trained on.
+void print_reading(const std::string& name, const ImageDataset& dataset,
+                   std::chrono::duration<double> time) {
+  constexpr double kLong = 5;  // seconds
+  if (time.count() < kLong) return;
+  const auto area = [&](int64_t i) {
+    return dataset.original_size(i).width * dataset.original_size(i).height;
+  };
+  int64_t largest = 0;
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    if (area(i) > area(largest)) largest = i;
+  }
+  const Size size = dataset.original_size(largest);
+  fmt::print(
+      "notice: reading {} {} took {}, once; the largest is '{}' with {}x{} pixels; hint: smaller "
+      "copies of large photos start faster\n",
+      dataset.size(), name, cli::format_duration(time.count()), dataset.file(largest).path,
+      size.width, size.height);
+}
+
 // The seed in an earlier run's config.toml.
 std::optional<uint64_t> seed_before(const std::string& output_dir) {
   const auto path = (std::filesystem::path(output_dir) / "config.toml").string();
@@ -85,6 +107,7 @@ TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Grou
   options.gradient_checkpointing = o.optimization.gradient_checkpointing;
   options.batch_invariant = o.optimization.batch_invariant;
   options.optimizer = o.optimization.optimizer;
+  if (o.optimization.use_ema) options.ema_decay = o.optimization.ema_decay;
   options.group = group;
   return options;
 }
@@ -138,7 +161,9 @@ SampleSource PictureTask::make_source(const std::string& name, std::vector<Pictu
         "on what is opaque\n",
         transparent, files.size(), name);
   }
+  const auto start = std::chrono::steady_clock::now();
   ImageDataset dataset(std::move(files), how);
+  print_reading(name, dataset, std::chrono::steady_clock::now() - start);
   fingerprints_[name] = dataset.fingerprint();
   return {LatentSource(std::move(dataset), pipeline_->vae(), options.data.cache_latents,
                        options.machine.seed),
@@ -147,7 +172,7 @@ SampleSource PictureTask::make_source(const std::string& name, std::vector<Pictu
 
 void PictureTask::validate(RunLog& log) {
   if (validation_loss_) {
-    log.add(trainer_->steps_done(), {{"validation_loss", validation_loss_->measure(*trainer_)}});
+    log.add(trainer_->steps_done(), validation_loss_->measure(*trainer_));
   }
   if (validation_pictures_) validation_pictures_->draw(*pipeline_, *trainer_, log);
 }

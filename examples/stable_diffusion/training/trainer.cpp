@@ -57,6 +57,7 @@ Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions 
     optimizers_.push_back(make_optimizer(options_.optimizer, slice));
   }
   loss_scale_ = scaler_.scale();
+  if (options_.ema_decay) average_.emplace(bank_, *options_.ema_decay);
   parts_.unet->train();
   if (options_.batch_invariant) exact_sum_ = at::zeros_like(bank_.gradients(), torch::kDouble);
   const auto& group = options_.group;
@@ -215,6 +216,7 @@ void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
     const auto& slice = bank_.slices()[i];
     optimizers_[i]->step(slice.values, slice.gradients, report.learning_rate * slice.rate_factor);
   }
+  if (average_) average_->update();
   report.gradient_norm = values[3];
 }
 
@@ -246,6 +248,7 @@ lightlora::TensorMap Trainer::state() const {
   for (std::size_t i = 0; i < optimizers_.size(); ++i) {
     state.merge(optimizers_[i]->state(optimizer_prefix(i)));
   }
+  if (average_) state.merge(average_->state());
   return state;
 }
 
@@ -262,6 +265,8 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
   for (std::size_t i = 0; i < optimizers_.size(); ++i) {
     optimizers_[i]->load_state(state, optimizer_prefix(i));
   }
+  MovingAverage::restore_values(bank_, state);
+  if (average_) average_->load_state(state);
   scaler_.load_state(state, "scaler.");
   loss_scale_ = scaler_.scale();
   const auto steps = state.find("steps");

@@ -18,6 +18,7 @@
 #include "training/engine.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"
+#include "training/moving_average.h"
 #include "training/optimizer.h"
 
 namespace training {
@@ -38,6 +39,7 @@ struct TrainerOptions {
   /// number of processes learns the same bits from the same samples.
   bool batch_invariant = false;
   OptimizerOptions optimizer;
+  std::optional<double> ema_decay;  ///< of a moving average of what trains; none: no average
   /// The processes that share every batch: each takes its part of it, and the gradients are
   /// averaged.
   distributed::Group group;
@@ -83,7 +85,13 @@ class Trainer : public Engine {
   const distributed::Group& group() const override { return options_.group; }
   void share_state() override;
 
-  /// Step, optimiser and loss scaler.
+  std::shared_ptr<void> averaged() override {
+    if (!average_) return nullptr;
+    return std::make_shared<MovingAverage::InPlace>(*average_);
+  }
+
+  /// Step, optimiser and loss scaler, and with a moving average that and the trained values, which
+  /// are otherwise not part of it.
   lightlora::TensorMap state() const override;
   void load_state(const lightlora::TensorMap& state) override;
 
@@ -114,6 +122,7 @@ class Trainer : public Engine {
   ParameterBank bank_;
   torch::Tensor exact_sum_;  // of single samples' gradients in fp64, if the options ask for it
   std::vector<std::unique_ptr<Optimizer>> optimizers_;  // one for each slice of the bank
+  std::optional<MovingAverage> average_;
   LossScaler scaler_;
   double loss_scale_ = 1;  // as last read
   bool draws_;             // whether the work on a batch draws random numbers

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <map>
@@ -19,7 +20,7 @@ namespace training {
 
 namespace {
 
-constexpr int64_t kFewestSamples = 8, kMostSamples = 32, kDrawingSteps = 25;
+constexpr int64_t kLevels = 4, kFewestSamples = 8, kMostSamples = 32, kDrawingSteps = 25;
 constexpr size_t kMostSheetRows = 12;
 
 // Evaluation mode with the adapters on, while it lives.
@@ -55,14 +56,30 @@ ValidationLoss::ValidationLoss(LatentSource& latents, const std::string& prompt,
   }
 }
 
-double ValidationLoss::measure(Trainer& trainer) const {
+Numbers ValidationLoss::measure(Trainer& trainer) const {
   const Evaluation evaluation(trainer);
+  const int64_t timesteps = trainer.loss().num_train_timesteps();
+  // As most of the loss lies where there is little noise, the mean hides the rest.
+  std::array<double, kLevels> sums{};
+  std::array<int64_t, kLevels> counts{};
   double sum = 0;
   for (size_t i = 0; i < batch_.samples.size(); ++i) {
     const auto text = trainer.prompts().states({batch_.captions[i]});
-    sum += trainer.loss()(trainer.unet(), {batch_.samples[i]}, text).item<double>();
+    const double loss = trainer.loss()(trainer.unet(), {batch_.samples[i]}, text).item<double>();
+    const auto level = static_cast<size_t>(batch_.samples[i].timestep * kLevels / timesteps);
+    sum += loss;
+    sums.at(level) += loss;
+    ++counts.at(level);
   }
-  return sum / static_cast<double>(batch_.samples.size());
+  Numbers numbers{{"validation_loss", sum / static_cast<double>(batch_.samples.size())}};
+  for (int64_t level = 0; level < kLevels; ++level) {
+    const auto at = static_cast<size_t>(level);
+    if (counts.at(at) == 0) continue;
+    const auto begins = [&](int64_t l) { return (l * timesteps + kLevels - 1) / kLevels; };
+    numbers.emplace_back(fmt::format("validation_loss_{}_{}", begins(level), begins(level + 1) - 1),
+                         sums.at(at) / static_cast<double>(counts.at(at)));
+  }
+  return numbers;
 }
 
 ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t seed,

@@ -99,6 +99,11 @@ bool StageEngine::is_finite() const {
   return weights_.bank().values().isfinite().all().item<bool>();
 }
 
+std::shared_ptr<void> StageEngine::averaged() {
+  weights_.use_averages();
+  return {nullptr, [this](void* /*nothing*/) { weights_.use_values(); }};
+}
+
 void StageEngine::share_state() {
   if (group_.size() == 1) return;
   auto shared = state();
@@ -175,18 +180,10 @@ int64_t StageTask::run() {
 }
 
 void StageTask::validate(training::RunLog& log) {
-  auto& weights = engine_->weights();
-  weights.use_averages();
   log.add(engine_->steps_done(), figures(engine_->steps_done()));
-  save_model(weights);
-  weights.use_values();
+  save_model(engine_->weights());
 }
 
-void StageTask::finish() {
-  auto& weights = engine_->weights();
-  weights.use_averages();
-  save_model(weights);
-  weights.use_values();
-}
+void StageTask::finish() { save_model(engine_->weights()); }
 
 }  // namespace pretraining

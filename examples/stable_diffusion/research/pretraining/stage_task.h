@@ -31,6 +31,7 @@ class StageEngine : public training::Engine {
   bool is_finite() const override;
   torch::TensorOptions computes_in() const override { return computes_in_; }
   const distributed::Group& group() const override { return group_; }
+  std::shared_ptr<void> averaged() override;
   void share_state() override;
   lightlora::TensorMap state() const override;
   void load_state(const lightlora::TensorMap& state) override;

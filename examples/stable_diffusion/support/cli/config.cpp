@@ -12,6 +12,7 @@
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/toml_text.h"
 
 namespace cli {
 
@@ -21,8 +22,6 @@ namespace {
                        const std::string& message) {
   throw std::invalid_argument(fmt::format("'{}' line {}: {}", path, where.begin.line, message));
 }
-
-constexpr uint64_t kMostBytes = 1'000'000;
 
 // Each dot of a key makes a table in a table, without end as far as the parser is concerned. A key
 // stands on one line, so this needs no parser.
@@ -37,6 +36,20 @@ void check_depth(const std::string& path, const std::string& text) {
     }
   }
 }
+
+}  // namespace
+
+std::string read_toml(const std::string& path) {
+  constexpr uint64_t kMostBytes = 1'000'000;
+  if (!std::filesystem::exists(path)) {
+    throw std::invalid_argument("'" + path + "': expected a TOML file, got none that can be read");
+  }
+  std::string text = lightlora::read_file(path, kMostBytes);
+  check_depth(path, text);
+  return text;
+}
+
+namespace {
 
 // A value as the command line would spell it.
 std::string value_text(const std::string& path, const toml::node& node) {
@@ -109,11 +122,7 @@ std::string Setting::text() const { return fmt::format("{}", fmt::join(values, "
 
 std::vector<Setting> read_config(const std::string& path) {
   std::vector<Setting> settings;
-  if (!std::filesystem::exists(path)) {
-    throw std::invalid_argument("'" + path + "': expected a TOML file, got none that can be read");
-  }
-  const std::string text = lightlora::read_file(path, kMostBytes);
-  check_depth(path, text);
+  const std::string text = read_toml(path);
   try {
     collect(path, toml::parse(text, path), settings);
   } catch (const toml::parse_error& error) {

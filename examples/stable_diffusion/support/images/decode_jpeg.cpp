@@ -3,6 +3,7 @@
 // destructors: the functions that call setjmp create no object with one.
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
@@ -81,6 +82,17 @@ bool read_header(Reader& reader) {
   return true;
 }
 
+/// libjpeg leaves out the fine detail before it transforms the blocks: less work, and no less exact
+/// than averaging afterwards.
+void reduce(jpeg_decompress_struct& info, int64_t least) {
+  constexpr int64_t kCoarsest = 8;
+  const int64_t shorter = std::min(info.image_width, info.image_height);
+  int64_t divisor = 1;
+  while (least > 0 && divisor < kCoarsest && shorter / (2 * divisor) >= least) divisor *= 2;
+  info.scale_num = 1;
+  info.scale_denom = static_cast<unsigned>(divisor);
+}
+
 bool read_rows(Reader& reader, uint8_t* out, std::size_t row_bytes) {
   if (setjmp(reader.errors.jump)) return false;
   jpeg_start_decompress(&reader.info);
@@ -118,12 +130,15 @@ int orientation_of(const jpeg_decompress_struct& info) {
 
 }  // namespace
 
-Decoded decode_jpeg(const Bytes& bytes) {
+Decoded decode_jpeg(const Bytes& bytes, int64_t least) {
   Reader reader(bytes);
   TORCH_CHECK(read_header(reader), reader.errors.message);
-  const int64_t width = reader.info.image_width, height = reader.info.image_height;
-  check_size(width, height);
-  Decoded result{Image(width, height), orientation_of(reader.info)};
+  const int64_t full_width = reader.info.image_width, full_height = reader.info.image_height;
+  check_size(full_width, full_height);
+  reduce(reader.info, least);
+  jpeg_calc_output_dimensions(&reader.info);
+  const int64_t width = reader.info.output_width, height = reader.info.output_height;
+  Decoded result{Image(width, height), orientation_of(reader.info), full_width, full_height};
   const bool four = reader.info.out_color_space == JCS_CMYK;
   Bytes cmyk(four ? static_cast<std::size_t>(width * height * 4) : 0);
   uint8_t* out = four ? cmyk.data() : result.image.pixels.data();

@@ -18,9 +18,12 @@ using Bytes = std::vector<uint8_t>;
 struct Decoded {
   Image image;
   int orientation = 1;
+  int64_t width = 0, height = 0;  ///< of the file, if the picture is a smaller one
 };
 
-Decoded decode_jpeg(const Bytes& bytes);
+/// With `least` above 0 at the smallest of 1, 1/2, 1/4 and 1/8 of its size at which its shorter side
+/// has that many pixels.
+Decoded decode_jpeg(const Bytes& bytes, int64_t least = 0);
 Decoded decode_png(const Bytes& bytes);
 Decoded decode_webp(const Bytes& bytes);
 /// The alpha channel as grey; empty if there is none.

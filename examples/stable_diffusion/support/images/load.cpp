@@ -85,10 +85,10 @@ std::string format_name(const Bytes& bytes) {
   return has(bytes, 0, "GIF") ? "GIF" : "TGA";
 }
 
-Decoded decode(Format format, const Bytes& bytes) {
+Decoded decode(Format format, const Bytes& bytes, int64_t least = 0) {
   switch (format) {
     case Format::kJpeg:
-      return detail::decode_jpeg(bytes);
+      return detail::decode_jpeg(bytes, least);
     case Format::kPng:
       return detail::decode_png(bytes);
     case Format::kWebp:
@@ -120,31 +120,49 @@ constexpr std::uintmax_t kMostFileBytes = 1'000'000'000;
 
 }  // namespace
 
-Image decode_image(const Bytes& bytes, const std::string& name) {
+namespace {
+
+Loaded decode_reduced(const Bytes& bytes, const std::string& name, int64_t least) {
   const Format format = format_of(bytes, name);
   check_is_picture(format, bytes, name);
   Decoded decoded;
   try {
-    decoded = decode(format, bytes);
+    decoded = decode(format, bytes, least);
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", name, "': expected a whole ", format_name(bytes),
                 " picture, got a damaged "
                 "or unusual one: ",
                 error.what_without_backtrace());
   }
-  if (decoded.orientation < 2 || decoded.orientation > 8) return std::move(decoded.image);
-  return apply_orientation(decoded.image, decoded.orientation);
+  Loaded loaded{std::move(decoded.image), decoded.width, decoded.height};
+  if (loaded.width == 0) {
+    loaded.width = loaded.image.width;
+    loaded.height = loaded.image.height;
+  }
+  if (decoded.orientation < 2 || decoded.orientation > 8) return loaded;
+  loaded.image = apply_orientation(loaded.image, decoded.orientation);
+  constexpr int kFirstTurned = 5;  // the orientations from here on exchange width and height
+  if (decoded.orientation >= kFirstTurned) std::swap(loaded.width, loaded.height);
+  return loaded;
 }
 
-Image load_image(const std::string& path) {
+}  // namespace
+
+Image decode_image(const Bytes& bytes, const std::string& name) {
+  return decode_reduced(bytes, name, 0).image;
+}
+
+Loaded load_reduced(const std::string& path, int64_t least) {
   const Bytes head = read_file(path, kHeadBytes);
   check_is_picture(format_of(head, path), head, path);
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   TORCH_CHECK(error || size <= kMostFileBytes, "'", path, "': expected a picture of at most ",
               kMostFileBytes, " bytes, got ", size);
-  return decode_image(read_file(path), path);
+  return decode_reduced(read_file(path), path, least);
 }
+
+Image load_image(const std::string& path) { return load_reduced(path, 0).image; }
 
 bool has_transparency(const std::string& path) {
   const Bytes head = read_file(path, kHeadBytes);

@@ -21,6 +21,16 @@ namespace images {
 ///         HEIC, ...
 Image load_image(const std::string& path);
 
+/// A picture, perhaps smaller than its file has it.
+struct Loaded {
+  Image image;
+  int64_t width = 0, height = 0;  ///< of the file, upright
+};
+
+/// The same for a picture that will be made smaller: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its
+/// size, as long as the shorter side keeps `least` pixels, in a fraction of the memory and time.
+Loaded load_reduced(const std::string& path, int64_t least);
+
 /// The same from memory; `name` stands for the file in messages.
 Image decode_image(const std::vector<uint8_t>& bytes, const std::string& name);
 
