@@ -2,12 +2,16 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <lightlora/detail/basis.h>
+#include <lightlora/options.h>
 
 #include <cstdint>
 #include <vector>
 
 // Bases of many layers, made in all threads at once.
+
+namespace lightlora {
+enum class Side;  // basis.h, whose bodies include this
+}  // namespace lightlora
 
 namespace lightlora::detail {
 
