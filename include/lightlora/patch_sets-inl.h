@@ -72,10 +72,12 @@ class FrozenParameters {
 // Makes adapters, and the bases together of those that do not look at them while they are made.
 class AdaptersWithBases {
  public:
+  // `at_once` where what is made compares its bases with others.
   template <typename Make>
-  std::shared_ptr<Adapter> add(const Make& make) {
+  std::shared_ptr<Adapter> add(const Make& make, bool at_once = false) {
+    if (at_once) finish();
     auto adapter = make();
-    const bool patient = adapter->waits_for_bases();
+    const bool patient = !at_once && adapter->waits_for_bases();
     if (batch_ && !patient) {  // it may have looked
       finish();
       adapter = make();
@@ -226,7 +228,8 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
     TORCH_CHECK(here.in == own.layer.in && here.out == own.layer.out, "'", site.path,
                 "': expected an adapter for ", here.in, " -> ", here.out, ", got ", own.layer.in,
                 " -> ", own.layer.out, "; hint: it was trained on another model");
-    made.emplace_back(&site, adapters.add([&] { return make_adapter(own); }));
+    made.emplace_back(&site, adapters.add([&] { return make_adapter(own); },
+                                          /*at_once=*/!own.frozen.empty()));
   }
   adapters.finish();
   for (auto& [site, adapter] : made) place(*adapter, site->weight);

@@ -33,8 +33,8 @@ TEST_CASE("an option that a variant does not take does not compile, or is refuse
     return find_variant(variant).make(options, kLayer);
   };
   CHECK_THROWS_WITH(
-      make("classic", LoRAOptions(4).own({{"decompose_factor", "4"}})),
-      ContainsSubstring("'block.to_q': expected an option that the classic variant takes "
+      make("hira", LoRAOptions(4).own({{"decompose_factor", "4"}})),
+      ContainsSubstring("'block.to_q': expected an option that the hira variant takes "
                         "(it has none of its own), got 'decompose_factor'"));
   CHECK_THROWS_WITH(make("lokr", LightOptions(4).aux_in(8)),
                     ContainsSubstring("the lokr variant takes (decompose_factor, decompose_both, "
