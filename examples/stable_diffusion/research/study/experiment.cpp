@@ -256,7 +256,7 @@ Result Experiment::train(const Variant& variant, double rate, uint64_t seed) {
 
 void Experiment::follow(training::Trainer& trainer, int64_t steps, const std::string& name,
                         Result& result) {
-  result.start_loss = validation_->measure(trainer);
+  result.start_loss = validation_->measure(trainer).front().second;
   result.curve.emplace_back(0, result.start_loss);
   std::vector<double> seconds;
   const int64_t interval = std::max<int64_t>(1, steps / kCurvePoints);
@@ -265,7 +265,7 @@ void Experiment::follow(training::Trainer& trainer, int64_t steps, const std::st
     trainer.step();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
     if (step % interval != 0) continue;
-    const double loss = validation_->measure(trainer);
+    const double loss = validation_->measure(trainer).front().second;
     TORCH_CHECK(std::isfinite(loss), name, ": no finite loss after step ", step);
     result.curve.emplace_back(step, loss);
   }
@@ -311,7 +311,7 @@ Quality Experiment::measure(const lightlora::AdapterState& state, const std::str
   Quality quality;
   const auto adapters = lightlora::patch(*pipeline_.unet(), state);
   auto trainer = make_trainer(adapters, 0, kFixedSeed);
-  quality.loss = validation_->measure(trainer);
+  quality.loss = validation_->measure(trainer).front().second;
   adapters->merge(/*safe=*/true);
   draw(pipeline_, stem, quality);
   adapters->unmerge();
