@@ -4,6 +4,7 @@
 // folder written.
 #include <lightlora/lightlora.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -128,11 +129,14 @@ void print_loss(const lora_files::Loss& loss) {
 void print_growth(const Flags& flags, const Components& components) {
   constexpr int64_t kMuch = 4;
   if (flags.to != "diffusers") return;
-  const auto own = lora_files::trained_bytes(
-      components, static_cast<int64_t>(c10::elementSize(flags.dtype.value_or(at::kFloat))));
+  const auto own =
+      lora_files::trained_bytes(components, static_cast<int64_t>(c10::elementSize(flags.dtype)));
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(flags.output));
-  const auto& variant = components.begin()->second.front().variant;
-  if (bytes < kMuch * own || variant == "light") return;
+  const auto adapted = std::find_if(components.begin(), components.end(),
+                                    [](const auto& item) { return !item.second.empty(); });
+  if (adapted == components.end() || bytes < kMuch * own) return;
+  const auto& variant = adapted->second.front().variant;
+  if (variant == "light") return;
   fmt::print(
       "notice: the diffusers format has no names for {}: its values became plain factors of full "
       "rank, {} for {}; hint: --rank cuts them and says what that loses, --to kohya and peft keep "
