@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <lightlora/detail/dora_state.h>
 #include <lightlora/detail/formats/portable.h>
+#include <lightlora/file_io.h>
 #include <lightlora/state.h>
 #include <lightlora/variants/lokr.h>
 
