@@ -108,8 +108,9 @@ def run_ok(program, size, arguments, **options):
 
 
 def relative_difference(path, other):
-    """Root of the summed squared differences of two files' values, over the size of the first."""
-    a, b = support.read_latents(path), support.read_latents(other)
+    """Root of the summed squared differences of two files' values, over the size of the first. Counts of steps are none."""
+    files = [support.read_latents(file) for file in (path, other)]
+    a, b = ({name: value for name, value in values.items() if not name.endswith("steps")} for values in files)
     assert a.keys() == b.keys(), (a.keys(), b.keys())
     flat = [[value for name in sorted(values) for value in values[name][1]] for values in (a, b)]
     return support.distance(*flat) / support.distance(flat[0], [0] * len(flat[0]))

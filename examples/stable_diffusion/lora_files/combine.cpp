@@ -63,15 +63,13 @@ Loss loss_of(const Components& whole, const Components& cut) {
   for (const auto& [component, state] : whole) {
     const auto& less = cut.at(component);
     for (std::size_t i = 0; i < state.size(); ++i) {
-      const auto before = lightlora::make_adapter(state[i]);
-      if (state[i].options.dora() || before->needs_weight()) continue;
-      const auto delta = before->delta();
-      const auto error = lightlora::make_adapter(less.at(i))->delta() - delta;
-      const double energy = delta.square().sum().item<double>();
-      const double missing = error.square().sum().item<double>();
+      if (state[i].options.dora() || lightlora::make_adapter(state[i])->needs_weight()) continue;
+      const lightlora::AdapterState before{state[i]}, after{less.at(i)};
+      const double energy = lightlora::delta_product(before, before);
+      const double error = lightlora::delta_distance(before, after);
       all += energy;
-      lost += missing;
-      const double relative = energy > 0 ? std::sqrt(missing / energy) : 0;
+      lost += error * error;
+      const double relative = energy > 0 ? error / std::sqrt(energy) : 0;
       if (relative <= loss.largest_error) continue;
       loss.largest_error = relative;
       loss.layer = state[i].layer.name;

@@ -178,7 +178,7 @@ void convert(const Flags& flags) {
         lora_files::cut(whole, flags.keep(),
                         flags.to == "native" ? lightlora::As::variant : lightlora::As::classic);
     write(flags, components, metadata);
-    print_loss(lora_files::loss_of(whole, components));
+    if (!flags.keep().everything()) print_loss(lora_files::loss_of(whole, components));
     print_growth(flags, components);
   });
   print_written(flags);

@@ -5,8 +5,10 @@
 #include <lightlora/file_io.h>
 
 #include <toml++/toml.h>
+
 #include <algorithm>
 #include <filesystem>
+#include <stdexcept>
 
 #include "support/cli/fmt.h"
 #include "support/cli/toml_text.h"
@@ -58,6 +60,7 @@ class Level {
     }
     return nullptr;
   }
+  const std::string& path() const { return path_; }
   // The same with a table in front.
   Level below(const toml::table* table) const {
     auto tables = tables_;
@@ -155,8 +158,9 @@ void read_dataset(const Level& dataset, DatasetConfig& config) {
   if (const auto* sides = resolution ? resolution->as_array() : nullptr) {
     const auto width = sides->get(0) ? sides->get(0)->value<int64_t>() : std::nullopt;
     const auto height = sides->get(1) ? sides->get(1)->value<int64_t>() : width;
-    TORCH_CHECK(width && height == width && *width >= kLeastSide && *width <= kMostSide,
-                "'resolution': expected a square, got another shape; ",
+    TORCH_CHECK(width && height == width && *width >= kLeastSide && *width <= kMostSide, "'",
+                dataset.path(), "' line ", resolution->source().begin.line,
+                ": expected a square as 'resolution', got another shape; ",
                 "hint: enable_bucket keeps the pictures' own shapes");
     data.resolution = width;
   } else if (resolution != nullptr) {
@@ -187,6 +191,8 @@ DatasetConfig read_dataset_config(const std::string& path, const DataOptions& da
   } catch (const toml::parse_error& error) {
     TORCH_CHECK(false, "'", path, "' line ", error.source().begin.line,
                 ": expected TOML, got: ", std::string(error.description()));
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK(false, error.what());
   }
   const auto* general = file.get_as<toml::table>("general");
   if (general != nullptr) check_keys(path, *general);

@@ -56,8 +56,8 @@ struct LycorisMethod {
   std::string type;  ///< LOHA or LOKR
   int64_t decompose_factor = -1;
   bool decompose_both = false;
-  std::map<std::string, int64_t> ranks;  ///< by layer
-  std::map<std::string, double> alphas;  ///< by layer
+  std::map<std::string, int64_t> ranks = {};  ///< by layer
+  std::map<std::string, double> alphas = {};  ///< by layer
 };
 
 // Rows and columns of a LoKr layer's left matrix and, without the kernel, its right one.
