@@ -33,7 +33,8 @@ def run(*command, **more):
 
 def enter(root, *command):
     """Runs a command of the release as if `root` were the whole file system."""
-    return run("unshare", "--map-root-user", "chroot", root, *command, env={"OMP_NUM_THREADS": "1"}, cwd="/")
+    chroot = shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    return run("unshare", "--map-root-user", chroot, root, *command, env={"OMP_NUM_THREADS": "1"}, cwd="/")
 
 
 def check_bare_root(root, release):

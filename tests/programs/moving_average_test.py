@@ -39,9 +39,10 @@ def test_the_files_hold_the_average_of_diffusers():
                 # fp32 rounding of values up to 1; seen: 6e-8.
                 assert max(abs(a - b) for a, b in zip(found, expected)) < 1e-6, (done, place)
         assert values(folder / "average" / NATIVE) != values(folder / "plain" / NATIVE)
-        # A decay of 0 is no average at all: byte for byte the same training.
+        # A decay of 0 is no average at all, but for the rounding of a - (a - v).
         train(folder / "none", "--use_ema", "--ema_decay", 0, steps=steps)
-        assert (folder / "none" / NATIVE).read_bytes() == (folder / "plain" / NATIVE).read_bytes()
+        found, expected = values(folder / "none" / NATIVE), values(folder / "plain" / NATIVE)
+        assert max(abs(a - b) for a, b in zip(found, expected)) < 1e-6
 
 
 def test_a_resumed_average_ends_with_the_same_bytes():

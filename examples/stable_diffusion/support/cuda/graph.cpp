@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <iostream>
 #include <utility>
 
 #include "support/cli/fmt.h"
@@ -58,8 +59,9 @@ void Graph::record() {
     if (on_failure_ == OnFailure::fail) throw;
     recorder_.reset();
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-    fmt::print("notice: this step cannot be recorded as a CUDA graph and runs as it is: {}\n",
-               torch_error ? torch_error->what_without_backtrace() : error.what());
+    std::cout << fmt::format(
+        "notice: this step cannot be recorded as a CUDA graph and runs as it is: {}\n",
+        torch_error ? torch_error->what_without_backtrace() : error.what());
   }
 }
 
