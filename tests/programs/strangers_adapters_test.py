@@ -224,7 +224,7 @@ CASES = [
     case(
         "a LoKr pair of 40 GB",
         to(
-            "kohya",
+            "diffusers",
             lambda f: tensors(f, lokr_w1=floats(1, 1), lokr_w2_a=floats(100000, 1), lokr_w2_b=floats(1, 100000)),
         ),
         "a.safetensors",
