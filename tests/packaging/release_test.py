@@ -32,9 +32,14 @@ def run(*command, **more):
 
 
 def enter(root, *command):
-    """Runs a command of the release as if `root` were the whole file system."""
-    chroot = shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    return run("unshare", "--map-root-user", chroot, root, *command, env={"OMP_NUM_THREADS": "1"}, cwd="/")
+    """Runs a command of the release as if `root`, with the kernel's own folders, were the whole file system."""
+    script = """root=$1; shift
+for folder in proc dev; do mount --rbind "/$folder" "$root/$folder" || exit; done
+exec chroot "$root" "$@" """
+    tools = {"OMP_NUM_THREADS": "1", "PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
+    return run(
+        "unshare", "--map-root-user", "--mount", "/bin/sh", "-c", script, "sh", root, *command, env=tools, cwd="/"
+    )
 
 
 def check_bare_root(root, release):
@@ -47,6 +52,8 @@ def check_bare_root(root, release):
     loader = next(pathlib.Path("/lib64").glob("ld-linux*"))
     shutil.copy2(loader.resolve(), root / "lib64" / loader.name)
     (root / "tmp").mkdir()
+    (root / "proc").mkdir()
+    (root / "dev").mkdir()
     shutil.copytree(ASSETS / "base", root / "base")
     program = "/opt/anywhere/bin/text_to_image"
     assert "text_to_image" in enter(root, program, "--version")
@@ -108,7 +115,8 @@ def main():
         make_release.stage(BIN, release)
         check_texts(release)
         check_bill(release)
-        done = subprocess.run(["unshare", "--map-root-user", "true"], capture_output=True)
+        binds = "mount --rbind /proc /proc && mount --rbind /dev /dev"
+        done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", binds], capture_output=True)
         if done.returncode != 0:
             skip("no name spaces for users here: the archive was made, and not run in a bare root")
         check_bare_root(root, release)
