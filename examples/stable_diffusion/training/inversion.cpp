@@ -141,6 +141,7 @@ void Inversion::load(const std::string& folder) {
 
 void Inversion::after_step(int64_t step) {
   if (step % options_.save_steps != 0) return;
+  const auto averaged = engine().averaged();
   const auto name = fmt::format("learned_embeds-steps-{}.safetensors", step);
   lightlora::save_embedding((std::filesystem::path(options_.run.output_dir) / name).string(),
                             embedding());

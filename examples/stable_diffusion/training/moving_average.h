@@ -20,6 +20,11 @@ class MovingAverage {
 
   /// After an optimizer's step.
   void update();
+  /// The average itself, flat as the bank, and how often it was updated.
+  const torch::Tensor& values() const { return average_; }
+  int64_t updates() const { return updates_; }
+  /// Goes on with what `values` holds now, as after so many updates.
+  void go_on_after(int64_t updates) { updates_ = updates; }
 
   /// The average in the place of the bank's values, while it lives.
   class InPlace {

@@ -277,11 +277,13 @@ bool Run::after_step(RunLog& log) {
   const bool saves = due(options_.checkpointing_steps);
   if (saves) save_checkpoint();
   if (!is_main()) return saves;
-  const auto averaged = engine_.averaged();
   task_.after_step(engine_.steps_done());
   const bool last = engine_.steps_done() == plan_.steps;
   const bool validates = plan_.validation_interval > 0 && (last || due(plan_.validation_interval));
-  if (validates) task_.validate(log);
+  if (validates) {
+    const auto averaged = engine_.averaged();
+    task_.validate(log);
+  }
   return saves || validates;
 }
 

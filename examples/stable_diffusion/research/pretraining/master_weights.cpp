@@ -2,6 +2,7 @@
 #include "research/pretraining/master_weights.h"
 
 #include <ATen/ATen.h>
+#include <torch/utils.h>
 
 #include <algorithm>
 
@@ -10,6 +11,7 @@
 namespace pretraining {
 namespace {
 
+const char* const kUpdates = "updates";
 const char *const kMuon = "muon", *const kDecaying = "decaying", *const kPlain = "plain";
 
 bool contains_any(const std::string& name, const std::vector<std::string>& parts) {
@@ -63,12 +65,13 @@ MasterWeights::MasterWeights(const std::vector<TrainedPart>& parts, at::ScalarTy
     }
   }
   bank_ = std::make_unique<training::ParameterBank>(groups);
-  average_ = bank_->values().clone();
+  average_ = std::make_unique<training::MovingAverage>(*bank_, options.ema_decay);
+  const at::Tensor& average = average_->values();
   // Each value has become a view of the bank; its average lies at the same place.
   for (const auto& value : values_) {
-    averages_.push_back(average_.as_strided(
+    averages_.push_back(average.as_strided(
         value.sizes(), value.strides(),
-        value.storage_offset() - bank_->values().storage_offset() + average_.storage_offset()));
+        value.storage_offset() - bank_->values().storage_offset() + average.storage_offset()));
   }
   for (const auto& slice : bank_->slices()) {
     training::OptimizerOptions adamw;
@@ -91,13 +94,13 @@ void MasterWeights::take_gradients() {
   }
 }
 
-void MasterWeights::step(double learning_rate, double ema_decay) {
+void MasterWeights::step(double learning_rate) {
   torch::NoGradGuard no_grad;
   for (size_t i = 0; i < optimizers_.size(); ++i) {
     const auto& slice = bank_->slices()[i];
     optimizers_[i]->step(slice.values, slice.gradients, learning_rate * slice.rate_factor);
   }
-  average_.lerp_(bank_->values(), 1 - ema_decay);
+  average_->update();
   use_values();
 }
 
@@ -119,7 +122,7 @@ lightlora::TensorMap MasterWeights::averages(const std::string& prefix) const {
 }
 
 lightlora::TensorMap MasterWeights::state() const {
-  lightlora::TensorMap state;
+  lightlora::TensorMap state{{kUpdates, torch::tensor({average_->updates()}, at::kLong)}};
   for (size_t i = 0; i < names_.size(); ++i) {
     state["value." + names_[i]] = values_[i].detach().cpu().contiguous();
     state["average." + names_[i]] = averages_[i].cpu().contiguous();
@@ -139,6 +142,9 @@ void MasterWeights::load_state(const lightlora::TensorMap& state) {
   for (size_t i = 0; i < optimizers_.size(); ++i) {
     optimizers_[i]->load_state(state, optimizer_prefix(i));
   }
+  const at::Tensor updates = torch::tensor({int64_t{0}}, at::kLong);
+  restore(state, kUpdates, updates);
+  average_->go_on_after(updates.item<int64_t>());
   use_values();
 }
 

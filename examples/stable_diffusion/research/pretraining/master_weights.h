@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "training/moving_average.h"
 #include "training/optimizer.h"
 
 namespace pretraining {
@@ -22,8 +23,7 @@ struct TrainedPart {
 /// Weights of modules that compute in bf16 (or fp32) over fp32 values: the modules' parameters are
 /// rounded copies, so that no layer casts a weight at every call, and updates below bf16's
 /// resolution are not lost. Parameters that need no gradient stay as they are.
-/// Equation: AdamW, or Muon for the weights that `by_muon` chooses;
-///           average = decay average + (1 - decay) value
+/// Equation: AdamW, or Muon for the weights that `by_muon` chooses; averages as MovingAverage
 /// Memory:   four fp32 values a parameter: value, two moments (one with Muon), average, and the
 ///           gradient
 class MasterWeights {
@@ -33,6 +33,7 @@ class MasterWeights {
     /// their outputs.
     std::vector<std::string> by_muon;
     double beta2 = 0.99, weight_decay = 0.01;  ///< no decay for biases and the scales of norms
+    double ema_decay = 0.998;                  ///< of the moving average
   };
 
   /// Takes over the parameters where they are, in `compute_dtype` from now on.
@@ -45,7 +46,7 @@ class MasterWeights {
   /// Adds the parameters' gradients to those of the values, and drops them.
   void take_gradients();
   /// One update of values, averages and parameters.
-  void step(double learning_rate, double ema_decay);
+  void step(double learning_rate);
 
   /// Writes the averages into the modules' parameters, or the trained values again.
   void use_averages() { write(averages_); }
@@ -64,7 +65,7 @@ class MasterWeights {
   std::vector<std::string> names_, frozen_names_;
   std::vector<at::Tensor> parameters_, values_, averages_, frozen_;
   std::unique_ptr<training::ParameterBank> bank_;
-  at::Tensor average_;  // all of them, flat
+  std::unique_ptr<training::MovingAverage> average_;  // of which `averages_` are views
   std::vector<std::unique_ptr<training::Optimizer>> optimizers_;
 };
 

@@ -68,7 +68,6 @@ StageEngine::StageEngine(MasterWeights weights, training::LearningRate rate,
       computes_in_(at::device(options.device).dtype(options.bf16 ? at::kBFloat16 : at::kFloat)),
       group_(options.group),
       backward_(std::move(backward)),
-      ema_decay_(stage.at("ema_decay")),
       seed_(stage.value("seed", 0)) {}
 
 training::StepReport StageEngine::step(const std::function<bool()>& asked_to_stop) {
@@ -88,9 +87,7 @@ training::StepReport StageEngine::step(const std::function<bool()>& asked_to_sto
               ": expected finite gradients, got ", report.gradient_norm,
               "; hint: a lower learning_rate");
   report.learning_rate = rate_.at(done_);
-  // Early values are forgotten fast, so that the average is no mixture with the random start.
-  const auto step = static_cast<double>(done_);
-  weights_.step(report.learning_rate, std::min(ema_decay_, (1.0 + step) / (10.0 + step)));
+  weights_.step(report.learning_rate);
   ++done_;
   return report;
 }
@@ -167,6 +164,7 @@ training::Plan StageTask::make_plan() const {
 void StageTask::train_parts(const std::vector<TrainedPart>& parts,
                             const std::vector<std::string>& by_muon) {
   MasterWeights::Options options;
+  options.ema_decay = stage_.at("ema_decay");
   if (stage_.value("muon", false)) options.by_muon = by_muon;
   engine_.emplace(MasterWeights(parts, dtype(), options), schedule_of(stage_), stage_, options_,
                   [this](int64_t step) { return backward(step); });

@@ -45,7 +45,6 @@ class StageEngine : public training::Engine {
   torch::TensorOptions computes_in_;
   distributed::Group group_;
   Backward backward_;
-  double ema_decay_;
   uint64_t seed_;
   int64_t done_ = 0;
 };
