@@ -118,6 +118,22 @@ def test_diffusers_does_with_each_file_what_is_said():
     assert seen == {"all", "some", "nothing", "error"}, seen
 
 
+def test_a_native_file_is_whole_here_and_refused_there():
+    pipe = StableDiffusionPipeline.from_pretrained(str(MODEL), torch_dtype=torch.float32, safety_checker=None)
+    with scratch() as folder:
+        source, native = pathlib.Path(folder) / "source.safetensors", pathlib.Path(folder) / "native.safetensors"
+        save_file(kohya(values(pipe.unet)), source)
+        run_ok("convert_lora", "--input", source, "--output", native, "--to", "native")
+        diagnosis = diagnose(native)
+        assert diagnosis["findings"] == [] and diagnosis["trainer"] == "lightlora", diagnosis
+        assert diagnosis["layers"] == len(LAYERS) and diagnosis["ranks"] == "2", diagnosis
+        assert verdict(diagnosis, "lightlora")["loads"] == diagnosis["tensors"] == 2 * len(LAYERS)
+        assert verdict(diagnosis, "diffusers")["fails"] and loaded_there(pipe, native) is None
+        for program, to in [("diffusers", "diffusers"), ("PEFT", "peft"), ("ComfyUI", "kohya")]:
+            said = verdict(diagnosis, program)
+            assert said["loads"] == 0 and said["to"] == to, said
+
+
 def test_peft_wants_its_folder_and_its_names():
     pipe = StableDiffusionPipeline.from_pretrained(str(MODEL), torch_dtype=torch.float32, safety_checker=None)
     with scratch() as folder:

@@ -69,11 +69,39 @@ void look_at(const TensorName& name, const at::Tensor& value, Examined& examined
   if (name.part == "alpha" && value.numel() == 1) layer.alpha = wide.item<double>();
 }
 
+// This library's own files keep all layers of a kind in one tensor: they are taken apart first.
+Examined read_native(const std::string& path, const lightlora::ReadOptions& options) {
+  Examined examined;
+  std::map<std::string, int64_t> widths;
+  for (const auto& [component, state] : lightlora::read_adapters(path, options).components) {
+    for (const auto& layer : state) {
+      const std::string name =
+          component.empty() ? layer.layer.name : component + "." + layer.layer.name;
+      for (const auto& [part, value] : layer.trained) {
+        const TensorName own{name + "." + part, Naming::native, component, name, part,
+                             "." + part,        layer.variant};
+        examined.contents.names.push_back(own);
+        look_at(own, value, examined);
+      }
+      widths[name] = layer.layer.in;
+    }
+  }
+  examined.contents.families = families_of(examined.contents.names, widths);
+  return examined;
+}
+
 Examined read(const std::string& path, bool allow_trailing_bytes) {
   Examined examined;
   const auto file = lightlora::open_tensors(
       weights_in(path), lightlora::SafetensorsOptions().allow_trailing_bytes(allow_trailing_bytes));
   examined.metadata = file->metadata();
+  const auto format = examined.metadata.find("format");
+  if (format != examined.metadata.end() && format->second == "lightlora") {
+    auto native =
+        read_native(path, lightlora::ReadOptions().allow_trailing_bytes(allow_trailing_bytes));
+    native.metadata = examined.metadata;
+    return native;
+  }
   std::map<std::string, int64_t> widths;
   for (const auto& info : file->tensors()) {
     if (info.name.rfind("bundle_emb.", 0) == 0) {
@@ -97,6 +125,7 @@ Examined read(const std::string& path, bool allow_trailing_bytes) {
 
 std::string trainer_of(const lightlora::Metadata& metadata) {
   const auto has = [&](const char* key) { return metadata.count(key) > 0; };
+  if (has("format") && metadata.at("format") == "lightlora") return "lightlora";
   if (has("ot_revision") || has("ot_branch")) return "OneTrainer";
   if (has("software") && metadata.at("software").find("ai-toolkit") != std::string::npos) {
     return "ai-toolkit";
