@@ -201,6 +201,7 @@ def layer_tables(data):
                 "samples": lambda r: str(r["samples"]),
                 "/ bare (IQR)": lambda r: f"{r['ratio_to_bare']:.3f} ({r['ratio_iqr']:.3f})",
                 "/ composed": lambda r: f"{r['ratio_to_composed']:.3f}",
+                "/ auto": lambda r: f"{r['ratio_to_active']:.3f}" if "ratio_to_active" in r else "",
                 "GFLOP/s": lambda r: f"{r['gflops']:.0f} ({100 * r['share_of_gemm_peak']:.0f}%)",
                 "floor": lambda r: f"{r['floor_us']:.0f}",
                 "gap": lambda r: f"{r['gap_to_floor']:.2f}",

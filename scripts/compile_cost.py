@@ -90,7 +90,7 @@ def check(compiler):
         0
         if memory < LIMIT
         else f"expected the memory below {LIMIT}, got {memory:.2f}; hint: a header includes or "
-        "defines what belongs into include/lightlora/impl"
+        "defines what belongs into a file x-inl.h beside it"
     )
 
 

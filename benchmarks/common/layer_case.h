@@ -18,14 +18,17 @@ struct Shape {
 };
 
 /// `bare`: the frozen layer alone. `composed`: base(x) + scale * up(down(x)) from single operators,
-/// as adapters are usually written. The others are routes of a patched `torch::nn::Linear` while it is
-/// active; `packed` is the automatic one while the weight is kept in the CPU kernels' layout too.
-enum class Form { bare, composed, bypass, merged, automatic, packed };
+/// as adapters are usually written. `inactive`: a patched `torch::nn::Linear` while no adapter is
+/// active. The others are routes of one while it is; `packed` is the automatic one while the weight is
+/// kept in the CPU kernels' layout too, `switched` the automatic one with another of two sets of
+/// adapters activated before each call, which the time includes.
+enum class Form { bare, composed, inactive, bypass, merged, automatic, packed, switched };
 
 inline const std::vector<std::pair<Form, std::string>>& forms() {
   static const std::vector<std::pair<Form, std::string>> all{
-      {Form::bare, "bare"},     {Form::composed, "composed"}, {Form::bypass, "bypass"},
-      {Form::merged, "merged"}, {Form::automatic, "auto"},    {Form::packed, "packed"}};
+      {Form::bare, "bare"},     {Form::composed, "composed"}, {Form::inactive, "inactive"},
+      {Form::bypass, "bypass"}, {Form::merged, "merged"},     {Form::automatic, "auto"},
+      {Form::packed, "packed"}, {Form::switched, "switched"}};
   return all;
 }
 
@@ -40,9 +43,13 @@ inline Form parse_form(const std::string& text) {
   for (const auto& [value, name] : forms()) {
     if (text == name) return value;
   }
-  TORCH_CHECK_VALUE(false, "form: expected bare, composed, bypass, merged, auto or packed, got '",
-                    text, "'");
+  std::string known;
+  for (const auto& form : forms()) known += (known.empty() ? "" : ", ") + form.second;
+  TORCH_CHECK_VALUE(false, "form: expected one of ", known, ", got '", text, "'");
 }
+
+/// Whether no adapter takes part.
+inline bool is_bare(Form form) { return form == Form::bare || form == Form::inactive; }
 
 struct LayerSetup {
   std::string variant = "classic";
@@ -60,13 +67,16 @@ class LayerCase {
     plain_.model =
         torch::nn::Sequential(torch::nn::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
     plain_.model->to(setup_.device, setup_.dtype);
-    plain_.lora = lightlora::patch(*plain_.model, setup_.variant,
-                                   lightlora::LoRAOptions(setup_.rank).network_alpha(2), {"0"});
-    plain_.parameters = plain_.lora->parameters();
+    const auto options = lightlora::LoRAOptions(setup_.rank).network_alpha(2);
+    plain_.lora = lightlora::patch(*plain_.model, setup_.variant, options, {"0"});
+    plain_.lora->add(kOther, setup_.variant, options, {"0"});
+    plain_.lora->set_active({{kOwn, 1.0}});
+    plain_.parameters = plain_.lora->named_parameters(kOwn).values();
+    plain_.others = plain_.lora->named_parameters(kOther).values();
     {
       // Zero factors would hide errors, and zeros are cheaper to multiply on some devices.
       const at::NoGradGuard no_grad;
-      for (auto& parameter : plain_.parameters) parameter.normal_(0, 0.1);
+      for (auto& parameter : plain_.lora->parameters()) parameter.normal_(0, 0.1);
     }
     adapter_ = plain_.lora->adapters()[0];
     packed_ = lightlora::pack_weights(*plain_.model);
@@ -84,6 +94,7 @@ class LayerCase {
     const auto options = at::TensorOptions(setup_.device).dtype(setup_.dtype);
     x_ = at::randn({setup_.shape.n, setup_.shape.k}, options).requires_grad_();
     dy_ = at::randn({setup_.shape.n, setup_.shape.m}, options);
+    others_turn_ = true;  // so that what is checked next is the set that `in_double` computes
   }
 
   at::Tensor forward(Form form) {
@@ -102,8 +113,10 @@ class LayerCase {
   /// The gradients of x and, but for the bare layer, of what is trained.
   std::vector<at::Tensor> backward(const at::Tensor& y, Form form) {
     std::vector<at::Tensor> leaves{x_};
-    if (form != Form::bare) {
-      leaves.insert(leaves.end(), plain_.parameters.begin(), plain_.parameters.end());
+    if (!is_bare(form)) {
+      const bool other = form == Form::switched && others_turn_;
+      const auto& trained = other ? plain_.others : plain_.parameters;
+      leaves.insert(leaves.end(), trained.begin(), trained.end());
     }
     return torch::autograd::grad({y}, leaves, {dy_});
   }
@@ -128,19 +141,32 @@ class LayerCase {
   struct Patched {
     torch::nn::Sequential model;
     lightlora::Patched lora;
-    std::vector<at::Tensor> parameters;
+    std::vector<at::Tensor> parameters, others;  // of the two sets
   };
+  static constexpr const char* kOwn = "default";
+  static constexpr const char* kOther = "other";
 
   const at::Tensor& weight() const {
     return plain_.model->ptr(0)->as<torch::nn::LinearImpl>()->weight;
   }
 
-  // A model activates once for all of its layers, so no layer's time has that in it.
+  void activate_set(const char* name) {
+    active_.reset();
+    active_ = std::make_unique<lightlora::Activation>(plain_.lora->activate({{name, 1.0}}));
+    active_name_ = name;
+  }
+
+  // A model activates once for all of its layers, so no layer's time has that in it, but for the
+  // form that is there for it.
   void activate(Form form) {
-    const bool adapts = form != Form::bare && form != Form::composed;
-    if (adapts != (active_ != nullptr)) {
+    const bool adapts = !is_bare(form) && form != Form::composed;
+    if (form == Form::switched) {
+      others_turn_ = !others_turn_;
+      activate_set(others_turn_ ? kOther : kOwn);
+    } else if (adapts && (!active_ || active_name_ != kOwn)) {
+      activate_set(kOwn);
+    } else if (!adapts) {
       active_.reset();
-      if (adapts) active_ = std::make_unique<lightlora::Activation>(plain_.lora->activate());
     }
     const bool packs = form == Form::packed;
     if (packs == (packing_ != nullptr)) return;
@@ -163,12 +189,11 @@ class LayerCase {
     twin->module().to(at::kDouble);
     std::vector<at::Tensor> leaves{wide(x_)};
     const at::Tensor base = wide(weight());
-    if (form != Form::bare) {
+    if (!is_bare(form)) {
       for (const auto& item : twin->trained()) leaves.push_back(item.value());
     }
-    const at::Tensor y = form == Form::bare
-                             ? at::linear(leaves[0], base)
-                             : composed(leaves[0], base, twin->factors(), twin->scale());
+    const at::Tensor y = is_bare(form) ? at::linear(leaves[0], base)
+                                       : composed(leaves[0], base, twin->factors(), twin->scale());
     std::vector<at::Tensor> result{y.detach()};
     for (const auto& gradient : torch::autograd::grad({y}, leaves, {wide(dy_)})) {
       result.push_back(gradient);
@@ -182,6 +207,8 @@ class LayerCase {
   std::shared_ptr<lightlora::Adapter> adapter_;
   lightlora::Route route_ = lightlora::Route::automatic;
   std::unique_ptr<lightlora::Activation> active_;
+  std::string active_name_;
+  bool others_turn_ = true;
   std::unique_ptr<lightlora::Packing> packing_;
   at::Tensor x_, dy_;
 };

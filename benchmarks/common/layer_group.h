@@ -43,7 +43,7 @@ inline double floor_seconds(const Shape& s, int64_t rank, double size, const Pea
              m = static_cast<double>(s.m), r = static_cast<double>(rank);
   const double product =
       std::max(2 * n * k * m / peaks.flops, (n * k + n * m + k * m) * size / peaks.bytes);
-  if (form == Form::bare) return 2 * product;
+  if (is_bare(form)) return 2 * product;
   const double extra =
       std::min(6 * n * r * (k + m), 4 * n * r * (k + m) + 4 * k * m * r) / peaks.flops;
   return 2 * product + std::max(extra, n * k * size / peaks.bytes);
@@ -103,7 +103,8 @@ inline std::vector<Entry> measure_group(const Group& group, const measure::Clock
     auto layer = std::make_shared<LayerCase>(
         LayerSetup{variant, group.rank, group.shape, group.dtype, group.device});
     if (entries.empty()) entries.push_back({layer, Form::bare});
-    for (const Form form : {Form::composed, Form::bypass, Form::merged, Form::automatic}) {
+    for (const Form form : {Form::composed, Form::inactive, Form::bypass, Form::merged,
+                            Form::automatic, Form::switched}) {
       entries.push_back({layer, form});
     }
     if (layer->can_pack()) entries.push_back({layer, Form::packed});

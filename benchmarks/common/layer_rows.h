@@ -26,7 +26,7 @@ struct Row {
   bool correct = false;
   int64_t rank = 0, samples = 0, kernels = 0, kept = 0, extra = 0;
   double error = 0, forward_us = 0, backward_us = 0, total_us = 0, total_iqr_us = 0;
-  double ratio_to_bare = 0, ratio_iqr = 0, ratio_to_composed = 0;
+  double ratio_to_bare = 0, ratio_iqr = 0, ratio_to_composed = 0, ratio_to_active = 0;
   double gflops = 0, share_of_peak = 0, floor_us = 0, gap_to_floor = 0;
 };
 
@@ -39,7 +39,7 @@ inline Row to_row(const std::vector<Entry>& entries, const Entry& entry, const P
   row.route = to_string(entry.form);
   row.dtype = dtype_name(setup.dtype);
   row.shape = s;
-  row.rank = bare ? 0 : entry.layer->inner_rank();
+  row.rank = is_bare(entry.form) ? 0 : entry.layer->inner_rank();
   row.error = entry.error;
   row.correct = entry.error <= tolerance(setup.dtype);
   if (!row.correct) return row;
@@ -58,6 +58,8 @@ inline Row to_row(const std::vector<Entry>& entries, const Entry& entry, const P
   row.ratio_to_bare = ratio.median;
   row.ratio_iqr = ratio.quartile_range;
   row.ratio_to_composed = ratio.median / measure::statistics(composed.ratio).median;
+  const auto& active = find(entries, entry, bare ? Form::bare : Form::automatic);
+  row.ratio_to_active = ratio.median / measure::statistics(active.ratio).median;
   row.gflops = 1e-9 * useful / total.median;
   row.share_of_peak = useful / total.median / peaks.flops;
   row.floor_us = 1e6 * floor;
@@ -79,6 +81,7 @@ inline measure::Json to_json(const Row& row) {
   json.add("total_us", row.total_us).add("total_iqr_us", row.total_iqr_us);
   json.add("samples", row.samples).add("ratio_to_bare", row.ratio_to_bare);
   json.add("ratio_iqr", row.ratio_iqr).add("ratio_to_composed", row.ratio_to_composed);
+  json.add("ratio_to_active", row.ratio_to_active);
   json.add("gflops", row.gflops).add("share_of_gemm_peak", row.share_of_peak);
   json.add("floor_us", row.floor_us).add("gap_to_floor", row.gap_to_floor);
   json.add("kernels", row.kernels).add("kept_for_backward_bytes", row.kept);
@@ -87,10 +90,10 @@ inline measure::Json to_json(const Row& row) {
 
 inline void print_heading() {
   fmt::print(
-      "{:<14} {:<7} {:<9} {:>4}  {:>9} {:>9} {:>9} {:>7} | {:>6} {:>6} {:>6} | {:>7} {:>5} {:>6} | "
-      "{:>3} {:>8} {:>8}  error\n",
+      "{:<14} {:<7} {:<9} {:>4}  {:>9} {:>9} {:>9} {:>7} | {:>6} {:>6} {:>6} {:>6} | {:>7} {:>5} "
+      "{:>6} | {:>3} {:>8} {:>8}  error\n",
       "rows x in x out", "kind", "route", "rank", "fwd us", "bwd us", "total us", "iqr", "/bare",
-      "iqr", "/comp.", "GFLOP/s", "peak", "gap", "ops", "kept KB", "extra KB");
+      "iqr", "/comp.", "/auto", "GFLOP/s", "peak", "gap", "ops", "kept KB", "extra KB");
 }
 
 inline void print_row(const Row& row) {
@@ -102,11 +105,12 @@ inline void print_row(const Row& row) {
   }
   const auto kilobytes = [](int64_t bytes) { return static_cast<double>(bytes) / 1024; };
   fmt::print(
-      "{:>9.0f} {:>9.0f} {:>9.0f} {:>7.0f} | {:>6.3f} {:>6.3f} {:>6.3f} | {:>7.0f} {:>4.0f}% "
-      "{:>6.2f} | {:>3} {:>8.1f} {:>8.1f}  {:.1e}\n",
+      "{:>9.0f} {:>9.0f} {:>9.0f} {:>7.0f} | {:>6.3f} {:>6.3f} {:>6.3f} {:>6.3f} | {:>7.0f} "
+      "{:>4.0f}% {:>6.2f} | {:>3} {:>8.1f} {:>8.1f}  {:.1e}\n",
       row.forward_us, row.backward_us, row.total_us, row.total_iqr_us, row.ratio_to_bare,
-      row.ratio_iqr, row.ratio_to_composed, row.gflops, 100 * row.share_of_peak, row.gap_to_floor,
-      row.kernels, kilobytes(row.kept), kilobytes(row.extra), row.error);
+      row.ratio_iqr, row.ratio_to_composed, row.ratio_to_active, row.gflops,
+      100 * row.share_of_peak, row.gap_to_floor, row.kernels, kilobytes(row.kept),
+      kilobytes(row.extra), row.error);
 }
 
 /// Whether the library's own form is correct and not slower than the composed operators, beyond what

@@ -226,6 +226,13 @@ constexpr bool takes_options =
 
 }  // namespace detail
 
+/// Which trained values are the only ones for a delta, see `lightlora::canonical`.
+/// `as_they_are`: those that the variant has.
+/// `factors`: the delta is the product of the trained `up` and `down`, between orthonormal bases if
+///            the variant has any, so that these two can be chosen.
+/// `classic`: those of the same delta as classic factors.
+enum class Canonical { as_they_are, factors, classic };
+
 /// Base of the variants' modules: a cloneable torch module that is an Adapter.
 /// (Two bases, because torch's Cloneable derives from Module non-virtually.)
 /// `OwnOptions` is the variant's type of options, if it has some of its own.
@@ -239,6 +246,12 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
   /// The layer that values of this variant are for, where they tell more of it than files do. A
   /// variant of which that is true has a function of this name.
   static LayerInfo layer_of(LayerInfo layer, const TrainedValues& /*trained*/) { return layer; }
+
+  /// How equal deltas of this variant get equal values. A variant of which another answer is true
+  /// has a function of this name.
+  static Canonical canonical(const LoRAOptions& /*options*/, const TrainedValues& /*frozen*/) {
+    return Canonical::classic;
+  }
 
   /// Takes the options and the layer; the variant's constructor then calls `reset()`.
   /// Errors: c10::ValueError for an option that the variant does not take

@@ -51,8 +51,8 @@ AdapterState sum(const std::vector<Weighted>& adapters, Combine how = Combine::c
                  const Keep& keep = Keep::all());
 
 /// Adds the weighted sum of several sets of a handle as one set of classic adapters. The active
-/// sets stay as they were; `lora->set_active({{name, 1}})` puts the new one in their place. Errors:
-/// as `sum`, and if a set is unknown, the new name is taken, or the adapters are active or
+/// sets stay as they were; `lora->set_active({{name, 1}})` puts the new one in their place.
+/// Errors: as `sum`, and if a set is unknown, the new name is taken, or the adapters are active or
 ///         merged; here the layers' weights are known
 void combine(const Patched& lora, const std::string& name,
              const std::map<std::string, double>& weights, Combine how,
@@ -91,9 +91,9 @@ NormReport limit_norm(const Patched& lora, double limit, const std::string& name
 /// The difference of a fine-tuned model and its base as classic adapters, layer by layer: the best
 /// factors of `tuned - base` by a singular value decomposition in double.
 /// A layer whose weights are equal in both models gets no adapter. Biases and norms have no place
-/// in a LoRA: where they differ, the result cannot give back the fine-tuned model. Errors:
-/// c10::Error if a target matches nothing, or a layer is missing in one of the models or has
-///         another shape there
+/// in a LoRA: where they differ, the result cannot give back the fine-tuned model.
+/// Errors: c10::Error if a target matches nothing, or a layer is missing in one of the models or
+///         has another shape there
 AdapterState extract(torch::nn::Module& base, torch::nn::Module& tuned, const Targets& targets,
                      const Keep& keep);
 

@@ -3,6 +3,7 @@
 
 // Adapters as vectors: canonical forms, products and norms of deltas that are never formed.
 #include <lightlora/combine.h>
+#include <lightlora/variants/variants.h>
 
 #include <ATen/ATen.h>
 
@@ -34,14 +35,9 @@ inline LayerState canonical_layer(const LayerState& layer) {
   TORCH_CHECK(!layer.options.dora(), "'", layer.layer.name,
               "': a canonical form cannot be combined ",
               "with DoRA: lengths of rows are no part of it");
-  if (layer.variant == "fused") return layer;
-  const auto& own_options = layer.options.own();
-  const auto bases = own_options.find("aux_init");  // only what is not the default is in there
-  const bool in_bases =
-      layer.variant == "light" && (bases == own_options.end() || bases->second == "orthogonal");
-  LayerState result = in_bases || (layer.variant == "classic" && layer.frozen.empty())
-                          ? layer
-                          : to_classic(*make_adapter(layer));
+  const auto form = find_variant(layer.variant).canonical_values(layer.options, layer.frozen);
+  if (form == Canonical::as_they_are) return layer;
+  LayerState result = form == Canonical::factors ? layer : to_classic(*make_adapter(layer));
   const auto dtype = result.trained.at("down").scalar_type();
   const double root = std::sqrt(std::abs(result.scale));
   const double signed_root = result.scale < 0 ? -root : root;

@@ -27,8 +27,9 @@ AdaptableLayers adaptable_layers(const torch::jit::Module& model);
 /// itself is not changed, and a LoRA of the Python model it was exported from fits it.
 ///
 ///     auto model = torch::jit::load("model.pt");
-///     auto lora = lightlora::patch(model, "classic", lightlora::LoRAOptions(4), {"q_proj",
-///     "v_proj"}); auto y = lora(model, std::vector<torch::jit::IValue>{x}).toTensor();
+///     auto lora =
+///         lightlora::patch(model, "classic", lightlora::LoRAOptions(4), {"q_proj", "v_proj"});
+///     auto y = lora(model, std::vector<torch::jit::IValue>{x}).toTensor();
 ///
 /// While adapters are active, TorchScript's executor runs without its optimisations: the
 /// derivatives that it would make know nothing of adapters, and it may copy several weights into

@@ -11,6 +11,7 @@
 #include <lightlora/detail/formats/native.h>
 #include <lightlora/detail/formats/peft.h>
 #include <lightlora/detail/formats/portable.h>
+#include <lightlora/variants/variants.h>
 
 #include <cstddef>
 #include <filesystem>
@@ -47,7 +48,10 @@ inline Components for_native(Components components, const SaveOptions& options) 
         layer = state_of(*make_adapter(layer), Bases::embedded);
       }
       if (!options.dtype()) continue;
-      if (layer.variant == "classic" && layer.frozen.empty()) {
+      const VariantEntry* variant = entry_of(layer.variant);
+      const bool product =
+          variant && variant->canonical_values(layer.options, layer.frozen) == Canonical::factors;
+      if (product) {
         balance(layer.trained.at("down"), layer.trained.at("up"), *options.dtype());
       }
       for (auto* tensors : {&layer.trained, &layer.frozen}) {

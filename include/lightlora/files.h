@@ -54,8 +54,8 @@ struct SaveOptions {
 };
 
 /// Writes adapters for this library or another program: a file, or for PEFT a folder. For the
-/// others each layer becomes classic factors with the scale folded in, all of one rank. Errors:
-/// c10::ValueError for options that the format does not have; c10::Error for layers that it
+/// others each layer becomes classic factors with the scale folded in, all of one rank.
+/// Errors: c10::ValueError for options that the format does not have; c10::Error for layers that it
 ///         cannot hold and for a path that cannot be written; nothing is left half-written
 void save(const Components& components, const std::string& path, const SaveOptions& options = {});
 
@@ -94,13 +94,13 @@ std::string model_family(const Components& components);
 /// folders `unet`, `text_encoder` and `text_encoder_2`; kohya, A1111 and LyCORIS, with diffusers' or
 /// the original block names; ComfyUI's, with `diffusion_model.` in front. A folder of diffusers is
 /// read too, and files of torch.save. Methods: LoRA, also of convolutions and with a Tucker core;
-/// LoHa; LoKr; each with DoRA; full differences of weights, as LoRA of full rank. Scale: an
-/// `.alpha` tensor, or
-/// the configuration of PEFT or diffusers, divided by the rank; else 1
+/// LoHa; LoKr; each with DoRA; full-weight deltas, as LoRA of full rank.
+/// Scale:  an `.alpha` tensor, or the configuration of PEFT or diffusers, divided by the rank; else 1
 /// Dtypes: any floating-point dtype, as fp32 (native files as they are)
 /// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of
-///         another method, a layer given twice, a UNet's blocks under two namings, a tensor without its partner, factors of two ranks,
-///         an alpha that is zero or not a number, two scales that disagree
+///         another method, a layer given twice, a UNet's blocks under two namings, a tensor without
+///         its partner, factors of two ranks, an alpha that is zero or not a number, two scales that
+///         disagree
 AdapterFile read_adapters(const std::string& path, const ReadOptions& options = {});
 
 /// The adapters of one model in a file of any dialect; a file for several needs the name of one.

@@ -29,7 +29,7 @@ enum class Init { up_zero, down_zero, both_zero };
 enum class AuxInit { orthogonal, normal, normal_scaled };
 
 /// How a linear layer computes with a low-rank delta while it trains.
-/// `automatic`: the cheaper of the two for the shape, see `choose_route`.
+/// `automatic`: the cheaper of the two for the shape, see `choose_path`.
 /// `bypass`: y = x W^T + s (x down^T) up^T. The weight is never written; works in every dtype.
 /// `merged`: y = x (W + s up down)^T with the sum made for this call. One wide product each way,
 /// but W' is as large as the weight, and in half precision it rounds small deltas away.

@@ -7,6 +7,8 @@
 #include <lightlora/patch_sets-inl.h>
 #include <lightlora/patch_values-inl.h>
 
+#include <ATen/MemoryOverlap.h>
+
 #include <iomanip>
 #include <sstream>
 #include <unordered_set>
@@ -110,12 +112,11 @@ LIGHTLORA_INLINE PatchedImpl::~PatchedImpl() {
   thaw(/*restore=*/sets_.empty());
 }
 
-LIGHTLORA_INLINE void PatchedImpl::require_idle(const char* action) const {
-  TORCH_CHECK(depth_ == 0, action,
-              ": expected no activation to be alive, got one; hint: let the result of activate() ",
+LIGHTLORA_INLINE void PatchedImpl::require_idle() const {
+  TORCH_CHECK(depth_ == 0,
+              "expected no activation to be alive, got one; hint: let the result of activate() ",
               "go out of scope first");
-  TORCH_CHECK(!merged_, action,
-              ": expected unmerged adapters, got merged ones; hint: call unmerge() first");
+  TORCH_CHECK(!merged_, "expected unmerged adapters, got merged ones; hint: call unmerge() first");
 }
 
 LIGHTLORA_INLINE void PatchedImpl::require_in_place() const {
@@ -144,10 +145,14 @@ LIGHTLORA_INLINE void PatchedImpl::require_related(const torch::nn::Module& modu
 
 // Merging writes to one tensor, which is another layer's weight too where they are tied.
 LIGHTLORA_INLINE void PatchedImpl::require_own_weights(const Site& site) const {
+  const torch::Tensor& weight = site.weight.tensor();
+  TORCH_CHECK(
+      at::has_internal_overlap(weight) != at::MemOverlap::Yes, "'", site.path,
+      "': expected a weight with memory for each of its values, got an expanded one; hint: ",
+      "give the layer its contiguous() form");
   for (const auto& other : sites_) {
-    TORCH_CHECK(&other == &site || !other.weight.tensor().is_same(site.weight.tensor()), "'",
-                site.path, "': merging cannot be combined with the weight that it shares with '",
-                other.path,
+    TORCH_CHECK(&other == &site || !share_memory(other.weight.tensor(), weight), "'", site.path,
+                "': merging cannot be combined with the weight that it shares with '", other.path,
                 "': that layer would change too; hint: give one of them a weight of its ",
                 "own, or activate the adapters instead");
   }
@@ -168,7 +173,7 @@ inline torch::Tensor merged_weight(const LayerWeight& weight, const std::string&
 }  // namespace detail
 
 LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
-  require_idle("merge");
+  require_idle();
   require_in_place();
   torch::NoGradGuard no_grad;
   for (const auto& site : sites_) {
@@ -183,13 +188,21 @@ LIGHTLORA_INLINE void PatchedImpl::merge(bool safe) {
       site.weight.tensor().copy_(sum);
     }
   } catch (...) {
-    for (auto& site : sites_) {
-      if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
-      site.kept = torch::Tensor();
-    }
+    undo_merge();
     throw;
   }
   merged_ = true;
+}
+
+LIGHTLORA_INLINE void PatchedImpl::undo_merge() noexcept {
+  for (auto& site : sites_) {
+    try {
+      if (site.kept.defined()) site.weight.tensor().copy_(site.kept);
+    } catch (...) {
+      // What made merging fail is what the caller is told, and the other layers still come back.
+    }
+    site.kept = torch::Tensor();
+  }
 }
 
 LIGHTLORA_INLINE void PatchedImpl::unmerge() {
@@ -206,7 +219,7 @@ LIGHTLORA_INLINE void PatchedImpl::unmerge() {
 // Without a copy of the old weights, which are as much as the model itself: what can fail is tried
 // before anything is changed.
 LIGHTLORA_INLINE void PatchedImpl::merge_and_unload(bool safe) {
-  require_idle("merge");
+  require_idle();
   require_in_place();
   torch::NoGradGuard no_grad;
   for (const bool trial : {true, false}) {
@@ -235,7 +248,7 @@ LIGHTLORA_INLINE void PatchedImpl::set_route(Route route) {
 }
 
 LIGHTLORA_INLINE void PatchedImpl::to(torch::Device device) {
-  require_idle("to");
+  require_idle();
   changed();
   for (auto& site : sites_) {
     for (auto& item : site.adapters) item.second->module().to(device);

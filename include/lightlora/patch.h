@@ -152,8 +152,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
 
   /// Adds the active adapters' deltas into the weights, rounding once; keeps the old weights.
   /// Errors: c10::Error if merged already or active, if an adapter is on another device than its
-  ///         layer, or if another layer has the same weight; with `safe`, if a result would not be
-  ///         finite. Then nothing has changed
+  ///         layer, or if another layer's weight shares memory with one that changes; with `safe`,
+  ///         if a result would not be finite. Then nothing has changed
   void merge(bool safe = false);
   /// Puts the old weights back, bit for bit.
   /// Errors: c10::Error if not merged
@@ -223,9 +223,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
     LayerWeight weight;
     std::map<std::string, std::shared_ptr<Adapter>> adapters = {};
     std::shared_ptr<SiteState> state = std::make_shared<SiteState>();
-    torch::Tensor kept = {};        // the weight before merging
-    const void* patched = nullptr;  // what no other handle may patch
-    bool bound = false;             // see `bind_weights`
+    torch::Tensor kept = {};     // the weight before merging
+    torch::Tensor patched = {};  // what no other handle may patch
+    bool bound = false;          // see `bind_weights`
     bool may_be_unreached = false;
   };
   using Weights = std::map<std::string, double>;
@@ -242,7 +242,8 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
   Table rows_table(const std::vector<std::string>& names, const torch::Tensor& index);
   Table values_table(const torch::Tensor& values, const std::string& name);
   void changed();
-  void require_idle(const char* action) const;
+  void require_idle() const;
+  void undo_merge() noexcept;
   void require_in_place() const;
   void require_own_weights(const Site& site) const;
   void require_set(const std::string& name) const;

@@ -219,7 +219,7 @@ LIGHTLORA_INLINE std::vector<PatchedImpl::Site*> PatchedImpl::sites_named(
 }
 
 LIGHTLORA_INLINE void PatchedImpl::bind_weights(const std::vector<std::string>& names) {
-  require_idle("bind_weights");
+  require_idle();
   for (Site* found : sites_named(names)) {
     Site& site = *found;
     TORCH_CHECK(site.weight.is_member(), "'", site.path,

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <unordered_map>
 
 namespace lightlora {
@@ -24,18 +23,26 @@ class PatchedWeights {
     static PatchedWeights weights;
     return weights;
   }
-  bool insert(const void* tensor, LayerKind kind) {
+  // Whether nobody had it.
+  bool insert(const torch::Tensor& weight, LayerKind kind) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return weights_.insert({tensor, kind}).second;
+    const bool taken = std::any_of(weights_.begin(), weights_.end(), [&](const auto& other) {
+      return looked_up_alike(other.second, kind) && share_memory(other.first, weight);
+    });
+    if (!taken) weights_.emplace_back(weight, kind);
+    return !taken;
   }
-  void erase(const void* tensor, LayerKind kind) {
+  void erase(const torch::Tensor& weight, LayerKind kind) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    weights_.erase({tensor, kind});
+    const auto found = std::find_if(weights_.begin(), weights_.end(), [&](const auto& other) {
+      return other.second == kind && other.first.is_same(weight);
+    });
+    if (found != weights_.end()) weights_.erase(found);
   }
 
  private:
   std::mutex mutex_;
-  std::set<std::pair<const void*, LayerKind>> weights_;
+  std::vector<std::pair<torch::Tensor, LayerKind>> weights_;
 };
 
 // Parameters that handles have frozen, with the flag that each had before the first of them. It
@@ -102,10 +109,10 @@ LIGHTLORA_INLINE void PatchedImpl::release() {
 
 // Another handle may patch the layer then.
 LIGHTLORA_INLINE void PatchedImpl::detach(Site& site) {
-  if (site.patched) {
+  if (site.patched.defined()) {
     detail::PatchedWeights::instance().erase(site.patched, site.weight.kind());
   }
-  site.patched = nullptr;
+  site.patched = torch::Tensor();
   site.state = std::make_shared<SiteState>();
   site.bound = site.may_be_unreached = false;
 }
@@ -131,7 +138,7 @@ LIGHTLORA_INLINE PatchedImpl::Site& PatchedImpl::site_of(const std::string& path
 }
 
 LIGHTLORA_INLINE void PatchedImpl::begin_set(const std::string& name) {
-  require_idle("add");
+  require_idle();
   TORCH_CHECK(std::find(sets_.begin(), sets_.end(), name) == sets_.end(),
               "expected a new name, got '", name, "' a second time");
 }
@@ -139,12 +146,12 @@ LIGHTLORA_INLINE void PatchedImpl::begin_set(const std::string& name) {
 LIGHTLORA_INLINE void PatchedImpl::attach(Site& site, const std::string& name,
                                           std::shared_ptr<Adapter> adapter) {
   if (site.adapters.empty()) {
-    const void* const tensor = site.weight.tensor().unsafeGetTensorImpl();
-    TORCH_CHECK(detail::PatchedWeights::instance().insert(tensor, site.weight.kind()), "'",
+    const torch::Tensor& weight = site.weight.tensor();
+    TORCH_CHECK(detail::PatchedWeights::instance().insert(weight, site.weight.kind()), "'",
                 site.path,
                 "': expected a layer without adapters, got one that another handle has patched; ",
                 "hint: add a second set with lora->add(name, ...), or remove() the first handle");
-    site.patched = tensor;
+    site.patched = weight;
     ++report_.layers;
   }
   report_.trainable += adapter->trained_count();
@@ -154,15 +161,18 @@ LIGHTLORA_INLINE void PatchedImpl::attach(Site& site, const std::string& name,
 // An operator sees a weight, not a layer: what two layers of one kind share cannot be told apart.
 LIGHTLORA_INLINE void PatchedImpl::require_untied(
     const std::vector<std::pair<Site*, std::shared_ptr<Adapter>>>& made) const {
-  std::map<std::pair<const void*, LayerKind>, const std::string*> seen;
+  std::vector<const Site*> seen;
   const auto check = [&](const Site& site) {
-    const auto [found, fresh] = seen.try_emplace(
-        {site.weight.tensor().unsafeGetTensorImpl(), site.weight.kind()}, &site.path);
-    TORCH_CHECK(
-        fresh || *found->second == site.path, "'", site.path,
-        "': adapters cannot be combined with those of '", *found->second,
-        "': both layers have the same weight; hint: exclude one of them, it then computes with ",
-        "the other's adapter");
+    for (const Site* other : seen) {
+      const bool tied = other != &site &&
+                        looked_up_alike(other->weight.kind(), site.weight.kind()) &&
+                        share_memory(other->weight.tensor(), site.weight.tensor());
+      TORCH_CHECK(
+          !tied, "'", site.path, "': adapters cannot be combined with those of '", other->path,
+          "': both layers have the same weight; hint: exclude one of them, it then computes with ",
+          "the other's adapter");
+    }
+    seen.push_back(&site);
   };
   for (const auto& item : made) check(*item.first);
   for (const auto& site : sites_) {
@@ -266,7 +276,7 @@ LIGHTLORA_INLINE std::vector<ActiveAdapter> PatchedImpl::active_of(const Site& s
 
 LIGHTLORA_INLINE void PatchedImpl::remove() {
   if (merged_) unmerge();
-  require_idle("remove");
+  require_idle();
   changed();
   release();
   for (auto& site : sites_) site.adapters.clear();
@@ -277,7 +287,7 @@ LIGHTLORA_INLINE void PatchedImpl::remove() {
 }
 
 LIGHTLORA_INLINE void PatchedImpl::remove(const std::string& name) {
-  require_idle("remove");
+  require_idle();
   require_set(name);
   changed();
   for (auto& site : sites_) {
@@ -334,7 +344,7 @@ LIGHTLORA_INLINE AdapterState PatchedImpl::state(const std::string& name, Bases 
 }
 
 LIGHTLORA_INLINE void PatchedImpl::assign(const AdapterState& state, const std::string& name) {
-  require_idle("assign");
+  require_idle();
   const auto own = adapters(name);
   std::map<std::string, const LayerState*> by_path;
   for (const auto& layer : state) by_path[layer.layer.name] = &layer;

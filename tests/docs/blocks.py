@@ -17,6 +17,8 @@ from pathlib import Path
 
 NEEDS = {
     "lora": 'auto lora = lightlora::patch<lightlora::LightLoRA>(*model, 4, {"to_q", "to_k"});',
+    "unet": "DocsUNet model;",
+    "unet lora": 'DocsUNet model;\n  auto lora = lightlora::patch<lightlora::LightLoRA>(*model, 4, {"to_q", "to_k"});',
     "tuned": "DocsNet tuned = docs_tuned(model);",
     "file": 'docs_net_file("adapter.safetensors");\n  DocsPlainNet model;\n  x = torch::randn({32, 64});',
 }

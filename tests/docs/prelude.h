@@ -11,6 +11,7 @@
 #include <exception>
 #include <functional>
 #include <iostream>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -45,6 +46,24 @@ struct DocsNetImpl : torch::nn::Module {
   torch::nn::Conv2d conv{nullptr};
 };
 TORCH_MODULE(DocsNet);
+
+// A model with layers that have names of Stable Diffusion's UNet, which kohya's format asks for.
+struct DocsUNetImpl : torch::nn::Module {
+  DocsUNetImpl() {
+    std::shared_ptr<torch::nn::Module> inside = attention.ptr();
+    for (const char* name : {"attn1", "0", "transformer_blocks", "0", "attentions", "0"}) {
+      auto outside = std::make_shared<torch::nn::Module>("Folder");
+      outside->register_module(name, inside);
+      inside = outside;
+    }
+    register_module("down_blocks", inside);
+    head = register_module("head", torch::nn::Linear(32, 10));
+  }
+  torch::Tensor forward(torch::Tensor x) { return head(x + attention(x)); }
+  DocsBlock attention;
+  torch::nn::Linear head{nullptr};
+};
+TORCH_MODULE(DocsUNet);
 
 // The model of "Getting started", for the file that its program writes.
 struct DocsPlainNetImpl : torch::nn::Module {

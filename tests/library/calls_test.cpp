@@ -5,6 +5,7 @@
 
 #include <thread>
 
+#include "allocations.h"
 #include "cases.h"
 
 using namespace lightlora_tests;
@@ -16,7 +17,7 @@ namespace {
 Case composed(const Recipe& recipe, const Subject& subject, torch::ScalarType dtype) {
   Case c(recipe, subject, dtype);
   randomise(c.lora);
-  c.lora->bind_weights({"0"});
+  c.lora->bind_weights({subject.path});
   return c;
 }
 
@@ -44,6 +45,7 @@ TEST_CASE("first and second derivatives are those of the plain composition", "[c
       // LibTorch trains no bound table with sparse gradients, and derives bags once only.
       if (subject.name == "Embedding with padding and sparse gradients") return;
       if (subject.name.find("Bag") != std::string::npos) return;
+      if (subject.recurrent) return;  // a weight in a list cannot be bound
       Case ours(recipe, subject, dtype), plain = composed(recipe, subject, dtype);
       randomise(ours.lora);
       const auto found = derivatives(ours, subject.integer_input);
@@ -86,6 +88,59 @@ TEST_CASE("the output of an adapted layer may be changed in place", "[calls]") {
   });
 }
 
+TEST_CASE("a trained value that changes before the backward pass is an error, or without effect",
+          "[calls]") {
+  for_each_case([](const Recipe& recipe, const Subject& subject) {
+    Case c(recipe, subject);
+    randomise(c.lora);
+    const auto leaves = c.lora->parameters();
+    const auto loss = [&] { return c.adapted().tanh().sum(); };
+    const auto expected = torch::autograd::grad({loss()}, leaves);
+    const Tensor later = loss();
+    {
+      const torch::NoGradGuard no_grad;
+      for (Tensor parameter : leaves) parameter.mul_(2);
+    }
+    std::vector<Tensor> found;
+    try {
+      found = torch::autograd::grad({later}, leaves);
+    } catch (const c10::Error& error) {
+      CHECK_THAT(error.what(), ContainsSubstring("modified by an inplace operation"));
+      return;
+    }
+    // The factors of classic need each other; grouped transposed convolutions work on copies.
+    const bool copies = subject.name.rfind("ConvTranspose2d with groups", 0) == 0;
+    CHECK((recipe.name != "classic" || copies));
+    for (std::size_t i = 0; i < found.size(); ++i) CHECK(close(found[i], expected[i], kDouble));
+  });
+}
+
+TEST_CASE("training forms no gradient of the weight's size where a variant has factors",
+          "[calls]") {
+  if (!test_device().is_cpu()) return;  // other devices do not report what they allocate
+  const Subject wide{"wide", [] { return torch::nn::Sequential(torch::nn::Linear(256, 320)); },
+                     [] { return random_input({5, 256}); }};
+  for (const auto& recipe : recipes()) {
+    INFO(recipe.name);
+    Case c(recipe, wide, torch::kFloat);
+    if (!c.adapter()->has_factors()) continue;
+    randomise(c.lora);
+    c.x.requires_grad_();
+    const auto weight_bytes = static_cast<int64_t>(c.weight().nbytes());
+    Tensor y;
+    const auto forward = [&] { y = c.adapted(); };
+    const auto backward = [&] { y.square().sum().backward(); };
+    c.lora->set_route(lightlora::Route::bypass);
+    CHECK(largest_allocation(forward) < weight_bytes);
+    CHECK(largest_allocation(backward) < weight_bytes);
+    // The gradient of the input would form the sum again.
+    c.x = c.x.detach();
+    c.lora->set_route(lightlora::Route::merged);  // forms the weight's sum, and no gradient of it
+    CHECK(largest_allocation(forward) >= weight_bytes);
+    CHECK(largest_allocation(backward) < weight_bytes);
+  }
+}
+
 TEST_CASE("a weight that is replaced, moved in memory or cast between two calls is followed",
           "[calls]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
@@ -109,7 +164,7 @@ TEST_CASE("a weight that is replaced, moved in memory or cast between two calls 
 TEST_CASE("threads use one model at once, each with its own adapters or none", "[calls]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
     Case c(recipe, subject);
-    c.lora->add("second", recipe.variant, recipe.options, {"0"});
+    c.lora->add("second", recipe.variant, recipe.options, {subject.path});
     randomise(c.lora);
     const std::map<std::string, double> choices[] = {{{"default", 1}}, {{"second", 0.5}}, {}};
     std::vector<Tensor> expected(3), gradients(3), found(3);
@@ -154,9 +209,9 @@ TEST_CASE("checkpointed layers get the gradients of the plain call, also after t
 
 TEST_CASE("rows of a batch have different adapters, or none, and train them", "[calls]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
-    if (subject.name.find("Bag") != std::string::npos) return;  // refused, see interception_test
+    if (!subject.known_rows) return;  // refused, see interception_test
     Case c(recipe, subject);
-    c.lora->add("second", recipe.variant, LoRAOptions(recipe.options).rank(2), {"0"});
+    c.lora->add("second", recipe.variant, LoRAOptions(recipe.options).rank(2), {subject.path});
     randomise(c.lora);
     const Tensor x = torch::cat({c.x, c.x, c.x}).narrow(0, 0, 3);
     const std::vector<std::string> names{"default", "second"};
@@ -219,7 +274,7 @@ TEST_CASE("training over bf16 and fp16 weights gives fp32 gradients near the exa
           "[calls]") {
   for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
     for_each_case([&](const Recipe& recipe, const Subject& subject) {
-      if (subject.name == "EmbeddingBag of maxima") return;  // other rows may win after rounding
+      if (!subject.linear) return;  // rounding changes more than the last digit then
       Case exact(recipe, subject, torch::kFloat), half(recipe, subject, torch::kFloat);
       randomise(exact.lora);
       randomise(half.lora);
@@ -232,7 +287,7 @@ TEST_CASE("training over bf16 and fp16 weights gives fp32 gradients near the exa
       const auto a = exact.lora->parameters(), b = half.lora->parameters();
       for (std::size_t i = 0; i < a.size(); ++i) {
         CHECK(b[i].grad().scalar_type() == torch::kFloat);
-        CHECK(close(b[i].grad(), a[i].grad(), 5e-2));  // bf16: eight bits, several roundings
+        CHECK(close(b[i].grad(), a[i].grad(), 7e-2));  // bf16: eight bits, several roundings
       }
     });
   }
@@ -240,6 +295,7 @@ TEST_CASE("training over bf16 and fp16 weights gives fp32 gradients near the exa
 
 TEST_CASE("autocast computes in its dtype and gives fp32 gradients", "[calls]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
+    if (subject.recurrent) return;  // LibTorch has no rule for it on a CPU
     Case c(recipe, subject, torch::kFloat);
     randomise(c.lora);
     const Tensor exact = c.adapted().detach();
@@ -261,7 +317,8 @@ TEST_CASE("autocast computes in its dtype and gives fp32 gradients", "[calls]") 
 TEST_CASE("dropout leaves out inputs of the adapter alone, in training only, and the mean stays",
           "[calls]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
-    if (subject.name == "EmbeddingBag of maxima") return;  // a maximum has no inputs to leave out
+    if (subject.recurrent) return;  // refused: the weight has no input of the adapter's own
+    if (!subject.linear) return;    // the mean of the outputs is not that of the weights then
     Recipe dropping = recipe;
     dropping.options.dropout(0.5);
     Case c(dropping, subject, torch::kFloat);

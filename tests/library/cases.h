@@ -27,17 +27,19 @@ struct Case {
   torch::nn::Sequential model;
   lightlora::Patched lora;
   Tensor x;
+  std::string path;
 
   Case(const Recipe& recipe, const Subject& subject, torch::ScalarType dtype = torch::kDouble)
       : model(model_of(subject, dtype)),
-        lora(lightlora::patch(*model, recipe.variant, recipe.options, {"0"})),
-        x(subject.x(dtype).to(test_device())) {}
+        lora(lightlora::patch(*model, recipe.variant, recipe.options, {subject.path})),
+        x(subject.x(dtype).to(test_device())),
+        path(subject.path) {}
 
   Tensor base() { return model->forward(x); }
   Tensor adapted() { return lora(model, x); }
   std::shared_ptr<lightlora::Adapter> adapter() const { return lora->adapters()[0]; }
   // The layer's weight as a matrix, which the delta of some variants depends on.
-  Tensor weight() const { return lora->weight_of("0"); }
+  Tensor weight() const { return lora->weight_of(path); }
   Tensor delta() const { return adapter()->delta(weight()); }
 };
 

@@ -5,11 +5,14 @@
 #include <lightlora/train.h>
 
 #include <functional>
+#include <map>
 
+#include "allocations.h"
 #include "support.h"
 
 using lightlora::LoRAOptions;
 using lightlora::Route;
+using lightlora_tests::largest_allocation;
 using torch::Tensor;
 
 namespace {
@@ -106,6 +109,36 @@ TEST_CASE("evaluation merges in the second call and then runs at the speed of on
   e.model->train();
   for (auto& parameter : e.lora->parameters()) parameter.mul_(3);
   CHECK(close(e.model->forward(e.x), e.fresh(), 2e-6));
+}
+
+TEST_CASE("switching sets costs no copy of the weight, and no sum or product of its size",
+          "[inference_cache]") {
+  torch::nn::Sequential model(torch::nn::Linear(256, 320));
+  model->eval();
+  const auto lora = lightlora::patch(*model, "classic", LoRAOptions(2), {"0"}, "one");
+  lora->add("two", "classic", LoRAOptions(2), {"0"});
+  const torch::NoGradGuard no_grad;
+  for (auto& parameter : lora->parameters()) parameter.normal_(0, 0.3);
+  const Tensor x = torch::randn({4, 256});
+  const auto weight_bytes = static_cast<int64_t>(model->parameters()[0].nbytes());
+  using Weights = std::map<std::string, double>;
+  const Weights choices[] = {{{"one", 1}}, {{"two", 1}}, {{"one", 0.5}, {"two", -2}}, {}};
+  const auto call = [&](const Weights& weights) {
+    lora->set_active(weights);
+    return lora(model, x);
+  };
+  std::vector<Tensor> first;
+  for (const auto& weights : choices) {
+    CHECK(largest_allocation([&] { first.push_back(call(weights)); }) < weight_bytes);
+  }
+  // The next call of a choice makes the sum that is kept, and then it costs none again.
+  CHECK(largest_allocation([&] { call(choices[0]); }) >= weight_bytes);
+  for (const auto& weights : choices) call(weights), call(weights);
+  std::vector<Tensor> last;
+  for (const auto& weights : choices) {
+    CHECK(largest_allocation([&] { last.push_back(call(weights)); }) < weight_bytes);
+  }
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(close(last[i], first[i], 1e-5));
 }
 
 TEST_CASE("half-precision evaluation keeps the weight apart unless it is forced",

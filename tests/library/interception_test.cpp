@@ -321,21 +321,6 @@ TEST_CASE("activations nest, end in any order and choose sets of their own", "[i
                     ContainsSubstring("('one', 'two'), got 'three'"));
 }
 
-TEST_CASE("switching sets costs no copy of the weight", "[interception]") {
-  nn::Sequential model(nn::Linear(64, 64));
-  model->eval();
-  const auto lora = patch<ClassicLoRA>(*model, 2, {"0"}, "one");
-  lora->add("two", "classic", LoRAOptions(2), {"0"});
-  randomise(lora);
-  const torch::NoGradGuard no_grad;
-  const Tensor x = torch::randn({4, 64});
-  for (int i = 0; i < 4; ++i) {
-    lora->set_active({{i % 2 ? "one" : "two", 1.0 + i}});
-    const Tensor first = lora(model, x);
-    CHECK(close(first, lora(model, x), 1e-5));
-  }
-}
-
 TEST_CASE("a layer that a call leaves out is named once it never came, unless that is expected",
           "[interception]") {
   struct Branches : nn::Module {

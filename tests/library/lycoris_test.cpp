@@ -48,6 +48,27 @@ TEST_CASE("lycoris: every algorithm gives LyCORIS' own weights", "[lycoris][pari
   }
 }
 
+TEST_CASE("lycoris: SDXL's files in sd-scripts' names give LyCORIS' own weights",
+          "[lycoris][parity][sdxl]") {
+  const auto expected = SafetensorsFile(kData + "sgm_expected.safetensors").load_all();
+  for (const char* name : {"locon", "loha", "lokr"}) {
+    CAPTURE(name);
+    std::size_t layers = 0;
+    const auto path = kData + "sgm_" + name + ".safetensors";
+    for (const auto& [component, states] : read_adapters(path).components) {
+      for (const auto& layer : states) {
+        const auto full = component + "." + layer.layer.name;
+        CAPTURE(full);
+        const auto base = expected.at("base." + full).flatten(1);
+        const auto delta = make_adapter(layer)->delta(base);
+        CHECK(close(delta, expected.at(name + ("." + full)).flatten(1) - base, 1e-5));
+        ++layers;
+      }
+    }
+    CHECK(layers == 6);
+  }
+}
+
 TEST_CASE("lycoris: PEFT's folders give PEFT's own weights", "[lycoris][parity]") {
   for (const char* name : {"peft_dora", "peft_loha", "peft_loha_flat", "peft_lokr",
                            "peft_lokr_full", "peft_lokr_tucker"}) {

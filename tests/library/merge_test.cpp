@@ -94,14 +94,87 @@ TEST_CASE("merge: what fails half-way is undone", "[merge]") {
   const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "shared"});
   randomise(lora);
   const Tensor x = input(), before = model(x);
-  // The second layer's weight refuses to be written to.
-  model->shared->weight.set_data(model->shared->weight.narrow(0, 0, 1).expand({16, 16}));
-  const Tensor changed = model(x);
-  CHECK_THROWS(lora->merge());
+  {
+    // The second layer's weight is written to, and then LibTorch refuses to count the change: when
+    // the old values are put back too.
+    const c10::InferenceMode inference;
+    model->shared->weight = model->shared->weight.clone();
+  }
+  CHECK_THROWS_WITH(lora->merge(), ContainsSubstring("nplace update to inference tensor"));
   CHECK_FALSE(lora->merged());
-  CHECK(torch::equal(model(x), changed));
-  model->shared->weight.set_data(torch::eye(16));
+  CHECK(torch::equal(model(x), before));
+  // Nothing of the weights of then is kept.
+  model->shared->weight = torch::eye(16);
+  CHECK(torch::equal(lora->weight_of("shared"), torch::eye(16)));
   lora->merge();
   lora->unmerge();
   CHECK(torch::equal(model->shared->weight, torch::eye(16)));
+}
+
+TEST_CASE("merge: what would fail is noticed before anything changes", "[merge]") {
+  Zoo model;
+  const auto lora = patch<ClassicLoRA>(*model, 2, {"first", "shared"});
+  randomise(lora);
+  const Tensor first = model->in->weight.clone(), own = model->shared->weight;
+  const auto refused = [&](const std::string& message) {
+    for (const bool safe : {false, true}) {
+      CHECK_THROWS_WITH(lora->merge(safe), ContainsSubstring(message));
+      CHECK_THROWS_WITH(lora->merge_and_unload(safe), ContainsSubstring(message));
+    }
+    CHECK_FALSE(lora->merged());
+    CHECK(lora->sets().size() == 1);
+    CHECK(torch::equal(model->in->weight, first));
+  };
+  model->shared->weight = torch::empty({16, 16}, torch::kMeta);
+  refused("'shared': expected the adapter 'default' on meta like its layer, got cpu");
+  model->shared->weight = own.narrow(0, 0, 1).expand({16, 16});
+  refused("'shared': expected a weight with memory for each of its values, got an expanded one");
+  model->shared->weight = own;
+  lora->merge();
+  CHECK(lora->merged());
+}
+
+TEST_CASE("merge: weights that share memory are refused, those that only share a storage are not",
+          "[merge]") {
+  struct Two : torch::nn::Module {
+    Two() {
+      a = register_module("a", torch::nn::Linear(8, 20));
+      b = register_module("b", torch::nn::Embedding(20, 8));
+    }
+    torch::nn::Linear a{nullptr};
+    torch::nn::Embedding b{nullptr};
+  };
+  const Tensor store = torch::randn({40, 16}), before = store.clone();
+  const auto part = [&](int64_t row, int64_t column) {
+    return store.narrow(0, row, 20).narrow(1, column, 8);
+  };
+  struct Way {
+    const char* name;
+    Tensor a, b;
+    bool shared;
+  };
+  for (const auto& way : {Way{"an alias, as set_data makes it", part(0, 0), part(0, 0), true},
+                          Way{"rows that overlap", part(0, 0), part(19, 0), true},
+                          Way{"a column in common", part(0, 0), part(0, 7), true},
+                          Way{"other rows", part(0, 0), part(20, 0), false},
+                          Way{"other columns of the same rows", part(0, 0), part(0, 8), false}}) {
+    INFO(way.name);
+    Two model;
+    model.a->weight.set_data(way.a);
+    model.b->weight.set_data(way.b);
+    const auto lora = patch<ClassicLoRA>(model, 2, Targets::all());
+    randomise(lora);
+    if (way.shared) {
+      const auto message = ContainsSubstring(
+          "'a': merging cannot be combined with the weight that it shares with 'b'");
+      CHECK_THROWS_WITH(lora->merge(), message);
+      CHECK_THROWS_WITH(lora->merge_and_unload(), message);
+    } else {
+      lora->merge();
+      CHECK_FALSE(torch::equal(way.a, before.narrow(0, 0, 20).narrow(1, 0, 8)));
+      lora->unmerge();
+    }
+    CHECK_FALSE(lora->merged());
+    CHECK(torch::equal(store, before));
+  }
 }

@@ -4,8 +4,10 @@
 
 #include <lightlora/lightlora.h>
 
+#include <cstdlib>
 #include <functional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "support.h"
@@ -14,12 +16,17 @@ namespace lightlora_tests {
 
 using torch::Tensor;
 
-/// One layer as a model of its own, with inputs for it. Its path in the model is "0".
+/// One layer as a model of its own, with inputs for it. The model's first parameter is the weight
+/// that is adapted.
 struct Subject {
   std::string name;
   std::function<torch::nn::Sequential()> make;
   std::function<Tensor()> input;
   bool integer_input = false;
+  std::string path = "0";  ///< of the weight in the model
+  bool linear = true;      ///< the output is a linear function of the weight
+  bool recurrent = false;  ///< LibTorch gets the weight in a list with others
+  bool known_rows = true;  ///< the layer's input has the batch's rows first
 
   torch::nn::Sequential model(torch::ScalarType dtype) const {
     torch::manual_seed(7);
@@ -65,6 +72,13 @@ inline std::vector<Subject> convolutions() {
                  torch::kReflect)));
        },
        [] { return random_input({2, 12, 6, 6}); }},
+      {"Conv2d with replicated padding",
+       [] {
+         return Sequential(torch::nn::Conv2d(torch::nn::Conv2dOptions(6, 40, {3, 2})
+                                                 .padding({1, 2})
+                                                 .padding_mode(torch::kReplicate)));
+       },
+       [] { return random_input({2, 6, 5, 4}); }},
       {"Conv3d", [] { return Sequential(torch::nn::Conv3d(torch::nn::Conv3dOptions(4, 24, 2))); },
        [] { return random_input({1, 4, 4, 5, 3}); }},
       {"Conv3d with groups, dilation and padding",
@@ -104,7 +118,59 @@ inline std::vector<Subject> transposed_convolutions() {
   };
 }
 
-/// Every layer type of one input that can be adapted, with in != out everywhere.
+/// A layer that is called with more than one input, as a part of a model of one.
+template <typename Layer>
+struct WrappedImpl : torch::nn::Module {
+  using Call = std::function<Tensor(Layer&, const Tensor&)>;
+  WrappedImpl(Layer from, Call with)
+      : layer(register_module("layer", std::move(from))), call(std::move(with)) {}
+  Tensor forward(const Tensor& x) { return call(layer, x); }
+  Layer layer;
+  Call call;
+};
+
+template <typename Layer>
+torch::nn::Sequential wrapped(Layer layer, typename WrappedImpl<Layer>::Call call) {
+  return torch::nn::Sequential(
+      std::make_shared<WrappedImpl<Layer>>(std::move(layer), std::move(call)));
+}
+
+/// Layers of several inputs, outputs or weights.
+inline std::vector<Subject> wrapped_layers() {
+  namespace nn = torch::nn;
+  Subject attention{"MultiheadAttention",
+                    [] {
+                      return wrapped(nn::MultiheadAttention(24, 3),
+                                     [](auto& layer, const Tensor& x) {
+                                       return std::get<0>(layer->forward(x, x, x));
+                                     });
+                    },
+                    [] { return random_input({5, 2, 24}); }};
+  attention.path = "0.layer.in_proj";
+  attention.linear = attention.known_rows = false;
+  Subject bilinear{"Bilinear",
+                   [] {
+                     return wrapped(nn::Bilinear(7, 6, 24), [](auto& layer, const Tensor& x) {
+                       return layer->forward(x, x.narrow(-1, 0, 6));
+                     });
+                   },
+                   [] { return random_input({4, 7}); }};
+  bilinear.path = "0.layer";
+  bilinear.known_rows = false;
+  Subject recurrent{"GRU",
+                    [] {
+                      return wrapped(nn::GRU(20, 24), [](auto& layer, const Tensor& x) {
+                        return std::get<0>(layer->forward(x));
+                      });
+                    },
+                    [] { return random_input({5, 2, 20}); }};
+  recurrent.path = "0.layer.weight_ih_l0";
+  recurrent.linear = recurrent.known_rows = false;
+  recurrent.recurrent = true;
+  return {attention, bilinear, recurrent};
+}
+
+/// Every layer type that can be adapted, with in != out everywhere.
 inline const std::vector<Subject>& subjects() {
   using torch::nn::Sequential;
   static const std::vector<Subject> all = [] {
@@ -133,8 +199,14 @@ inline const std::vector<Subject>& subjects() {
          },
          [] { return torch::arange(0, 12).view({3, 4}) * 9; }, /*integer_input=*/true},
     };
+    result.back().linear = false;  // other rows may be the largest over another weight
+    for (auto& subject : result) subject.known_rows = subject.name.find("Bag") == std::string::npos;
     for (const auto& more : {convolutions(), transposed_convolutions()}) {
       result.insert(result.end(), more.begin(), more.end());
+    }
+    // Other devices than the CPU compute these with libraries of their own, if at all.
+    if (!std::getenv("LIGHTLORA_TEST_DEVICE")) {
+      for (const auto& more : wrapped_layers()) result.push_back(more);
     }
     return result;
   }();

@@ -55,15 +55,29 @@ TEST_CASE("patch: a forced route ends with the adapters", "[patch]") {
 }
 
 TEST_CASE("patch: layers of one kind with one weight cannot both be adapted", "[patch]") {
-  torch::nn::Sequential model(torch::nn::Linear(8, 8), torch::nn::Linear(8, 8));
-  model->ptr<torch::nn::LinearImpl>(1)->weight = model->ptr<torch::nn::LinearImpl>(0)->weight;
+  for (const bool alias : {false, true}) {
+    torch::nn::Sequential model(torch::nn::Linear(8, 8), torch::nn::Linear(8, 8));
+    Tensor first = model->ptr<torch::nn::LinearImpl>(0)->weight;
+    Tensor& second = model->ptr<torch::nn::LinearImpl>(1)->weight;
+    alias ? second.set_data(first) : void(second = first);
+    CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets::all()),
+                      ContainsSubstring("'1': adapters cannot be combined with those of '0'"));
+    const auto lora = patch<ClassicLoRA>(*model, 2, {"0"});
+    CHECK_THROWS_WITH(lora->add("more", "classic", 2, {"1"}),
+                      ContainsSubstring("both layers have the same weight"));
+    CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"1"}),
+                      ContainsSubstring("expected a layer without adapters"));
+  }
+}
+
+TEST_CASE("patch: a product finds a convolution's weight too, so that both cannot be adapted",
+          "[patch]") {
+  torch::nn::Sequential model(torch::nn::Linear(8, 6),
+                              torch::nn::Conv1d(torch::nn::Conv1dOptions(8, 6, 1)));
+  Tensor kernels = model->ptr<torch::nn::Conv1dImpl>(1)->weight;
+  kernels.set_data(model->ptr<torch::nn::LinearImpl>(0)->weight.detach().unsqueeze(2));
   CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets::all()),
                     ContainsSubstring("'1': adapters cannot be combined with those of '0'"));
-  const auto lora = patch<ClassicLoRA>(*model, 2, {"0"});
-  CHECK_THROWS_WITH(lora->add("more", "classic", 2, {"1"}),
-                    ContainsSubstring("both layers have the same weight"));
-  CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, {"1"}),
-                    ContainsSubstring("expected a layer without adapters"));
 }
 
 TEST_CASE("torch::save keeps scales, and bases that are made of the weight", "[patch]") {

@@ -24,7 +24,7 @@ TEST_CASE("the delta is scale times the composed factors, where a variant has fa
     CHECK(c.delta().norm().item<double>() > 0.1);
     if (adapter->needs_weight()) {
       CHECK_THROWS_WITH(adapter->delta(),
-                        ContainsSubstring("'0': expected the layer's weight, which the delta of"));
+                        ContainsSubstring("': expected the layer's weight, which the delta of"));
     }
     if (!adapter->has_factors()) return;
     const auto factors = adapter->factors();
@@ -55,7 +55,7 @@ TEST_CASE("the merged model equals the adapted one, and unmerging restores every
 TEST_CASE("weight 0 gives the base and weight 2 twice the delta, and so does the scale",
           "[properties]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
-    if (subject.name == "EmbeddingBag of maxima") return;  // other rows may be the largest then
+    if (!subject.linear) return;  // twice the delta is not twice the difference then
     Case c(recipe, subject);
     randomise(c.lora);
     const auto weighted = [&](double weight) {
@@ -87,7 +87,7 @@ TEST_CASE("gradients of every trained tensor agree with finite differences", "[p
       INFO(item.key());
       // DoRA takes the lengths of the rows as constants, so only its magnitudes have true
       // gradients.
-      if (recipe.options.dora() && item.key() != "0.magnitude") continue;
+      if (recipe.options.dora() && item.key() != c.path + ".magnitude") continue;
       CHECK(derivative_error(loss, item.value()) < 1e-6);
     }
     if (!subject.integer_input) {
@@ -174,6 +174,8 @@ TEST_CASE("classic factors made from an adapter give the same delta", "[properti
 
 TEST_CASE("half-precision inference stays near the fp32 result", "[properties]") {
   for_each_case([](const Recipe& recipe, const Subject& subject) {
+    // Attention and recurrence round once more in each of their own steps.
+    if (!subject.linear && !subject.integer_input) return;
     Case c(recipe, subject, torch::kFloat);
     randomise(c.lora);
     const Tensor exact = c.adapted();

@@ -51,16 +51,26 @@ void check_equal(const Components& one, const Components& other) {
 }
 
 struct Scratch : ScratchFolder {
-  // Reads a file of kohya's names of single values.
-  Components read(const std::vector<std::string>& names) const {
-    TensorMap tensors;
+  // Reads a file of kohya's names, each with factors and an alpha of its own.
+  Components read(const std::vector<std::string>& names) {
+    tensors.clear();
     for (const auto& name : names) {
-      tensors[name + ".lora_down.weight"] = torch::ones({1, 4});
-      tensors[name + ".lora_up.weight"] = torch::ones({4, 1});
+      tensors[name + ".lora_down.weight"] = torch::randn({2, 4});
+      tensors[name + ".lora_up.weight"] = torch::randn({6, 2});
+      tensors[name + ".alpha"] = torch::rand({}) + 0.5;
     }
     save_safetensors(file("x.safetensors"), tensors);
     return read_adapters(file("x.safetensors")).components;
   }
+
+  // What kohya's tensors of a name stand for: alpha over the rank times the factors' product.
+  at::Tensor delta_of(const std::string& name) const {
+    const auto scale = tensors.at(name + ".alpha").item<double>() / 2;
+    return scale *
+           tensors.at(name + ".lora_up.weight").matmul(tensors.at(name + ".lora_down.weight"));
+  }
+
+  TensorMap tensors;
 };
 
 }  // namespace
@@ -102,17 +112,29 @@ TEST_CASE("sdxl files: the original block names mean diffusers' layers", "[files
       {"label_emb_0_0", "add_embedding.linear_1"},
       {"label_emb_0_2", "add_embedding.linear_2"},
       {"time_embed_0", "time_embedding.linear_1"}};
-  const Scratch scratch;
+  torch::manual_seed(0);
+  Scratch scratch;
+  std::vector<std::string> all;
+  for (const auto& item : names) all.push_back("lora_unet_" + item.first);
+  // One by one, so that no other name helps to tell what it means, and all of one file.
   for (const auto& [original, ours] : names) {
     CAPTURE(original);
     const auto read = scratch.read({"lora_unet_" + original});
     REQUIRE(read.count("unet") == 1);
     CHECK(read.at("unet").front().layer.name == ours);
   }
+  const auto read = scratch.read(all);
+  REQUIRE(read.at("unet").size() == names.size());
+  std::map<std::string, std::string> originals;
+  for (const auto& [original, ours] : names) originals[ours] = "lora_unet_" + original;
+  for (const auto& state : read.at("unet")) {
+    CAPTURE(state.layer.name);
+    CHECK(close(delta(state), scratch.delta_of(originals.at(state.layer.name)), 1e-6));
+  }
 }
 
 TEST_CASE("sdxl files: two namings of one UNet's blocks are an error", "[files][sdxl]") {
-  const Scratch scratch;
+  Scratch scratch;
   CHECK_THROWS_WITH(
       scratch.read({"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
                     "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_k"}),

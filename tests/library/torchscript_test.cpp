@@ -4,6 +4,8 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <map>
+
 #include "support.h"
 
 using namespace lightlora;
@@ -27,6 +29,50 @@ torch::jit::Module script_model() {
   model.register_module("second", script_linear(12, 5));
   model.define(
       "def forward(self, x):\n  return self.second.forward(torch.tanh(self.first.forward(x)))\n");
+  return model;
+}
+
+torch::jit::Module script_module(const std::string& type,
+                                 const std::map<std::string, Tensor>& parameters) {
+  torch::jit::Module layer("__torch__.torch.nn.modules." + type);
+  for (const auto& [name, value] : parameters) {
+    layer.register_parameter(name, value / 3, /*is_buffer=*/false);
+  }
+  return layer;
+}
+
+// A convolution, a recurrent layer and attention with the operators that PyTorch's modules call.
+torch::jit::Module script_layers() {
+  torch::manual_seed(2);
+  auto conv = script_module("conv.Conv1d", {{"weight", torch::randn({8, 8, 3})}});
+  conv.define(
+      "def forward(self, x):\n"
+      "  return torch.conv1d(x, self.weight, None, [1], [1], [1], 1)\n");
+  auto lstm = script_module("rnn.LSTM", {{"weight_ih_l0", torch::randn({24, 8})},
+                                         {"weight_hh_l0", torch::randn({24, 6})}});
+  lstm.define(
+      "def forward(self, x):\n"
+      "  h = torch.zeros([1, x.size(1), 6])\n"
+      "  return torch.lstm(x, [h, h], [self.weight_ih_l0, self.weight_hh_l0], False, 1, 0.0, False,"
+      " False, False)[0]\n");
+  auto out = script_module("linear.NonDynamicallyQuantizableLinear",
+                           {{"weight", torch::randn({6, 6})}, {"bias", torch::randn({6})}});
+  auto attention =
+      script_module("activation.MultiheadAttention", {{"in_proj_weight", torch::randn({18, 6})}});
+  attention.register_module("out_proj", out);
+  attention.define(
+      "def forward(self, x):\n"
+      "  q, k, v = torch.linear(x, self.in_proj_weight).chunk(3, -1)\n"
+      "  mixed = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v)\n"
+      "  return torch.linear(mixed, self.out_proj.weight, self.out_proj.bias)\n");
+  torch::jit::Module model("Layers");
+  model.register_module("conv", conv);
+  model.register_module("lstm", lstm);
+  model.register_module("attention", attention);
+  model.define(
+      "def forward(self, x):\n"
+      "  x = self.conv.forward(x.transpose(1, 2)).transpose(1, 2)\n"
+      "  return self.attention.forward(self.lstm.forward(x))\n");
   return model;
 }
 
@@ -95,6 +141,46 @@ TEST_CASE("a state of a TorchScript module's adapters fits another copy of it", 
   lora->set_active({{"default", 0.5}, {"more", 2}});
   same->set_active({{"default", 0.5}, {"more", 2}});
   CHECK(torch::equal(same(twin, Inputs{x}).toTensor(), lora(model, Inputs{x}).toTensor()));
+}
+
+TEST_CASE("adapters of a TorchScript module come back from PEFT's folder", "[torchscript]") {
+  const ScratchFolder folder;
+  auto model = script_model(), twin = script_model();
+  const Tensor x = torch::randn({4, 8}), base = model.forward({x}).toTensor();
+  const auto lora = patch<ClassicLoRA>(model, LoRAOptions(2).network_alpha(3), Targets::all());
+  randomise(lora);
+  const auto path = folder.file("adapter");
+  save(lora, path, Format::peft);
+  const auto same = patch(twin, read_state(path));
+  const Tensor adapted = lora(model, Inputs{x}).toTensor();
+  CHECK_FALSE(close(adapted, base, 1e-3));
+  CHECK(close(same(twin, Inputs{x}).toTensor(), adapted, 1e-5));
+}
+
+TEST_CASE("layers of every operator in a TorchScript module are adapted as they merge",
+          "[torchscript]") {
+  auto model = script_layers();
+  const Tensor x = torch::randn({3, 2, 8});
+  const auto run = [&] { return model.forward({x}).toTensor().detach(); };
+  const Tensor base = run();
+  for (const char* target : {"conv", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "attention.in_proj",
+                             "attention.out_proj"}) {
+    INFO(target);
+    const auto lora = patch<ClassicLoRA>(model, 2, {target});
+    randomise(lora);
+    for (int call = 0; call < 3; ++call) {  // the executor optimises after the first
+      const Tensor adapted = lora(model, Inputs{x}).toTensor();
+      CHECK_FALSE(close(adapted.detach(), base, 1e-3));
+      for (const auto& gradient :
+           torch::autograd::grad({adapted.square().sum()}, lora->parameters())) {
+        CHECK(gradient.norm().item<double>() > 0);
+      }
+      lora->merge();
+      CHECK(close(run(), adapted.detach(), 1e-5));
+      lora->unmerge();
+      CHECK(close(run(), base, 1e-6));
+    }
+  }
 }
 
 TEST_CASE("a frozen TorchScript module is refused with what to do", "[torchscript]") {

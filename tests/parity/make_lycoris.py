@@ -2,12 +2,14 @@
 """Writes data/lycoris: adapters of LyCORIS (lycoris-lora 4.1.3) and PEFT (0.21.2), and the weights that they make.
 
 <case>.safetensors, or the folder <case> of PEFT, is what a user would have; expected.safetensors holds the weights
-"base.<layer>" and "<case>.<layer>" with the adapter at strength 1, as its own forward pass shows them.
+"base.<layer>" and "<case>.<layer>" with the adapter at strength 1, as its own forward pass shows them. The files sgm_*
+are of SDXL in the names of sd-scripts, whose UNet keeps the original blocks; with the argument sgm they alone are written.
 """
 
 import copy
 import pathlib
 import shutil
+import sys
 
 import torch
 from lycoris.modules.locon import LoConModule
@@ -75,6 +77,50 @@ PEFT = {
 }
 
 
+# sd-scripts' names, and what the layers are to diffusers.
+SGM = {
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        nn.Linear(24, 16, bias=False),
+    ),
+    "lora_unet_middle_block_1_transformer_blocks_9_ff_net_0_proj": (
+        "unet.mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj",
+        nn.Linear(16, 24, bias=False),
+    ),
+    "lora_unet_output_blocks_2_1_proj_in": ("unet.up_blocks.0.attentions.2.proj_in", nn.Linear(12, 12, bias=False)),
+    "lora_unet_output_blocks_5_2_conv": ("unet.up_blocks.1.upsamplers.0.conv", nn.Conv2d(6, 16, 3, bias=False)),
+    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        nn.Linear(12, 16, bias=False),
+    ),
+    "lora_te2_text_model_encoder_layers_1_mlp_fc1": (
+        "text_encoder_2.text_model.encoder.layers.1.mlp.fc1",
+        nn.Linear(20, 16, bias=False),
+    ),
+}
+
+
+@torch.no_grad()
+def make_sgm():
+    torch.manual_seed(2)
+    expected = {}
+    for case in ["locon", "loha", "lokr"]:
+        kind, options = LYCORIS[case]
+        tensors = {}
+        for flat, (name, base) in SGM.items():
+            if case == "locon":
+                nn.init.normal_(base.weight, std=0.5)
+                expected[f"base.{name}"] = base.weight.clone()
+            layer = copy.deepcopy(base)
+            module = kind(flat, layer, 1.0, **options)
+            randomise(module)
+            module.apply_to()
+            expected[f"{case}.{name}"] = weight_of(layer, base).contiguous()
+            tensors |= {f"{flat}.{key}": value.detach().clone() for key, value in module.custom_state_dict().items()}
+        save_file(tensors, DATA / f"sgm_{case}.safetensors")
+    save_file({name: value.detach().clone() for name, value in expected.items()}, DATA / "sgm_expected.safetensors")
+
+
 def tree():
     """A model that has the layers under their names."""
     root = nn.Module()
@@ -120,4 +166,6 @@ def main():
     save_file({name: value.detach().clone() for name, value in expected.items()}, DATA / "expected.safetensors")
 
 
-main()
+if sys.argv[1:] != ["sgm"]:
+    main()
+make_sgm()

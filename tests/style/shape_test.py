@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of the source: no include cycles, small files and functions, a small public face.
+"""The shape of the source: no include cycles, small files and functions, a small public face, short first pages.
 
 shape_test.py           every rule; exit status 1 with the offenders if one is broken
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 SOURCE = Path(os.environ["LIGHTLORA_SOURCE_DIR"])
 INCLUDE = SOURCE / "include"
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PUBLIC_HEADERS = 400, 50, 16
+LONGEST_README, LONGEST_EXAMPLE = 80, 60
 CODE = ["include", "examples", "tests", "benchmarks", "scripts"]
 
 
@@ -154,7 +155,30 @@ def private_includes():
                 yield f"{path}: includes the private {name}"
 
 
-RULES = [include_cycles, long_files, long_functions, public_headers, private_includes]
+def listed_headers():
+    """docs/api.md has one row for each public header, and none for anything else."""
+    rows = re.findall(r"^\| `([^`]+\.h)` \|", (SOURCE / "docs/api.md").read_text(), re.M)
+    public = {path.name for path in (INCLUDE / "lightlora").glob("*.h") if not path.name.endswith("-inl.h")}
+    wanted = public - {"lightlora.h"} | {"variants/*.h"}
+    for name in sorted(wanted - set(rows)):
+        yield f"docs/api.md: no row for {name}"
+    for name in sorted(set(rows) - wanted):
+        yield f"docs/api.md: a row for {name}, which is no public header"
+    for name in sorted({name for name in rows if rows.count(name) > 1}):
+        yield f"docs/api.md: {rows.count(name)} rows for {name}"
+
+
+def short_pages():
+    """What somebody reads first fits on a few screens."""
+    limits = {"README.md": LONGEST_README}
+    limits |= {f"examples/{path.name}": LONGEST_EXAMPLE for path in (SOURCE / "examples").glob("*.cpp")}
+    for path, most in sorted(limits.items()):
+        count = len((SOURCE / path).read_text().splitlines())
+        if count > most:
+            yield f"{path}: {count} lines, of at most {most}"
+
+
+RULES = [include_cycles, long_files, long_functions, public_headers, private_includes, listed_headers, short_pages]
 
 
 def main(names):

@@ -29,7 +29,7 @@ struct Situation {
   int64_t out = 0;        ///< rows of the weight
 };
 
-/// The one place where a layer decides how to compute; docs/patching.md has it as a table.
+/// The one place where a layer decides how to compute; docs/speed.md has it as a table.
 ///
 /// Both training routes need the two small gradients; beyond them the bypass reads and writes
 /// rows * (in + out) elements and the merged weight twice in * out, so that merging wins from

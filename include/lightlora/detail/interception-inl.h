@@ -29,11 +29,12 @@ LIGHTLORA_INLINE AdaptedSite make_site(std::string path, const LayerWeight& weig
 
 namespace detail {
 
-// The kinds of LibTorch's debug information are its own; the one for its tests is what is left.
-constexpr auto kFrameKind = c10::DebugInfoKind::TEST_INFO_2;
+// The kinds of LibTorch's debug information are its own; the one for its tests is what is left. Newer
+// versions have no constant of it.
+inline c10::DebugInfoKind frame_kind() { return c10::DebugInfoKind::TEST_INFO_2; }
 
 inline const ActiveFrame* frame_of_thread() {
-  const c10::DebugInfoBase* info = c10::ThreadLocalDebugInfo::get(kFrameKind);
+  const c10::DebugInfoBase* info = c10::ThreadLocalDebugInfo::get(frame_kind());
   return info && typeid(*info) == typeid(ActiveFrame) ? static_cast<const ActiveFrame*>(info)
                                                       : nullptr;
 }
@@ -51,7 +52,7 @@ inline bool is_on_top(c10::DebugInfoKind kind) {
 inline auto take_what_lies_above() {
   using Kind = c10::DebugInfoKind;
   std::vector<std::pair<Kind, std::shared_ptr<c10::DebugInfoBase>>> taken;
-  while (!is_on_top(kFrameKind)) {
+  while (!is_on_top(frame_kind())) {
     bool found = false;
     for (const Kind kind : {Kind::PRODUCER_INFO, Kind::MOBILE_RUNTIME_INFO, Kind::PROFILER_STATE,
                             Kind::INFERENCE_CONTEXT, Kind::PARAM_COMMS_INFO, Kind::TEST_INFO}) {
@@ -69,11 +70,11 @@ inline void set_frame(const std::shared_ptr<const ActiveFrame>& frame) {
   decltype(take_what_lies_above()) above;
   if (frame_of_thread()) {
     above = take_what_lies_above();
-    if (is_on_top(kFrameKind)) c10::ThreadLocalDebugInfo::_pop(kFrameKind);
+    if (is_on_top(frame_kind())) c10::ThreadLocalDebugInfo::_pop(frame_kind());
   }
   const bool any = frame && !(frame->tables.empty() && frame->packings.empty());
   if (any) {
-    c10::ThreadLocalDebugInfo::_push(kFrameKind, std::const_pointer_cast<ActiveFrame>(frame));
+    c10::ThreadLocalDebugInfo::_push(frame_kind(), std::const_pointer_cast<ActiveFrame>(frame));
   }
   for (auto item = above.rbegin(); item != above.rend(); ++item) {
     c10::ThreadLocalDebugInfo::_push(item->first, item->second);
@@ -283,6 +284,19 @@ LIGHTLORA_INLINE const PackedSite* find_packed(const at::Tensor& weight) {
 
 LIGHTLORA_INLINE bool is_adapted(const at::Tensor& weight) {
   return detail::for_each_site_of(weight, [](const AdaptedSite&) { return true; });
+}
+
+LIGHTLORA_INLINE std::optional<ActiveValues> active_values(const at::Tensor& weight) {
+  ActiveValues values;
+  const bool differ = detail::for_each_site_of(weight, [&](const AdaptedSite& site) {
+    if (site.rows || site.given || detail::is_dropping(site)) return true;
+    values.sources.insert(values.sources.end(), site.sources.begin(), site.sources.end());
+    const auto numbers = detail::numbers_of(site);
+    values.numbers.insert(values.numbers.end(), numbers.begin(), numbers.end());
+    return false;
+  });
+  if (differ) return std::nullopt;
+  return values;
 }
 
 }  // namespace lightlora

@@ -211,6 +211,18 @@ void register_kernels();
 /// Whether adapters are active, in this thread, over a weight or parts of it.
 bool is_adapted(const at::Tensor& weight);
 
+/// All that the adapters which are active over a weight add to it follows from: tensors and numbers
+/// as InferenceCache takes them.
+struct ActiveValues {
+  std::vector<at::Tensor> sources;  ///< trained and frozen values, and the weight
+  std::vector<double> numbers;      ///< scales, and weights of the sets
+};
+
+/// For whoever keeps what a layer made, as long as the same adapters with the same values are active
+/// in this thread. Empty where none are; nothing where two calls may differ anyhow: a dropout, or
+/// rows with adapters of their own.
+std::optional<ActiveValues> active_values(const at::Tensor& weight);
+
 }  // namespace lightlora
 
 #ifndef LIGHTLORA_COMPILED

@@ -252,6 +252,42 @@ LIGHTLORA_INLINE std::string refusal_reason(const torch::nn::Module& module) {
   return "";
 }
 
+namespace detail {
+
+// Whether two tensors of one storage have an element in common.
+inline bool elements_overlap(const at::Tensor& a, const at::Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto end_of = [](const at::Tensor& t) {
+    int64_t last = t.storage_offset();
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    return last + 1;
+  };
+  const auto size = [](const at::Tensor& t) { return static_cast<int64_t>(t.element_size()); };
+  const int64_t a_begin = a.storage_offset(), b_begin = b.storage_offset();
+  const int64_t a_end = end_of(a), b_end = end_of(b);
+  if (a_end * size(a) <= b_begin * size(b) || b_end * size(b) <= a_begin * size(a)) return false;
+  if (size(a) != size(b) || a_begin == b_begin) return true;
+  // Views such as two halves of a matrix's columns lie between each other.
+  const int64_t first = std::min(a_begin, b_begin);
+  const at::Tensor taken = at::zeros({std::max(a_end, b_end) - first}, at::kBool);
+  taken.as_strided(a.sizes(), a.strides(), a_begin - first).fill_(true);
+  return taken.as_strided(b.sizes(), b.strides(), b_begin - first).any().item<bool>();
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  if (a.is_same(b)) return true;
+  return a.has_storage() && b.has_storage() && a.is_alias_of(b) && detail::elements_overlap(a, b);
+}
+
+LIGHTLORA_INLINE bool looked_up_alike(LayerKind a, LayerKind b) {
+  const auto in_products = [](LayerKind kind) {
+    return kind == LayerKind::linear || kind == LayerKind::convolution;
+  };
+  return a == b || (in_products(a) && in_products(b));
+}
+
 LIGHTLORA_INLINE AdaptableLayers adaptable_layers(torch::nn::Module& model) {
   AdaptableLayers found;
   std::unordered_set<const torch::nn::Module*> seen, attention_outputs;

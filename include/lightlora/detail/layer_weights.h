@@ -131,6 +131,14 @@ const char* adaptable_types();
 /// for any other module.
 std::string refusal_reason(const torch::nn::Module& module);
 
+/// Whether writing to one weight changes another: they are one tensor, aliases as `set_data` makes
+/// them, or views of one storage that overlap.
+bool share_memory(const at::Tensor& a, const at::Tensor& b);
+
+/// Whether calls of two kinds of layers look for a weight in the same place: a product finds the
+/// weights of linear layers and of convolutions.
+bool looked_up_alike(LayerKind a, LayerKind b);
+
 /// What of a model can be adapted: each weight once, with its path; and every layer that targets
 /// may name, those that are refused too.
 struct AdaptableLayers {

@@ -130,6 +130,11 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
  public:
   static constexpr const char* kVariant = "classic";
 
+  /// What is frozen is a part of the delta: a start, or mica's up.
+  static Canonical canonical(const LoRAOptions& /*options*/, const TrainedValues& frozen) {
+    return frozen.empty() ? Canonical::factors : Canonical::classic;
+  }
+
   ClassicAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     check_start();

@@ -27,6 +27,11 @@ class FusedAdapterImpl : public AdapterModule<FusedAdapterImpl, LightOptions> {
  public:
   static constexpr const char* kVariant = "fused";
 
+  /// The core is unique.
+  static Canonical canonical(const LoRAOptions& /*options*/, const TrainedValues& /*frozen*/) {
+    return Canonical::as_they_are;
+  }
+
   FusedAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     require_usual_init("whose core always starts at zero");

@@ -83,6 +83,12 @@ class LightAdapterImpl : public AdapterModule<LightAdapterImpl, LightOptions> {
  public:
   static constexpr const char* kVariant = "light";
 
+  /// Between other bases lengths and angles are not those of the factors.
+  static Canonical canonical(const LoRAOptions& options, const TrainedValues& /*frozen*/) {
+    const auto own = detail::own_from_text<LightOptions>(options.own(), "", kVariant);
+    return own.aux_init() == AuxInit::orthogonal ? Canonical::factors : Canonical::classic;
+  }
+
   LightAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {
     reset();

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/kron.h>
 #include <lightlora/adapter.h>
 #include <lightlora/layers.h>
 #include <torch/nn/init.h>
@@ -90,7 +89,10 @@ class LoKrAdapterImpl : public AdapterModule<LoKrAdapterImpl, LoKrOptions> {
   torch::Tensor added(const torch::Tensor& /*weight*/) const override {
     const torch::Tensor w1 = lokr_w1.defined() ? lokr_w1 : lokr_w1_a.mm(lokr_w1_b);
     const torch::Tensor w2 = lokr_w2.defined() ? lokr_w2 : lokr_w2_a.mm(lokr_w2_b);
-    return at::kron(w1, w2) * scale();
+    // at::kron loses the version counters of its inputs on the way: a factor that changes before the
+    // backward pass would spoil gradients in silence.
+    const torch::Tensor product = w1.unsqueeze(1).unsqueeze(3) * w2.unsqueeze(0).unsqueeze(2);
+    return product.reshape({w1.size(0) * w2.size(0), w1.size(1) * w2.size(1)}) * scale();
   }
   bool is_up_side(const std::string& name) const override {
     return name == "lokr_w1_a" || name == "lokr_w2_a";

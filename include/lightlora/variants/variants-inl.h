@@ -38,6 +38,13 @@ LIGHTLORA_INLINE std::vector<VariantEntry>& registered_variants() {
   return entries;
 }
 
+LIGHTLORA_INLINE const VariantEntry* entry_of(const std::string& variant) {
+  const auto& entries = registered_variants();
+  const auto found = std::find_if(entries.begin(), entries.end(),
+                                  [&](const auto& known) { return known.name == variant; });
+  return found == entries.end() ? nullptr : &*found;
+}
+
 }  // namespace detail
 
 LIGHTLORA_INLINE const std::vector<VariantEntry>& variants() {

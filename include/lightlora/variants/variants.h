@@ -69,6 +69,8 @@ struct VariantEntry {
   OwnOptions (*canonical)(const OwnOptions&, const std::string&);
   /// See `AdapterModule::layer_of`.
   LayerInfo (*layer_of)(LayerInfo, const TrainedValues&);
+  /// See `AdapterModule::canonical`; of an adapter with these options and these frozen tensors.
+  Canonical (*canonical_values)(const LoRAOptions&, const TrainedValues&);
 
   /// Whether it takes an option of that name beside the shared ones.
   bool takes(const std::string& option) const;
@@ -106,7 +108,8 @@ VariantEntry variant_entry() {
             return detail::own_to_text(
                 detail::own_from_text<Options>(own, where, AdapterImpl::kVariant));
           },
-          &AdapterImpl::layer_of};
+          &AdapterImpl::layer_of,
+          &AdapterImpl::canonical};
 }
 
 namespace detail {
@@ -115,6 +118,9 @@ namespace detail {
 void insert_variant(std::vector<VariantEntry>& entries, VariantEntry entry);
 
 std::vector<VariantEntry>& registered_variants();
+
+// The entry of a variant, or null if nobody has registered it.
+const VariantEntry* entry_of(const std::string& variant);
 
 template <typename AdapterImpl, typename... Known>
 constexpr bool is_one_of(const std::tuple<Known...>* /*list*/) {

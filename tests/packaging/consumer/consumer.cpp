@@ -4,6 +4,7 @@
 #include <lightlora/lightlora.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/optim/sgd.h>
 
 #include <cstdio>
 
@@ -44,6 +45,32 @@ bool own_variant_works(torch::nn::Sequential& model, const torch::Tensor& input)
   return same && !torch::allclose(adapted, model->forward(input));
 }
 
+// Variants beside LoRA, each in its own way: a rotation of the inputs (OFT), a product with the weight
+// (HiRA), blocks that are repeated (MiSS). Trains a step, merges, and comes back from a file.
+template <template <typename> class Variant>
+bool variant_works(torch::nn::Sequential& model, const torch::Tensor& input) {
+  const char* file = "consumer-variant.safetensors";
+  auto lora = lightlora::patch<Variant>(*model, 4, {"0", "2"});
+  torch::optim::SGD optimizer(lora->parameters(), torch::optim::SGDOptions(0.5));
+  const auto loss = [&] { return (lora(model, input) - 1).square().mean(); };
+  const auto before = loss();
+  before.backward();
+  optimizer.step();
+  const torch::NoGradGuard no_grad;
+  const auto adapted = lora(model, input);
+  const bool learns = loss().item<double>() < before.item<double>();
+  lora->merge();
+  const bool merges = torch::allclose(model->forward(input), adapted, /*rtol=*/1e-4, /*atol=*/1e-4);
+  lora->unmerge();
+  lightlora::save(lora, file);
+  lora->remove();
+  auto again = lightlora::patch(*model, lightlora::read_state(file));
+  const bool returns = torch::allclose(again(model, input), adapted, /*rtol=*/1e-5, /*atol=*/1e-5);
+  again->remove();
+  std::remove(file);
+  return learns && merges && returns;
+}
+
 }  // namespace
 
 int main() {
@@ -70,7 +97,10 @@ int main() {
   const bool restores = torch::equal(model->forward(input), before);
   lora->remove();
   const bool own_variant = own_variant_works(model, input);
-  const bool ok = starts_as_base && changes && merges && restores && own_variant;
+  const bool new_variants = variant_works<lightlora::OFT>(model, input) &&
+                            variant_works<lightlora::HiRA>(model, input) &&
+                            variant_works<lightlora::MiSS>(model, input);
+  const bool ok = starts_as_base && changes && merges && restores && own_variant && new_variants;
   std::printf("consumer: %s (lightlora %s)\n", ok ? "ok" : "failed", LIGHTLORA_VERSION);
   return ok ? 0 : 1;
 }

@@ -158,9 +158,12 @@ class LayerAssembler {
 
   // The seed article's fused core between its two bases.
   AssembledLayer fused() {
-    TORCH_CHECK(!has("down", "up"), where_, "expected either down_up or down and up, got both");
+    TORCH_CHECK(!has("down", "up"), where_,
+                "down_up cannot be combined with down and up: it is both in one");
     TORCH_CHECK(has("up_aux") && has("down_aux"), where_,
-                "down_up needs down_aux and up_aux beside it; hint: the file is incomplete");
+                "expected down_aux and up_aux beside down_up, got ",
+                has("up_aux") || has("down_aux") ? "one of them" : "neither",
+                "; hint: the file is incomplete");
     const at::Tensor down = product(take("down_up"), take("down_aux"));
     return classic_state(down, checked_up(down, take("up_aux")));
   }

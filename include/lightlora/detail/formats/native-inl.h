@@ -35,14 +35,6 @@ inline const std::set<std::string>& usual_frozen() {
   return names;
 }
 
-// The entry of a variant, or null if nobody has registered it.
-inline const VariantEntry* entry_of(const std::string& variant) {
-  const auto& entries = variants();
-  const auto found = std::find_if(entries.begin(), entries.end(),
-                                  [&](const auto& known) { return known.name == variant; });
-  return found == entries.end() ? nullptr : &*found;
-}
-
 // The variant's own options: those that are not at their default, and what version 1 always says.
 inline Metadata own_fields(const LayerState& layer) {
   Metadata fields;
