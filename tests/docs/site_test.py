@@ -15,6 +15,7 @@ from pathlib import Path
 
 SOURCE = Path(os.environ["LIGHTLORA_SOURCE_DIR"])
 WIDTHS = [1400, 400]
+VERSION = "0.1"
 BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 
 # Code and tables may be scrolled on a telephone, inside their own box; a desktop has room for them.
@@ -39,6 +40,7 @@ function faults(page, width, view) {
   for (const node of column.querySelectorAll('p')) {
     if (/(^|\\n)\\s*([-*+]|\\d+\\.) /.test(node.textContent)) tell('a list in a paragraph', node);
   }
+  if (!view.document.querySelector('.md-version__link')) tell('no other version offered', column);
   for (const node of column.querySelectorAll('img')) if (!node.naturalWidth) tell('no picture', node);
   return found;
 }
@@ -50,6 +52,10 @@ async function run() {
     frame.style = `width: ${width}px; height: 900px; border: 0`;
     await new Promise(done => { frame.onload = done; frame.src = '/' + page; document.body.append(frame); });
     await frame.contentWindow.document.fonts.ready;
+    // The theme fetches the list of versions after the page.
+    for (let i = 0; i < 50 && !frame.contentWindow.document.querySelector('.md-version__link'); ++i) {
+      await new Promise(done => setTimeout(done, 100));
+    }
     all = all.concat(faults(page, width, frame.contentWindow));
     frame.remove();
   }
@@ -108,6 +114,17 @@ def look(browser, site, folder):
     return Handler.faults
 
 
+def check_versions(site):
+    """The newest version comes first and is where the front door leads; the earlier one is offered too."""
+    listed = json.loads((site / "versions.json").read_text())
+    assert [(item["version"], item["aliases"]) for item in listed] == [(VERSION, ["latest"]), ("0.0", [])], listed
+    assert f'url={VERSION}/"' in (site / "index.html").read_text()
+    refused = subprocess.run(
+        [sys.executable, SOURCE / "scripts/site_versions.py", site, "0.2"], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "0.2': expected a page index.html" in refused.stderr, refused
+
+
 def main():
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
@@ -118,11 +135,26 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         site = folder / "site"
-        command = [mkdocs, "build", "--quiet", "--strict", "--config-file", SOURCE / "mkdocs.yml", "--site-dir", site]
+        (site / "0.0").mkdir(parents=True)
+        (site / "0.0" / "index.html").write_text("an earlier version")
+        command = [
+            mkdocs,
+            "build",
+            "--quiet",
+            "--strict",
+            "--config-file",
+            SOURCE / "mkdocs.yml",
+            "--site-dir",
+            site / VERSION,
+        ]
         subprocess.run(command, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
-        Handler.pages = sorted(page.relative_to(site).as_posix() for page in site.rglob("index.html"))
+        subprocess.run([sys.executable, SOURCE / "scripts/site_versions.py", site, VERSION], check=True)
+        check_versions(site)
+        Handler.pages = sorted(page.relative_to(site).as_posix() for page in (site / VERSION).rglob("index.html"))
         assert len(Handler.pages) == len(list((SOURCE / "docs").rglob("*.md"))), Handler.pages
-        assert "<img" in (site / "index.html").read_text().split("<article")[1], "expected a picture on the front page"
+        assert "<img" in (site / VERSION / "index.html").read_text().split("<article")[1], (
+            "expected a picture on the front page"
+        )
         found = look(browser, site, folder)
     print("\n".join(found) or f"{len(Handler.pages)} pages at {WIDTHS} pixels")
     sys.exit(1 if found else 0)
