@@ -28,6 +28,10 @@ void bind(cli::App& app, Flags& f) {
   app.add_option("--config", f.config, "JSON file with the sizes and schedules")->required();
   app.add_option("--dataset_dir", f.options.dataset_dir, "Folder that make_dataset wrote")
       ->required();
+  app.add_option("--init_from", f.options.init_from,
+                 "diffusion: start from the weights of this model, made with the same sizes and "
+                 "tokenizer")
+      ->free_on_resume();
   app.group("Training");
   app.add_option("--stage", f.stage, "What to train, or measure")
       ->required()

@@ -47,6 +47,7 @@ class DiffusionStage : public StageTask {
     if (is_sdxl(options.config)) make_second_encoder();
     model_.unet = sd::UNet2DConditionModel(
         sd::UNet2DConditionModelOptions::from_json(unet_config(options.config)));
+    if (!options.init_from.empty()) start_from(options.init_from);
     model_.vae->to(options.device);
     model_.text_encoder->to(options.device);
     model_.unet->to(options.device);
@@ -72,6 +73,13 @@ class DiffusionStage : public StageTask {
         sd::CLIPTextModel(sd::CLIPTextModelOptions::from_json(config).projection_dim(
             config.at("projection_dim").get<int64_t>()));
     model_.text_encoder_2->to(options_.device);
+  }
+
+  // For when only the weights of an earlier training are left: moments and averages begin anew.
+  void start_from(const std::string& folder) {
+    load_part(*model_.text_encoder, folder, "text_encoder");
+    if (model_.text_encoder_2) load_part(*model_.text_encoder_2, folder, "text_encoder_2");
+    load_part(*model_.unet, folder, "unet");
   }
 
   Composer load_composer() const {

@@ -48,7 +48,7 @@ std::optional<EmojiName> read_emoji_line(std::string_view line) {
       name + 1 == line.size()) {
     return std::nullopt;
   }
-  return EmojiName{static_cast<char32_t>(code_point), std::string(line.substr(name + 1)), ""};
+  return EmojiName{static_cast<char32_t>(code_point), std::string(line.substr(name + 1)), "", ""};
 }
 
 }  // namespace
@@ -59,14 +59,18 @@ std::vector<EmojiName> read_emoji_names(const std::string& path) {
               "; hint: apt-get install unicode-data");
   constexpr uint64_t kMostBytes = 16'000'000;
   std::istringstream file(lightlora::read_file(path, kMostBytes));
-  const std::string group_mark = "# group: ";
+  const std::string group_mark = "# group: ", subgroup_mark = "# subgroup: ";
   std::vector<EmojiName> names;
-  std::string line, group;
+  std::string line, group, subgroup;
   while (std::getline(file, line)) {
     if (line.compare(0, group_mark.size(), group_mark) == 0) group = line.substr(group_mark.size());
+    if (line.compare(0, subgroup_mark.size(), subgroup_mark) == 0) {
+      subgroup = line.substr(subgroup_mark.size());
+    }
     auto emoji = read_emoji_line(line);
     if (!emoji) continue;
     emoji->group = group;
+    emoji->subgroup = subgroup;
     names.push_back(std::move(*emoji));
   }
   TORCH_CHECK(!names.empty(), "'", path,

@@ -13,7 +13,7 @@ namespace pretraining {
 struct EmojiName {
   char32_t code_point;
   std::string name;
-  std::string group;
+  std::string group, subgroup;
 };
 
 /// The fully qualified emoji of one code point each (skin tones, flags and families are sequences),

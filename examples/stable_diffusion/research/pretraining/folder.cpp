@@ -21,6 +21,10 @@ nlohmann::json with_class(nlohmann::json model, const std::string& name) {
   return model;
 }
 
+std::string weights_stem(const std::string& subfolder) {
+  return subfolder.rfind("text_encoder", 0) == 0 ? "model" : "diffusion_pytorch_model";
+}
+
 }  // namespace
 
 nlohmann::json vae_config(const nlohmann::json& config, double scaling_factor) {
@@ -65,10 +69,9 @@ void save_part(const std::string& folder, const std::string& subfolder,
   sd::make_folder(folder + "/" + subfolder);
   lightlora::TensorMap half;
   for (const auto& [name, tensor] : weights) half[name] = tensor.to(at::kHalf).contiguous();
-  const bool text = subfolder.rfind("text_encoder", 0) == 0;
-  const std::string stem = text ? "model" : "diffusion_pytorch_model";
-  lightlora::save_safetensors(folder + "/" + subfolder + "/" + stem + ".safetensors", half,
-                              {{"format", "pt"}});
+  lightlora::save_safetensors(
+      folder + "/" + subfolder + "/" + weights_stem(subfolder) + ".safetensors", half,
+      {{"format", "pt"}});
   write_text(folder + "/" + subfolder + "/config.json", config.dump(2) + "\n");
 }
 
@@ -120,6 +123,10 @@ void with_config_name(const std::string& path, const std::function<void()>& work
     const std::string message = error.what_without_backtrace();
     TORCH_CHECK(false, message.rfind("'", 0) == 0 ? "" : "'" + path + "': ", message);
   }
+}
+
+void load_part(torch::nn::Module& module, const std::string& folder, const std::string& subfolder) {
+  sd::load_weights(module, sd::find_weights(folder + "/" + subfolder, weights_stem(subfolder)));
 }
 
 sd::AutoencoderKL load_vae(const std::string& folder) {

@@ -45,6 +45,10 @@ void use_channels_last(torch::nn::Module& module);
 /// The autoencoder of a folder, in fp32.
 sd::AutoencoderKL load_vae(const std::string& folder);
 
+/// Fills a module with the weights of one part of such a folder, "unet" say, in the module's dtype.
+/// Errors: those of sd::load_weights
+void load_part(torch::nn::Module& module, const std::string& folder, const std::string& subfolder);
+
 /// Calls `work`, for which numbers and texts are read from a configuration all along: what is wrong
 /// with these is then an error that names the file.
 /// Errors: c10::Error naming `path` for a field that is missing, of another type or out of range

@@ -21,6 +21,8 @@ struct StageOptions {
   nlohmann::json config;
   std::string dataset_dir;
   std::string output_dir;
+  /// A model of the same configuration whose weights the diffusion stage starts from; none if empty.
+  std::string init_from;
   /// Stop after this many steps in all (a later run goes on); negative: the configuration's number.
   int64_t stop_at = -1;
   /// Compute in bf16 over fp32 values; false: fp32 throughout.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ATen.h>
 
+#include <utility>
+
 #include "models/vae.h"
 #include "research/pretraining/dataset.h"
 #include "research/pretraining/folder.h"
@@ -63,6 +65,22 @@ class VaeStage : public StageTask {
     return vae_->encode(as_input(pictures));
   }
 
+  // In `scaled_share` of the steps both are made smaller alike: latents of a small thing then look like
+  // those of a large one, and the diffusion model has less to learn (scale equivariance as in EQ-VAE,
+  // Kouzelis et al. 2025).
+  std::pair<at::Tensor, at::Tensor> scaled(const at::Tensor& latents, const at::Tensor& pictures) {
+    const auto drawn = at::rand({2}, at::kDouble);
+    if (drawn[0].item<double>() >= stage_.value("scaled_share", 0.0)) return {latents, pictures};
+    const int64_t side = latents.size(-1), factor = pictures.size(-1) / side, least = side / 2;
+    const int64_t smaller =
+        least + static_cast<int64_t>(drawn[1].item<double>() * static_cast<double>(side - least));
+    const auto resized = [](const at::Tensor& x, int64_t to) {
+      return at::_upsample_bilinear2d_aa(x.to(at::kFloat), {to, to}, /*align_corners=*/false)
+          .to(x.scalar_type());
+    };
+    return {resized(latents, smaller), resized(pictures, smaller * factor)};
+  }
+
   double backward(int64_t step) override {
     const int64_t batch = stage_.at("batch");
     const int64_t own = batch / options_.group.size();
@@ -72,10 +90,11 @@ class VaeStage : public StageTask {
     auto sizes = posterior.mean().sizes().vec();
     sizes[0] = batch;
     const auto noise = share_of_batch(options_.group, at::randn(sizes, posterior.mean().options()));
-    const auto output = vae_->decode(posterior.sample(noise)).to(at::kFloat);
-    const auto difference = output - pictures;
+    const auto [latents, wanted] = scaled(posterior.sample(noise), pictures);
+    const auto output = vae_->decode(latents.contiguous(layout())).to(at::kFloat);
+    const auto difference = output - wanted;
     at::Tensor loss = difference.abs().mean() + difference.square().mean() +
-                      stage_.at("edge_weight").get<double>() * edge_distance(output, pictures);
+                      stage_.at("edge_weight").get<double>() * edge_distance(output, wanted);
     if (!decoder_only())
       loss = loss + stage_.at("kl_weight").get<double>() * kl_divergence(posterior);
     loss.backward();
