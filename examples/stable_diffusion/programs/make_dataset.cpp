@@ -4,9 +4,13 @@
 // <unseen> unseen, <subjects> subjects".
 #include <lightlora/file_io.h>
 
+#include <map>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "research/pretraining/dataset.h"
+#include "research/pretraining/emoji.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/pictures.h"
 #include "support/cli/app.h"
@@ -27,6 +31,7 @@ struct Options {
   int64_t instance_pictures = 6;
   int64_t instance_size = 160;
   int64_t pictures = 0;
+  int64_t identities = 0;
 };
 
 std::string file_name_of(std::string name) {
@@ -84,6 +89,42 @@ void write_pictures(pretraining::Composer& composer, const Options& options) {
   pretraining::write_text(folder + "/metadata.jsonl", captions);
 }
 
+// Things for train_hypernetwork: the extra emoji to learn from and, of subgroups of Unicode that these
+// do without, those that no training has seen. So no two of the two sides look alike by kind.
+void write_identities(pretraining::Composer& composer, const nlohmann::json& config,
+                      const Options& options) {
+  if (options.identities == 0) return;
+  using pretraining::Role;
+  const auto held_out = config.value("held_out_subgroups", std::vector<std::string>());
+  const std::set<std::string> apart(held_out.begin(), held_out.end());
+  std::map<std::string, std::string> subgroups;
+  for (const auto& item : pretraining::read_emoji_names(options.names)) {
+    subgroups[item.name] = item.subgroup;
+  }
+  const auto& emoji = composer.emoji();
+  for (const int64_t i : emoji.with_roles({Role::kExtra, Role::kUnseen, Role::kSubject})) {
+    const Role role = emoji.roles[i];
+    const bool is_apart = apart.count(subgroups[emoji.names[i]]) > 0;
+    const bool learned = role == Role::kExtra && !is_apart;
+    if (!learned && role != Role::kSubject && !(role == Role::kUnseen && is_apart)) continue;
+    const auto name = lightlora::path_component(file_name_of(emoji.names[i]), options.names);
+    const auto folder = options.output_dir + (learned ? "/identities/" : "/held_out/") + name;
+    sd::make_folder(folder);
+    std::mt19937_64 random(i);
+    std::string captions;
+    for (int64_t k = 0; k < options.identities; ++k) {
+      const int64_t color = (i + k) % static_cast<int64_t>(pretraining::named_colors().size());
+      const auto file = std::to_string(k) + ".png";
+      images::save_png(folder + "/" + file,
+                       images::to_image(to_unit(composer.draw(i, color, random, composer.size()))));
+      const auto caption =
+          fmt::format("a sks thing on a {} background", pretraining::named_colors()[color].name);
+      captions += nlohmann::json({{"file_name", file}, {"text", caption}}).dump() + "\n";
+    }
+    pretraining::write_text(folder + "/metadata.jsonl", captions);
+  }
+}
+
 void make(const Options& options) {
   using pretraining::Role;
   const auto file = sd::read_json_file(options.config);
@@ -98,6 +139,7 @@ void make(const Options& options) {
   pretraining::save_sheet(options.output_dir + "/preview.png", composer.batch(0, 96), 12);
   write_subjects(composer, options);
   write_pictures(composer, options);
+  write_identities(composer, config, options);
   fmt::print("wrote {}: {} named emoji, {} more for the autoencoder, {} unseen, {} subjects\n",
              options.output_dir, count(Role::kNamed), count(Role::kExtra), count(Role::kUnseen),
              count(Role::kSubject));
@@ -124,6 +166,10 @@ int main(int argc, char** argv) {
       ->check(cli::at_least(16));
   app.add_option("--pictures", options.pictures,
                  "Also write this many training pictures as PNG, with their captions")
+      ->check(cli::at_least(0));
+  app.add_option("--identities", options.identities,
+                 "Also write this many pictures of each emoji outside the vocabulary, for "
+                 "train_hypernetwork: folders identities and held_out")
       ->check(cli::at_least(0));
   return cli::run(argc, argv, app,
                   [&] { pretraining::with_config_name(options.config, [&] { make(options); }); });

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "research/hypernetwork/personalize.h"
+
+#include <ATen/ATen.h>
+#include <lightlora/files.h>
+#include <torch/utils.h>
+
+#include <chrono>
+#include <filesystem>
+#include <optional>
+
+#include "pipeline/device.h"
+#include "research/hypernetwork/identities.h"
+#include "research/hypernetwork/task.h"
+#include "support/cli/fmt.h"
+#include "support/files/outputs.h"
+#include "support/images/png.h"
+#include "support/images/tensor.h"
+#include "training/checkpoint.h"
+#include "training/dreambooth.h"
+
+namespace hypernetwork {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Weights that were rounded to half precision differ by less, those of another model by more.
+constexpr double kSameWeights = 0.01;
+
+class Watch {
+ public:
+  /// Seconds since the last call.
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const std::chrono::duration<double> passed = now - last_;
+    last_ = now;
+    return passed.count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// The picture in a folder of its own, as the trainer wants it.
+std::string folder_with(const std::string& image, const fs::path& folder) {
+  sd::make_folder(folder.string());
+  fs::copy_file(image, folder / fs::path(image).filename(), fs::copy_options::overwrite_existing);
+  return folder.string();
+}
+
+training::DreamBoothOptions tuning(const PersonalizeOptions& o, const std::string& prediction,
+                                   const std::string& prompt) {
+  training::DreamBoothOptions options;
+  options.model = o.model;
+  options.instance_data_dir = folder_with(o.image, fs::path(o.output_dir) / "instance");
+  options.instance_prompt = prompt;
+  options.adapter.init_from = prediction;
+  options.adapter.relax_rank = o.rank;
+  options.optimization.max_train_steps = o.max_train_steps;
+  options.optimization.learning_rate = o.learning_rate;
+  options.optimization.lr_warmup_steps = 0;
+  options.optimization.train_batch_size = 4;
+  options.data.cache_latents = true;
+  options.run.output_dir = (fs::path(o.output_dir) / "tuned").string();
+  options.run.overwrite_output_dir = true;
+  options.run.tensorboard = false;
+  options.machine.seed = o.seed;
+  options.machine.device = o.device;
+  options.machine.mixed_precision = o.mixed_precision;
+  return options;
+}
+
+std::vector<std::string> draw(const PersonalizeOptions& o, sd::StableDiffusion& pipeline,
+                              const std::string& file) {
+  const auto state = lightlora::read_state(file, "unet");
+  const auto lora = lightlora::patch(*pipeline.unet(), state);
+  const auto active = lora->activate();
+  std::vector<uint64_t> seeds;
+  for (int64_t i = 0; i < o.num_images; ++i) seeds.push_back(o.seed + static_cast<uint64_t>(i));
+  auto options = sd::SampleOptions().prompt(o.prompt).seeds(seeds).num_inference_steps(30);
+  const auto pictures = pipeline.sample(options).pictures;
+  std::vector<std::string> written;
+  for (int64_t i = 0; i < o.num_images; ++i) {
+    written.push_back((fs::path(o.output_dir) / fmt::format("{}.png", i)).string());
+    images::save_png(written.back(), images::to_image(pictures[i]),
+                     {{"parameters", fmt::format("{}\nSteps: 30, Seed: {}", o.prompt,
+                                                 seeds[static_cast<size_t>(i)])}});
+  }
+  return written;
+}
+
+}  // namespace
+
+Predictor::Predictor(const std::string& folder, sd::StableDiffusion& pipeline) {
+  const auto path = (fs::path(folder) / kNetworkFile).string();
+  TORCH_CHECK(fs::exists(path), "'", folder, "': expected ", kNetworkFile,
+              ", got a folder without it; hint: --hypernetwork is what train_hypernetwork wrote");
+  const auto file = read_network(path);
+  network_ = make_network(file, path);
+  network_->to(pipeline.options().device());
+  const auto mean = (fs::path(folder) / kMeanFile).string();
+  const auto state = lightlora::read_state(mean, "unet");
+  try {
+    adapters_.unet = lightlora::patch(*pipeline.unet(), state);
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, "'", path, "': the network is for another model than '", pipeline.folder(),
+                "': ", error.what_without_backtrace());
+  }
+  check_base(file, path);
+  const auto text = [&](const char* key) {
+    const auto found = file.metadata.find(key);
+    TORCH_CHECK(found != file.metadata.end(), "'", path, "': expected metadata '", key,
+                "', got none");
+    return found->second;
+  };
+  instance_prompt_ = text("instance_prompt");
+  resolution_ = std::atoll(text("resolution").c_str());
+  TORCH_CHECK(resolution_ >= 8 && resolution_ <= 4096, "'", path, "': expected a resolution, got '",
+              text("resolution"), "'");
+}
+
+void Predictor::check_base(const HyperNetworkFile& file, const std::string& path) const {
+  std::vector<PredictedLayer> layers;
+  for (const auto& adapter : adapters_.unet->adapters()) {
+    layers.push_back({adapter->layer().name, adapter->trained_count()});
+  }
+  TORCH_CHECK(layers == file.options.layers(), "'", path, "': expected ", layers.size(),
+              " layers as in ", kMeanFile, ", got ", file.options.layers().size(), " or others; ",
+              "hint: the two files belong together");
+  const auto found = file.tensors.find("norms");
+  const auto now = norms_of(adapters_.unet);
+  TORCH_CHECK(found != file.tensors.end() && found->second.sizes() == now.sizes(), "'", path,
+              "': expected the norms of ", now.numel(), " weights, got none");
+  const double off =
+      ((now - found->second.to(at::kFloat)) / found->second.to(at::kFloat).clamp_min(1e-6))
+          .abs()
+          .max()
+          .item<double>();
+  TORCH_CHECK(off < kSameWeights, "'", path,
+              "': expected the base model of the network's training, ",
+              "got one whose weights have other norms (up to ", fmt::format("{:.0f}", off * 100),
+              " % off); hint: --pretrained_model_name_or_path names the model that ",
+              "train_hypernetwork had");
+}
+
+sd::PipelineAdapters Predictor::predict(const at::Tensor& latents, int64_t iterations) {
+  const torch::NoGradGuard no_grad;
+  TORCH_CHECK(
+      latents.size(2) == network_->options.side() && latents.size(3) == network_->options.side(),
+      "expected a picture of ", network_->options.side(), " latents a side, got ", latents.sizes());
+  const auto device = network_->parameters().front().device();
+  adapters_.unet->assign(network_->forward(latents.to(device), iterations)[0]);
+  return adapters_;
+}
+
+Personalized personalize(const PersonalizeOptions& o) {
+  o.check();
+  Watch watch;
+  Personalized result;
+  sd::make_folder(o.output_dir);
+  result.prediction = (fs::path(o.output_dir) / "prediction.safetensors").string();
+  TORCH_CHECK(o.overwrite_output_dir || !fs::exists(result.prediction), "'", o.output_dir,
+              "': expected a folder without results, got those of an earlier run; hint: ",
+              "--overwrite_output_dir, or another --output_dir");
+  auto load = o.model.load;
+  load.device(sd::pick_device(o.device)).dtype(o.mixed_precision);
+  sd::StableDiffusion pipeline(o.model.path, load);
+  std::optional<Predictor> predictor(std::in_place, o.hypernetwork, pipeline);
+  const auto prompt = o.instance_prompt.value_or(predictor->instance_prompt());
+  result.seconds.emplace_back("loading", watch.lap());
+
+  const auto latents = read_picture(o.image, pipeline, predictor->resolution());
+  const auto predicted = predictor->predict(latents, o.iterations.value_or(-1));
+  lightlora::save(predicted.state(), result.prediction,
+                  lightlora::SaveOptions().metadata({{"instance_prompt", prompt}}));
+  predicted.unet->remove();
+  predictor.reset();
+  result.adapters = result.prediction;
+  result.seconds.emplace_back("prediction", watch.lap());
+
+  if (o.max_train_steps > 0) {
+    const auto options = tuning(o, result.prediction, prompt);
+    training::train_dreambooth(options);
+    result.adapters =
+        (fs::path(options.run.output_dir) / training::DreamBooth::kNativeFile).string();
+    result.seconds.emplace_back("tuning", watch.lap());
+  }
+  result.pictures = draw(o, pipeline, result.adapters);
+  result.seconds.emplace_back("drawing", watch.lap());
+  return result;
+}
+
+}  // namespace hypernetwork
