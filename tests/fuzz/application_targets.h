@@ -14,6 +14,8 @@
 #include <string_view>
 #include <vector>
 
+#include "generation/parameters.h"
+#include "lora_files/doctor.h"
 #include "models/unet.h"
 #include "models/vae.h"
 #include "research/pretraining/emoji.h"
@@ -27,6 +29,8 @@
 #include "text/prompt.h"
 #include "text/tokenizer.h"
 #include "training/data.h"
+#include "training/dataset_config.h"
+#include "training/validation.h"
 
 namespace fuzz {
 
@@ -162,6 +166,47 @@ inline bool emoji_list(std::string_view input) {
     for (const auto& emoji : pretraining::read_emoji_names(path)) {
       demand(emoji.code_point <= 0x10FFFF && !emoji.name.empty(), "emoji have names");
     }
+  });
+}
+
+/// Lists of prompts to sample, in all three forms, and data sets that name no folder elsewhere.
+inline bool training_lists(std::string_view input) {
+  bool read = false;
+  for (const char* name : {"prompts.txt", "prompts.json", "prompts.toml"}) {
+    const auto path = write(name, input);
+    read |= reads([&] {
+      for (const auto& prompt : training::read_sample_prompts(path, /*seed=*/1)) {
+        demand(!prompt.width || *prompt.width > 0, "sizes are positive");
+      }
+    });
+  }
+  if (input.find('/') != input.npos) return read;
+  const auto path = write("dataset.toml", input);
+  return reads([&] {
+           const auto config = training::read_dataset_config(path, {}, /*batch_size=*/1);
+           demand(config.batch_size > 0, "a batch has pictures");
+         }) ||
+         read;
+}
+
+/// The settings in a picture, as A1111 writes them.
+inline bool parameters(std::string_view input) {
+  return reads([&] {
+    const auto found = generation::parse_parameters(std::string(input), "picture.png");
+    const auto again = generation::parse_parameters(found.text(), "picture.png");
+    demand(again.prompt == found.prompt && again.fields == found.fields,
+           "what is written is what was read");
+    if (const auto* files = found.find("LoRA files")) generation::files_in_list(*files);
+  });
+}
+
+/// A LoRA file of any family, for the doctor.
+inline bool doctor(std::string_view input) {
+  const auto path = write("lora.safetensors", input);
+  return reads([&] {
+    const auto diagnosis = lora_files::examine(path);
+    demand(!diagnosis.verdicts.empty(), "every program has a verdict");
+    demand(diagnosis.layers <= diagnosis.tensors, "layers have tensors");
   });
 }
 

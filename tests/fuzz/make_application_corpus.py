@@ -99,6 +99,39 @@ EMOJI_LIST = {
     "invalid_number": b"F" * 40 + b" ; fully-qualified # x E1.0 robot\n",
     "invalid_long": b"1F916 ; fully-qualified # " + b"x" * 20_000 + b"\n",
 }
+TRAINING_LISTS = {
+    "valid_lines": b"# prompts\na cat --w 64 --h 64 --d 1 --l 7.5 --s 20 --n a dog\n\na dog --d -1\n",
+    "valid_json": b'[{"prompt": "a cat", "width": 64, "sample_steps": 4}, "a dog --s 3"]',
+    "valid_toml": b'[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = "a cat"\n',
+    "valid_dataset": b'[general]\nflip_aug = true\n[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "x"\n',
+    "invalid_latin": b"a caf\xe9\n",
+}
+PARAMETERS = {
+    "valid_settings": b"a cat <lora:x:0.5>\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64",
+    "valid_quoted": b'a cat\nSteps: 4, Seed: 1, LoRA files: "[\\"a; b\\", \\"c\\"]", Version: x\nfurther: lines\n',
+    "invalid_nothing": b"",
+    "invalid_text": b"a cat\non a mat",
+}
+
+
+def lora(*names, metadata=None):
+    header, data = {"__metadata__": metadata} if metadata else {}, b""
+    for name in names:
+        header[name] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [len(data), len(data) + 16]}
+        data += struct.pack("<4f", 1, 2, 3, 4)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+DOCTOR = {
+    "valid_kohya": lora(
+        "lora_unet_a_to_q.lora_down.weight", "lora_unet_a_to_q.lora_up.weight", metadata={"ss_network_dim": "2"}
+    ),
+    "valid_flux": lora("transformer.a.to_q.lora_A.weight", "transformer.a.to_q.lora_B.weight"),
+    "valid_one_sided": lora("lora_te1_a_q_proj.lora_up.weight", "lora_te1_b.lokr_w1", "x"),
+    "invalid_nothing": b"",
+    "invalid_cut": lora("a.lora_A.weight")[:-4],
+}
 REGEX = {
     "1": b"(.*\\.)?(down_blocks\\.[01]\\.(attn|ff)\\d{1,2}\\.to_[^qk])\ndown_blocks.0.attn1.to_v",
     "2": b"(((a*)*)*)*x\naaaaaaaaaaaaaaaaaaaaaaaaaaaa",
@@ -114,6 +147,9 @@ def main():
         ("settings", SETTINGS),
         ("data_folder", DATA_FOLDER),
         ("emoji_list", EMOJI_LIST),
+        ("training_lists", TRAINING_LISTS),
+        ("parameters", PARAMETERS),
+        ("doctor", DOCTOR),
         ("regex", REGEX),
     ):
         (HERE / folder).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@
 # writer), torch_file (zip container and pickle), regex (PEFT's patterns), lora_keys (tensor names of every
 # dialect) and lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor). Of
 # the application: tokenizer, model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions
-# and metadata.jsonl) and emoji_list. Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
+# and metadata.jsonl), emoji_list, training_lists (prompts to sample, data sets), parameters (A1111's settings) and
+# doctor (LoRA files of every family). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
 # there as crash-*, and the script exits with 1.
 # To keep a failing or otherwise telling input, copy it to corpus/<target>: fuzz_corpus_test.cpp replays
 # these files in every test run.
@@ -21,7 +22,7 @@ build="$source_dir/build-fuzz"
 seconds="${1:-60}"
 targets=("${@:2}")
 [[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json torch_file regex lora_keys lora_file
-  tokenizer model_config picture settings data_folder emoji_list)
+  tokenizer model_config picture settings data_folder emoji_list training_lists parameters doctor)
 
 # Where LibTorch is: Torch_DIR as for the build, else the wheel that scripts/bootstrap.sh installs.
 torch_flags() {
@@ -43,6 +44,9 @@ sources_of() {
     settings) echo "support/cli/message support/cli/config support/cli/format" ;;
     data_folder) echo "$files $images training/data_folder" ;;
     emoji_list) echo "support/cli/message research/pretraining/emoji" ;;
+    training_lists) echo "$files $images support/cli/format training/data_folder training/captions training/dataset_config training/sample_prompts" ;;
+    parameters) echo "support/cli/message support/cli/format generation/lora_tags generation/parameters" ;;
+    doctor) echo "support/cli/message support/cli/format lora_files/doctor lora_files/key_names lora_files/readers" ;;
   esac
 }
 
