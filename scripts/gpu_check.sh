@@ -133,17 +133,19 @@ phase_precision() {
   return $failed
 }
 
-# programs <test...>: of tests/programs/simulated_cuda_test.py, with what it found as lines of the table.
+# programs <test...>: of tests/programs/simulated_cuda_test.py, or another $file, with what it found as lines of the table.
 programs() {
   [[ $fake ]] || export LIGHTLORA_REAL_GPU=1
-  "$python" tests/programs/simulated_cuda_test.py "$@" | sed 's/^  \([^:]*\): \(.*\)$/RESULT | \1 | \2/'
+  "$python" "tests/programs/${file:-simulated_cuda}_test.py" "$@" | sed 's/^  \([^:]*\): \(.*\)$/RESULT | \1 | \2/'
 }
 
 phase_parity() {
   if [[ $fake ]]; then
     programs a_word
   else
-    programs training_has the_recorded dropout a_run a_word pictures recorded_steps
+    programs training_has the_recorded dropout a_run a_word pictures recorded_steps || return 1
+    file=simulated_cuda_sdxl programs || return 1
+    file=simulated_cuda_encoding programs
   fi
 }
 

@@ -10,11 +10,15 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "programs"))
+from processes_support import Processes, training_flags  # noqa: E402
+
 BIN = pathlib.Path(os.environ["LIGHTLORA_BIN"])
 PART = BIN.parent / "lib/liblightlora_cuda.so"
 MODEL = pathlib.Path(os.environ["LIGHTLORA_SOURCE_DIR"]) / "examples/stable_diffusion/assets/base"
 LIBRARIES = pathlib.Path(os.environ["LIGHTLORA_TORCH_DIR"]).parents[2] / "lib"
-CUDA_LIBRARIES = list((LIBRARIES.parents[1] / "nvidia").glob("*/lib/libcublas.so*"))
+# Of NVIDIA's packages, of an older wheel of PyTorch, or the stand-ins of scripts/stand_in_cuda.py.
+CUDA_LIBRARIES = [*(LIBRARIES.parents[1] / "nvidia").glob("*/lib/libcublas.so*"), *LIBRARIES.glob("libcublas*.so*")]
 
 
 def output_of(*command):
@@ -102,6 +106,11 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
   *value = attribute == 75 && generation ? generation[0] - '0' : 0;
   return 0;
 }
+int cuDeviceGetUuid_v2(char* uuid, int device) {
+  const char* text = getenv("STUB_UUID");
+  for (int i = 0; i < 16; ++i) uuid[i] = text ? text[0] : 0;
+  return text ? 0 : 999;
+}
 """
 
 
@@ -184,6 +193,61 @@ def test_auto_is_the_precision_that_the_gpu_is_fast_in_and_fp32_for_a_file():
         assert "device: cpu, fp32, LibTorch" in done.stdout, done
 
 
+def train(output, device, *more, **environment):
+    """What the trainer says with `--mixed_precision auto`."""
+    done = subprocess.run(
+        list(map(str, [BIN / "train_dreambooth_lora", *training_flags(output, *more), "--device", device])),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def test_a_training_settles_what_auto_is_and_goes_on_with_it():
+    simulated = PART.parent / "libfake_cuda.so"
+    with tempfile.TemporaryDirectory(prefix="lightlora-") as name:
+        folder = pathlib.Path(name)
+        driver_stub(folder)
+        auto = ["--mixed_precision", "auto", "--checkpointing_steps", 1, "--max_train_steps"]
+        stub = {"LD_LIBRARY_PATH": str(folder), "LD_PRELOAD": str(simulated)}
+        for generation, device, shown, word in [
+            ("9", "cuda", "NVIDIA Stub (cuda:0), bf16", "bf16"),
+            ("7", "cuda", "NVIDIA Stub (cuda:0), fp16", "fp16"),
+            ("9", "cpu", "cpu, fp32", "no"),
+        ]:
+            output = folder / word
+            said = train(output, device, *auto, 1, **stub, STUB_GENERATION=generation)
+            assert f"  Device = {shown}, LibTorch" in said, (word, said)
+            assert f'mixed_precision = "{word}"\n' in (output / "config.toml").read_text(), word
+        going_on = [*auto, 2, "--resume_from_checkpoint", "latest"]
+        said = train(folder / "bf16", "cuda", *going_on, **stub, STUB_GENERATION="7")
+        assert "(cuda:0), bf16 (emulated" in said and "other settings" not in said, said
+
+
+def test_processes_that_compute_on_one_gpu_are_named_and_a_gpu_of_its_own_is_told_by_its_uuid():
+    with tempfile.TemporaryDirectory(prefix="lightlora-") as name:
+        folder = pathlib.Path(name)
+        driver_stub(folder)
+        for uuids, fits in ["AA", False], ["AB", True]:
+            # As srun shows each process one GPU, which is number 0 to it.
+            both = Processes(
+                "train_dreambooth_lora",
+                2,
+                lambda rank: [*training_flags(folder / uuids, steps=1), "--device", "cuda"],
+                before=lambda rank: ["env", f"STUB_UUID={uuids[rank]}"],
+                LD_LIBRARY_PATH=str(folder),
+                LD_PRELOAD=str(PART.parent / "libfake_cuda.so"),
+                CUDA_VISIBLE_DEVICES="0",
+            ).wait()
+            for code, _, error in both.values():
+                assert code == (0 if fits else 2), (uuids, both)
+                assert fits or "ranks 0 and 1 compute on one GPU (NVIDIA Stub): expected one for each; hint: " in error
+                assert error.count("\n") == (0 if fits else 1), (uuids, error)
+
+
 def main():
     if not PART.exists():
         print("SKIPPED: no complete set of CUDA's headers here, or this LibTorch has no CUDA libraries")
@@ -194,7 +258,9 @@ def main():
     test_waits_for_a_real_gpu_are_counted_through_libtorchs_own_debug_mode()
     test_a_gpu_that_cannot_be_used_is_named_with_the_reason()
     test_auto_is_the_precision_that_the_gpu_is_fast_in_and_fp32_for_a_file()
-    print("6 passed, 0 failed")
+    test_a_training_settles_what_auto_is_and_goes_on_with_it()
+    test_processes_that_compute_on_one_gpu_are_named_and_a_gpu_of_its_own_is_told_by_its_uuid()
+    print("8 passed, 0 failed")
 
 
 if __name__ == "__main__":

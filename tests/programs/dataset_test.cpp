@@ -69,10 +69,55 @@ TEST_CASE("data folder: captions come from text files, metadata.jsonl and N_name
     CHECK(data.pictures[i].caption == captions[i]);
     CHECK(data.pictures[i].repeats == (i < 4 ? 1 : 3));
   }
-  CHECK(data.notices.empty());
+  REQUIRE(data.notices.size() == 1);
+  CHECK(data.notices[0] == "'c.txt' in " + folder.path().string() +
+                               " is not used: metadata.jsonl has its picture's caption");
   const ImageDataset dataset(data.pictures, at_resolution(8));
   CHECK(dataset.samples_per_epoch() == 10);
   CHECK(dataset.caption(3, "the prompt") == "the prompt");
+}
+
+TEST_CASE("data folder: captions of another ending stand in for the usual ones", "[data]") {
+  const ScratchFolder folder;
+  write_grey(folder.file("a.png"), 8, 8);
+  write_text(folder.file("a.tags"), "red, round");
+  CHECK_THAT(all_notices(read_data_folder(folder.path().string())), ContainsSubstring("'a.tags'"));
+  auto data = read_data_folder(folder.path().string(), ".tags");
+  CHECK(data.notices.empty());
+  CHECK(data.pictures.at(0).caption == "red, round");
+  write_text(folder.file("a.txt"), "not asked for");
+  data = read_data_folder(folder.path().string(), ".tags");
+  CHECK(data.pictures.at(0).caption == "red, round");
+  CHECK_THAT(all_notices(data), ContainsSubstring("'a.txt'"));
+}
+
+TEST_CASE("masks are those of their pictures' paths, and of one picture each", "[data]") {
+  const ScratchFolder pictures, masks;
+  for (const char* name : {"1_a", "2_b"}) {
+    std::filesystem::create_directory(pictures.path() / name);
+    write_grey(pictures.file(std::string(name) + "/x.png"), 8, 8);
+  }
+  write_grey(pictures.file("y.png"), 8, 8);
+  for (const char* name : {"x.png", "y.png", "z.png"}) write_grey(masks.file(name), 8, 8, 255);
+  auto files = read_data_folder(pictures.path().string()).pictures;
+  REQUIRE(files.size() == 3);
+  const auto add = [&] {
+    return add_masks(files, pictures.path().string(), masks.path().string());
+  };
+  CHECK_THROWS_WITH(add(), ContainsSubstring("x.png': expected the mask of one picture") &&
+                               ContainsSubstring("1_a/x.png' and") &&
+                               ContainsSubstring("2_b/x.png'"));
+  std::filesystem::create_directory(masks.path() / "2_b");
+  write_grey(masks.file("2_b/x.png"), 8, 8, 255);
+  const auto notices = add();
+  CHECK(files[0].mask == masks.file("y.png"));
+  CHECK(files[1].mask == masks.file("x.png"));
+  CHECK(files[2].mask == masks.file("2_b/x.png"));
+  REQUIRE(notices.size() == 1);
+  CHECK_THAT(notices[0],
+             ContainsSubstring("'z.png' in") && ContainsSubstring("is the mask of no picture"));
+  write_grey(masks.file("y.jpg"), 8, 8, 255);  // told apart by content
+  CHECK_THROWS_WITH(add(), ContainsSubstring("expected one mask of this name"));
 }
 
 TEST_CASE("data folder: whatever is no picture is left out with a notice", "[data]") {
@@ -216,6 +261,28 @@ TEST_CASE("batches are full, of one size, and see every picture equally often", 
   CHECK(differs);
 }
 
+TEST_CASE("data sets that treat their pictures in another way are others", "[dataset]") {
+  const ScratchFolder folder;
+  write_pictures(folder, {{20, 20}});
+  auto file = read_data_folder(folder.path().string()).pictures.at(0);
+  std::set<std::string> prints;
+  const auto add = [&] { prints.insert(ImageDataset({file}, at_resolution(8)).fingerprint()); };
+  add();
+  add();
+  CHECK(prints.size() == 1);
+  file.caption_options.shuffle = true;
+  add();
+  file.caption_options.dropout_every_n_epochs = 2;
+  add();
+  file.caption_options.prefix = "photo";
+  add();
+  file.flip = false;
+  add();
+  file.center_crop = true;
+  add();
+  CHECK(prints.size() == 6);
+}
+
 TEST_CASE("a validation split takes its share and leaves the rest", "[dataset]") {
   std::vector<PictureFile> files(10);
   for (std::size_t i = 0; i < files.size(); ++i) files[i].path = std::to_string(i);
@@ -230,4 +297,17 @@ TEST_CASE("a validation split takes its share and leaves the rest", "[dataset]")
   CHECK(split_off(files, 0.01, 3).size() == 1);
   CHECK(split_off(files, 0, 3).empty());
   CHECK_THROWS_WITH(split_off(files, 1, 3), ContainsSubstring("--validation_split"));
+}
+
+TEST_CASE("data set: all damaged pictures are named at once", "[data]") {
+  const ScratchFolder folder;
+  for (const char* name : {"a.png", "b.png", "c.png"}) write_grey(folder.file(name), 64, 64);
+  for (const char* name : {"a.png", "c.png"}) std::filesystem::resize_file(folder.file(name), 60);
+  const auto read = [&] { read_dataset(folder, at_resolution(8)); };
+  CHECK_THROWS_WITH(read(), ContainsSubstring("2 pictures cannot be read") &&
+                                ContainsSubstring("a.png'") && ContainsSubstring("c.png'") &&
+                                !ContainsSubstring("b.png'"));
+  std::filesystem::remove(folder.file("c.png"));
+  CHECK_THROWS_WITH(read(), ContainsSubstring("a.png': expected a whole PNG picture") &&
+                                !ContainsSubstring("cannot be read"));
 }

@@ -80,6 +80,49 @@ def full_size(folder):
     return folder
 
 
+def full_size_xl(folder):
+    """SDXL without its weights."""
+    small = SOURCE / "tests/parity/data/pipeline_xl"
+    shutil.copytree(small, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    text = {"projection_dim": 1280, "eos_token_id": 2, "vocab_size": 49408}
+    changes = {
+        "unet": {
+            "sample_size": 128,
+            "block_out_channels": [320, 640, 1280],
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": {
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "sample_size": 1024,
+        },
+        "text_encoder": {
+            **{**text, "hidden_size": 768, "intermediate_size": 3072},
+            **{"num_attention_heads": 12, "num_hidden_layers": 12},
+        },
+        "text_encoder_2": {
+            **{**text, "hidden_size": 1280, "intermediate_size": 5120},
+            **{"num_attention_heads": 20, "num_hidden_layers": 32},
+        },
+    }
+    for part, values in changes.items():
+        config = folder / part / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    for part in ["tokenizer", "tokenizer_2"]:
+        shutil.rmtree(folder / part)
+        shutil.copytree(MODEL / "tokenizer", folder / part)
+    return folder
+
+
 # The rows of the table in docs/training.md, with the most that they may take.
 BASE = ["--device", "cuda", "--cache_latents", "--mixed_precision", "bf16", "--train_batch_size"]
 ROWS = [([1], 4.5e9), ([1, "--cuda_graph", "off"], 4.5e9), ([1, "--gradient_checkpointing"], 3.5e9), ([4], 7.5e9)]
@@ -100,6 +143,33 @@ def test_stable_diffusion_15_at_full_size_fits_small_cards_and_the_guide_says_wh
             kernels = sum(phase[1] for phase in phases.values())
             row = f"| `{shown}` | {memory / 1e9:.1f} GB | {kernels} |"
             assert row in guide, (row, output)
+
+
+# The rows of SDXL there: the most that they may take, the values that README's table says, and the file's size.
+XL = [
+    (["--resolution", 512, "--gradient_checkpointing"], 10e9, 336_000, 1.4e6),
+    (["--resolution", 1024, "--gradient_checkpointing"], 12e9, 336_000, 1.4e6),
+    (["--resolution", 1024, "--rank", 1, "--gradient_checkpointing"], 12e9, 84_000, 0.34e6),
+    (["--resolution", 1024, "--variant", "classic", "--gradient_checkpointing"], 12e9, 5_806_080, 23.2e6),
+]
+
+
+def test_sdxl_at_full_size_trains_the_values_that_the_readme_says():
+    guide, readme = ((SOURCE / name).read_text() for name in ("docs/training.md", "README.md"))
+    row = next(line for line in readme.splitlines() if line.startswith("| SDXL, 560 layers |"))
+    with scratch() as folder:
+        model = full_size_xl(pathlib.Path(folder) / "model")
+        for more, limit, values, size in XL:
+            memory, phases, output = dry_run(model, *BASE, 1, *more)
+            shown = " ".join(map(str, more))
+            print(f"  SDXL {shown}: {memory / 1e9:.1f} GB")
+            assert memory <= limit, output
+            assert f"Trained values = {values}\n" in output and f"{values:,}" in row, (row, output)
+            file = bytes_of(*re.search(r"lightlora\.safetensors = ([\d.]+) (\w+)\n", output).groups())
+            assert abs(file / size - 1) < 0.15, (file, size)
+            kernels = sum(phase[1] for phase in phases.values())
+            line = f"| `{shown}` | {memory / 1e9:.1f} GB | {kernels} |"
+            assert line in guide, (line, output)
 
 
 def simulated_counts(folder, steps, *more):
@@ -176,6 +246,43 @@ def test_attention_that_asks_for_fp32_costs_a_gpu_nothing():
             memory, phases, _ = dry_run(model, *BASE, 1, "--variant", "classic")
             results.append((memory, phases))
         assert results[0] == results[1], results
+
+
+def test_pictures_that_are_cut_anew_pass_the_autoencoder_together():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for name in ["resize_source.png", "colour.jpg", "interlaced.png"]:
+            shutil.copyfile(SOURCE / "tests/parity/data/images" / name, folder / name)
+
+        def encoding(batch, *more):
+            # Beside a run whose batches come from the cache.
+            flags = ["--device", "cuda", "--instance_data_dir", folder, "--train_batch_size", batch, *more]
+            anew, cached = (dry_run(MODEL, *flags, *cache)[1]["batch"] for cache in ([], ["--cache_latents"]))
+            return anew[1] - cached[1]
+
+        two, four = encoding(2), encoding(4)
+        assert 0 < two == four, (two, four)
+        assert encoding(4, "--batch_invariant") > 2 * four
+
+
+def test_prompts_of_a_file_count_with_their_sizes():
+    with scratch() as folder:
+        file = pathlib.Path(folder) / "prompts.txt"
+        peaks = {}
+        for side in [64, 512]:
+            file.write_text(f"a bear --w 32 --h 32\na bear --w {side} --h {side}\n")
+            _, phases, output = dry_run(MODEL, "--device", "cuda", "--sample_prompts", file, "--validation_steps", 1)
+            assert "validation pictures" in phases, output
+            peaks[side] = phases["validation pictures"][0]
+        assert peaks[512] > 2 * peaks[64], peaks
+
+
+def test_auto_is_bf16_on_a_gpu_that_is_not_there_and_fp32_on_a_cpu():
+    for device, word in [("cuda", "bf16"), ("cpu", "no")]:
+        counted = [
+            dry_run(MODEL, "--device", device, "--mixed_precision", precision)[1] for precision in ("auto", word)
+        ]
+        assert counted[0] == counted[1], (device, counted)
 
 
 def test_a_dry_run_writes_nothing_and_names_steps_epochs_and_buckets():

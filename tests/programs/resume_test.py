@@ -6,10 +6,11 @@ import pathlib
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import time
 
-from support import BIN, MODEL, SUBJECT, main, run, run_ok, scratch
+from support import BIN, MODEL, SUBJECT, main, read_safetensors, run, run_ok, scratch
 
 FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
 
@@ -226,6 +227,108 @@ def test_an_output_folder_that_cannot_be_written_fails_at_once():
     done = run("train_dreambooth_lora", *arguments("/proc/lora"))
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
     assert "'/proc/lora'" in done.stderr and "Steps" not in done.stdout
+
+
+def checkpoints(output):
+    return sorted(path.name for path in output.iterdir() if "checkpoint-" in path.name)
+
+
+def test_latest_is_of_the_course_that_the_run_took_last():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        run_ok("train_dreambooth_lora", *arguments(output, steps=6))
+        other = ["--learning_rate", 0.01, "--resume_from_checkpoint"]
+        text = run_ok("train_dreambooth_lora", *arguments(output, *other, "checkpoint-2", steps=4))
+        said = "2 later checkpoints of this run are called left-checkpoint-4, left-checkpoint-6 from now on"
+        assert text.count(said) == 1, text
+        now = ["checkpoint-2", "checkpoint-4", "left-checkpoint-4", "left-checkpoint-6"]
+        assert checkpoints(output) == now, checkpoints(output)
+        text = run_ok("train_dreambooth_lora", *arguments(output, *other, "latest", steps=4))
+        assert "at step 4 of 4" in text and "left-checkpoint" not in text and "made with" not in text, text
+        # Nothing of it is lost, and a name that is taken is not taken again.
+        text = run_ok("train_dreambooth_lora", *arguments(output, *other, "checkpoint-2", steps=4))
+        assert "1 later checkpoint of this run is called left-checkpoint-4-2 from now on" in text, text
+        text = run_ok("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "left-checkpoint-6"))
+        assert "at step 6 of 10" in text, text
+        run_ok("train_dreambooth_lora", *arguments(output, "--overwrite_output_dir", steps=2))
+        assert checkpoints(output) == ["checkpoint-2"], checkpoints(output)
+
+
+def test_checkpoints_of_another_run_are_let_be():
+    with scratch() as folder:
+        output, other = pathlib.Path(folder) / "out", pathlib.Path(folder) / "other"
+        run_ok("train_dreambooth_lora", *arguments(output, steps=2, every=1))
+        run_ok("train_dreambooth_lora", *arguments(other, "--noise_offset", 0.3, steps=4))
+        shutil.copytree(other / "checkpoint-4", output / "checkpoint-9")
+        shutil.copytree(other / "checkpoint-2", output / "checkpoint-0")
+        more = ["--resume_from_checkpoint", "checkpoint-2", "--checkpoints_total_limit", 1]
+        text = run_ok("train_dreambooth_lora", *arguments(output, *more, steps=3, every=1))
+        assert "checkpoint-9' is no checkpoint of this run and is later than step 2" in text, text
+        assert checkpoints(output) == ["checkpoint-0", "checkpoint-3", "checkpoint-9"], checkpoints(output)
+        assert (output / "checkpoint-9" / FILES[0]).read_bytes() == (other / FILES[0]).read_bytes()
+
+
+def changed(path, change):
+    """Rewrites a safetensors file whose data a function changes, given the header."""
+    header, data = read_safetensors(path)
+    text = path.read_bytes()[: -len(data)]
+    data = bytearray(data)
+    change(header, data)
+    path.write_bytes(text + data)
+
+
+def test_a_resume_with_another_model_is_noticed():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        run_ok("train_dreambooth_lora", *arguments(folder / "out", steps=2))
+        go_on = ["--resume_from_checkpoint", "latest", "--pretrained_model_name_or_path"]
+        for part, name in [("unet", "base model"), ("text_encoder", "base model"), ("vae", "autoencoder")]:
+            model = folder / part
+            shutil.copytree(MODEL, model)
+
+            def nudge(header, data):
+                first = min(v["data_offsets"][0] for k, v in header.items() if k != "__metadata__")
+                data[first + 1] ^= 1
+
+            changed(next((model / part).glob("*.safetensors")), nudge)
+            text = run_ok("train_dreambooth_lora", *arguments(folder / "out", *go_on, model, steps=2))
+            assert f"made with another {name} (fingerprint" in text and text.count("made with") == 1, (part, text)
+        text = run_ok("train_dreambooth_lora", *arguments(folder / "out", *go_on, MODEL, steps=2))
+        assert "made with" not in text, text
+
+
+def test_a_resume_with_another_file_to_start_from_is_noticed():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for name, seed in [("a", 5), ("b", 6)]:
+            run_ok("train_dreambooth_lora", *arguments(folder / name, "--seed", seed, steps=1))
+        start = folder / "start.safetensors"
+        shutil.copy(folder / "a" / FILES[0], start)
+        run_ok("train_dreambooth_lora", *arguments(folder / "out", "--init_from", start, steps=2))
+        more = ["--init_from", start, "--resume_from_checkpoint", "latest"]
+        assert "made with" not in run_ok("train_dreambooth_lora", *arguments(folder / "out", *more, steps=2))
+        shutil.copy(folder / "b" / FILES[0], start)
+        text = run_ok("train_dreambooth_lora", *arguments(folder / "out", *more, steps=2))
+        assert "made with another --init_from file (fingerprint" in text and text.count("made with") == 1, text
+
+
+def test_counters_that_nothing_reaches_are_one_clear_line():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        run_ok("train_dreambooth_lora", *arguments(output, steps=2))
+        state = output / "checkpoint-2/training_state.safetensors"
+        before = state.read_bytes()
+        for place, number in [(0, 2**63 - 1), (0, -(2**63)), (0, 2**41), (1, 2**63 - 1), (2, 2**63 - 1), (2, -(2**63))]:
+            state.write_bytes(before)
+
+            def count(header, data, place=place, number=number):
+                start = header["steps"]["data_offsets"][0] + 8 * place
+                data[start : start + 8] = struct.pack("<q", number)
+
+            changed(state, count)
+            done = run("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest"))
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (place, number, done)
+            assert "the checkpoint is damaged" in done.stderr and str(number) in done.stderr, done.stderr
 
 
 main(globals())

@@ -72,6 +72,13 @@ def test_an_epoch_is_as_long_as_the_larger_set_of_pictures():
             assert (f"the first 8 of {len(pictures) * 3} class pictures" in text) == (count == 8), text
 
 
+def pixels(path):
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
 def test_the_printed_command_draws_with_all_that_it_was_trained_with():
     with scratch() as folder:
         folder = pathlib.Path(folder) / "it's $HOME"
@@ -85,9 +92,18 @@ def test_the_printed_command_draws_with_all_that_it_was_trained_with():
         words = shlex.split(command)
         assert words[words.index("--prompt") + 1] == prompt, words
         assert words[words.index("--lora") + 1] == str(folder / "quoted" / NATIVE), words
-        run_ok(*words, "--num_inference_steps", 1, "--device", "cpu", "--output", folder / "x.png")
+        # A caption is trained as it stands; as A1111 reads it, its brackets are weights.
+        few = ["--num_inference_steps", 1, "--device", "cpu", "--seed", 1]
+        run_ok(*words, *few, "--output", folder / "x.png")
+        run_ok(*words, *few, "--prompt_syntax", "plain", "--output", folder / "plain.png")
+        run_ok(*words, *few, "--prompt_syntax", "a1111", "--output", folder / "weighted.png")
+        pictures = [pixels(folder / name) for name in ["x.png", "plain.png", "weighted.png"]]
+        assert pictures[0] == pictures[1] != pictures[2]
         card = (folder / "quoted/README.md").read_text()
-        assert "--clip_skip 1" in card.split("```sh\n")[1].split("```")[0], card
+        command = card.split("```sh\n")[1].split("```")[0]
+        assert "--clip_skip 1" in command and "--prompt_syntax plain" in command, card
+        code = card.split("```python\n")[1].split("```")[0]
+        assert f"image = pipe({json.dumps(prompt)}, clip_skip=1).images[0]" in code, code
         # The file keeps it, and sd-scripts' readers count from one.
         run_ok("convert_lora", "--input", folder / "quoted" / NATIVE, "--output", folder / "k", "--to", "kohya")
         assert read_safetensors(folder / "k")[0]["__metadata__"]["ss_clip_skip"] == "2"
@@ -140,6 +156,39 @@ def test_flags_without_effect_are_said():
         assert "--learning_rate 0.5 is a factor of the rate that prodigy finds" in text, text
 
 
+def test_a_file_to_go_on_from_decides_and_dropout_is_the_runs():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        assert "has no effect" not in train(folder / "start")
+        start = ["--init_from", folder / "start" / NATIVE]
+        decided = {"variant": "classic", "target_modules": "to_q", "aux_in": 8, "rank": 2, "init": "down_zero"}
+        decided.update(network_alpha=2, rank_pattern="to_q=2", alpha_pattern="to_q=2")
+        text = train(folder / "all", *start, *(part for k, v in decided.items() for part in (f"--{k}", v)))
+        for flag in decided:
+            assert f"notice: --{flag} has no effect beside --init_from" in text, (flag, text)
+        # With --relax_rank new adapters train, for which these count.
+        more = ["--relax_rank", 2, "--network_alpha", 2, "--rank_pattern", "to_q=1"]
+        assert "has no effect" not in train(folder / "relaxed", *start, *more)
+        results = [(folder / "all" / NATIVE).read_bytes()]
+        train(folder / "none", *start)
+        assert (folder / "none" / NATIVE).read_bytes() == results[0]
+        for kind in ["lora_dropout", "rank_dropout", "module_dropout"]:
+            assert "has no effect" not in train(folder / kind, *start, f"--{kind}", 0.5)
+            results.append((folder / kind / NATIVE).read_bytes())
+        assert len(set(results)) == len(results)
+
+
+def test_validating_or_masking_nothing_is_said():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        text = train(folder / "a", "--validation_epochs", 2)
+        assert "notice: --validation_epochs has no effect without --validation_prompt" in text, text
+        assert "has no effect" not in train(folder / "b", "--validation_epochs", 2, "--validation_split", 0.3)
+        for flag in ["--masked_loss", "--alpha_mask"]:
+            text = train(folder / flag, flag)
+            assert "pictures has transparency: --masked_loss and --alpha_mask change nothing" in text, text
+
+
 def test_long_captions_are_read_in_chunks():
     with scratch() as folder:
         folder = pathlib.Path(folder)
@@ -172,6 +221,68 @@ def test_prompts_of_a_file_have_settings_of_their_own():
         common = ["--pretrained_model_name_or_path", MODEL, "--instance_data_dir", SUBJECT, "--instance_prompt", "x"]
         done = run("train_dreambooth_lora", *common, "--output_dir", folder / "bad", "--sample_prompts", file)
         assert done.returncode == 1 and "prompts.txt' line 1" in done.stderr and "--x" in done.stderr, done.stderr
+        for name, text, said in [
+            ("latin.txt", "un ours \xe9t\xe9".encode("latin-1"), "Latin-1"),
+            ("latin.json", b'["un ours \xe9t\xe9"]', "Latin-1"),
+            ("a.json", b'[{"prompt": "a", "sample_sampler": "ddim"}]', "prompt 1: expected prompt, negative_prompt"),
+            ("b.json", b'[{"prompt": "a", "width": "wide"}]', "expected a number as 'width', got 'wide'"),
+            ("c.json", b"{}", "expected a list of prompts"),
+            ("a.toml", b'[prompt]\nprompt = "a"\n', "expected [prompt] with a [[prompt.subset]]"),
+        ]:
+            (folder / name).write_bytes(text)
+            more = ["--output_dir", folder / "bad", "--sample_prompts", folder / name]
+            done = run("train_dreambooth_lora", *common, *more)
+            assert done.returncode == 1 and f"'{folder / name}'" in done.stderr and said in done.stderr, done.stderr
+
+
+def test_prompts_are_read_from_every_form_of_sd_scripts():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        forms = {
+            # With the byte order mark of Windows' editors, behind which a comment is one.
+            "a.txt": "\ufeff# two\na bear --n blurry --w 32 --h 64 --s 1 --d 7 --l 2\na bear --n dark --s 1\n",
+            "a.json": json.dumps(
+                [
+                    dict(
+                        prompt="a bear", negative_prompt="blurry", width=32, height=64, sample_steps=1, seed=7, scale=2
+                    ),
+                    "a bear --n dark --s 1",
+                ]
+            ),
+            "a.toml": '[prompt]\nprompt = "a bear"\nsample_steps = 1\n[[prompt.subset]]\nnegative_prompt = "blurry"\n'
+            'width = 32\nheight = 64\nseed = 7\nscale = 2.0\n[[prompt.subset]]\nnegative_prompt = "dark"\n',
+        }
+        drawn = []
+        for name, text in forms.items():
+            (folder / name).write_text(text, encoding="utf-8")
+            train(folder / f"{name}-out", "--sample_prompts", folder / name, "--validation_steps", 1)
+            shown = sorted((folder / f"{name}-out/validation").iterdir())
+            assert len(shown) == 4, shown
+            drawn.append([path.read_bytes() for path in shown])
+        assert drawn[0] == drawn[1] == drawn[2]
+        # -1 is a new seed, which the picture names.
+        (folder / "new.txt").write_text("a bear --s 1 --d -1\na bear --s 1 --d -1\n")
+        train(folder / "new", "--sample_prompts", folder / "new.txt", "--validation_steps", 1)
+        shown = [pixels(folder / f"new/validation/step-000000-{index}.png") for index in [0, 1]]
+        assert shown[0] != shown[1]
+
+
+def test_pictures_of_a_run_say_how_to_draw_them_again():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "prompts.txt").write_text("a (sks:1.3) bear --n blurry --w 32 --h 64 --s 2 --l 3 --d 7\n")
+        prior = ["--with_prior_preservation", "--class_data_dir", folder / "class", "--class_prompt", "a [bear]"]
+        more = ["--sample_prompts", folder / "prompts.txt", "--validation_steps", 1, "--num_class_images", 1]
+        train(folder / "out", *prior, *more, "--clip_skip", 1)
+        for picture in [folder / "class/class-0.png", folder / "out/validation/step-000000-0.png"]:
+            again = folder / "again.png"
+            common = ["--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--dtype", "fp32"]
+            run_ok("text_to_image", *common, "--from_png", picture, "--output", again)
+            one, other = pixels(picture), pixels(again)
+            # Weights in another layout round otherwise.
+            assert len(one) == len(other) and max(abs(a - b) for a, b in zip(one, other)) <= 2, picture
+        header = again.read_bytes()[16:24]
+        assert (int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")) == (32, 64)
 
 
 def test_masks_come_from_a_folder_or_from_transparency():

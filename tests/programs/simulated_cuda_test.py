@@ -6,10 +6,11 @@ otherwise: scripts/gpu_check.sh."""
 import json
 import os
 import pathlib
+import shutil
 import sys
 
 from processes_support import Processes
-from support import BIN, MODEL, SUBJECT, distance, main, read_latents, run, run_ok, scratch
+from support import BIN, MODEL, SUBJECT, distance, main, read_latents, read_safetensors, run, run_ok, scratch
 
 LIBRARY = BIN.parent / "lib/libfake_cuda.so"
 REAL = bool(os.environ.get("LIGHTLORA_REAL_GPU"))
@@ -95,7 +96,7 @@ KINDS = {
         ],
     ),
     "fused": (1e-5, ["--train_text_encoder", "--optimizer", "adafactor"]),
-    "loha": (1e-5, ["--optimizer", "sgd", "--cache_latents", "--noise_offset", 0.1]),
+    "loha": (1e-5, ["--optimizer", "sgd", "--cache_latents", "--noise_offset", 0.1, "--loss_type", "huber"]),
     "lora_xs": (1e-5, ["--optimizer", "prodigy", "--learning_rate", 1, "--enable_bucket", "--random_flip"]),
     "vera": (1e-5, ["--batch_invariant"]),
     "light bf16": (2e-2, ["--mixed_precision", "bf16"]),
@@ -121,9 +122,9 @@ def test_the_recorded_step_equals_the_eager_one_bit_for_bit():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         for name, more in [
-            ("plain", ["--enable_bucket", "--lr_scheduler", "cosine"]),
+            ("plain", ["--enable_bucket", "--lr_scheduler", "cosine", "--use_ema"]),
             ("checkpointing", ["--gradient_checkpointing", "--mixed_precision", "fp16"]),
-            ("text encoder", ["--train_text_encoder", "--rank_pattern", "to_k=2"]),
+            ("text encoder", ["--train_text_encoder", "--rank_pattern", "to_k=2", "--loss_type", "smooth_l1"]),
             (
                 "dropout",
                 [
@@ -147,6 +148,28 @@ def test_the_recorded_step_equals_the_eager_one_bit_for_bit():
             error = difference(results[0][0], results[1][0])
             print(f"  recorded steps, {name}: losses within {error:.1e} of the eager ones'")
             assert error < 1e-3 if REAL else results[0] == results[1], (name, results[0][0], results[1][0])
+
+
+def test_the_recorded_step_sees_a_loss_scale_that_grows():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        flags = ["--mixed_precision", "fp16", "--checkpointing_steps", 2]
+        train_on(folder / "on", "cuda", *flags, steps=2)
+        state = folder / "on/checkpoint-2/training_state.safetensors"
+        header, data = read_safetensors(state)
+        begin = state.stat().st_size - len(data) + header["scaler.growth"]["data_offsets"][0]
+        # It grows after 2000 steps without an overflow: as if there had been 1997.
+        content = state.read_bytes()
+        state.write_bytes(content[:begin] + (1997).to_bytes(4, "little") + content[begin + 4 :])
+        shutil.copytree(folder / "on", folder / "off")
+        results = []
+        for choice in ["on", "off"]:
+            more = ["--cuda_graph", choice, "--resume_from_checkpoint", "latest"]
+            found, _ = train_on(folder / choice, "cuda", *flags, *more, steps=8)
+            lines = (folder / choice / "metrics.jsonl").read_text().splitlines()
+            assert len({json.loads(line)["loss_scale"] for line in lines}) > 1, lines
+            results.append((found, (folder / choice / NATIVE).read_bytes()))
+        assert difference(results[0][0], results[1][0]) < 1e-3 if REAL else results[0] == results[1], results
 
 
 def test_dropout_with_checkpointing_is_not_recorded_and_is_the_same_dropout():
@@ -254,13 +277,16 @@ def test_pictures_are_the_cpus():
             run_ok("text_to_image", *arguments) if device == "cpu" else simulated("text_to_image", *arguments)
         merged = [(folder / f"{device}-model.safetensors").read_bytes() for device in ["cpu", "cuda"]]
         assert REAL or merged[0] == merged[1]
-        picture = sorted(SUBJECT.glob("*.png"))[0] if list(SUBJECT.glob("*.png")) else sorted(SUBJECT.glob("*.jpg"))[0]
+        picture = sorted([*SUBJECT.glob("*.png"), *SUBJECT.glob("*.jpg")])[0]
         for name, limit, more in [
             ("ddim", 1e-4, ["--scheduler", "ddim", "--eta", 0.5, *lora]),
             ("euler", 1e-4, ["--scheduler", "euler", "--num_images_per_prompt", 3, "--batch_size", 2]),
             ("unipc", 1e-4, ["--scheduler", "unipc", "--guidance_scale", 1, *lora, *lora]),
             ("dpmpp_2m", 1e-4, ["--scheduler", "dpmpp_2m", "--use_karras_sigmas", "--vae_tiling"]),
             ("pndm", 1e-4, ["--scheduler", "pndm", "--image", picture, "--strength", 0.8]),
+            ("euler_ancestral", 1e-4, ["--scheduler", "euler_ancestral"]),
+            ("ddpm", 1e-4, ["--scheduler", "ddpm"]),
+            ("fp16", 5e-2, ["--scheduler", "ddim", "--dtype", "fp16"]),
             ("lcm", 5e-2, ["--scheduler", "lcm", "--dtype", "bf16", *lora]),
         ]:
             more = [*more, "--num_inference_steps", 4]
@@ -335,13 +361,13 @@ def test_denoising_steps_never_wait():
 def test_processes_take_a_device_each_and_learn_the_same():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        for name, more in [("two", {"CUDA_VISIBLE_DEVICES": "0,1"}), ("own", {"CUDA_VISIBLE_DEVICES": "0"})]:
+        for name, visible in [("two", ["0,1", "0,1"]), ("own", ["0", "1"])]:
             both = Processes(
                 "train_dreambooth_lora",
                 2,
                 lambda rank: training(folder / name, "cuda", steps=2),
+                before=lambda rank: ["env", f"CUDA_VISIBLE_DEVICES={visible[rank]}"],
                 LD_PRELOAD=str(LIBRARY),
-                **more,
             ).wait()
             assert all(code == 0 for code, _, _ in both.values()), both
             assert "exchange gradients through the CPU" in both[0][1], both

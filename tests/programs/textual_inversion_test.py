@@ -2,6 +2,7 @@
 """A word that is learned here means the same in diffusers, also with vectors for each cross attention."""
 
 import pathlib
+import shlex
 
 import numpy
 import torch
@@ -266,6 +267,26 @@ def test_a_layerwise_word_of_another_unet_is_refused():
             folder / "one.safetensors",
         )
         assert done.returncode == 1 and "transformers of the UNet" in done.stderr, done
+
+
+def test_the_card_and_the_printed_command_draw_the_word_as_it_was_trained():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        text = invert(folder / "out", steps=1)
+        words = shlex.split(text.split("draw with it:   ")[1].split(" --output picture.png")[0])
+        assert words[words.index("--prompt_syntax") + 1] == "plain", words
+        assert words[words.index("--prompt") + 1] == "a photo of <toy>", words
+        card = (folder / "out/README.md").read_text()
+        assert "--prompt_syntax plain" in card and "- textual_inversion\n" in card and "load_lora" not in card, card
+        assert "| `learning_rate` | 0.2 |" in card, card
+        code = card.split("```python\n")[1].split("```")[0]
+        assert f'pipe.load_textual_inversion("{FILE}", token="<toy>")' in code, code
+        compile(code, "README.md", "exec")
+        # A LoRA that was trained with the word names it too.
+        learned = ["--learned_embeds", folder / "out" / FILE, "--instance_prompt", "a <toy>"]
+        train(folder / "lora", *learned, steps=1)
+        code = (folder / "lora/README.md").read_text().split("```python\n")[1].split("```")[0]
+        assert f'pipe.load_textual_inversion("{folder / "out" / FILE}", token="<toy>")' in code, code
 
 
 main(globals())

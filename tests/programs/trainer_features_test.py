@@ -264,6 +264,20 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result():
         assert max(abs(x - y) for x, y in zip(a, b)) < 1e-5 * max(map(abs, a))
 
 
+def test_checkpointed_segments_draw_the_masks_of_every_dropout_again():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        small = ["--resolution", 32, "--train_batch_size", 1, "--optimizer", "sgd", "--learning_rate", 1000]
+        for kind in ["lora_dropout", "rank_dropout", "module_dropout"]:
+            results = []
+            for name, more in [("plain", []), ("saved", ["--gradient_checkpointing"])]:
+                output = folder / f"{kind}-{name}"
+                train(output, *small, "--pack_weights", "off", f"--{kind}", 0.5, *more, steps=1)
+                results.append(floats(read_safetensors(output / NATIVE)[1]))
+            a, b = results
+            assert max(abs(x - y) for x, y in zip(a, b)) < 1e-5 * max(map(abs, a)), kind
+
+
 def test_packed_weights_change_rounding_only():
     with scratch() as folder:
         folder = pathlib.Path(folder)

@@ -103,6 +103,14 @@ TEST_CASE("loss: min-SNR weighs a timestep without any signal as sd-scripts does
   const double alike = DiffusionLoss(zero, {})(unet, samples, states).item<double>();
   CHECK(std::abs(got - alike) < 1e-6 * alike);  // another order of adding up
   CHECK(std::isfinite(got));
+  // Debiased estimation divides by the root of it, which sd-scripts limits above alone.
+  for (const bool both : {false, true}) {
+    LossOptions debiased;
+    debiased.debiased_estimation = true;
+    if (both) debiased.snr_gamma = 5;
+    const double same = DiffusionLoss(zero, debiased)(unet, samples, states).item<double>();
+    CHECK(std::abs(same - alike) < 1e-6 * alike);
+  }
 }
 
 TEST_CASE("loss: huber, smooth l1 and debiased estimation are those of sd-scripts", "[loss]") {
@@ -139,6 +147,14 @@ TEST_CASE("loss: huber, smooth l1 and debiased estimation are those of sd-script
   LossOptions debiased;
   debiased.debiased_estimation = true;
   check(debiased, difference.square().mean() / std::sqrt(a / (1 - a)));
+  // snr_t = min(snr_t, 1000): with so little noise at the first timestep it is 0.99915 / 0.00085.
+  auto first = sample;
+  first.timestep = 0;
+  const double largest = schedule().alphas_cumprod()[0].item<double>();
+  REQUIRE(largest / (1 - largest) > 1000);
+  const double plain = DiffusionLoss(schedule(), {})(unet, {first}, states).item<double>();
+  const double limited = DiffusionLoss(schedule(), debiased)(unet, {first}, states).item<double>();
+  CHECK(std::abs(limited - plain / std::sqrt(1000.0)) < 1e-5 * limited);
 }
 
 TEST_CASE("loss: a mask multiplies the loss of each place, as apply_masked_loss of sd-scripts",
@@ -230,6 +246,15 @@ TEST_CASE("captions are shuffled, thinned out and dropped as process_caption of 
   CHECK(use(0) == "sks dog");
   options.dropout_rate = 1;
   CHECK(use(0).empty());
+  // sd-scripts: current_epoch % caption_dropout_every_n_epochs == 0, and epochs count from 1.
+  options = {};
+  options.dropout_every_n_epochs = 3;
+  for (int64_t epoch = 1; epoch <= 7; ++epoch) {
+    auto generator = generator_for(3, Stream::caption, 0);
+    CHECK(process_caption("a dog", options, generator, epoch).empty() == (epoch % 3 == 0));
+  }
+  options.prefix = "photo,";
+  CHECK(fixed_caption("a dog", options) == "photo, a dog");
 }
 
 TEST_CASE("a flag's pattern names the layers that the library's pattern names", "[adapters]") {

@@ -14,10 +14,7 @@ void print_end(const training::InversionOptions& options) {
   const auto path = std::filesystem::path(options.run.output_dir) / training::Inversion::kFile;
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(path));
   fmt::print("learned word:   {} ({})\n", path.string(), cli::format_bytes(bytes));
-  fmt::print(
-      "draw with it:   text_to_image {} --learned_embeds {} --prompt {} --output picture.png\n",
-      sd::model_arguments(options.model), cli::format_word(path.string()),
-      cli::format_word("a photo of " + options.placeholder_token));
+  fmt::print("draw with it:   {}\n", training::draw_command(options, path.string()));
 }
 
 }  // namespace

@@ -101,12 +101,25 @@ void require_used(const std::string& flag, const std::vector<std::string>& texts
   }
 }
 
+// Files do not say what was left out at random.
+lightlora::AdapterState with_dropout(lightlora::AdapterState state,
+                                     const lightlora::LoRAOptions& options) {
+  for (auto& layer : state) {
+    layer.options.dropout(options.dropout())
+        .rank_dropout(options.rank_dropout())
+        .module_dropout(options.module_dropout());
+  }
+  return state;
+}
+
 lightlora::Patched adapt(const std::string& component, torch::nn::Module& model,
                          const AdapterOptions& options, const std::vector<std::string>& names,
                          const lightlora::Components& start) {
   if (start.empty()) return patch_with_patterns(model, options, names);
+  if (!options.relax_rank) {
+    return lightlora::patch(model, with_dropout(start.at(component), options.lora));
+  }
   auto lora = lightlora::patch(model, start.at(component));
-  if (!options.relax_rank) return lora;
   lora->merge_and_unload(/*safe=*/true);
   std::vector<std::string> layers;
   for (const auto& layer : start.at(component)) layers.push_back(layer.layer.name);

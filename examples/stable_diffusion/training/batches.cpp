@@ -3,10 +3,13 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <map>
 #include <optional>
 #include <set>
 
+#include "pipeline/device.h"
 #include "support/cli/progress.h"
 
 namespace training {
@@ -14,6 +17,9 @@ namespace training {
 namespace {
 
 constexpr int64_t kManyPictures = 16;  // worth a progress of their own
+// Pixels that pass the autoencoder together: beyond that they keep a GPU busy one after the other,
+// and take memory that a step does not need.
+constexpr int64_t kPixelsTogether = 4 * 512 * 512;
 
 }  // namespace
 
@@ -72,10 +78,12 @@ std::vector<int64_t> BatchOrder::batch(int64_t index) {
   return pictures;
 }
 
-LatentSource::LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed)
+LatentSource::LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed,
+                           int64_t together)
     : dataset_(std::move(dataset)),
       vae_(std::move(vae)),
       cache_(cache),
+      together_(vae_->parameters()[0].is_cuda() ? together : 1),
       seed_(seed),
       scaling_factor_(vae_->options.scaling_factor()) {}
 
@@ -87,44 +95,110 @@ View LatentSource::cached_view(int64_t index, View view) const {
   return fixed;
 }
 
-LatentSource::Moments LatentSource::moments(int64_t index, const View& view) {
-  TORCH_CHECK(!vae_.is_empty(), "'", dataset_.file(index).path,
+size_t LatentSource::together(Size size) const {
+  const int64_t few = kPixelsTogether / (size.width * size.height);
+  return static_cast<size_t>(std::max<int64_t>(1, std::min(few, together_)));
+}
+
+// The distributions of pictures of one size.
+std::vector<LatentSource::Moments> LatentSource::encode(const std::vector<Shown>& shown) {
+  if (shown.empty()) return {};
+  TORCH_CHECK(!vae_.is_empty(), "'", dataset_.file(shown[0].index).path,
               "': expected its latents in the cache, got none");
   const torch::NoGradGuard no_grad;
   const Tensor weight = vae_->parameters()[0];
-  const Tensor pixels = dataset_.pixels(index, view).to(weight.device(), weight.dtype());
-  const auto posterior = vae_->encode(pixels.unsqueeze(0));
-  // Read at once, as each reading waits for a GPU.
-  const Tensor both =
-      at::stack({posterior.mean()[0], posterior.std()[0]}).to(torch::kCPU, torch::kFloat);
-  return {both[0], both[1]};
+  const size_t most = together(dataset_.sample_size(shown[0].index));
+  std::vector<Moments> all;
+  for (size_t begin = 0; begin < shown.size(); begin += most) {
+    std::vector<Tensor> pixels;
+    for (size_t i = begin; i < std::min(begin + most, shown.size()); ++i) {
+      pixels.push_back(dataset_.pixels(shown[i].index, shown[i].view));
+    }
+    const Tensor pictures = sd::upload(at::stack(pixels), weight.device()).to(weight.dtype());
+    const auto posterior = vae_->encode(pictures);
+    // Read at once, as each reading waits for a GPU.
+    const Tensor both =
+        at::stack({posterior.mean(), posterior.std()}, 1).to(torch::kCPU, torch::kFloat);
+    for (const Tensor& one : both.unbind()) all.emplace_back(one[0], one[1]);
+  }
+  return all;
+}
+
+// Those that are always the same are computed once.
+std::vector<LatentSource::Moments> LatentSource::moments(const std::vector<Shown>& shown) {
+  std::vector<Shown> missing;
+  std::set<Key> coming;
+  for (const auto& one : shown) {
+    const bool there =
+        keeps(one) && (cached_.count(one.key()) > 0 || !coming.insert(one.key()).second);
+    if (!there) missing.push_back(one);
+  }
+  auto encoded = encode(missing);
+  std::vector<Moments> fresh;
+  for (size_t i = 0; i < missing.size(); ++i) {
+    auto& [mean, deviation] = encoded[i];
+    if (keeps(missing[i])) {
+      cached_[missing[i].key()] = {mean.clone(), deviation.clone()};  // without the others' memory
+    } else {
+      fresh.push_back(encoded[i]);
+    }
+  }
+  std::vector<Moments> all;
+  size_t next = 0;
+  for (const auto& one : shown) all.push_back(keeps(one) ? cached_.at(one.key()) : fresh[next++]);
+  return all;
 }
 
 LatentSource::Sample LatentSource::sample(int64_t index, at::Generator& generator) {
-  const View view = cached_view(index, dataset_.draw_view(index, generator));
-  Moments fresh;
-  const bool keep = cache_ || dataset_.is_fixed(index);
-  Moments& own = keep ? cached_[{index, view.flipped}] : fresh;
-  if (!own.first.defined()) own = moments(index, view);
-  const Tensor noise = at::randn(own.first.sizes(), generator, torch::kFloat);
-  Sample sample{(own.first + own.second * noise) * scaling_factor_, dataset_.time_ids(index, view)};
-  if (const Tensor counts = dataset_.mask(index, view); counts.defined()) {
-    sample.mask = at::adaptive_avg_pool2d(counts, {own.first.size(1), own.first.size(2)});
+  std::vector<at::Generator> generators{generator};
+  return samples({index}, generators).front();
+}
+
+std::vector<LatentSource::Sample> LatentSource::samples(const std::vector<int64_t>& indices,
+                                                        std::vector<at::Generator>& generators) {
+  std::vector<Shown> shown;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const View drawn = dataset_.draw_view(indices[i], generators[i]);
+    shown.push_back({indices[i], cached_view(indices[i], drawn)});
   }
-  return sample;
+  const auto all = moments(shown);
+  std::vector<Sample> samples;
+  for (size_t i = 0; i < shown.size(); ++i) {
+    const auto& [mean, deviation] = all[i];
+    const auto& [index, view] = shown[i];
+    const Tensor noise = at::randn(mean.sizes(), generators[i], torch::kFloat);
+    Sample sample{(mean + deviation * noise) * scaling_factor_, dataset_.time_ids(index, view)};
+    if (const Tensor counts = dataset_.mask(index, view); counts.defined()) {
+      sample.mask = at::adaptive_avg_pool2d(counts, {mean.size(1), mean.size(2)});
+    }
+    samples.push_back(std::move(sample));
+  }
+  return samples;
 }
 
 void LatentSource::encode_all() {
   TORCH_CHECK(cache_, "training::LatentSource: expected a cache to fill, got none");
-  std::optional<cli::Progress> progress;
-  if (dataset_.size() >= kManyPictures) progress.emplace("Encoding pictures", dataset_.size());
+  std::map<Size, std::vector<Shown>> by_size;
+  int64_t all = 0, done = 0;
   for (int64_t i = 0; i < dataset_.size(); ++i) {
-    if (progress) progress->update(i + 1);
     for (const bool flipped : {false, true}) {
       if (flipped && !dataset_.flips(i)) continue;
       View view;
       view.flipped = flipped;
-      cached_[{i, flipped}] = moments(i, cached_view(i, view));
+      by_size[dataset_.sample_size(i)].push_back({i, cached_view(i, view)});
+      ++all;
+    }
+  }
+  std::optional<cli::Progress> progress;
+  if (all >= kManyPictures) progress.emplace("Encoding pictures", all);
+  for (const auto& [size, shown] : by_size) {
+    const size_t most = together(size);
+    for (size_t begin = 0; begin < shown.size(); begin += most) {
+      const auto end = std::min(begin + most, shown.size());
+      moments({shown.begin() + static_cast<std::ptrdiff_t>(begin),
+               shown.begin() + static_cast<std::ptrdiff_t>(end)});
+      done += static_cast<int64_t>(end - begin);
+      if (progress) progress->update(done);
     }
   }
   if (progress) progress->finish();
@@ -140,19 +214,15 @@ std::vector<std::string> SampleSource::captions() const {
   std::set<std::string> texts(options_.captions.begin(), options_.captions.end());
   for (int64_t i = 0; options_.captions.empty() && i < latents_.dataset().size(); ++i) {
     const auto& options = latents_.dataset().file(i).caption_options;
-    if (options.dropout_rate > 0) texts.insert("");
+    if (options.dropout_rate > 0 || options.dropout_every_n_epochs > 0) texts.insert("");
     if (options.varies()) continue;
-    auto generator = generator_for(options_.seed, Stream::caption, 0);
-    auto always = options;
-    always.dropout_rate = 0;
-    texts.insert(
-        process_caption(latents_.dataset().caption(i, options_.prompt), always, generator));
+    texts.insert(fixed_caption(latents_.dataset().caption(i, options_.prompt), options));
   }
   if (options_.caption_dropout_rate > 0) texts.insert("");
   return {texts.begin(), texts.end()};
 }
 
-std::string SampleSource::caption(int64_t picture, int64_t sample) const {
+std::string SampleSource::caption(int64_t picture, int64_t sample, int64_t epoch) const {
   auto generator = generator_for(options_.seed, Stream::caption, sample);
   if (options_.caption_dropout_rate > 0) {
     const double chance = at::rand({1}, generator, torch::kDouble).item<double>();
@@ -164,7 +234,7 @@ std::string SampleSource::caption(int64_t picture, int64_t sample) const {
     return options_.captions[static_cast<size_t>(choice)];
   }
   return process_caption(latents_.dataset().caption(picture, options_.prompt),
-                         latents_.dataset().file(picture).caption_options, generator);
+                         latents_.dataset().file(picture).caption_options, generator, epoch);
 }
 
 bool SampleSource::captions_vary() const {
@@ -182,18 +252,27 @@ void SampleSource::take_share(int64_t rank, int64_t size) {
       BatchOrder(latents_.dataset(), options_.batch_size * size, options_.seed, options_.order);
 }
 
+int64_t SampleSource::batches_per_epoch() const {
+  const int64_t all = options_.batch_size * size_;
+  return (std::max(samples_per_epoch(), options_.samples_per_epoch) + all - 1) / all;
+}
+
 TrainingBatch SampleSource::batch(int64_t index, const DiffusionLoss& loss) {
-  TrainingBatch batch;
-  const std::vector<int64_t> pictures = order_.batch(index);
-  int64_t sample = first_sample(index);
+  const std::vector<int64_t> all = order_.batch(index);
+  const auto own = all.begin() + rank_ * options_.batch_size;
+  const std::vector<int64_t> pictures(own, own + options_.batch_size);
+  const int64_t first = first_sample(index), epoch = index / batches_per_epoch() + 1;
+  std::vector<at::Generator> generators;
   for (int64_t i = 0; i < options_.batch_size; ++i) {
-    const int64_t picture = pictures.at(static_cast<size_t>(rank_ * options_.batch_size + i));
-    auto generator = generator_for(options_.seed, options_.sample, sample);
-    const auto drawn = latents_.sample(picture, generator);
-    batch.samples.push_back(loss.draw(drawn.latents, generator));
-    batch.samples.back().time_ids = drawn.time_ids;
-    batch.samples.back().mask = drawn.mask;
-    batch.captions.push_back(caption(picture, sample++));
+    generators.push_back(generator_for(options_.seed, options_.sample, first + i));
+  }
+  const auto drawn = latents_.samples(pictures, generators);
+  TrainingBatch batch;
+  for (size_t i = 0; i < drawn.size(); ++i) {
+    batch.samples.push_back(loss.draw(drawn[i].latents, generators[i]));
+    batch.samples.back().time_ids = drawn[i].time_ids;
+    batch.samples.back().mask = drawn[i].mask;
+    batch.captions.push_back(caption(pictures[i], first + static_cast<int64_t>(i), epoch));
   }
   return batch;
 }

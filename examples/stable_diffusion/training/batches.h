@@ -55,10 +55,12 @@ class BatchOrder {
 ///
 /// The distribution of a picture whose samples are all the same is computed once. With `cache` that
 /// goes for every picture: its crop is drawn once, by seed, and the autoencoder is needed no more
-/// after `encode_all`.
+/// after `encode_all`. On a GPU up to `together` pictures pass the autoencoder at a time: as many as a
+/// step needs, so that this takes no more memory than the step's own batch asks for.
 class LatentSource {
  public:
-  LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed);
+  LatentSource(ImageDataset dataset, sd::AutoencoderKL vae, bool cache, uint64_t seed,
+               int64_t together = 1);
 
   const ImageDataset& dataset() const { return dataset_; }
   /// One sample of a picture.
@@ -70,22 +72,35 @@ class LatentSource {
     torch::Tensor mask = {};
   };
   Sample sample(int64_t index, at::Generator& generator);
+  /// One of each picture, all of one size, each with the numbers of its own generator.
+  std::vector<Sample> samples(const std::vector<int64_t>& indices,
+                              std::vector<at::Generator>& generators);
   /// Fills the cache and lets go of the autoencoder.
   /// Errors: c10::Error without `cache`
   void encode_all();
 
  private:
   using Moments = std::pair<torch::Tensor, torch::Tensor>;  // mean, standard deviation
+  using Key = std::pair<int64_t, bool>;                     // a picture, and whether it is mirrored
+  struct Shown {
+    int64_t index = 0;
+    View view;
+    Key key() const { return {index, view.flipped}; }
+  };
 
-  Moments moments(int64_t index, const View& view);
+  bool keeps(const Shown& shown) const { return cache_ || dataset_.is_fixed(shown.index); }
+  size_t together(Size size) const;
+  std::vector<Moments> moments(const std::vector<Shown>& shown);
+  std::vector<Moments> encode(const std::vector<Shown>& shown);
   View cached_view(int64_t index, View view) const;
 
   ImageDataset dataset_;
   sd::AutoencoderKL vae_;
   bool cache_;
+  int64_t together_;
   uint64_t seed_;
   double scaling_factor_;
-  std::map<std::pair<int64_t, bool>, Moments> cached_;  // by picture and whether it is mirrored
+  std::map<Key, Moments> cached_;
 };
 
 /// One batch, ready for the loss.
@@ -100,6 +115,7 @@ struct SampleOptions {
   std::string prompt;                 ///< the caption of pictures that have none of their own
   std::vector<std::string> captions;  ///< for each sample one of these instead, at random
   double caption_dropout_rate = 0;    ///< share of samples whose caption is left empty
+  int64_t samples_per_epoch = 0;      ///< of the run, if they are more than the data set's
   Stream order = Stream::order, sample = Stream::sample;
 };
 
@@ -127,7 +143,8 @@ class SampleSource {
   int64_t samples_per_epoch() const { return latents_.dataset().samples_per_epoch(); }
 
  private:
-  std::string caption(int64_t picture, int64_t sample) const;
+  std::string caption(int64_t picture, int64_t sample, int64_t epoch) const;
+  int64_t batches_per_epoch() const;
 
   LatentSource latents_;
   SampleOptions options_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 #include "training/data.h"
 
@@ -22,14 +23,20 @@ void PromptStates::prepare(const std::vector<std::string>& texts) {
   }
 }
 
+std::string fixed_caption(std::string caption, const CaptionOptions& options) {
+  if (!options.prefix.empty()) caption = options.prefix + " " + caption;
+  if (!options.suffix.empty()) caption += " " + options.suffix;
+  return caption;
+}
+
 std::string process_caption(std::string caption, const CaptionOptions& options,
-                            at::Generator& generator) {
+                            at::Generator& generator, int64_t epoch) {
   const auto chance = [&](double rate) {
     return rate > 0 && at::rand({1}, generator, torch::kDouble).item<double>() < rate;
   };
-  if (chance(options.dropout_rate)) return "";
-  if (!options.prefix.empty()) caption = options.prefix + " " + caption;
-  if (!options.suffix.empty()) caption += " " + options.suffix;
+  const int64_t every = options.dropout_every_n_epochs;
+  if (chance(options.dropout_rate) || (every > 0 && epoch % every == 0)) return "";
+  caption = fixed_caption(std::move(caption), options);
   if (!options.varies()) return caption;
   std::vector<std::string> tags;
   std::istringstream stream(caption);

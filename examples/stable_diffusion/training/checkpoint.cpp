@@ -23,6 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kPrefix = "checkpoint-";
+constexpr const char* kLeftPrefix =
+    "left-";  // before it: those that a resumed run went back beyond
 constexpr const char* kCheckpointFile = "training_state.safetensors";
 // Folders that are being written or removed end in the number of the process that does it.
 constexpr const char* kHiddenPrefix = ".checkpoint-";
@@ -137,6 +139,22 @@ void prune_checkpoints(const std::string& output_dir, int64_t limit,
   }
 }
 
+std::vector<std::string> leave_checkpoints(const std::string& output_dir, int64_t step,
+                                           const std::function<bool(const Checkpoint&)>& is_own) {
+  std::vector<std::string> names;
+  for (const auto& checkpoint : list_checkpoints(output_dir)) {
+    if (checkpoint.step <= step || !is_own(checkpoint)) continue;
+    const auto name = fmt::format("{}{}{}", kLeftPrefix, kPrefix, checkpoint.step);
+    auto free = name;
+    for (int64_t i = 2; fs::exists(fs::symlink_status(fs::path(output_dir) / free)); ++i) {
+      free = fmt::format("{}-{}", name, i);
+    }
+    rename_folder(checkpoint.path, fs::path(output_dir) / free);
+    names.push_back(free);
+  }
+  return names;
+}
+
 void remove_unfinished_checkpoints(const std::string& output_dir) {
   std::vector<fs::path> left;
   std::error_code error;
@@ -178,11 +196,25 @@ void remove_files(const fs::path& folder, const std::string& prefix,
   for (const auto& file : files) fs::remove(file, error);
 }
 
+void remove_left_checkpoints(const fs::path& folder) {
+  std::vector<fs::path> left;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const auto name = entry->path().filename().string();
+    if (name.rfind(std::string(kLeftPrefix) + kPrefix, 0) == 0 && is_checkpoint(entry->path())) {
+      left.push_back(entry->path());
+    }
+  }
+  for (const auto& path : left) fs::remove_all(path, error);
+}
+
 // What a new run would not write over. A user's own file or folder may have such a name by chance.
 void remove_results(const fs::path& folder, const RunOptions& options) {
   for (const auto& checkpoint : list_checkpoints(folder.string())) {
     if (is_checkpoint(checkpoint.path)) remove_checkpoint(folder, checkpoint);
   }
+  remove_left_checkpoints(folder);
   remove_files(folder, "learned_embeds-steps-", ".safetensors");
   remove_files(folder, "contact_sheet.png", "");
   remove_files(folder / "validation", "step-", ".png");

@@ -36,6 +36,12 @@ void save_checkpoint(const std::string& output_dir, int64_t step,
 void prune_checkpoints(const std::string& output_dir, int64_t limit,
                        const std::function<bool(const Checkpoint&)>& is_own);
 
+/// Gives those later than a step for which `is_own` holds names under which nothing takes them for
+/// checkpoints of this run: `left-checkpoint-N`, with a number behind it if that is taken. Returns
+/// the new names.
+std::vector<std::string> leave_checkpoints(const std::string& output_dir, int64_t step,
+                                           const std::function<bool(const Checkpoint&)>& is_own);
+
 /// Removes what killed runs left behind, unless the process that writes it is alive.
 void remove_unfinished_checkpoints(const std::string& output_dir);
 

@@ -12,6 +12,7 @@
 #include "support/cli/progress.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
+#include "training/picture_text.h"
 #include "training/random.h"
 
 namespace training {
@@ -65,32 +66,29 @@ bool draw_class_pictures(sd::StableDiffusion& pipeline, const ClassPictureOption
     numbers.push_back(all[i]);
   }
   const auto count = static_cast<int64_t>(numbers.size());
-  const int64_t channels = pipeline.unet()->options.in_channels();
-  const auto size = pipeline.default_size();
-  const int64_t factor = pipeline.vae_scale_factor();
   cli::Progress progress("Class pictures", count * options.steps);
   for (int64_t done = 0; done < count && !cli::interrupted();) {
     const int64_t batch = std::min(options.batch_size, count - done);
     const int64_t* now = numbers.data() + done;
-    std::vector<at::Tensor> noise;
+    std::vector<uint64_t> seeds;
     for (int64_t i = 0; i < batch; ++i) {
-      auto generator = generator_for(options.seed, Stream::class_image, now[i]);
-      noise.push_back(at::randn({channels, size[0] / factor, size[1] / factor}, generator,
-                                at::TensorOptions(at::kFloat)));
+      seeds.push_back(generator_for(options.seed, Stream::class_image, now[i]).current_seed());
     }
-    const auto result = pipeline.sample(sd::SampleOptions()
-                                            .prompt(options.prompt)
-                                            .prompt_syntax(sd::PromptSyntax::plain)  // as captions
-                                            .clip_skip(options.clip_skip)
-                                            .num_inference_steps(options.steps)
-                                            .initial_latents(at::stack(noise))
-                                            .callback([&](int64_t step, int64_t) {
-                                              progress.update(done * options.steps + batch * step);
-                                            }));
+    const auto sample = sd::SampleOptions()
+                            .prompt(options.prompt)
+                            .prompt_syntax(sd::PromptSyntax::plain)  // as captions
+                            .clip_skip(options.clip_skip)
+                            .num_inference_steps(options.steps)
+                            .seeds(seeds)
+                            .callback([&](int64_t step, int64_t) {
+                              progress.update(done * options.steps + batch * step);
+                            });
+    const auto result = pipeline.sample(sample);
     for (int64_t i = 0; i < batch; ++i) {
-      images::save_png(class_picture_path(options, now[i]).string(),
-                       images::to_image(result.pictures[i] * 2 - 1),
-                       {{"parameters", options.prompt}});
+      const auto picture = images::to_image(result.pictures[i] * 2 - 1);
+      images::save_png(class_picture_path(options, now[i]).string(), picture,
+                       {{"parameters", picture_text(options.model, {}, sample, picture,
+                                                    seeds[static_cast<size_t>(i)])}});
     }
     done += batch;
   }

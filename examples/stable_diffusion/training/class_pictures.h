@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/model_options.h"
 #include "pipeline/pipeline.h"
 #include "support/distributed/group.h"
 #include "training/data.h"
@@ -17,7 +18,8 @@ struct ClassPictureOptions {
   int64_t count = 100;  ///< how many the folder should hold
   int64_t batch_size = 4;
   uint64_t seed = 0;
-  int64_t clip_skip = 0;  ///< as in training
+  int64_t clip_skip = 0;   ///< as in training
+  sd::ModelOptions model;  ///< for the pictures' texts
   int64_t steps = 50;
 };
 

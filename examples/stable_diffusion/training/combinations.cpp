@@ -70,8 +70,12 @@ void check_optimizer(const OptimizerOptions& o, Unused& unused) {
   unused.add(!o.safeguard_warmup, "--prodigy_safeguard_warmup", prodigy);
 }
 
-void check_seeing(const RunOptions& o, Unused& unused) {
+void check_seeing(const RunOptions& o, double validation_split, Unused& unused) {
   const RunOptions usual;
+  unused.add(!o.validation_steps && !o.draws() && validation_split == 0 &&
+                 o.validation_epochs != usual.validation_epochs,
+             "--validation_epochs",
+             "without --validation_prompt, --sample_prompts or --validation_split");
   unused.add(o.validation_prompt.empty() && o.num_validation_images != usual.num_validation_images,
              "--num_validation_images", "without --validation_prompt");
   unused.add(o.validation_steps && o.validation_epochs != usual.validation_epochs,
@@ -90,6 +94,25 @@ void check_prior(const PriorOptions& o, Unused& unused) {
   unused.add(o.prior_generation_precision.has_value(), "--prior_generation_precision", reason);
 }
 
+// Dropout is of the run and not of the file; with relax_rank new adapters train in its layers.
+void check_start(const AdapterOptions& o, Unused& unused) {
+  const AdapterOptions usual;
+  const char* reason = "beside --init_from, whose file decides";
+  unused.add(o.variant != usual.variant, "--variant", reason);
+  unused.add(o.target_modules != usual.target_modules, "--target_modules", reason);
+  unused.add(
+      o.train_text_encoder && o.text_encoder_target_modules != usual.text_encoder_target_modules,
+      "--text_encoder_target_modules", reason);
+  for (const auto& name : o.own.given()) unused.add(true, ("--" + name).c_str(), reason);
+  unused.add(o.relax_rank && o.lora.rank() != usual.lora.rank(), "--rank", "beside --relax_rank");
+  if (o.relax_rank) return;
+  unused.add(o.lora.rank() != usual.lora.rank(), "--rank", reason);
+  unused.add(o.lora.init() != usual.lora.init(), "--init", reason);
+  unused.add(o.lora.network_alpha() != usual.lora.network_alpha(), "--network_alpha", reason);
+  unused.add(!o.rank_pattern.empty(), "--rank_pattern", reason);
+  unused.add(!o.alpha_pattern.empty(), "--alpha_pattern", reason);
+}
+
 void check_adapter(const AdapterOptions& o, Unused& unused) {
   const AdapterOptions usual;
   unused.add(
@@ -101,11 +124,7 @@ void check_adapter(const AdapterOptions& o, Unused& unused) {
              fmt::format("the diffusers file holds LoHa as plain factors of rank {}, or full rank: "
                          "{} times its values; hint: --split_rank {} cuts them",
                          rank * rank, rank / 2, 2 * rank));
-  if (o.init_from.empty()) return;
-  const char* reason = "beside --init_from, whose file decides";
-  unused.add(o.variant != usual.variant, "--variant", reason);
-  unused.add(o.lora.rank() != usual.lora.rank(), "--rank", reason);
-  unused.add(o.lora.init() != usual.lora.init(), "--init", reason);
+  if (!o.init_from.empty()) check_start(o, unused);
 }
 
 }  // namespace
@@ -118,8 +137,20 @@ std::vector<std::string> unused_flags(const TrainingOptions& options) {
                  options.optimization.ema_decay != OptimizationOptions().ema_decay,
              "--ema_decay", "without --use_ema");
   check_optimizer(options.optimization.optimizer, unused);
-  check_seeing(options.run, unused);
+  check_seeing(options.run, options.data.validation_split, unused);
   return unused.take();
+}
+
+// A word is measured on pictures that are held out alone.
+std::vector<std::string> unused_flags(const InversionOptions& options) {
+  auto lines = unused_flags(static_cast<const TrainingOptions&>(options));
+  Unused unused;
+  unused.add(
+      options.run.validation_steps && !options.run.draws() && options.data.validation_split == 0,
+      "--validation_steps", "without --validation_prompt, --sample_prompts or --validation_split");
+  const auto more = unused.take();
+  lines.insert(lines.end(), more.begin(), more.end());
+  return lines;
 }
 
 std::vector<std::string> unused_flags(const DreamBoothOptions& options) {

@@ -19,9 +19,11 @@ namespace training {
 
 /// What happens to a caption each time it is used, as sd-scripts has it.
 struct CaptionOptions {
-  bool shuffle = false;         ///< the parts between commas come in random order
-  int64_t keep_tokens = 0;      ///< but the first ones stay where they are
-  double dropout_rate = 0;      ///< share of samples without a caption
+  bool shuffle = false;     ///< the parts between commas come in random order
+  int64_t keep_tokens = 0;  ///< but the first ones stay where they are
+  double dropout_rate = 0;  ///< share of samples without a caption
+  /// Samples of every n-th epoch have none; 0: of no epoch.
+  int64_t dropout_every_n_epochs = 0;
   double tag_dropout_rate = 0;  ///< share of the parts that are left out
   std::string prefix, suffix;   ///< with a space between them and the caption
 
@@ -29,9 +31,13 @@ struct CaptionOptions {
   bool varies() const { return shuffle || tag_dropout_rate > 0; }
 };
 
-/// One use of a caption. Takes numbers from the generator only for what is left to chance.
+/// A caption with what stands before and behind it, and nothing of it left out.
+std::string fixed_caption(std::string caption, const CaptionOptions& options);
+
+/// One use of a caption in an epoch, which count from 1. Takes numbers from the generator only for
+/// what is left to chance.
 std::string process_caption(std::string caption, const CaptionOptions& options,
-                            at::Generator& generator);
+                            at::Generator& generator, int64_t epoch = 1);
 
 /// A picture to train on, as its folder describes it.
 struct PictureFile {
@@ -42,18 +48,21 @@ struct PictureFile {
   /// red channel is read, as in sd-scripts.
   std::string mask = {};
   CaptionOptions caption_options = {};
-  std::optional<bool> flip = {};  ///< whether half of its samples are mirrored, if not as the run
+  // What is not as the run has it: whether half of its samples are mirrored, whether they are cut out
+  // of the middle, and whether its transparency is its mask.
+  std::optional<bool> flip = {}, center_crop = {}, alpha_mask = {};
 };
 
-/// The caption in the file of a picture's name with this ending, such as ".txt"; none if there is no
-/// such file.
-/// Errors: c10::Error naming the file if it is not UTF-8
-std::optional<std::string> read_caption_beside(const std::string& picture,
-                                               const std::string& extension);
+/// The text of a file without the byte order mark of Windows' editors.
+/// Errors: c10::Error naming the file if it is not UTF-8 or has more than `most` bytes
+std::string read_text(const std::string& path, uint64_t most);
 
-/// Gives each picture the mask of its name (without the ending) in a folder.
-/// Errors: c10::Error naming a picture that has none there
-void add_masks(std::vector<PictureFile>& files, const std::string& folder);
+/// Gives each picture of the folder `pictures` the mask of its name (without the ending) in the
+/// folder `masks`, or in the sub-folder there that is called as the picture's own. Returns a line
+/// for masks that belong to no picture.
+/// Errors: c10::Error naming a picture that has no mask, and a mask that several would share
+std::vector<std::string> add_masks(std::vector<PictureFile>& files, const std::string& pictures,
+                                   const std::string& masks);
 
 /// What a data folder holds.
 struct DataFolder {
@@ -67,18 +76,23 @@ struct DataFolder {
 ///   without a caption of their own have the caption `name`;
 /// - a caption in a text file beside the picture, `photo.txt` or `photo.caption` for `photo.jpg`;
 /// - captions in `metadata.jsonl` (Hugging Face), one object a line with `file_name`, relative to
-///   its folder, and `text` (or `caption`, or `prompt`); it wins over text files.
-/// Whatever else lies there is left out with a notice.
+///   its folder, and `text` (or `caption`, or `prompt`); it wins over text files, with a notice.
+/// Whatever else lies there is left out with a notice. `extension` is the ending of captions' files
+/// in place of the usual ones.
 /// Errors: c10::Error if the folder is missing or holds no picture, or if metadata.jsonl is
 ///         malformed or names a picture that is not there
-DataFolder read_data_folder(const std::string& folder);
+DataFolder read_data_folder(const std::string& folder,
+                            const std::optional<std::string>& extension = {});
 
 /// How many pictures a folder and its sub-folders `N_name` hold; none if there is no such folder.
 int64_t count_pictures(const std::string& folder);
 
 /// The pictures of a folder, after a line on standard output for everything else in it.
 /// Errors: as read_data_folder
-std::vector<PictureFile> read_pictures(const std::string& folder);
+std::vector<PictureFile> read_pictures(const std::string& folder,
+                                       const std::optional<std::string>& extension = {});
+
+void print_notices(const std::vector<std::string>& lines);
 
 /// Width and height of training pictures.
 struct Size {
@@ -146,10 +160,13 @@ class ImageDataset {
   /// Samples in one pass: each picture as often as it repeats.
   int64_t samples_per_epoch() const;
 
-  /// A number, in hexadecimal digits, that follows from the pictures' names, repeats, captions and
-  /// samples: two data sets that differ in them differ in it.
+  /// A number, in hexadecimal digits, that follows from the pictures' names, repeats, captions,
+  /// samples and treatment: two data sets that differ in them differ in it.
   std::string fingerprint() const;
 
+  bool center_crop(int64_t index) const {
+    return file(index).center_crop.value_or(options_.center_crop);
+  }
   /// Whether half of the samples of a picture are mirrored.
   bool flips(int64_t index) const { return file(index).flip.value_or(options_.random_flip); }
   /// Whether every sample of this picture is the same, apart from being mirrored.

@@ -5,7 +5,6 @@
 #include <lightlora/file_io.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <filesystem>
 #include <map>
@@ -27,7 +26,10 @@ namespace fs = std::filesystem;
 constexpr const char* kMetadata = "metadata.jsonl";
 constexpr uint64_t kCaptionBytes = 64'000, kMetadataBytes = 32'000'000;
 constexpr int64_t kMostRepeats = 100'000, kMostSamples = 10'000'000;  // of an epoch
-constexpr std::array<const char*, 2> kCaptionExtensions = {".txt", ".caption"};
+const std::vector<std::string>& usual_extensions() {
+  static const std::vector<std::string> extensions{".txt", ".caption"};
+  return extensions;
+}
 
 std::vector<fs::path> sorted_entries(const fs::path& folder) {
   std::vector<fs::path> entries;
@@ -81,20 +83,18 @@ void check_encoding(std::string& text, const std::string& where) {
               "byte ", wrong + 1, "), such as Latin-1; hint: save it as UTF-8");
 }
 
-std::string read_caption(const fs::path& path) {
-  std::string text = lightlora::read_file(path.string(), kCaptionBytes);
-  check_encoding(text, "'" + path.string() + "'");
-  return one_line(text);
+}  // namespace
+
+std::string read_text(const std::string& path, uint64_t most) {
+  std::string text = lightlora::read_file(path, most);
+  check_encoding(text, "'" + path + "'");
+  return text;
 }
 
-// The caption beside a picture, which is then taken off the files that nobody asked for.
-std::optional<std::string> caption_beside(const fs::path& picture, std::set<fs::path>& others) {
-  for (const char* extension : kCaptionExtensions) {
-    fs::path path = picture;
-    path.replace_extension(extension);
-    if (others.erase(path) > 0) return read_caption(path);
-  }
-  return std::nullopt;
+namespace {
+
+std::string read_caption(const fs::path& path) {
+  return one_line(read_text(path.string(), kCaptionBytes));
 }
 
 using Captions = std::map<fs::path, std::string>;
@@ -161,28 +161,64 @@ bool is_picture(const fs::path& path) {
   return !hidden && images::is_image_file(path.string());
 }
 
-// The pictures directly in a folder; what else is there goes to `others`.
-std::vector<PictureFile> pictures_in(const fs::path& folder, const Captions& captions,
-                                     std::set<fs::path>& others) {
+// What is known of a folder while it is read.
+struct Reading {
+  Captions listed;                      // in metadata.jsonl
+  std::vector<std::string> extensions;  // of captions beside pictures
+  std::set<fs::path> others;            // what is no picture, and nobody has asked for
+  std::vector<fs::path> overruled;      // captions beside pictures that are listed
+};
+
+// The caption's file beside a picture, which is then taken off the others.
+std::optional<fs::path> caption_beside(const fs::path& picture, Reading& reading) {
+  for (const auto& extension : reading.extensions) {
+    fs::path path = picture;
+    path.replace_extension(extension);
+    if (reading.others.erase(path) > 0) return path;
+  }
+  return std::nullopt;
+}
+
+// The pictures directly in a folder.
+std::vector<PictureFile> pictures_in(const fs::path& folder, Reading& reading) {
   std::vector<PictureFile> pictures;
   for (const auto& path : sorted_entries(folder)) {
     if (is_picture(path)) {
       pictures.push_back({path.string(), std::nullopt, 1});
     } else if (path.filename() != kMetadata) {
-      others.insert(path);
+      reading.others.insert(path);
     }
   }
   for (auto& picture : pictures) {
-    const auto beside = caption_beside(picture.path, others);
-    const auto listed = captions.find(fs::path(picture.path).lexically_normal());
-    picture.caption = listed == captions.end() ? beside : std::optional(listed->second);
+    const auto beside = caption_beside(picture.path, reading);
+    const auto listed = reading.listed.find(fs::path(picture.path).lexically_normal());
+    if (listed != reading.listed.end()) {
+      picture.caption = listed->second;
+      if (beside) reading.overruled.push_back(*beside);
+    } else if (beside) {
+      picture.caption = read_caption(*beside);
+    }
   }
   return pictures;
 }
 
+std::string shown(const fs::path& path) {
+  return fmt::format("'{}' in {}", cli::printable(path.filename().string()),
+                     cli::printable(path.parent_path().string()));
+}
+
+std::string overruled_notice(const std::vector<fs::path>& captions) {
+  if (captions.size() == 1) {
+    return shown(captions.front()) + " is not used: metadata.jsonl has its picture's caption";
+  }
+  return fmt::format(
+      "{} captions beside pictures are not used, such as {}: metadata.jsonl has those pictures' "
+      "captions",
+      captions.size(), shown(captions.front()));
+}
+
 std::string notice(const fs::path& path) {
-  const auto name = fmt::format("'{}' in {}", cli::printable(path.filename().string()),
-                                cli::printable(path.parent_path().string()));
+  const auto name = shown(path);
   if (fs::is_directory(path)) {
     return name + " is a folder and is left out; hint: sub-folders are used if they are called " +
            "N_name, N being how often their pictures come";
@@ -206,20 +242,22 @@ int64_t count_pictures(const std::string& folder) {
   return count;
 }
 
-DataFolder read_data_folder(const std::string& folder) {
+DataFolder read_data_folder(const std::string& folder,
+                            const std::optional<std::string>& extension) {
   TORCH_CHECK(fs::is_directory(folder), "'", folder, "': expected a folder with pictures, got ",
               fs::exists(folder) ? "a file" : "nothing of that name");
-  Captions captions;
-  read_metadata(folder, captions);
-  std::set<fs::path> others;
+  Reading reading;
+  reading.extensions = extension ? std::vector<std::string>{*extension} : usual_extensions();
+  read_metadata(folder, reading.listed);
+  auto& others = reading.others;
   DataFolder result;
-  result.pictures = pictures_in(folder, captions, others);
+  result.pictures = pictures_in(folder, reading);
   for (const auto& path : std::set<fs::path>(others)) {
     const auto repeats = fs::is_directory(path) ? repeats_of(path) : std::nullopt;
     if (!repeats || repeats->first < 1) continue;
     others.erase(path);
-    read_metadata(path, captions);
-    for (auto& picture : pictures_in(path, captions, others)) {
+    read_metadata(path, reading.listed);
+    for (auto& picture : pictures_in(path, reading)) {
       picture.repeats = repeats->first;
       if (!picture.caption && !repeats->second.empty()) picture.caption = repeats->second;
       result.pictures.push_back(std::move(picture));
@@ -230,6 +268,7 @@ DataFolder read_data_folder(const std::string& folder) {
   TORCH_CHECK(samples <= kMostSamples, "'", folder, "': expected at most ", kMostSamples,
               " pictures with their repetitions, got ", samples);
   for (const auto& path : others) result.notices.push_back(notice(path));
+  if (!reading.overruled.empty()) result.notices.push_back(overruled_notice(reading.overruled));
   TORCH_CHECK(!result.pictures.empty(), "'", folder,
               "': expected a folder with pictures, got one without",
               result.notices.empty() ? "" : " (" + result.notices.front() + ")",
@@ -237,33 +276,75 @@ DataFolder read_data_folder(const std::string& folder) {
   return result;
 }
 
-std::optional<std::string> read_caption_beside(const std::string& picture,
-                                               const std::string& extension) {
-  fs::path path = picture;
-  path.replace_extension(extension);
-  if (!fs::is_regular_file(path)) return std::nullopt;
-  return read_caption(path);
+namespace {
+
+// A picture's path in a folder, without the ending.
+std::string stem_in(const fs::path& folder, const fs::path& picture) {
+  return picture.lexically_normal()
+      .lexically_relative(folder.lexically_normal())
+      .replace_extension()
+      .generic_string();
 }
 
-void add_masks(std::vector<PictureFile>& files, const std::string& folder) {
-  TORCH_CHECK(fs::is_directory(folder), "'", folder, "': expected a folder with masks, got ",
-              fs::exists(folder) ? "a file" : "nothing of that name",
-              "; hint: check --conditioning_data_dir");
+// The masks of a folder and of those sub-folders in which the pictures have theirs.
+std::map<std::string, std::string> masks_in(const fs::path& folder,
+                                            const std::vector<PictureFile>& files,
+                                            const fs::path& pictures) {
+  std::set<fs::path> folders{folder};
+  for (const auto& file : files) {
+    const auto own = folder / fs::path(stem_in(pictures, file.path)).parent_path();
+    if (fs::is_directory(own)) folders.insert((own / "").parent_path());
+  }
   std::map<std::string, std::string> masks;
-  for (const auto& path : sorted_entries(folder)) {
-    if (is_picture(path)) masks[path.stem().string()] = path.string();
+  for (const auto& where : folders) {
+    for (const auto& path : sorted_entries(where)) {
+      if (!is_picture(path)) continue;
+      const auto [mask, is_new] = masks.emplace(stem_in(folder, path), path.string());
+      TORCH_CHECK(is_new || mask->second == path.string(), "'", path.string(),
+                  "': expected one mask of this name, got '", mask->second, "' too");
+    }
   }
-  for (auto& file : files) {
-    const auto found = masks.find(fs::path(file.path).stem().string());
-    TORCH_CHECK(found != masks.end(), "'", file.path, "': expected a mask of this name in '",
-                folder, "', got none");
-    file.mask = found->second;
-  }
+  return masks;
 }
 
-std::vector<PictureFile> read_pictures(const std::string& folder) {
-  auto data = read_data_folder(folder);
-  for (const auto& line : data.notices) fmt::print("notice: {}\n", line);
+}  // namespace
+
+std::vector<std::string> add_masks(std::vector<PictureFile>& files, const std::string& pictures,
+                                   const std::string& masks) {
+  TORCH_CHECK(fs::is_directory(masks), "'", masks, "': expected a folder with masks, got ",
+              fs::exists(masks) ? "a file" : "nothing of that name",
+              "; hint: check --conditioning_data_dir");
+  const auto found = masks_in(masks, files, pictures);
+  std::map<std::string, std::string> owners;  // masks to pictures
+  for (auto& file : files) {
+    auto mask = found.find(stem_in(pictures, file.path));
+    if (mask == found.end()) mask = found.find(fs::path(file.path).stem().string());
+    TORCH_CHECK(mask != found.end(), "'", file.path, "': expected a mask of this name in '", masks,
+                "', got none");
+    const auto [owner, is_first] = owners.emplace(mask->second, file.path);
+    TORCH_CHECK(is_first, "'", mask->second, "': expected the mask of one picture, got that of '",
+                owner->second, "' and '", file.path, "'; hint: masks of pictures in sub-folders ",
+                "lie in sub-folders of the same names");
+    file.mask = mask->second;
+  }
+  std::vector<std::string> unused;
+  for (const auto& [name, path] : found) {
+    if (owners.count(path) == 0) unused.push_back(path);
+  }
+  if (unused.empty()) return {};
+  if (unused.size() == 1) return {shown(unused.front()) + " is the mask of no picture"};
+  return {
+      fmt::format("{} masks are of no picture, such as {}", unused.size(), shown(unused.front()))};
+}
+
+void print_notices(const std::vector<std::string>& lines) {
+  for (const auto& line : lines) fmt::print("notice: {}\n", line);
+}
+
+std::vector<PictureFile> read_pictures(const std::string& folder,
+                                       const std::optional<std::string>& extension) {
+  auto data = read_data_folder(folder, extension);
+  print_notices(data.notices);
   return std::move(data.pictures);
 }
 

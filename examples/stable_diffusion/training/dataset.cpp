@@ -9,6 +9,7 @@
 #include <set>
 #include <utility>
 
+#include "support/cli/fmt.h"
 #include "support/cli/progress.h"
 #include "support/distributed/fingerprint.h"
 #include "support/images/load.h"
@@ -108,6 +109,15 @@ images::Image mask_of(const PictureFile& file, Size picture, bool alpha) {
   return mask;
 }
 
+// What happens to a picture and its caption each time, as far as a data set's file says it.
+std::string treatment(const PictureFile& file) {
+  const auto& caption = file.caption_options;
+  const auto choice = [](std::optional<bool> value) { return value ? (*value ? 1 : 0) : -1; };
+  return fmt::format("{} {} {} {} {} '{}' '{}' {} {}", caption.shuffle, caption.keep_tokens,
+                     caption.dropout_rate, caption.dropout_every_n_epochs, caption.tag_dropout_rate,
+                     caption.prefix, caption.suffix, choice(file.flip), choice(file.center_crop));
+}
+
 }  // namespace
 
 ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions& options)
@@ -139,7 +149,7 @@ ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions&
     };
     sizes_.push_back(size);
     pictures_.push_back(fit(picture.image));
-    masks_.push_back(fit(mask_of(file, original, options.alpha_mask)));
+    masks_.push_back(fit(mask_of(file, original, file.alpha_mask.value_or(options.alpha_mask))));
   }
   if (progress) progress->finish();
   require_whole(damaged);
@@ -161,6 +171,7 @@ std::string ImageDataset::fingerprint() const {
     }
     print.add(pictures_[i].pixels.data(), pictures_[i].pixels.size());
     print.add(masks_[i].pixels.data(), masks_[i].pixels.size());
+    if (const auto how = treatment(files_[i]); how != treatment({})) print.add(how);
   }
   return print.hexadecimal();
 }
@@ -168,7 +179,7 @@ std::string ImageDataset::fingerprint() const {
 bool ImageDataset::is_fixed(int64_t index) const {
   const auto& picture = pictures_.at(static_cast<size_t>(index));
   const Size size = sample_size(index);
-  return options_.center_crop || (picture.width == size.width && picture.height == size.height);
+  return center_crop(index) || (picture.width == size.width && picture.height == size.height);
 }
 
 View ImageDataset::draw_view(int64_t index, at::Generator& generator) const {
@@ -178,7 +189,7 @@ View ImageDataset::draw_view(int64_t index, at::Generator& generator) const {
     return limit == 1 ? 0 : at::randint(limit, {1}, generator, at::kLong).item<int64_t>();
   };
   View view;
-  if (options_.center_crop) {
+  if (center_crop(index)) {
     view.top = images::centre_offset(picture.height, size.height);
     view.left = images::centre_offset(picture.width, size.width);
   } else {
@@ -199,7 +210,7 @@ std::vector<int64_t> ImageDataset::time_ids(int64_t index, const View& view) con
 images::Image ImageDataset::cut(const images::Image& picture, int64_t index,
                                 const View& view) const {
   const Size size = sample_size(index);
-  const auto part = options_.center_crop
+  const auto part = center_crop(index)
                         ? images::crop_centre(picture, size.width, size.height)
                         : images::crop(picture, view.left, view.top, size.width, size.height);
   return view.flipped ? images::flip_horizontally(part) : part;

@@ -19,7 +19,7 @@ namespace {
 
 // Of numbers in a file that may be a stranger's; --allow_large and the flags are for one's own.
 constexpr int64_t kMostRepeats = 100'000, kMostSamples = 10'000'000, kMostTokens = 1000,
-                  kMostBatch = 256;
+                  kMostBatch = 256, kMostEpochs = 1'000'000;
 constexpr int64_t kLeastSide = 8, kMostSide = 4096;
 
 // One table of the file, and those that stand behind it.
@@ -73,80 +73,116 @@ class Level {
   std::vector<const toml::table*> tables_;
 };
 
-const char* const kKnown[] = {"image_dir",
-                              "num_repeats",
-                              "class_tokens",
-                              "keep_tokens",
-                              "shuffle_caption",
-                              "is_reg",
-                              "flip_aug",
-                              "caption_dropout_rate",
-                              "caption_extension",
-                              "caption_prefix",
-                              "caption_suffix",
-                              "caption_tag_dropout_rate",
-                              "enable_bucket",
-                              "min_bucket_reso",
-                              "max_bucket_reso",
-                              "bucket_reso_steps",
-                              "resolution",
-                              "batch_size",
-                              "random_crop",
-                              "alpha_mask",
-                              "conditioning_data_dir",
-                              "subsets"};
+// Keys as sd-scripts has them: those of subsets can stand above them too, for all of them, others in
+// one place only. (There alpha_mask and class_tokens are a subset's alone.)
+const char* const kOfAnySubset[] = {"num_repeats",
+                                    "class_tokens",
+                                    "keep_tokens",
+                                    "shuffle_caption",
+                                    "flip_aug",
+                                    "random_crop",
+                                    "alpha_mask",
+                                    "caption_dropout_rate",
+                                    "caption_dropout_every_n_epochs",
+                                    "caption_extension",
+                                    "caption_prefix",
+                                    "caption_suffix",
+                                    "caption_tag_dropout_rate"};
+const char* const kOfOneSubset[] = {"image_dir", "is_reg", "conditioning_data_dir"};
+const char* const kOfDatasets[] = {"enable_bucket",     "min_bucket_reso", "max_bucket_reso",
+                                   "bucket_reso_steps", "resolution",      "batch_size"};
+
+enum class Place { general, dataset, subset };
+
+template <std::size_t count>
+bool is_among(const char* const (&names)[count], std::string_view name) {
+  return std::find(std::begin(names), std::end(names), name) != std::end(names);
+}
 
 // Keys whose usual value changes nothing here.
-bool is_harmless(std::string_view key, const toml::node& node) {
+bool is_harmless(const toml::node& node) {
   const auto off = node.value<bool>();
   const auto number = node.value<double>();
-  if (key == "bucket_no_upscale" || key == "metadata_file") return false;
   return (off && !*off) || (number && *number == 0);
 }
 
-void check_keys(const std::string& path, const toml::table& table) {
+void check_keys(const std::string& path, const toml::table& table, Place place) {
+  const bool subset = place == Place::subset;
   for (const auto& [key, node] : table) {
     const std::string_view name = key.str();
-    const bool known = std::find(std::begin(kKnown), std::end(kKnown), name) != std::end(kKnown);
-    TORCH_CHECK(known || is_harmless(name, node), "'", path, "' line ", node.source().begin.line,
-                ": expected a key that is supported here, got '", std::string(name), "'");
+    const auto where = fmt::format("'{}' line {}: ", path, node.source().begin.line);
+    TORCH_CHECK(!subset || !is_among(kOfDatasets, name), where, "expected '", std::string(name),
+                "' in [[datasets]] or [general], got it in a subset; hint: it is the same for all ",
+                "pictures");
+    TORCH_CHECK(subset || !is_among(kOfOneSubset, name), where, "expected '", std::string(name),
+                "' in [[datasets.subsets]], got it above them");
+    const bool known = is_among(kOfAnySubset, name) || is_among(kOfOneSubset, name) ||
+                       is_among(kOfDatasets, name) ||
+                       (place == Place::dataset && name == "subsets");
+    TORCH_CHECK(known || is_harmless(node), where, "expected a key that is supported here, got '",
+                std::string(name), "'");
   }
 }
 
-std::vector<const toml::table*> tables_of(const toml::table& table, const char* key) {
+// What else stands at the top would play no part.
+void check_top(const std::string& path, const toml::table& file) {
+  for (const auto& [key, node] : file) {
+    const std::string_view name = key.str();
+    TORCH_CHECK(name == "general" || name == "datasets", "'", path, "' line ",
+                node.source().begin.line, ": expected [general] or [[datasets]] at the top, got '",
+                std::string(name), "'");
+    TORCH_CHECK(name != "general" || node.is_table(), "'", path, "' line ",
+                node.source().begin.line,
+                ": expected a table [general], got another kind of value");
+  }
+}
+
+std::vector<const toml::table*> tables_of(const std::string& path, const toml::table& table,
+                                          const char* key) {
   std::vector<const toml::table*> tables;
-  const auto* list = table.get_as<toml::array>(key);
+  const auto* node = table.get(key);
+  if (node == nullptr) return tables;
+  const auto* list = node->as_array();
   for (std::size_t i = 0; list != nullptr && i < list->size(); ++i) {
     if (const auto* item = list->get_as<toml::table>(i)) tables.push_back(item);
   }
+  TORCH_CHECK(list != nullptr && tables.size() == list->size(), "'", path, "' line ",
+              node->source().begin.line, ": expected tables as '", key,
+              "', got another kind of value");
   return tables;
+}
+
+CaptionOptions caption_options(const Level& subset) {
+  CaptionOptions caption;
+  caption.shuffle = subset.get("shuffle_caption", false);
+  caption.keep_tokens = subset.get<int64_t>("keep_tokens", 0, 0, kMostTokens);
+  caption.dropout_rate = subset.get("caption_dropout_rate", 0.0, 0.0, 1.0);
+  caption.dropout_every_n_epochs =
+      subset.get<int64_t>("caption_dropout_every_n_epochs", 0, 0, kMostEpochs);
+  caption.tag_dropout_rate = subset.get("caption_tag_dropout_rate", 0.0, 0.0, 1.0);
+  caption.prefix = subset.get<std::string>("caption_prefix", "");
+  caption.suffix = subset.get<std::string>("caption_suffix", "");
+  return caption;
 }
 
 void read_subset(const Level& subset, const std::string& path, DatasetConfig& config) {
   const auto folder = subset.find<std::string>("image_dir");
   TORCH_CHECK(folder, "'", path, "': expected an image_dir in each subset, got none");
-  auto pictures = read_pictures(*folder);
+  auto extension = subset.find<std::string>("caption_extension");
+  if (extension) extension = lightlora::path_component(*extension, path);
+  auto pictures = read_pictures(*folder, extension);
   if (const auto masks = subset.find<std::string>("conditioning_data_dir")) {
-    add_masks(pictures, *masks);
-    config.data.masked_loss = true;
+    print_notices(add_masks(pictures, *folder, *masks));
   }
   const auto words = subset.find<std::string>("class_tokens");
-  const auto extension = subset.find<std::string>("caption_extension");
+  const auto random_crop = subset.find<bool>("random_crop");
   for (auto& picture : pictures) {
-    if (extension) {
-      picture.caption =
-          read_caption_beside(picture.path, lightlora::path_component(*extension, path));
-    }
     if (!picture.caption && words) picture.caption = words;
     picture.repeats *= subset.get<int64_t>("num_repeats", 1, 1, kMostRepeats);
-    auto& caption = picture.caption_options;
-    caption.shuffle = subset.get("shuffle_caption", false);
-    caption.keep_tokens = subset.get<int64_t>("keep_tokens", 0, 0, kMostTokens);
-    caption.dropout_rate = subset.get("caption_dropout_rate", 0.0, 0.0, 1.0);
-    caption.tag_dropout_rate = subset.get("caption_tag_dropout_rate", 0.0, 0.0, 1.0);
-    caption.prefix = subset.get<std::string>("caption_prefix", "");
-    caption.suffix = subset.get<std::string>("caption_suffix", "");
+    picture.caption_options = caption_options(subset);
     picture.flip = subset.find<bool>("flip_aug");
+    if (random_crop) picture.center_crop = !*random_crop;
+    picture.alpha_mask = subset.find<bool>("alpha_mask");
   }
   auto& all = subset.get("is_reg", false) ? config.regularization : config.pictures;
   all.insert(all.end(), pictures.begin(), pictures.end());
@@ -175,7 +211,8 @@ void read_dataset(const Level& dataset, DatasetConfig& config) {
     side("max_bucket_reso", data.max_bucket_reso);
     side("bucket_reso_steps", data.bucket_reso_steps);
   }
-  // sd-scripts cuts out the middle unless it is told otherwise.
+  // sd-scripts cuts out the middle unless it is told otherwise. Class pictures that no subset names
+  // are treated so too.
   data.center_crop = !dataset.get("random_crop", false);
   data.alpha_mask = dataset.get("alpha_mask", data.alpha_mask);
   config.batch_size = dataset.get("batch_size", config.batch_size, int64_t{1}, kMostBatch);
@@ -194,17 +231,18 @@ DatasetConfig read_dataset_config(const std::string& path, const DataOptions& da
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK(false, error.what());
   }
+  check_top(path, file);
   const auto* general = file.get_as<toml::table>("general");
-  if (general != nullptr) check_keys(path, *general);
-  const auto datasets = tables_of(file, "datasets");
+  if (general != nullptr) check_keys(path, *general, Place::general);
+  const auto datasets = tables_of(path, file, "datasets");
   TORCH_CHECK(datasets.size() == 1, "'", path, "': expected one [[datasets]], got ",
               datasets.size(), "; hint: pictures of several folders are [[datasets.subsets]]");
   DatasetConfig config{{}, {}, data, batch_size};
-  check_keys(path, *datasets[0]);
+  check_keys(path, *datasets[0], Place::dataset);
   const Level dataset(path, {datasets[0], general});
   read_dataset(dataset, config);
-  for (const auto* subset : tables_of(*datasets[0], "subsets")) {
-    check_keys(path, *subset);
+  for (const auto* subset : tables_of(path, *datasets[0], "subsets")) {
+    check_keys(path, *subset, Place::subset);
     read_subset(dataset.below(subset), path, config);
   }
   config.data.check();

@@ -2,20 +2,20 @@
 #include "training/dreambooth.h"
 
 #include <lightlora/combine.h>
+#include <lightlora/file_io.h>
 #include <lightlora/files.h>
 
 #include <filesystem>
-#include <map>
 #include <utility>
 
 #include "pipeline/embeddings.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/distributed/fingerprint.h"
 #include "training/adapters.h"
 #include "training/checkpoint.h"
 #include "training/class_pictures.h"
 #include "training/memory.h"
-#include "training/model_card.h"
 #include "training/phases.h"
 
 namespace training {
@@ -61,6 +61,20 @@ void print_encoded_anew(const ImageDataset& pictures) {
       anew, pictures.size());
 }
 
+// The file of "FILE" or "FILE:TOKEN".
+std::string file_of(const std::string& embedding) {
+  return fs::exists(embedding) ? embedding : embedding.substr(0, embedding.rfind(':'));
+}
+
+void add_word(distributed::Fingerprint& print, const lightlora::LearnedEmbedding& word) {
+  print.add(word.token);
+  for (const auto& vectors : {word.vectors, word.vectors_2}) {
+    if (!vectors.defined()) continue;
+    const auto values = vectors.detach().to(torch::kCPU, torch::kFloat).contiguous();
+    print.add(values.const_data_ptr<float>(), static_cast<size_t>(values.nbytes()));
+  }
+}
+
 void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
   to.insert(to.end(), more.begin(), more.end());
 }
@@ -101,8 +115,10 @@ DreamBooth::DreamBooth(const DreamBoothOptions& options, DatasetConfig config,
   learn_words();
   make_trainer(std::move(files), std::move(held_out), std::move(class_files), group);
   if (options_.run.draws()) {
-    validation_pictures_.emplace(
-        validation_pictures(options_.run, options_.machine.seed, options_.clip_skip));
+    auto pictures = validation_pictures(options_);
+    pictures.clip_skip = options_.clip_skip;
+    pictures.learned_embeds = options_.learned_embeds;
+    validation_pictures_.emplace(std::move(pictures));
   }
 }
 
@@ -110,7 +126,8 @@ std::vector<PictureFile> DreamBooth::read_instance_pictures() const {
   if (!config_.pictures.empty()) return config_.pictures;
   auto files = read_pictures(options_.instance_data_dir);
   if (options_.data.masked_loss && !options_.data.conditioning_data_dir.empty()) {
-    add_masks(files, options_.data.conditioning_data_dir);
+    print_notices(
+        add_masks(files, options_.instance_data_dir, options_.data.conditioning_data_dir));
   }
   return files;
 }
@@ -118,11 +135,14 @@ std::vector<PictureFile> DreamBooth::read_instance_pictures() const {
 void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<PictureFile> held_out,
                               std::vector<PictureFile> class_files,
                               const distributed::Group& group) {
-  auto instance = make_source("pictures", std::move(files), options_, instance_samples(options_));
+  auto samples = instance_samples(options_);
+  samples.samples_per_epoch = plan_->samples_per_epoch;
+  auto instance = make_source("pictures", std::move(files), options_, samples);
   std::optional<SampleSource> prior;
   if (has_prior()) {
-    prior =
-        make_source("class pictures", std::move(class_files), options_, class_samples(options_));
+    samples = class_samples(options_);
+    samples.samples_per_epoch = plan_->samples_per_epoch;
+    prior = make_source("class pictures", std::move(class_files), options_, samples);
   }
   if (!options_.data.cache_latents) print_encoded_anew(instance.latents().dataset());
   adapt();
@@ -167,10 +187,11 @@ std::vector<PictureFile> DreamBooth::prepare_class_pictures(const distributed::G
   pictures.batch_size = prior.sample_batch_size;
   pictures.seed = options_.machine.seed;
   pictures.clip_skip = options_.clip_skip;
+  pictures.model = options_.model;
   if (group.from_main(missing_class_pictures(pictures)) == 0) return read_class_pictures(pictures);
   sd::StableDiffusion pipeline(options_.model.path,
                                options_.pipeline_options(prior.prior_generation_precision.value_or(
-                                   options_.machine.mixed_precision)));
+                                   options_.machine.precision())));
   TORCH_CHECK(draw_class_pictures(pipeline, pictures, group),
               "stopped by request while drawing class pictures; hint: the next run goes on there");
   TORCH_CHECK(missing_class_pictures(pictures) == 0, "'", pictures.folder, "': expected ",
@@ -181,15 +202,22 @@ std::vector<PictureFile> DreamBooth::prepare_class_pictures(const distributed::G
 }
 
 void DreamBooth::learn_words() {
+  distributed::Fingerprint print;
   for (const auto& text : options_.learned_embeds) {
     for (const auto& word : sd::read_embeddings(text)) {
       sd::add_embedding(*pipeline_, word);
+      add_word(print, word);
+      words_.push_back({file_of(text), word.token, !word.layers.empty()});
       fmt::print("learned word {}: {} vectors{}\n", word.token, word.vectors.size(-2),
                  word.layers.empty() ? "" : " for each of the UNet's transformers");
       if (options_.instance_prompt.find(word.token) == std::string::npos) {
         fmt::print("notice: --instance_prompt does not use {}\n", word.token);
       }
     }
+  }
+  if (!words_.empty()) fingerprints_["--learned_embeds file"] = print.hexadecimal();
+  if (const auto& start = options_.adapter.init_from; !start.empty()) {
+    fingerprints_["--init_from file"] = lightlora::file_hash(start);
   }
 }
 
@@ -276,17 +304,13 @@ void DreamBooth::finish() {
   card.base_model = options_.model.path;
   card.command = draw_command(options_, kNativeFile);
   card.prompt = options_.instance_prompt;
+  card.clip_skip = options_.clip_skip;
+  card.words = words_;
   card.trains_text_encoder = options_.adapter.train_text_encoder;
   card.is_sdxl = pipeline_->is_sdxl();
   card.picture_prompt = options_.run.validation_prompt;
   if (fs::exists(folder / "contact_sheet.png")) card.pictures = {"contact_sheet.png"};
-  std::map<std::string, std::string> usual;
-  for (const auto& setting : settings_of(DreamBoothOptions())) usual[setting.name] = setting.text();
-  for (const auto& setting : plan_->settings) {
-    const auto found = usual.find(setting.name);
-    if (found != usual.end() && found->second == setting.text()) continue;
-    card.settings.emplace_back(setting.name, setting.text());
-  }
+  card.settings = unusual_settings(plan_->settings, settings_of(DreamBoothOptions()));
   write_model_card(folder.string(), card);
 }
 
@@ -297,7 +321,8 @@ std::string draw_command(const DreamBoothOptions& options, const std::string& lo
     text += " --learned_embeds " + cli::format_word(file);
   }
   if (options.clip_skip > 0) text += fmt::format(" --clip_skip {}", options.clip_skip);
-  return text + fmt::format(" --prompt {} --output picture.png",
+  // Captions are trained as they stand.
+  return text + fmt::format(" --prompt_syntax plain --prompt {} --output picture.png",
                             cli::format_word(options.instance_prompt));
 }
 
@@ -305,6 +330,7 @@ Outcome train_dreambooth(const DreamBoothOptions& given, const distributed::Grou
   given.check();
   DreamBoothOptions options = given;
   settle_seed(options, group);
+  settle_precision(options, group);
   std::optional<OutputFolder> folder;
   if (group.is_main()) {
     const bool resumes = !options.run.resume_from_checkpoint.empty();

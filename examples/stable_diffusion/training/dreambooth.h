@@ -7,6 +7,7 @@
 
 #include "pipeline/adapters.h"
 #include "training/dataset_config.h"
+#include "training/model_card.h"
 #include "training/options.h"
 #include "training/run.h"
 #include "training/task.h"
@@ -56,6 +57,7 @@ class DreamBooth : public PictureTask {
   const DreamBoothOptions options_;
   const DatasetConfig config_;
   const lightlora::Components start_;  // what init_from names
+  std::vector<CardWord> words_;        // what learned_embeds names
   std::optional<const DreamBoothPlan> plan_;
   sd::PipelineAdapters adapters_;
 };

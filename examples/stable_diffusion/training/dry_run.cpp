@@ -8,7 +8,10 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <optional>
+#include <set>
 #include <sstream>
+#include <tuple>
 
 #include "models/weights.h"
 #include "support/cli/fmt.h"
@@ -122,6 +125,13 @@ int64_t packed_bytes(const DreamBoothOptions& options, const torch::nn::Module& 
   return packs ? 2 * bytes : 0;
 }
 
+// What `auto` would choose there; a GPU that is not there is taken for one of today.
+c10::ScalarType fast_precision(const std::string& device, bool on_cpu) {
+  if (on_cpu) return c10::kFloat;
+  if (cuda::cards().empty()) return c10::kBFloat16;
+  return cuda::fast_precision(device == "auto" ? c10::Device(c10::kCUDA) : c10::Device(device));
+}
+
 // Class pictures that would be drawn first are stood in for by the subject's.
 void stand_in_for_class_pictures(DreamBoothOptions& options, DryReport& report) {
   if (!options.prior.with_prior_preservation) return;
@@ -179,17 +189,24 @@ void run_steps(DreamBooth& task, PhaseBook& book, DryReport& report) {
 
 // Two steps show what all of them take; the pictures themselves are not looked at.
 void draw_validation(DreamBooth& task, const DreamBoothOptions& options, PhaseBook& book) {
-  if (options.run.validation_prompt.empty()) return;
+  if (!options.run.draws()) return;
   book.begin("validation pictures");
   const at::NoGradGuard no_grad;
   const auto active = task.trainer().activate();
-  task.pipeline().sample(sd::SampleOptions()
-                             .prompt(options.run.validation_prompt)
-                             .num_inference_steps(2)
-                             .num_images_per_prompt(options.run.num_validation_images)
-                             .batch_size(1)
-                             .clip_skip(options.clip_skip)
-                             .seed(0));
+  std::set<std::tuple<std::optional<int64_t>, std::optional<int64_t>, bool>> seen;
+  for (const auto& prompt : validation_pictures(options).prompts) {
+    auto sample = sd::SampleOptions()
+                      .prompt(prompt.prompt)
+                      .prompt_syntax(sd::PromptSyntax::plain)
+                      .num_inference_steps(2)
+                      .height(prompt.height)
+                      .width(prompt.width)
+                      .clip_skip(options.clip_skip)
+                      .seed(0);
+    if (prompt.guidance_scale) sample.guidance_scale(*prompt.guidance_scale);
+    const bool guided = sample.guidance_scale() > 1;
+    if (seen.emplace(prompt.height, prompt.width, guided).second) task.pipeline().sample(sample);
+  }
   book.begin("");
 }
 
@@ -213,11 +230,14 @@ void describe(DreamBooth& task, DryReport& report) {
 DryReport dry_run(DreamBoothOptions options) {
   options.check();
   DryReport report;
-  report.dtype = options.machine.mixed_precision;
   stand_in_for_class_pictures(options, report);
   report.on_cpu = options.machine.device == "cpu" ||
                   (options.machine.device == "auto" && cuda::cards().empty());
+  options.machine.like_a_cpu = report.on_cpu;
   if (report.on_cpu) options.cuda_graph = false;
+  auto& precision = options.machine.mixed_precision;
+  if (!precision) precision = fast_precision(options.machine.device, report.on_cpu);
+  report.dtype = *precision;
   fake_cuda::start_dry_device();
   cuda::use_graph_recorder([](c10::Device) -> cuda::GraphRecorder* { return new DryRecorder; });
   options.machine.device = "cuda:0";

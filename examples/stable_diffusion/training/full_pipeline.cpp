@@ -53,6 +53,25 @@ void copy_part(const fs::path& from, const fs::path& to, int levels = 4) {
   }
 }
 
+// How much copies of parts may come to. A link in a stranger's model may lead to a whole disk.
+struct Amount {
+  uintmax_t bytes = 0;
+  int64_t files = 0;
+
+  void add(const fs::path& part, int levels = 4) {
+    constexpr uintmax_t kMostBytes = 64'000'000'000;
+    constexpr int64_t kMostFiles = 10'000;
+    for (const auto& entry : fs::directory_iterator(part)) {
+      if (entry.is_regular_file()) bytes += entry.file_size();
+      ++files;
+      TORCH_CHECK(bytes <= kMostBytes && files <= kMostFiles, "'", part.string(),
+                  "': expected parts of a model of at most ", kMostBytes, " bytes in ", kMostFiles,
+                  " files to copy, got more; hint: is there a link in it that leads elsewhere?");
+      if (entry.is_directory() && levels > 0) add(entry.path(), levels - 1);
+    }
+  }
+};
+
 // The parts that the model's index names, besides those that change.
 std::vector<std::string> kept_parts(const fs::path& model) {
   const std::string path = (model / "model_index.json").string();
@@ -134,7 +153,11 @@ void check_full_pipeline(const std::string& model, bool layerwise, const std::st
   const auto inside = fs::weakly_canonical(folder).lexically_relative(fs::weakly_canonical(model));
   TORCH_CHECK_VALUE(inside.empty() || *inside.begin() == "..", "--output_dir: expected a folder ",
                     "outside of the model's own, got '", folder, "'");
-  kept_parts(model);  // refuses names that are none
+  Amount amount;
+  for (const auto& part : kept_parts(model)) amount.add(fs::path(model) / part);
+  for (const char* part : {"tokenizer", "tokenizer_2"}) {
+    if (fs::is_directory(fs::path(model) / part)) amount.add(fs::path(model) / part);
+  }
 }
 
 void save_full_pipeline(const sd::StableDiffusion& pipeline,

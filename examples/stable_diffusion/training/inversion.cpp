@@ -7,12 +7,21 @@
 
 #include "pipeline/embeddings.h"
 #include "support/cli/fmt.h"
+#include "support/cli/format.h"
 #include "support/cuda/graph.h"
 #include "training/checkpoint.h"
+#include "training/model_card.h"
 
 namespace training {
 
 namespace {
+
+// What a picture of the word alone is called.
+std::string prompt_of(const InversionOptions& options) {
+  return (options.learnable_property == Property::style ? "a painting in the style of "
+                                                        : "a photo of ") +
+         options.placeholder_token;
+}
 
 std::vector<PictureFile> inversion_pictures(const InversionOptions& options) {
   auto pictures = read_pictures(options.train_data_dir);
@@ -37,7 +46,7 @@ Inversion::Inversion(const InversionOptions& options, const distributed::Group& 
     : options_(options) {
   auto files = inversion_pictures(options_);
   if (options_.data.masked_loss && !options_.data.conditioning_data_dir.empty()) {
-    add_masks(files, options_.data.conditioning_data_dir);
+    print_notices(add_masks(files, options_.train_data_dir, options_.data.conditioning_data_dir));
   }
   auto held_out = split_off(files, options_.data.validation_split, options_.machine.seed);
   load_pipeline(options_);
@@ -66,7 +75,7 @@ Inversion::Inversion(const InversionOptions& options, const distributed::Group& 
                                              {{"embedding", 1, vectors_}}},
                                 schedule_of(options_.optimization, *plan_), std::move(trainer));
   if (options_.run.draws()) {
-    validation_pictures_.emplace(validation_pictures(options_.run, options_.machine.seed));
+    validation_pictures_.emplace(validation_pictures(options_));
   }
 }
 
@@ -149,15 +158,37 @@ void Inversion::after_step(int64_t step) {
 
 void Inversion::finish() {
   PictureTask::finish();
+  const std::filesystem::path folder = options_.run.output_dir;
+  ModelCard card;
+  card.kind = ModelCard::Kind::word;
+  card.title = "The word " + options_.placeholder_token;
+  card.base_model = options_.model.path;
+  card.command = draw_command(options_, kFile);
+  card.prompt = prompt_of(options_);
+  card.words = {{kFile, options_.placeholder_token, options_.layerwise}};
+  card.is_sdxl = pipeline_->is_sdxl();
+  card.picture_prompt = options_.run.validation_prompt;
+  if (std::filesystem::exists(folder / "contact_sheet.png")) card.pictures = {"contact_sheet.png"};
+  card.settings = unusual_settings(plan_->settings, settings_of(InversionOptions()));
+  write_model_card(folder.string(), card);
   if (!options_.save_as_full_pipeline) return;
   save_full_pipeline(*pipeline_, embedding(), options_.run.output_dir);
   fmt::print("model with it:  {}\n", options_.run.output_dir);
+}
+
+std::string draw_command(const InversionOptions& options, const std::string& file) {
+  // Captions are trained as they stand.
+  return fmt::format(
+      "text_to_image {} --learned_embeds {} --prompt_syntax plain --prompt {} --output picture.png",
+      sd::model_arguments(options.model), cli::format_word(file),
+      cli::format_word(prompt_of(options)));
 }
 
 Outcome train_inversion(const InversionOptions& given, const distributed::Group& group) {
   given.check();
   InversionOptions options = given;
   settle_seed(options, group);
+  settle_precision(options, group);
   std::optional<OutputFolder> folder;
   if (group.is_main()) {
     const bool resumes = !options.run.resume_from_checkpoint.empty();

@@ -35,7 +35,8 @@ class Inversion : public PictureTask {
   void save(const std::string& folder) const override;
   void load(const std::string& folder) override;
   void after_step(int64_t step) override;
-  /// Writes the whole model with the word, if the options ask for it, and the sheet of pictures.
+  /// Writes the model card, the sheet of pictures and, if the options ask for it, the whole model
+  /// with the word.
   void finish() override;
 
  private:
@@ -48,6 +49,9 @@ class Inversion : public PictureTask {
   // For each text encoder (n, width), or layer-wise (layers, n, width).
   std::vector<torch::Tensor> vectors_;
 };
+
+/// The command that draws with the word's file, for a shell.
+std::string draw_command(const InversionOptions& options, const std::string& file);
 
 /// Trains as the options say: everything that textual_inversion does.
 /// Errors: c10::ValueError for options that do not go together; those of Inversion and train

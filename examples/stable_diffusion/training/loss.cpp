@@ -30,7 +30,9 @@ Tensor DiffusionLoss::weights(const Tensor& timesteps) const {
   const bool velocity = prediction_type() == sd::PredictionType::v_prediction;
   if (options_.debiased_estimation) {
     const Tensor limited = snr.clamp_max(1000);
-    const Tensor weight = velocity ? 1 / (limited + 1) : limited.rsqrt();
+    // Without any signal sd-scripts' weight is infinite; it counts as --snr_gamma has it.
+    const Tensor weight =
+        velocity ? 1 / (limited + 1) : limited.rsqrt().masked_fill(limited == 0, 1);
     return options_.snr_gamma ? weight * min_snr(snr) : weight;
   }
   return options_.snr_gamma ? min_snr(snr) : Tensor();

@@ -26,7 +26,8 @@ struct LossOptions {
   /// Weight samples by min(snr, gamma) / snr; none: all equally.
   /// Paper: Hang et al. 2023, arXiv:2303.09556
   std::optional<double> snr_gamma;
-  /// Weight samples by 1 / sqrt(snr), or 1 / (snr + 1) for models that predict v.
+  /// Weight samples by 1 / sqrt(snr), 1 where there is no signal at all, or 1 / (snr + 1) for models
+  /// that predict v.
   /// Paper: Yu et al. 2023, arXiv:2310.08442
   bool debiased_estimation = false;
   LossType type = LossType::l2;

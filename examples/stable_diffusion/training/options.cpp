@@ -61,7 +61,8 @@ void bind_length(cli::App& app, OptimizationOptions& o) {
       ->free_on_resume();
   app.add_option("--num_train_epochs", o.num_train_epochs, "Passes over the pictures")
       ->check(cli::at_least(1))
-      ->free_on_resume();
+      ->free_on_resume()
+      ->overrules("--max_train_steps");
   bind_loss(app, o.loss);
 }
 
@@ -191,7 +192,7 @@ void bind(cli::App& app, RunOptions& o) {
       ->free_on_resume();
   app.add_option("--sample_prompts", o.sample_prompts,
                  "File of prompts to sample, one a line, as sd-scripts has it: behind the prompt "
-                 "--n negative, --w, --h, --d seed, --l guidance, --s steps")
+                 "--n negative, --w, --h, --d seed, --l guidance, --s steps; or its .toml, .json")
       ->free_on_resume();
   app.add_option("--num_validation_images", o.num_validation_images, "How many pictures of it")
       ->check(cli::at_least(1))
@@ -209,9 +210,10 @@ void bind(cli::App& app, MachineOptions& o) {
   app.add_seed("--seed", o.seed, o.new_seed,
                "Seed of everything random; equal runs give equal bytes, on a GPU with "
                "--deterministic; -1 is a new one, printed");
-  app.add_choice("--mixed_precision", o.mixed_precision,
-                 {{"no", c10::kFloat}, {"fp16", c10::kHalf}, {"bf16", c10::kBFloat16}},
-                 "Precision of the frozen weights; what trains stays fp32");
+  app.add_choice(
+      "--mixed_precision", o.mixed_precision, precision_choices(),
+      "Precision of the frozen weights; what trains stays fp32; auto: bf16 on a GPU that "
+      "multiplies it, fp16 on an older one, fp32 on a CPU");
   app.add_option("--device", o.device, "Where to compute")
       ->check(cli::one_of(sd::device_names()))
       ->free_on_resume();
@@ -238,6 +240,11 @@ void bind(cli::App& app, MachineOptions& o) {
   app.absent("--revision", "the model is a folder or file on this machine");
   app.absent("--tokenizer_name", "the tokenizer is the model's own");
   app.absent("--local_rank", "torchrun and mpirun tell it through the environment");
+}
+
+cli::Choices<std::optional<c10::ScalarType>> precision_choices() {
+  return {
+      {"auto", std::nullopt}, {"no", c10::kFloat}, {"fp16", c10::kHalf}, {"bf16", c10::kBFloat16}};
 }
 
 void bind_cuda_graph(cli::App& app, std::optional<bool>& choice) {

@@ -106,16 +106,24 @@ struct RunOptions {
 /// Where and how exactly to compute.
 struct MachineOptions {
   uint64_t seed = 0;
-  bool new_seed = false;                          ///< `settle_seed` is to draw one
-  c10::ScalarType mixed_precision = c10::kFloat;  ///< of the frozen weights
-  std::string device = "auto";                    ///< see sd::pick_device
+  bool new_seed = false;  ///< `settle_seed` is to draw one
+  /// Of the frozen weights; none: `settle_precision` is to choose one.
+  std::optional<c10::ScalarType> mixed_precision = c10::kFloat;
+  std::string device = "auto";  ///< see sd::pick_device
   bool allow_tf32 = false;
   bool deterministic = false;  ///< equal bytes for equal runs on a GPU too
   bool allow_large = false;    ///< no limits of `check_limits`
   // What diffusers asks for and what is so here anyway.
   bool enable_xformers_memory_efficient_attention = false;
   int64_t dataloader_num_workers = 0;
+  bool like_a_cpu = false;  ///< on a device that stands in for a CPU, as in dry_run
+
+  /// `mixed_precision`, for after it is settled.
+  c10::ScalarType precision() const { return mixed_precision.value(); }
 };
+
+/// The words of `--mixed_precision`.
+cli::Choices<std::optional<c10::ScalarType>> precision_choices();
 
 /// What every run that learns from pictures is told, whatever it learns.
 struct TrainingOptions {

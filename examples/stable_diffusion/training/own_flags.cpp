@@ -74,6 +74,14 @@ std::string OwnFlags::Value::current() const {
   return text;
 }
 
+std::vector<std::string> OwnFlags::given() const {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : values_) {
+    if (value.current() != value.usual) names.push_back(name);
+  }
+  return names;
+}
+
 lightlora::OwnOptions OwnFlags::of(const std::string& variant) const {
   lightlora::OwnOptions own;
   for (const auto& [name, value] : values_) {

@@ -18,6 +18,8 @@ class OwnFlags {
  public:
   /// Adds a flag for every option of these variants. The object must outlive the app's reading.
   void add_to(cli::App& app, const std::vector<std::string>& variants);
+  /// The names of those that differ from their defaults, whatever takes them.
+  std::vector<std::string> given() const;
   /// What differs from the defaults.
   /// Errors: c10::ValueError naming the flag for an option that this variant does not take
   lightlora::OwnOptions of(const std::string& variant) const;

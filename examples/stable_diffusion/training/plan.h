@@ -50,6 +50,7 @@ Plan make_plan(InversionOptions options, const RunFacts& facts);
 /// Flags that have no effect, or an odd one, beside others, one a line.
 std::vector<std::string> unused_flags(const TrainingOptions& options);
 std::vector<std::string> unused_flags(const DreamBoothOptions& options);
+std::vector<std::string> unused_flags(const InversionOptions& options);
 
 /// The learning rates of a planned run.
 LearningRate schedule_of(const OptimizationOptions& options, const Plan& plan);

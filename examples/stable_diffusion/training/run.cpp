@@ -12,6 +12,7 @@
 #include "pipeline/device.h"
 #include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
+#include "support/cli/message.h"
 #include "support/cli/progress.h"
 #include "support/distributed/fingerprint.h"
 #include "training/checkpoint.h"
@@ -50,6 +51,7 @@ class Run {
  private:
   bool is_main() const { return engine_.group().is_main(); }
   void find_and_load();
+  void leave_later_checkpoints() const;
   void load_checkpoint(const std::string& folder);
   void print_differences(const std::string& settings_before) const;
   void print_other_inputs(const lightlora::Metadata& metadata) const;
@@ -113,6 +115,28 @@ void Run::find_and_load() {
   load_checkpoint(checkpoint.path);
   fmt::print("resuming from {} at step {} of {}\n", checkpoint.path, engine_.steps_done(),
              plan_.steps);
+  leave_later_checkpoints();
+}
+
+// What this run did beyond the step that it goes back to is of another course: left where it is, the
+// next --resume_from_checkpoint latest would take it for this one's.
+void Run::leave_later_checkpoints() const {
+  const auto step = engine_.steps_done();
+  const auto left = leave_checkpoints(options_.output_dir, step,
+                                      [&](const Checkpoint& other) { return is_own(other); });
+  if (!left.empty()) {
+    fmt::print(
+        "notice: {} later checkpoint{} of this run {} called {} from now on: the run goes another "
+        "way from step {}\n",
+        left.size(), left.size() == 1 ? "" : "s", left.size() == 1 ? "is" : "are",
+        fmt::join(left, ", "), step);
+  }
+  const auto rest = list_checkpoints(options_.output_dir);
+  if (rest.empty() || rest.back().step <= step) return;
+  fmt::print(
+      "notice: '{}' is no checkpoint of this run and is later than step {}: "
+      "--resume_from_checkpoint latest takes it; hint: move it away\n",
+      cli::printable(rest.back().path), step);
 }
 
 void Run::load_checkpoint(const std::string& folder) {
@@ -157,7 +181,7 @@ void Run::print_differences(const std::string& settings_before) const {
     fmt::print(
         "notice: the checkpoint was made with other settings than {}, namely {}: the run will "
         "not end as one that never stopped\n",
-        is, was);
+        cli::printable(is), cli::printable(was));
   };
   for (const auto& [name, value] : now) {
     const auto found = before.find(name);
@@ -174,7 +198,8 @@ void Run::print_other_inputs(const lightlora::Metadata& metadata) const {
     fmt::print(
         "notice: the checkpoint was made with another {}{} (fingerprint {}, now {}): the run will "
         "not end as one that never stopped\n",
-        name.find("pictures") == std::string::npos ? "" : "set of ", name, found->second, value);
+        name.find("pictures") == std::string::npos ? "" : "set of ", name,
+        cli::printable(found->second), value);
   }
 }
 

@@ -8,9 +8,12 @@
 #include <random>
 #include <utility>
 
+#include "pipeline/device.h"
 #include "support/cli/config.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/message.h"
+#include "support/cuda/cards.h"
 #include "support/distributed/fingerprint.h"
 #include "support/images/load.h"
 #include "training/phases.h"
@@ -35,22 +38,56 @@ DatasetOptions dataset_options(const DataOptions& data, int64_t resolution) {
   return options;
 }
 
-// Follows from the first values of every weight of the UNet and the text encoders: fine-tuning moves
-// all.
+// Follows from the first values of every weight: fine-tuning moves all.
+void add_weights(distributed::Fingerprint& print, const torch::nn::Module& module) {
+  for (const auto& item : module.named_parameters()) {
+    print.add(item.key());
+    const auto values =
+        item.value().detach().flatten().slice(0, 0, 8).to(torch::kCPU, torch::kFloat);
+    const auto bytes = values.contiguous();
+    print.add(bytes.const_data_ptr<float>(), static_cast<size_t>(bytes.numel()) * sizeof(float));
+  }
+}
+
+// Of the UNet and the text encoders.
 std::string model_fingerprint(const sd::StableDiffusion& pipeline) {
   distributed::Fingerprint print;
-  const auto add = [&](const torch::nn::Module& module) {
-    for (const auto& item : module.named_parameters()) {
-      print.add(item.key());
-      const auto values =
-          item.value().detach().flatten().slice(0, 0, 8).to(torch::kCPU, torch::kFloat);
-      const auto bytes = values.contiguous();
-      print.add(bytes.const_data_ptr<float>(), static_cast<size_t>(bytes.numel()) * sizeof(float));
-    }
-  };
-  add(*pipeline.unet());
-  for (size_t i = 0; i < pipeline.text_encoders(); ++i) add(*pipeline.text_encoder(i));
+  add_weights(print, *pipeline.unet());
+  for (size_t i = 0; i < pipeline.text_encoders(); ++i)
+    add_weights(print, *pipeline.text_encoder(i));
   return print.hexadecimal();
+}
+
+std::string autoencoder_fingerprint(const sd::StableDiffusion& pipeline) {
+  distributed::Fingerprint print;
+  add_weights(print, *pipeline.vae());
+  return print.hexadecimal();
+}
+
+// Transparency that plays no part, and masks that there are none of.
+void print_transparency(const std::string& name, const std::vector<PictureFile>& files,
+                        bool alpha_mask) {
+  int64_t dropped = 0, masks = 0, asked = 0;
+  for (const auto& file : files) {
+    const bool transparent = images::has_transparency(file.path);
+    const bool used = file.mask.empty() && file.alpha_mask.value_or(alpha_mask);
+    asked += used ? 1 : 0;
+    masks += used && transparent ? 1 : 0;
+    dropped += !used && transparent ? 1 : 0;
+  }
+  if (dropped > 0) {
+    fmt::print(
+        "notice: {} of {} {} have transparency, which is dropped; hint: --alpha_mask trains "
+        "on what is opaque\n",
+        dropped, files.size(), name);
+  }
+  // Class pictures have none as a rule.
+  if (asked > 0 && masks == 0 && name == "pictures") {
+    fmt::print(
+        "notice: none of the {} pictures has transparency: --masked_loss and --alpha_mask change "
+        "nothing; hint: --conditioning_data_dir names a folder of masks\n",
+        asked);
+  }
 }
 
 // What large photos cost, once: afterwards they are in memory, as large as they are trained on.
@@ -69,16 +106,19 @@ void print_reading(const std::string& name, const ImageDataset& dataset,
   fmt::print(
       "notice: reading {} {} took {}, once; the largest is '{}' with {}x{} pixels; hint: smaller "
       "copies of large photos start faster\n",
-      dataset.size(), name, cli::format_duration(time.count()), dataset.file(largest).path,
-      size.width, size.height);
+      dataset.size(), name, cli::format_duration(time.count()),
+      cli::printable(dataset.file(largest).path), size.width, size.height);
 }
 
-// The seed in an earlier run's config.toml.
-std::optional<uint64_t> seed_before(const std::string& output_dir) {
-  const auto path = (std::filesystem::path(output_dir) / "config.toml").string();
+// What the run that this one goes on with had for a flag, by its config.toml; none for a new run.
+std::optional<std::string> setting_before(const TrainingOptions& options,
+                                          const distributed::Group& group,
+                                          const std::string& name) {
+  if (options.run.resume_from_checkpoint.empty() && group.restarts() == 0) return std::nullopt;
+  const auto path = (std::filesystem::path(options.run.output_dir) / "config.toml").string();
   if (!std::filesystem::exists(path)) return std::nullopt;
   for (const auto& setting : cli::read_config(path)) {
-    if (setting.name == "seed") return std::strtoull(setting.text().c_str(), nullptr, 10);
+    if (setting.name == name) return setting.text();
   }
   return std::nullopt;
 }
@@ -89,13 +129,22 @@ void settle_seed(TrainingOptions& options, const distributed::Group& group) {
   auto& machine = options.machine;
   if (!machine.new_seed) return;
   std::random_device device;
-  std::optional<uint64_t> seed;
-  const bool goes_on = !options.run.resume_from_checkpoint.empty() || group.restarts() > 0;
-  if (goes_on) seed = seed_before(options.run.output_dir);
-  machine.seed =
-      static_cast<uint64_t>(group.from_main(static_cast<int64_t>(seed ? *seed : device())));
+  const auto before = setting_before(options, group, "seed");
+  const uint64_t seed = before ? std::strtoull(before->c_str(), nullptr, 10) : device();
+  machine.seed = static_cast<uint64_t>(group.from_main(static_cast<int64_t>(seed)));
   machine.new_seed = false;
   fmt::print("seed: {}\n", machine.seed);
+}
+
+void settle_precision(TrainingOptions& options, const distributed::Group& group) {
+  auto& precision = options.machine.mixed_precision;
+  if (precision) return;
+  const auto before = setting_before(options, group, "mixed_precision");
+  for (const auto& [word, dtype] : precision_choices()) {
+    if (before == word) precision = dtype;
+  }
+  if (!precision) precision = cuda::fast_precision(sd::pick_device(options.machine.device));
+  precision = static_cast<c10::ScalarType>(group.from_main(static_cast<int64_t>(*precision)));
 }
 
 TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Group& group) {
@@ -103,7 +152,7 @@ TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Grou
   options.gradient_accumulation_steps = o.optimization.gradient_accumulation_steps;
   options.seed = o.machine.seed;
   options.max_grad_norm = o.optimization.max_grad_norm;
-  options.scale_loss = o.machine.mixed_precision == c10::kHalf;
+  options.scale_loss = o.machine.precision() == c10::kHalf;
   options.gradient_checkpointing = o.optimization.gradient_checkpointing;
   options.batch_invariant = o.optimization.batch_invariant;
   options.optimizer = o.optimization.optimizer;
@@ -136,7 +185,7 @@ RunFacts PictureTask::facts(const std::vector<PictureFile>& files,
 
 void PictureTask::load_pipeline(const TrainingOptions& options) {
   begin_phase("models");
-  pipeline_.emplace(options.model.path, options.pipeline_options(options.machine.mixed_precision));
+  pipeline_.emplace(options.model.path, options.pipeline_options(options.machine.precision()));
   const sd::NoiseSchedule schedule(pipeline_->scheduler_config());
   if (schedule.prediction_type() == sd::PredictionType::epsilon &&
       schedule.alphas_cumprod()[-1].item<double>() == 0) {
@@ -146,28 +195,23 @@ void PictureTask::load_pipeline(const TrainingOptions& options) {
         "predicts\n");
   }
   fingerprints_["base model"] = model_fingerprint(*pipeline_);
+  fingerprints_["autoencoder"] = autoencoder_fingerprint(*pipeline_);
 }
 
 SampleSource PictureTask::make_source(const std::string& name, std::vector<PictureFile> files,
                                       const TrainingOptions& options,
                                       const SampleOptions& samples) {
   const auto how = dataset_options(options.data, plan().resolution);
-  const auto transparent = std::count_if(files.begin(), files.end(), [](const PictureFile& file) {
-    return images::has_transparency(file.path);
-  });
-  if (transparent > 0 && !how.alpha_mask) {
-    fmt::print(
-        "notice: {} of {} {} have transparency, which is dropped; hint: --alpha_mask trains "
-        "on what is opaque\n",
-        transparent, files.size(), name);
-  }
+  print_transparency(name, files, how.alpha_mask);
   const auto start = std::chrono::steady_clock::now();
   ImageDataset dataset(std::move(files), how);
   print_reading(name, dataset, std::chrono::steady_clock::now() - start);
   fingerprints_[name] = dataset.fingerprint();
-  return {LatentSource(std::move(dataset), pipeline_->vae(), options.data.cache_latents,
-                       options.machine.seed),
-          samples};
+  const bool one_by_one = options.optimization.batch_invariant || options.machine.like_a_cpu;
+  return {
+      LatentSource(std::move(dataset), pipeline_->vae(), options.data.cache_latents,
+                   options.machine.seed, one_by_one ? 1 : options.optimization.train_batch_size),
+      samples};
 }
 
 void PictureTask::validate(RunLog& log) {
@@ -178,7 +222,7 @@ void PictureTask::validate(RunLog& log) {
 }
 
 void PictureTask::finish() {
-  if (validation_pictures_) validation_pictures_->write_sheet();
+  if (validation_pictures_) validation_pictures_->write_sheet(trainer_->steps_done());
 }
 
 }  // namespace training

@@ -77,6 +77,10 @@ class PictureTask : public Task {
 /// that goes on has the seed that it had.
 void settle_seed(TrainingOptions& options, const distributed::Group& group);
 
+/// Chooses the precision of a run that left it open, on rank 0 for all: what its device is fast in;
+/// a run that goes on has the one that it had.
+void settle_precision(TrainingOptions& options, const distributed::Group& group);
+
 /// What all tasks tell their trainer.
 TrainerOptions trainer_options(const TrainingOptions& options, const distributed::Group& group);
 

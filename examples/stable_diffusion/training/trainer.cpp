@@ -28,7 +28,7 @@ bool has_dropout(const TrainerParts& parts) {
   if (parts.unet->options.dropout() > 0) return true;
   for (const auto& adapted : parts.adapters) {
     for (const auto& adapter : adapted->adapters()) {
-      if (adapter->options().dropout() > 0) return true;
+      if (lightlora::has_dropout(*adapter)) return true;
     }
   }
   return false;
@@ -279,9 +279,9 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
   skipped_in_a_row_ = steps->second[1].item<int64_t>();
   skipped_ = numbers == 3 ? steps->second[2].item<int64_t>() : 0;
   TORCH_CHECK(done_ >= 0 && done_ <= kMostSteps && skipped_in_a_row_ >= 0 &&
-                  skipped_in_a_row_ <= kMostSkippedSteps,
-              "training: expected numbers of steps in the state, got ", done_, " and ",
-              skipped_in_a_row_, "; hint: the checkpoint is damaged");
+                  skipped_in_a_row_ <= kMostSkippedSteps && skipped_ >= 0 && skipped_ <= done_,
+              "training: expected numbers of steps in the state, got ", done_, ", ",
+              skipped_in_a_row_, " and ", skipped_, "; hint: the checkpoint is damaged");
 }
 
 }  // namespace training

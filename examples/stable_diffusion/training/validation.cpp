@@ -15,6 +15,7 @@
 #include "support/images/png.h"
 #include "support/images/sheet.h"
 #include "support/images/tensor.h"
+#include "training/picture_text.h"
 
 namespace training {
 
@@ -50,9 +51,11 @@ ValidationLoss::ValidationLoss(LatentSource& latents, const std::string& prompt,
     const auto drawn = latents.sample(picture, generator);
     auto sample = loss.draw(drawn.latents, generator);
     sample.time_ids = drawn.time_ids;
+    sample.mask = drawn.mask;
     sample.timestep = (2 * i + 1) * loss.num_train_timesteps() / (2 * count);
     batch_.samples.push_back(std::move(sample));
-    batch_.captions.push_back(dataset.caption(picture, prompt));
+    batch_.captions.push_back(
+        fixed_caption(dataset.caption(picture, prompt), dataset.file(picture).caption_options));
   }
 }
 
@@ -63,6 +66,7 @@ Numbers ValidationLoss::measure(Trainer& trainer) const {
   std::array<double, kLevels> sums{};
   std::array<int64_t, kLevels> counts{};
   double sum = 0;
+  cli::Progress progress("Validation loss", static_cast<int64_t>(batch_.samples.size()));
   for (size_t i = 0; i < batch_.samples.size(); ++i) {
     const auto text = trainer.prompts().states({batch_.captions[i]});
     const double loss = trainer.loss()(trainer.unet(), {batch_.samples[i]}, text).item<double>();
@@ -70,7 +74,9 @@ Numbers ValidationLoss::measure(Trainer& trainer) const {
     sum += loss;
     sums.at(level) += loss;
     ++counts.at(level);
+    progress.update(static_cast<int64_t>(i) + 1);
   }
+  progress.finish();
   Numbers numbers{{"validation_loss", sum / static_cast<double>(batch_.samples.size())}};
   for (int64_t level = 0; level < kLevels; ++level) {
     const auto at = static_cast<size_t>(level);
@@ -82,8 +88,9 @@ Numbers ValidationLoss::measure(Trainer& trainer) const {
   return numbers;
 }
 
-ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t seed,
-                                             int64_t clip_skip) {
+ValidationPictureOptions validation_pictures(const TrainingOptions& training) {
+  const RunOptions& run = training.run;
+  const uint64_t seed = training.machine.seed;
   const std::filesystem::path folder = run.output_dir;
   ValidationPictureOptions options;
   for (int64_t i = 0; i < run.num_validation_images && !run.validation_prompt.empty(); ++i) {
@@ -94,7 +101,7 @@ ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t see
     const auto more = read_sample_prompts(run.sample_prompts, seed);
     options.prompts.insert(options.prompts.end(), more.begin(), more.end());
   }
-  options.clip_skip = clip_skip;
+  options.model = training.model;
   options.folder = (folder / "validation").string();
   options.sheet = (folder / "contact_sheet.png").string();
   return options;
@@ -117,7 +124,6 @@ void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, R
     const auto index = static_cast<int64_t>(i);
     auto sample = sd::SampleOptions()
                       .prompt(prompt.prompt)
-                      .negative_prompt(prompt.negative_prompt)
                       .prompt_syntax(sd::PromptSyntax::plain)  // as captions
                       .clip_skip(options_.clip_skip)
                       .num_inference_steps(steps)
@@ -126,26 +132,29 @@ void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, R
                       .scheduler("dpmpp_2m")
                       .seed(prompt.seed)
                       .callback([&](int64_t step, int64_t) { progress.update(before + step); });
+    if (!prompt.negative_prompt.empty()) sample.negative_prompt(prompt.negative_prompt);
     if (prompt.guidance_scale) sample.guidance_scale(*prompt.guidance_scale);
     const auto result = pipeline.sample(sample);
     before += steps;
     const std::string file = path(trainer.steps_done(), index);
-    images::save_png(file, images::to_image(result.pictures[0] * 2 - 1),
-                     {{"parameters",
-                       fmt::format("{}\nSteps: {}, Seed: {}", prompt.prompt, steps, prompt.seed)}});
+    const auto picture = images::to_image(result.pictures[0] * 2 - 1);
+    images::save_png(file, picture,
+                     {{"parameters", picture_text(options_.model, options_.learned_embeds, sample,
+                                                  picture, prompt.seed)}});
     log.add_picture(fmt::format("validation/{}", i), file, trainer.steps_done());
   }
   progress.finish();
 }
 
-void ValidationPictures::write_sheet() const {
+void ValidationPictures::write_sheet(int64_t last_step) const {
   if (!std::filesystem::is_directory(options_.folder)) return;
   std::map<int64_t, std::vector<images::Image>> rows;
   for (const auto& file : images::list_images(options_.folder).images) {
     long long step = 0, index = 0;
     const std::string name = std::filesystem::path(file).filename().string();
     if (std::sscanf(name.c_str(), "step-%lld-%lld.png", &step, &index) != 2) continue;
-    if (index < static_cast<long long>(options_.prompts.size()))
+    // A run that went back to an earlier checkpoint has left what it drew beyond.
+    if (step <= last_step && index < static_cast<long long>(options_.prompts.size()))
       rows[step].push_back(images::load_image(file));
   }
   if (rows.empty()) return;

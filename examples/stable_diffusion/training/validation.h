@@ -39,24 +39,28 @@ struct SamplePrompt {
   std::optional<double> guidance_scale = {};
 };
 
-/// The lines of a file of sd-scripts' kind: a prompt, and behind it any of `--n negative prompt`,
-/// `--w width`, `--h height`, `--d seed`, `--l guidance scale` and `--s steps`. Empty lines and
-/// those that begin with # do not count. Line i has the seed `seed` + i unless it says another.
-/// Errors: c10::Error naming the file and the line for other words and for values that are no
-///         numbers
+/// The prompts of a file of sd-scripts' kind. Lines: a prompt, and behind it any of `--n negative
+/// prompt`, `--w width`, `--h height`, `--d seed`, `--l guidance scale` and `--s steps`; empty lines
+/// and those that begin with # do not count. A name in `.json`: a list of such lines, or of objects
+/// with `prompt`, `negative_prompt`, `width`, `height`, `seed`, `scale` and `sample_steps`. In
+/// `.toml`: `[prompt]` with such keys for all, and a `[[prompt.subset]]` for each. Prompt i has the
+/// seed `seed` + i unless it says another; -1 is a new one.
+/// Errors: c10::Error naming the file and the prompt for other words, for values that are no
+///         numbers, and for text that is not UTF-8
 std::vector<SamplePrompt> read_sample_prompts(const std::string& path, uint64_t seed);
 
 struct ValidationPictureOptions {
   std::vector<SamplePrompt> prompts;
-  std::string title;      ///< of the sheet
-  int64_t clip_skip = 0;  ///< as in training
-  std::string folder;     ///< where they go, as step-000100-0.png
-  std::string sheet;      ///< path of the contact sheet
+  std::string title;                        ///< of the sheet
+  int64_t clip_skip = 0;                    ///< as in training
+  sd::ModelOptions model;                   ///< for the pictures' texts
+  std::vector<std::string> learned_embeds;  ///< the same
+  std::string folder;                       ///< where they go, as step-000100-0.png
+  std::string sheet;                        ///< path of the contact sheet
 };
 
 /// What a run's options ask for, in its output folder.
-ValidationPictureOptions validation_pictures(const RunOptions& run, uint64_t seed,
-                                             int64_t clip_skip = 0);
+ValidationPictureOptions validation_pictures(const TrainingOptions& training);
 
 /// Draws prompts from the same noise again and again while a run learns.
 class ValidationPictures {
@@ -65,8 +69,8 @@ class ValidationPictures {
 
   /// Draws with the trainer's adapters as they are and writes the pictures and the log.
   void draw(sd::StableDiffusion& pipeline, Trainer& trainer, RunLog& log) const;
-  /// All pictures of the folder in one: a row for each step, a column for each prompt.
-  void write_sheet() const;
+  /// The pictures of the folder up to a step in one: a row for each step, a column for each prompt.
+  void write_sheet(int64_t last_step) const;
 
  private:
   std::string path(int64_t step, int64_t index) const;

@@ -7,11 +7,15 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "support/cli/fmt.h"
+
 namespace cuda {
 
 namespace {
 
 constexpr int kComputeCapabilityMajor = 75;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+
+using Uuid = std::array<unsigned char, 16>;  // CUuuid
 
 // The few functions of the driver's interface (cuda.h) that say what is there.
 struct Driver {
@@ -21,6 +25,8 @@ struct Driver {
   int (*name)(char*, int, int) = nullptr;
   int (*memory)(std::size_t*, int) = nullptr;
   int (*attribute)(int*, int, int) = nullptr;
+  // Of a part of a divided GPU its own, where the older cuDeviceGetUuid has that of the whole.
+  int (*uuid)(Uuid*, int) = nullptr;
 
   bool load() {
     void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -29,11 +35,18 @@ struct Driver {
       function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, symbol));
       return function != nullptr;
     };
+    find(uuid, "cuDeviceGetUuid_v2");
     return find(init, "cuInit") && find(count, "cuDeviceGetCount") && find(get, "cuDeviceGet") &&
            find(name, "cuDeviceGetName") && find(memory, "cuDeviceTotalMem_v2") &&
            find(attribute, "cuDeviceGetAttribute");
   }
 };
+
+std::string uuid_of(const Driver& driver, int device) {
+  Uuid bytes{};
+  if (driver.uuid == nullptr || driver.uuid(&bytes, device) != 0) return "";
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
+}
 
 std::vector<Card> find_cards() {
   std::vector<Card> found;
@@ -49,7 +62,8 @@ std::vector<Card> find_cards() {
         driver.attribute(&generation, kComputeCapabilityMajor, device) != 0) {
       continue;
     }
-    found.push_back({name.data(), static_cast<int64_t>(bytes), generation});
+    found.push_back(
+        {name.data(), static_cast<int64_t>(bytes), generation, uuid_of(driver, device)});
   }
   return found;
 }

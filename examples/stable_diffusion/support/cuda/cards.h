@@ -15,6 +15,7 @@ struct Card {
   std::string name;
   int64_t bytes = 0;   ///< of its memory
   int generation = 0;  ///< first number of its compute capability: 7 Turing, 8 Ampere
+  std::string uuid;    ///< in hexadecimal, the same in every process; empty if unknown
 };
 
 /// The GPUs that this process may use, in their order; none without a driver. It does not ask

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <iostream>
+#include <mutex>
 #include <utility>
 
 #include "support/cli/fmt.h"
@@ -31,7 +32,16 @@ bool use_graph(std::optional<bool> wanted, c10::Device device) {
   TORCH_CHECK(!wanted.value_or(false) || possible, "--cuda_graph on: expected a GPU",
               device.is_cuda() ? " and liblightlora_cuda.so beside the program or in lib" : "",
               ", got ", device, "; hint: leave it at auto",
-              device.is_cuda() ? ", or build with CUDA's headers, see docs/distributed.md" : "");
+              device.is_cuda() ? ", or build with CUDA's headers, see docs/gpu.md" : "");
+  if (!wanted && device.is_cuda() && !possible) {
+    static std::once_flag said;
+    std::call_once(said, [] {
+      std::cout
+          << "notice: liblightlora_cuda.so is neither beside the program nor in lib, so nothing "
+             "is recorded as a CUDA graph; hint: build with CUDA's headers, see docs/gpu.md, or "
+             "--cuda_graph off\n";
+    });
+  }
   return possible && wanted.value_or(true);
 }
 

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "support/cli/fmt.h"
+#include "support/cuda/cards.h"
 #include "support/cuda/libraries.h"
 #include "support/distributed/backend.h"
 #include "support/distributed/failures.h"
@@ -73,8 +74,13 @@ bool may_differ(const std::string& name) {
          name == "output";
 }
 
-Member describe(const cli::App& app, const WorldInfo& world) {
+Member describe(const cli::App& app, const WorldInfo& world, std::optional<std::size_t> gpu) {
   Member self;
+  if (gpu && *gpu < cuda::cards().size()) {
+    const auto& card = cuda::cards()[*gpu];
+    self.gpu = card.uuid;
+    self.gpu_name = card.name;
+  }
   self.machine = machine_name();
   self.address = address_towards(world.host, world.port);
   self.program = app.get_name() + " " + LIGHTLORA_VERSION;
@@ -103,17 +109,23 @@ void silence_standard_output() {
   ::close(nowhere);
 }
 
-// From here on "the GPU" is the one of this process.
-void choose_gpu(const cli::App& app, const WorldInfo& world) {
+// Whether this process may be shown another GPU than the others, and no more, as
+// srun --gpus-per-task does it: `require_own_gpus` finds out.
+bool may_see_its_own() {
+  const bool known = cuda::cards().size() == 1 && !cuda::cards()[0].uuid.empty();
+  return known || std::getenv("CUDA_VISIBLE_DEVICES") != nullptr;
+}
+
+// From here on "the GPU" is the one of this process, with this index; none on a CPU.
+std::optional<std::size_t> choose_gpu(const cli::App& app, const WorldInfo& world) {
   const auto* flag = app.get_option_no_throw("--device");
   const std::string device = flag != nullptr && flag->count() > 0 ? flag->as<std::string>() : "";
-  if (device == "cpu") return;
+  if (device == "cpu") return std::nullopt;
   cuda::load_libraries();
   const bool numbered = device.rfind("cuda:", 0) == 0;
-  if (!torch::cuda::is_available()) return;
+  if (!torch::cuda::is_available()) return std::nullopt;
   const auto count = static_cast<int64_t>(torch::cuda::device_count());
-  // A launcher may show each process a GPU of its own and no other, as srun --gpus-per-task does.
-  const bool own = count == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr;
+  const bool own = count == 1 && may_see_its_own();
   TORCH_CHECK_VALUE(own || !numbered || world.local_size == 1, "'--device': ", device,
                     " cannot be combined with ", world.local_size,
                     " processes on one machine: each takes a GPU of its own; hint: --device cuda, ",
@@ -126,6 +138,7 @@ void choose_gpu(const cli::App& app, const WorldInfo& world) {
                               : static_cast<c10::DeviceIndex>(own ? 0 : world.local_rank);
   TORCH_CHECK_VALUE(index < count, "--device: expected a GPU below cuda:", count, ", got ", device);
   c10::impl::VirtualGuardImpl(c10::kCUDA).setDevice({c10::kCUDA, index});
+  return static_cast<std::size_t>(index);
 }
 
 }  // namespace
@@ -266,14 +279,15 @@ void run(const cli::App& app, const GroupOptions& options,
     state->failures->linger(kLingerSeconds);
   };
   try {
-    choose_gpu(app, world);
+    const auto gpu = choose_gpu(app, world);
     state->root = connect_store(world, options.rendezvous_timeout);
-    state->rendezvous = meet(part_of(state->root, "lightlora"), world, describe(app, world),
+    state->rendezvous = meet(part_of(state->root, "lightlora"), world, describe(app, world, gpu),
                              options.rendezvous_timeout);
     auto& rendezvous = state->rendezvous;
     state->failures =
         std::make_shared<FailureReporter>(rendezvous.store, world, rendezvous.members);
     require_same_settings(rendezvous.members);
+    require_own_gpus(rendezvous.members);
     const Store own_connection =
         part_of(part_of(state->root->clone(), "lightlora"), fmt::to_string(rendezvous.number));
     state->heartbeat = std::make_unique<Heartbeat>(own_connection, world, state->failures,

@@ -29,17 +29,20 @@ std::string random_name() {
 }
 
 std::string text_of(const Member& member) {
-  return nlohmann::json{{"machine", member.machine},
-                        {"address", member.address},
-                        {"program", member.program},
-                        {"settings", member.settings}}
+  return nlohmann::json{{"machine", member.machine}, {"address", member.address},
+                        {"program", member.program}, {"settings", member.settings},
+                        {"gpu", member.gpu},         {"gpu_name", member.gpu_name}}
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 Member read_member(const std::string& text) {
   const auto json = nlohmann::json::parse(text);
-  return {json.at("machine"), json.at("address"), json.at("program"),
-          json.at("settings").get<std::vector<std::pair<std::string, std::string>>>()};
+  return {json.at("machine"),
+          json.at("address"),
+          json.at("program"),
+          json.at("settings").get<std::vector<std::pair<std::string, std::string>>>(),
+          json.value("gpu", ""),
+          json.value("gpu_name", "")};
 }
 
 // Rank 0's side. Every process has drawn a name for itself, which tells it from one of an earlier
@@ -153,6 +156,20 @@ void require_same_settings(const std::vector<Member>& members) {
       if (found != rest.end()) rest.erase(found);
     }
     for (const auto& [name, value] : rest) check("--" + name, "", value);
+  }
+}
+
+void require_own_gpus(const std::vector<Member>& members) {
+  std::map<std::string, std::size_t> ranks;
+  for (std::size_t rank = 0; rank < members.size(); ++rank) {
+    const std::string& gpu = members[rank].gpu;
+    if (gpu.empty()) continue;
+    const auto [first, is_own] = ranks.emplace(gpu, rank);
+    TORCH_CHECK_VALUE(is_own, "ranks ", first->second, " and ", rank, " compute on one GPU (",
+                      members[rank].gpu_name,
+                      "): expected one for each; hint: no more processes than GPUs, and no ",
+                      "CUDA_VISIBLE_DEVICES, or one that shows each process another; ",
+                      "CUDA_VISIBLE_DEVICES= trains on the CPU");
   }
 }
 

@@ -17,6 +17,7 @@ struct Member {
   std::string address;                                        ///< as the others reach it
   std::string program;                                        ///< name and version
   std::vector<std::pair<std::string, std::string>> settings;  ///< flags that all ranks should share
+  std::string gpu, gpu_name;  ///< UUID of the one that it computes on; empty: none, or unknown
 };
 
 /// All processes of one start, in one part of the store. torchrun keeps its store over restarts, so
@@ -34,5 +35,9 @@ Rendezvous meet(const Store& store, const WorldInfo& world, const Member& self, 
 
 /// Errors: c10::ValueError naming the first setting in which a rank differs from rank 0
 void require_same_settings(const std::vector<Member>& members);
+
+/// Errors: c10::ValueError naming two ranks that compute on one GPU, which NCCL would refuse in words
+/// of its own
+void require_own_gpus(const std::vector<Member>& members);
 
 }  // namespace distributed

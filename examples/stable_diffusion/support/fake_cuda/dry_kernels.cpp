@@ -2,6 +2,7 @@
 // The kernels of the dry device that LibTorch has no shapes for, or not those of a GPU.
 #include <ATen/native/ConvUtils.h>
 #include <ATen/native/transformers/attention.h>
+#include <ATen/native/utils/ParamUtils.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/Scalar.h>
@@ -64,11 +65,16 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const Maybe<Tensor
                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool transposed,
                    IntArrayRef output_padding, int64_t groups) {
   count("convolution");
-  const auto sizes =
-      transposed
-          ? at::native::conv_input_size(input.sizes(), weight.sizes(), padding, output_padding,
-                                        stride, dilation, groups)
-          : at::native::conv_output_size(input.sizes(), weight.sizes(), padding, stride, dilation);
+  // One number may stand for all directions.
+  const auto each = [&](IntArrayRef given, const char* name) {
+    return at::native::expand_param_if_needed(given, name, input.dim() - 2);
+  };
+  const auto steps = each(stride, "stride"), around = each(padding, "padding");
+  const auto apart = each(dilation, "dilation"), behind = each(output_padding, "output_padding");
+  const auto sizes = transposed ? at::native::conv_input_size(input.sizes(), weight.sizes(), around,
+                                                              behind, steps, apart, groups)
+                                : at::native::conv_output_size(input.sizes(), weight.sizes(),
+                                                               around, steps, apart);
   Tensor output = at::empty(sizes, input.options());
   const Tensor& many = transposed ? input : output;
   count_operations(2 * elements(many) * elements(weight) / static_cast<double>(weight.size(0)));
