@@ -10,14 +10,15 @@ PART := $(if $(filter library,$(PRESET)),--library)
 .PHONY: help demo study test bench docs release clean distclean
 
 help:
-	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png"
-	@echo "make study      set up, build, train and compare the variants, write docs/study/; PROCESSES=4 shares the work"
-	@echo "make test       set up, build, run all tests"
-	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/"
-	@echo "make docs       set up, write the documentation site to $(BUILD)/site"
+	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png (minutes)"
+	@echo "make study      set up, build, train and compare the variants, write docs/study/ (an hour or two); PROCESSES=4 shares the work"
+	@echo "make test       set up, build, run all tests (half an hour to an hour)"
+	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/ (most of an hour; QUICK=1: minutes)"
+	@echo "make docs       set up, write the documentation site to $(BUILD)/site, a folder for each version"
 	@echo "make release    set up, build, write the programs with all that they load to dist/, to unpack anywhere"
 	@echo "make clean      remove what was built and the demo's pictures"
 	@echo "make distclean  also remove .deps (LibTorch and the Python packages of the tests)"
+	@echo "Times are for two cores; the first build takes a quarter of an hour more."
 	@echo "Settings: PRESET=dev|library|ci|asan|cuda (library: only what needs LibTorch and Catch2 alone),"
 	@echo "          JOBS=<compilers at once>, Torch_DIR=<folder of TorchConfig.cmake>"
 

@@ -43,4 +43,19 @@ def test_pictures_and_measures():
             assert re.search(r"number \d+ of 974 emoji .* [01] of 1 pictures", line), line
 
 
+def test_seeds_are_those_of_the_other_programs():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        train(folder / "lora", steps=1)
+        flags = ["--pretrained_model_name_or_path", MODEL, "--lora", folder / "lora/lightlora.safetensors", "--prompt"]
+        flags += ["a", "--seeds", 1, "--num_inference_steps", 1, "--device", "cpu", "--output_dir", folder / "out"]
+        output = run_ok("before_after", *flags, "--seed", -1)
+        seed = re.search(r"^seed: (\d+)$", output, re.MULTILINE)[1]
+        first = (folder / "out/before.png").read_bytes()
+        run_ok("before_after", *flags, "--seed", seed)
+        assert (folder / "out/before.png").read_bytes() == first
+        run_ok("before_after", *flags, "--seed", 2**64 - 1)
+        assert (folder / "out/before.png").read_bytes() != first
+
+
 main(globals())

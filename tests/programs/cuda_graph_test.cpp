@@ -2,6 +2,9 @@
 // What `--cuda_graph` does without a GPU; the recording itself needs one.
 #include "support/cuda/graph.h"
 
+#include <iostream>
+#include <sstream>
+
 #include "pipeline/pipeline.h"
 #include "support.h"
 #include "support/images/image.h"
@@ -77,4 +80,18 @@ TEST_CASE("without a GPU nothing is recorded, and asking for it says what is mis
   CHECK_FALSE(cuda::use_graph(std::nullopt, torch::kCPU));
   CHECK_FALSE(cuda::use_graph(false, torch::kCPU));
   CHECK_THROWS_WITH(cuda::use_graph(true, torch::kCPU), ContainsSubstring("expected a GPU"));
+}
+
+TEST_CASE("cuda graph: a GPU without the part for CUDA is said once, with where it is described",
+          "[cuda]") {
+  const auto cuda = torch::Device(torch::kCUDA);
+  std::ostringstream text;
+  auto* old = std::cout.rdbuf(text.rdbuf());
+  const bool records = cuda::use_graph(std::nullopt, cuda);
+  cuda::use_graph(std::nullopt, cuda);
+  std::cout.rdbuf(old);
+  const auto first = text.str().find("docs/gpu.md");
+  CHECK((first == std::string::npos) == records);
+  CHECK(text.str().find("docs/gpu.md", first + 1) == std::string::npos);
+  if (!records) CHECK_THROWS_WITH(cuda::use_graph(true, cuda), ContainsSubstring("docs/gpu.md"));
 }

@@ -8,7 +8,7 @@ import numpy
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import MODEL, SIDE, draw, main, run, run_ok, scratch
 
 PROMPT = "a <toy> on a blue background, <toy>"
@@ -122,6 +122,38 @@ def test_errors():
         save_file({"<|endoftext|>": torch.ones(1, 128)}, folder / "known.safetensors")
         fails("does not know yet", folder / "known.safetensors")
         fails("got nothing", folder / "none.safetensors")
+
+
+def test_words_bundled_with_a_lora_are_used_or_named():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        start(folder)
+        torch.manual_seed(1)
+        vectors = torch.randn(2, 128) * 0.05
+        layer = "lora_unet_down_blocks_2_attentions_0_transformer_blocks_0_attn1_to_q"
+        width = load_file(MODEL / "unet/diffusion_pytorch_model.safetensors")[
+            "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+        ].shape[0]
+        lora = {f"{layer}.lora_down.weight": torch.ones(1, width), f"{layer}.lora_up.weight": torch.zeros(width, 1)}
+        bundle = lora | {"bundle_emb.<toy>.string_to_param.*": vectors}
+        save_file(bundle, folder / "lora.safetensors")
+        save_file({"<toy>": vectors}, folder / "word.safetensors")
+        expected = here(folder, "--learned_embeds", folder / "word.safetensors")
+        assert (here(folder, "--lora", folder / "lora.safetensors") == expected).all()
+        flags = ["--pretrained_model_name_or_path", MODEL, "--prompt", "a", "--num_inference_steps", 1, "--device"]
+        flags += ["cpu", "--output", folder / "x.png", "--lora", folder / "lora.safetensors"]
+        output = run_ok("text_to_image", *flags)
+        assert "lora.safetensors' holds the word <toy>, which no prompt uses" in output, output
+        # What is for another model is named, and the adapters are used.
+        bundle["bundle_emb.<toy>.string_to_param.*"] = torch.ones(1, 7)
+        save_file(bundle, folder / "lora.safetensors")
+        output = run_ok("text_to_image", *flags)
+        assert "a word in it is not used: '<toy>': expected vectors of width 128" in output, output
+        output = run_ok(
+            "convert_lora",
+            *["--input", folder / "lora.safetensors", "--to", "kohya", "--output", folder / "converted.safetensors"],
+        )
+        assert "the embeddings in it are not converted: <toy>" in output, output
 
 
 main(globals())

@@ -92,6 +92,85 @@ def test_a_flag_is_never_refused_for_a_setting_of_the_picture():
         assert latents == drawn(folder, "--prompt", "a cat", "--seed", 4) != start, output
 
 
+def sheet(folder, name, *more):
+    """(bytes, output) of a sheet; what its settings are from stands in its text too."""
+    path = folder / f"{name}.png"
+    flags = ["--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--output", path]
+    output = run_ok("text_to_image", *flags, *more)
+    return path.read_bytes(), output
+
+
+def test_an_axis_takes_the_place_of_what_it_contradicts():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        cat = ["--prompt", "a cat", "--num_inference_steps", 4]
+        seeds = sheet(folder, "seeds", *cat, "--xy", "seed=4,5")[0]
+        drawn(folder, "--prompt", "a cat", "--seed", 3)
+        drawn(folder, "--prompt", "a cat", "--seed", 3, "--initial_latents", folder / "plain.safetensors")
+        shutil.copy(folder / "plain.png", folder / "given.png")
+        again_seeds, output = sheet(folder, "again", "--from_png", folder / "given.png", "--xy", "seed=4,5")
+        assert again_seeds == seeds and "initial_latents (--xy is given)" in output, output
+        draw(folder / "batch.png", "--prompt", "a cat", "--seed", 3, "--num_images_per_prompt", 2)
+        again_seeds, output = sheet(folder, "again", "--from_png", folder / "batch-1.png", "--xy", "seed=4,5")
+        assert again_seeds == seeds and "Batch index (--xy is given)" in output, output
+        # Noise levels that one of the samplers does not know.
+        drawn(folder, "--prompt", "a cat", "--seed", 3, "--scheduler", "euler", "--use_karras_sigmas")
+        samplers = ["--xy", "scheduler=ddim,euler"]
+        plain = sheet(folder, "samplers", *cat, "--seed", 3, *samplers)[0]
+        karras, output = sheet(folder, "again", "--from_png", folder / "plain.png", *samplers)
+        assert karras == plain and "use_karras_sigmas (--xy is given)" in output, output
+        # What was asked for twice is no picture's fault.
+        latents = ["--initial_latents", folder / "plain.safetensors"]
+        done = run(
+            "text_to_image",
+            "--pretrained_model_name_or_path",
+            MODEL,
+            *cat,
+            *latents,
+            "--xy",
+            "seed=1,2",
+            "--output",
+            folder / "x.png",
+        )
+        assert done.returncode == 2 and "--xy" in done.stderr and "--initial_latents" in done.stderr, done
+
+
+def test_what_this_model_or_sampler_does_not_know_is_named():
+    import generation_test
+
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        settings = "a cat\nSteps: 4, Sampler: Euler a, {}CFG scale: 7.5, Seed: 1, Size: 64x64{}"
+        plain = ["--prompt", "a cat", "--seed", 1, "--scheduler", "euler_ancestral"]
+        expected = drawn(folder, *plain)
+        for extra, named in [
+            (("Schedule type: Karras, ", ""), "use_karras_sigmas (euler_ancestral has none)"),
+            (("", ", Original size: 1024x1024, Negative target size: 64x64"), "what SDXL was told about sizes"),
+        ]:
+            generation_test.write_png(folder / "a.png", settings.format(*extra))
+            latents, output = again(folder, folder / "a.png")
+            assert latents == expected and named in output, output
+        # Guidance cannot end before it begins.
+        generation_test.write_png(folder / "a.png", settings.format("", ", CFG end: 0.5"))
+        latents, output = again(folder, folder / "a.png", "--guidance_start", 0.75)
+        assert "guidance_end (--guidance_start is given)" in output, output
+        assert latents == drawn(folder, *plain, "--guidance_start", 0.75)
+
+
+def test_one_of_several_pictures_from_given_latents_draws_itself_again():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        draw(folder / "x.png", "--prompt", "a", "--seeds", "1,2", "--save_latents", folder / "noise.safetensors")
+        draw(
+            folder / "one.png",
+            *["--prompt", "a cat", "--seed", 3, "--batch_size", 1, "--save_latents", folder / "both.safetensors"],
+            *["--initial_latents", folder / "noise.safetensors"],
+        )
+        latents = again(folder, folder / "one-1.png")[0]
+        both = read_latents(folder / "both.safetensors")["latents"][1]
+        assert latents == both[len(latents) :], "the second picture's"
+
+
 def test_seeds_end_at_two_to_the_64_and_begin_at_a_new_one():
     with scratch() as folder:
         folder = pathlib.Path(folder)

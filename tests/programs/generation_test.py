@@ -191,6 +191,13 @@ def test_a_prompt_names_lora_files():
         ]:
             draw(folder / "x.png", "--prompt", prompt, *plain, *more, "--save_latents", folder / "l.safetensors")
             latents[key] = read_latents(folder / "l.safetensors")["latents"][1]
+        # Links that lead back, to themselves and to nothing are no endless search.
+        (folder / "loras/sub/back").symlink_to(folder / "loras")
+        (folder / "loras/self").symlink_to("self")
+        (folder / "loras/sub/none").symlink_to("nothing")
+        tagged = ["--prompt", "a <lora:teddy:0.5> bear", *plain]
+        draw(folder / "x.png", *tagged, "--save_latents", folder / "l.safetensors")
+        assert read_latents(folder / "l.safetensors")["latents"][1] == latents["tag"]
         assert latents["tag"] == latents["flag"] == latents["sub"] != latents["base"] == latents["off"]
         arguments = ["--output", folder / "x.png", "--lora_dir", folder / "loras", "--prompt"]
         fails(1, "<lora:tedy>", "did you mean 'teddy'?", arguments=[*arguments, "<lora:tedy:1> a"])
@@ -238,6 +245,44 @@ def test_tokens_are_those_of_the_text_unless_weights_are_asked_for():
     assert tokens("(red:1.2) apple", "--prompt_syntax", "a1111") == tokens("red apple")
     assert len(tokens("red BREAK apple", "--prompt_syntax", "a1111")) == 2
     assert tokens("red BREAK apple", "--prompt_syntax", "a1111")[1] == tokens("apple")[0]
+
+
+def test_flags_that_play_no_part_are_named():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        draw(folder / "a.png", "--prompt", "a", "--seeds", "1,2", "--save_latents", folder / "two.safetensors")
+        drawing = [folder / "x.png", "--prompt", "a cat", "--seed", 1]
+        for flags, named in [
+            (["--guidance_rescale", 0.7, "--guidance_scale", 1], "--guidance_rescale has no effect with a --guid"),
+            (
+                ["--initial_latents", folder / "two.safetensors", "--num_images_per_prompt", 3],
+                "--num_images_per_prompt has no effect with --initial_latents, which are those of 2 pictures",
+            ),
+            (["--lora_dir", folder], "--lora_dir has no effect without a <lora:name> in the prompt"),
+            (["--xy", "seed=1,2", "--batch_size", 2], "--batch_size has no effect with --xy"),
+        ]:
+            output = draw(*drawing, *flags)
+            assert f"notice: {named}" in output, (flags, output)
+        shutil.copy(MODEL.parent / "teddy_bear/0_purple.png", folder / "opaque.png")
+        assert "transparency" not in draw(*drawing, "--image", folder / "opaque.png")
+        (folder / "clear.gif").write_bytes(
+            b"GIF89a\x40\0\x40\0\x81\0\0\xff\0\0\0\0\xff\0\0\0\0\0\0\x21\xf9\4\1\0\0\0\0"
+            b"\x2c\0\0\0\0\2\0\1\0\0\2\2\x44\x0a\0\x3b"
+        )
+        output = draw(*drawing, "--image", folder / "clear.gif")
+        assert f"notice: '{folder}/clear.gif': its transparency is dropped" in output, output
+        # What one column uses is used.
+        flags = ["--guidance_rescale", 0.7, "--xy", "guidance=1,5"]
+        assert "has no effect" not in draw(*drawing, *flags)
+
+
+def test_every_spelling_of_an_ending_counts():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for name in ["x.jpg", "x.JPG", "x.Jpeg", "x.WEBP", "x.TIFF"]:
+            fails(2, name, ".png", arguments=["--prompt", "a", "--output", folder / name])
+        draw(folder / "X.PNG", "--prompt", "a", "--seeds", "1,2")
+        assert sorted(path.name for path in folder.iterdir()) == ["X-0.PNG", "X-1.PNG"]
 
 
 def test_errors_say_what_to_change():

@@ -299,3 +299,27 @@ TEST_CASE("image: a folder with a file that only claims to be a picture is an er
   CHECK_THROWS_WITH(images::list_images(folder.file("a.png")),
                     ContainsSubstring("expected a folder with pictures, got a file"));
 }
+
+TEST_CASE("image: a GIF's transparent colour shows and is its mask, whatever the background is",
+          "[image]") {
+  const ScratchFolder folder;
+  for (const char background : {'\0', '\1'}) {
+    // Two pixels, red and blue, of which the first one's colour is transparent.
+    std::string bytes("GIF89a\2\0\1\0\x81", 11);
+    bytes += background;
+    bytes += std::string("\0\xFF\0\0\0\0\xFF\0\0\0\0\0\0", 13);
+    const std::string control("\x21\xF9\4\1\0\0\0\0", 8);
+    const std::string pixels("\x2C\0\0\0\0\2\0\1\0\0\2\2\x44\x0A\0\x3B", 16);
+    const auto clear = folder.file("clear.gif"), opaque = folder.file("opaque.gif");
+    std::ofstream(clear, std::ios::binary) << bytes + control + pixels;
+    std::ofstream(opaque, std::ios::binary) << bytes + pixels;
+    // PIL: convert("RGB"), and the fourth channel of convert("RGBA").
+    const std::vector<uint8_t> colours{255, 0, 0, 0, 0, 255}, alpha{0, 0, 0, 255, 255, 255};
+    CHECK(images::load_image(clear).pixels == colours);
+    CHECK(images::load_image(opaque).pixels == colours);
+    CHECK(images::has_transparency(clear));
+    CHECK_FALSE(images::has_transparency(opaque));
+    CHECK(images::load_alpha(clear).pixels == alpha);
+    CHECK(images::load_alpha(opaque).empty());
+  }
+}

@@ -121,3 +121,12 @@ TEST_CASE("png: reading texts of other files is an error", "[png]") {
       ContainsSubstring("cut.png': expected a whole PNG picture, got a damaged one: the file "
                         "ends too early"));
 }
+
+TEST_CASE("png: a name may have no ending, and none of another format in any spelling", "[png]") {
+  for (const char* name : {"a", "a.png", "a.PNG", "dir.jpg/a", "a.jpg.png", "a.1"}) {
+    CHECK_NOTHROW(images::check_png_name(name));
+  }
+  for (const char* name : {"a.jpg", "a.JPG", "a.Jpeg", "b/a.WebP", "a.png.GIF"}) {
+    CHECK_THROWS_WITH(images::check_png_name(name), ContainsSubstring(".png"));
+  }
+}

@@ -67,6 +67,15 @@ def test_a_merged_file_with_more_in_it_draws_the_same():
         torch.save(state, folder / "merged.bin")
         for name in ["merged.ckpt", "merged.bin"]:
             close(name, picture(folder, folder / name, "--model_config", MODEL), expected, 0)
+        # What plays no part is named once: the average, and an optimiser's state, but no schedule.
+        torch.save({"state_dict": state, "optimizer": {"exp_avg": torch.ones(3)}}, folder / "trained.ckpt")
+        drawing = ["--prompt", "a", "--num_inference_steps", 1, "--device", "cpu", "--output", folder / "x.png"]
+        for name, count in [("merged.bin", 1), ("trained.ckpt", 2)]:
+            flags = ["--pretrained_model_name_or_path", folder / name, "--model_config", MODEL]
+            output = run_ok("text_to_image", *flags, *drawing)
+            assert output.count("notice") == 1 and f"{count} tensors beside the model's parts" in output, output
+        flags = ["--pretrained_model_name_or_path", merged, *drawing]
+        assert "notice" not in run_ok("text_to_image", *flags)
         # Bytes behind the last tensor, as a published file has them.
         with open(merged, "ab") as file:
             file.write(bytes(4))

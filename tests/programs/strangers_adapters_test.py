@@ -4,12 +4,12 @@
 import json
 import os
 import pickle
+import shutil
 import struct
-import zipfile
 
-from strangers_adapters import LAYER, native
+from strangers_adapters import LAYER, Evil, native, recalled_text, text, torch_file
 from strangers_support import Case, drawing, fifo, floats, run_cases, safetensors, zeros
-from support import MODEL
+from support import MODEL, SUBJECT
 
 
 def to(kind, make, **flags):
@@ -61,24 +61,6 @@ def tensors(folder, **roles):
     )
 
 
-def torch_file(folder, pickled, storages=None, name="a.pt"):
-    with zipfile.ZipFile(folder / name, "w") as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        for key, data in (storages or {}).items():
-            archive.writestr("archive/data/" + key, data)
-    return folder / name
-
-
-def text(value):
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
-def recalled_text(size, times):
-    """A list that holds one long text many times."""
-    return b"\x80\x02]q\x00(" + text("a" * size) + b"q\x01" + b"h\x01" * times + b"e."
-
-
 def long_keys(size, times):
     body = b"".join(b"h\x01" + b"N" + b"h\x01}s" for _ in range(0))
     inner = text("k" * size) + b"q\x01" + b"}" + b"(" + b"".join(text(str(i)) + b"N" for i in range(4)) + b"u"
@@ -108,11 +90,6 @@ def shared_storage(folder):
     return torch_file(folder, b"\x80\x02}(" + body + b"u.", {"0": bytes(240000)})
 
 
-class Evil:
-    def __reduce__(self):
-        return (os.system, ("touch /tmp/lightlora-was-here",))
-
-
 DEEP = "[" * 100_000 + "]" * 100_000
 REGEXES = {f"(a|b|[c-f])+\\.{i}\\.(x|y)*to_q": 2 for i in range(200)}
 CATASTROPHE = {"(((a*)*)*)*x": 2, "(x+x+)+y": 2}
@@ -122,6 +99,14 @@ MANY = ",".join(f"m{i}" for i in range(300_000))
 
 def embedding(make):
     return lambda folder: [*drawing(MODEL)[:2], "--prompt", "x", "--print_tokens", "--learned_embeds", make(folder)]
+
+
+def draws(make):
+    return lambda folder, out: [*drawing(MODEL), "--lora", make(folder), "--output", out]
+
+
+def copied(folder):
+    return shutil.copyfile(SUBJECT / "0_purple.png", folder / "p.png")
 
 
 def token(name):
@@ -339,6 +324,33 @@ CASES = [
         "e.safetensors",
         program="text_to_image",
     ),
+]
+
+
+def examined(make):
+    """--doctor of the file that a case converts or shows."""
+
+    def arguments(folder, out):
+        given = make(folder, out) if make.__code__.co_argcount == 2 else make(folder)
+        return ["--input", given[given.index("--input") + 1], "--doctor"]
+
+    return arguments
+
+
+# What cannot be read may be a diagnosis too.
+CASES += [
+    case(f"doctor: {one.name}", examined(one.make), status=(0, 1)) for one in CASES if one.program == "convert_lora"
+]
+CASES += [
+    # Other things in place of a LoRA.
+    case(
+        "an embedding as LoRA",
+        draws(lambda f: safetensors(f / "e.safetensors", {"<toy>": floats(1, 128)})),
+        "e.safetensors",
+        "it looks like a learned embedding",
+        program="text_to_image",
+    ),
+    case("a picture as LoRA", draws(lambda f: copied(f)), "p.png", "picture", program="text_to_image"),
 ]
 
 run_cases(CASES)

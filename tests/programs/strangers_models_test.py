@@ -4,7 +4,9 @@
 import gzip
 import json
 import os
+import pickle
 
+from strangers_adapters import Evil, recalled_text, torch_file
 from strangers_support import Case, drawing, fifo, floats, model_folder, run_cases, safetensors, training, zeros
 from support import MODEL, SUBJECT
 
@@ -79,6 +81,38 @@ def single_file(metadata, beside=None):
         return [*drawing(path), "--output", out]
 
     return arguments
+
+
+def in_one_file(make):
+    return lambda folder, out: [*drawing(make(folder)), "--output", out]
+
+
+def extracts(make):
+    """The LoRA that is the difference of a stranger's model and ours."""
+
+    def arguments(folder, out):
+        return ["--extract_from", make(folder), "--base", MODEL, "--rank", 2, "--to", "kohya", "--output", out]
+
+    return arguments
+
+
+def starts(make):
+    """A picture that begins with latents of a file."""
+    return lambda folder, out: [*drawing(MODEL), "--initial_latents", make(folder), "--output", out]
+
+
+def latents(shape, name="latents", count=None):
+    values = floats(*(count or shape))[2]
+    return starts(lambda folder: safetensors(folder / "l.safetensors", {name: ("F32", shape, values)}))
+
+
+def link_to_much(model):
+    """A link that leads out of the model, to more than a model is."""
+    elsewhere = model.parent / "elsewhere"
+    elsewhere.mkdir()
+    with open(elsewhere / "disk", "wb") as file:
+        file.truncate(70 * 10**9)  # takes no room
+    (model / "vae/more").symlink_to(elsewhere)
 
 
 def as_the_cache_keeps_it(model):
@@ -262,6 +296,41 @@ CASES = [
     case("a pipe as a model's yaml", single_file(None, lambda folder: fifo(folder / "m.yaml")), "m."),
     case("a model file without blocks", single_file(None), "m.safetensors"),
     case("a model file with escape codes", single_file({"modelspec.prediction_type": "\x1b[2J\n"}), "m.safetensors"),
+]
+
+for how, program in ((in_one_file, "text_to_image"), (extracts, "convert_lora")):
+    CASES += [
+        case(f"{program}: {name}", how(make), says, program=program)
+        for name, make, says in [
+            (
+                "a .ckpt that runs a program",
+                lambda f: torch_file(f, pickle.dumps({"a": Evil()}, 2), name="m.ckpt"),
+                "m.",
+            ),
+            ("a .ckpt that recalls a text", lambda f: torch_file(f, recalled_text(10**6, 10**5), name="m.ckpt"), "m."),
+            (
+                "a .ckpt of many values",
+                lambda f: torch_file(f, b"\x80\x02(" + b"N" * 10**6 + b"t.", name="m.ckpt"),
+                "m.",
+            ),
+            ("a pipe as .ckpt", lambda f: fifo(f / "m.ckpt"), "m.ckpt"),
+            ("a device as .ckpt", lambda f: zeros(f / "m.ckpt"), "m.ckpt"),
+            ("a device as .safetensors", lambda f: zeros(f / "m.safetensors"), "m.safetensors"),
+            ("a file without a model", lambda f: safetensors(f / "m.safetensors", {"\x1b[2J": floats(1)}), "m.s"),
+            ("deep JSON in a folder", lambda f: model_folder(f, {UNET: DEEP}), "config.json"),
+        ]
+    ]
+CASES += [
+    case("a link to a disk in a model", full_pipeline({}, link_to_much), "vae/more", program="textual_inversion"),
+    case("latents of another name", latents((1, 4, 8, 8), name="\x1b[2J"), "l.safetensors"),
+    case("latents of five dimensions", latents((1, 4, 8, 8, 1)), "l.safetensors"),
+    case("latents of three channels", latents((1, 3, 8, 8)), "l.safetensors"),
+    case("no latents at all", latents((1, 4, 0, 8)), "l.safetensors"),
+    case("latents of 100,000 pictures", latents((100_000, 4, 1, 1)), "l.safetensors", "--allow_large"),
+    case("latents of a huge picture", latents((1, 4, 1000, 1000)), "l.safetensors", "--allow_large"),
+    case("latents of less than their shape", latents((1, 4, 2**20, 2**20), count=(4,)), "l.safetensors"),
+    case("a pipe as latents", starts(lambda f: fifo(f / "l")), "in/l"),
+    case("a device as latents", starts(lambda f: zeros(f / "l")), "in/l"),
 ]
 
 run_cases(CASES)

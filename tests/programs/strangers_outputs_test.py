@@ -176,6 +176,13 @@ TABLE = [
         options={"limits": {resource.RLIMIT_FSIZE: 1000}},
     ),
     case(
+        "a full disk is said before the model is read",
+        draws(output=lambda f: f / "x.png"),
+        "in/x.png",
+        "4096 bytes of free space",
+        options={"limits": {resource.RLIMIT_FSIZE: 1000}},
+    ),
+    case(
         "a full disk while training",
         trains("--checkpointing_steps", 1),
         "out",

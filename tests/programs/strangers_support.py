@@ -32,7 +32,7 @@ class Case:
     program: str
     make: Callable
     says: tuple = ()  # each of these is in the one line
-    status: int = 1
+    status: int | tuple = 1  # one of these
     seconds: int = MOST_SECONDS
     megabytes: int = MOST_MEGABYTES
     options: dict = dataclasses.field(default_factory=dict)
@@ -78,7 +78,7 @@ def run_measured(program, arguments, seconds, cwd=None, limits=None, env=None, s
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        text = out.read().decode(errors="replace")
+        text = out.read().decode(errors="surrogateescape")
         return Ended(process.returncode, text, err.read(), usage.ru_maxrss / 1024, late.is_set())
 
 
@@ -144,14 +144,21 @@ def check(case):
         after = elsewhere()
         if ended.late:
             return f"still ran after {case.seconds} s, with {ended.megabytes:.0f} MB"
-        if ended.status != case.status:
+        if ended.status not in (case.status if isinstance(case.status, tuple) else (case.status,)):
             return f"ended with {ended.status}: {ended.err[:300]!r} {ended.out[-200:]!r}"
         more = ended.megabytes - baseline(case.program)
         if more > case.megabytes:
             return f"took {more:.0f} MB more than an honest run"
         if after != before:
             return f"wrote elsewhere: {sorted(set(after) ^ set(before)) or 'a file has changed'}"
-        return what_is_wrong_with_line(ended.err, case.says) if case.status else case.missing(allowed)
+        wrong = what_is_wrong_with_output(ended.out)
+        return wrong or (what_is_wrong_with_line(ended.err, case.says) if ended.status else case.missing(allowed))
+
+
+def what_is_wrong_with_output(text):
+    """Lines for people or programs: nothing that a terminal would obey, and no bytes that are no UTF-8."""
+    bad = [c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or 0xDC80 <= ord(c) <= 0xDCFF)]
+    return f"{bad[:5]!r} on standard output: {text[:500]!r}" if bad else ""
 
 
 def what_is_wrong_with_line(error, says):

@@ -7,7 +7,7 @@ import pathlib
 
 from processes_support import Processes
 from processes_support import run_ok as run_processes
-from support import SOURCE, main, run_ok, scratch
+from support import SOURCE, main, run, run_ok, scratch
 
 ROWS = [
     "0 classic",
@@ -47,6 +47,23 @@ def table(page, heading):
     lines = page.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_only_some_variants_and_any_of_the_library():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        chosen = ["--only", "loha", "--only", "1 light, up zero"]
+        output = run_ok("compare_variants", *flags(folder), *chosen)
+        page = (folder / "page/index.md").read_text()
+        assert list(table(page, "Each at its own rate")) == ["1 light, up zero", "loha"], page
+        # Two rates of two rows each, and no other ranks or bases.
+        runs = [path for path in (folder / "work").glob("*.json") if "curve" in json.loads(path.read_text())]
+        assert len(runs) == 4 and "4 runs" in output, (runs, output)
+        done = run("compare_variants", *flags(folder), "--only", "lohaa")
+        assert done.returncode == 2 and "did you mean 'loha'?" in done.stderr, done
+        # Every variant that the library registers has a name here.
+        for name in ["classic", "full", "shira", "glora", "word alone", "5s light, scaled N"]:
+            assert f"'{name}'" in done.stderr, (name, done.stderr)
 
 
 def test_quick():

@@ -2,11 +2,13 @@
 // LoRA files and learned words in a pipeline: what precision keeps of them, and where chunks end.
 #include "pipeline/lora.h"
 
+#include <ATen/record_function.h>
 #include <lightlora/files.h>
 #include <torch/nn/modules/linear.h>
 
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 
 #include "support.h"
 
@@ -41,7 +43,84 @@ at::Tensor write_small_lora(const std::string& path, const at::Tensor& weight) {
   return up.mm(down);
 }
 
+// Operators that get a text of this many values as an input, while it lives.
+class ReadersOfText {
+ public:
+  explicit ReadersOfText(int64_t values) {
+    wanted = values;
+    count = 0;
+    handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(observe).needsInputs(true));
+  }
+  ~ReadersOfText() { at::removeCallback(handle_); }
+  ReadersOfText(const ReadersOfText&) = delete;
+  ReadersOfText& operator=(const ReadersOfText&) = delete;
+
+  int64_t number() const { return count; }
+
+ private:
+  static std::unique_ptr<at::ObserverContext> observe(const at::RecordFunction& function) {
+    // Keys and values may be of the text's size themselves; only projections read the text.
+    if (std::string(function.name()) != "aten::linear") return nullptr;
+    for (const auto& input : function.inputs()) {
+      if (input.isTensor() && input.toTensor().defined() && input.toTensor().numel() == wanted) {
+        ++count;
+      }
+    }
+    return nullptr;
+  }
+
+  inline static thread_local int64_t wanted = 0, count = 0;
+  at::CallbackHandle handle_ = 0;
+};
+
 }  // namespace
+
+TEST_CASE("keys and values of a text are computed once for all steps, beside a LoRA too",
+          "[lora]") {
+  const torch::NoGradGuard no_grad;
+  const ScratchFolder scratch;
+  const auto path = scratch.file("lora.safetensors");
+  sd::StableDiffusion pipeline(folder(),
+                               sd::StableDiffusionOptions().dtype(at::kBFloat16).load_vae(false));
+  const std::string name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k";
+  const at::Tensor weight = pipeline.unet()->named_parameters()[name + ".weight"];
+  const int64_t in = weight.size(1), out = weight.size(0);
+  torch::manual_seed(3);
+  const lightlora::LayerState state{
+      "classic",
+      {name, in, out, {}},
+      lightlora::LoRAOptions(4),
+      1,
+      {{"down", torch::randn({4, in})}, {"up", torch::randn({out, 4})}},
+      {}};
+  lightlora::save({{"unet", {state}}}, path);
+  const int64_t text = pipeline.encode_prompt({"a"}).states.numel();
+  const auto draw = [&](int64_t steps) {
+    const auto options =
+        sd::SampleOptions().prompt("a").guidance_scale(1).num_inference_steps(steps).decode(false);
+    return pipeline.sample(options).latents;
+  };
+  const auto readers = [&](int64_t steps) {
+    const ReadersOfText here(text);
+    draw(steps);
+    return here.number();
+  };
+  const auto alone = readers(2);
+  CHECK(alone > 0);
+  CHECK(readers(5) == alone);
+  const at::Tensor plain = draw(3);
+  sd::AppliedLoRAs loras(pipeline, {{path}});
+  const auto beside = readers(2);
+  CHECK(beside >= alone);
+  CHECK(readers(5) == beside);
+  // Other weights are seen, and the first ones again.
+  const at::Tensor once = draw(3);
+  CHECK_FALSE(at::equal(once, plain));
+  loras.set_weight(2);
+  CHECK_FALSE(at::equal(draw(3), once));
+  loras.set_weight(1);
+  CHECK(at::equal(draw(3), once));
+}
 
 TEST_CASE("half-precision weights keep what they are, and a LoRA keeps its precision beside them",
           "[lora]") {

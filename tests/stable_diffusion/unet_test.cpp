@@ -4,6 +4,7 @@
 #include "models/unet.h"
 
 #include <lightlora/file_io.h>
+#include <lightlora/lightlora.h>
 
 #include <map>
 #include <memory>
@@ -262,6 +263,33 @@ TEST_CASE("unet: attention keeps its projected context for reuse", "[unet]") {
   const auto x = at::randn({2, 5, 12}), context = at::randn({2, 7, 8});
   const auto projected = layer->project(context);
   CHECK(layer->attend(x, projected).equal(layer(x, context)));
+}
+
+TEST_CASE("unet: a context that is kept follows the adapters that are active", "[unet]") {
+  const at::NoGradGuard no_grad;
+  sd::Attention layer(sd::AttentionOptions(/*query_dim=*/12, /*context_dim=*/8, /*heads=*/3,
+                                           /*dim_head=*/4));
+  layer->eval();
+  const auto x = at::randn({2, 5, 12}), context = at::randn({2, 7, 8});
+  const auto plain = layer(x, context);
+  const auto lora = lightlora::patch<lightlora::ClassicLoRA>(*layer, 2, {"to_k", "to_v"});
+  lora->eval();
+  for (auto& value : lora->parameters()) value.normal_();
+  const auto expected = [&] { return layer->attend(x, layer->project(context)); };
+  at::Tensor adapted;
+  {
+    const auto active = lora->activate();
+    adapted = layer(x, context);
+    CHECK(close(adapted, expected(), kFloatTolerance));
+    CHECK(layer(x, context).equal(adapted));
+    lora->parameters().front().mul_(2);  // a change of values in between
+    CHECK_FALSE(layer(x, context).equal(adapted));
+    CHECK(close(layer(x, context), expected(), kFloatTolerance));
+  }
+  CHECK(layer(x, context).equal(plain));
+  lora->set_active({{"default", 0.5}});
+  const auto active = lora->activate();
+  CHECK(close(layer(x, context), expected(), kFloatTolerance));
 }
 
 TEST_CASE("unet: upcast attention computes half precision in fp32", "[unet]") {

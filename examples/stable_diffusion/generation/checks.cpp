@@ -7,6 +7,7 @@
 
 #include "support/cli/fmt.h"
 #include "support/files/outputs.h"
+#include "support/images/png.h"
 
 namespace generation {
 
@@ -72,8 +73,9 @@ void check_limits(const GenerationOptions& options, const std::vector<Axis>& axe
 }
 
 std::string with_suffix(const std::string& path, const std::string& suffix) {
-  const bool png = path.size() > 4 && path.compare(path.size() - 4, 4, ".png") == 0;
-  return png ? fmt::format("{}{}.png", path.substr(0, path.size() - 4), suffix) : path + suffix;
+  if (!images::ends_as_png(path)) return path + suffix;
+  constexpr std::size_t kEnding = 4;
+  return path.substr(0, path.size() - kEnding) + suffix + path.substr(path.size() - kEnding);
 }
 
 void check_outputs(const GenerationOptions& options) {

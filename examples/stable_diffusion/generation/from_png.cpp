@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
+#include <utility>
 
+#include "generation/axes.h"
 #include "generation/lora_tags.h"
 #include "generation/parameters.h"
 #include "support/cli/fmt.h"
@@ -53,19 +56,32 @@ const std::pair<const char*, const char*> kPlainFields[] = {
     {"Prompt syntax", "prompt_syntax"},
 };
 
-// Flags that take the place of other settings of the picture beside their own.
+// Flags that take the place of other settings of the picture beside their own. The number of
+// pictures is that of the batch which the picture is one of.
 const std::pair<const char*, std::vector<std::string>> kReplaced[] = {
-    {"seed", {"initial_latents"}},
-    {"seeds", {"seed", "initial_latents"}},
+    {"seed", {"initial_latents", "num_images_per_prompt"}},
+    {"seeds", {"seed", "initial_latents", "num_images_per_prompt"}},
     {"num_images_per_prompt", {"initial_latents"}},
     {"image", {"initial_latents"}},
     {"height", {"initial_latents"}},
     {"width", {"initial_latents"}},
-    {"initial_latents", {"image", "strength", "height", "width"}},
+    {"initial_latents", {"image", "strength", "height", "width", "num_images_per_prompt"}},
 };
 
-// The flag of a field about sizes; empty for another one.
-std::string size_flag(const std::string& field) {
+// The flag that an axis of --xy gives values in the place of; empty for the weight of LoRA files.
+std::string axis_flag(const std::string& axis) {
+  if (axis == "steps") return "num_inference_steps";
+  if (axis == "guidance") return "guidance_scale";
+  return axis == "lora_weight" ? "" : axis;
+}
+
+// What a setting of the picture is called where it is not a flag's name.
+std::string shown(const std::string& setting) {
+  return setting == "num_images_per_prompt" ? "Batch index" : setting;
+}
+
+// Fields about sizes, and their flags.
+const std::map<std::string, std::string>& size_flags() {
   static const std::map<std::string, std::string> flags{
       {"Original size", "original_size"},
       {"Crop", "crops_coords_top_left"},
@@ -73,8 +89,13 @@ std::string size_flag(const std::string& field) {
       {"Negative original size", "negative_original_size"},
       {"Negative crop", "negative_crops_coords_top_left"},
       {"Negative target size", "negative_target_size"}};
-  const auto found = flags.find(field);
-  return found == flags.end() ? "" : found->second;
+  return flags;
+}
+
+// The flag of a field about sizes; empty for another one.
+std::string size_flag(const std::string& field) {
+  const auto found = size_flags().find(field);
+  return found == size_flags().end() ? "" : found->second;
 }
 
 // The number that a text begins with; 0 for none and for one that is too large to be meant.
@@ -135,23 +156,80 @@ void set_flag(cli::App& app, const std::string& flag, const std::string& value,
   }
 }
 
-// Takes out what flags have taken the place of; names what was not a setting of the flag's own.
+// What was said beside the picture, by flags and by the axes of --xy.
+class Said {
+ public:
+  Said(const cli::App& app, const GenerationOptions& options)
+      : app_(app), options_(options), axes_(parse_axes(options.xy)) {}
+
+  // "--scheduler", "--xy", or an empty text if nothing was said.
+  std::string by(const std::string& flag) const {
+    for (const auto& axis : axes_) {
+      if (axis_flag(axis.name) == flag) return "--xy";
+    }
+    return is_given(app_, flag) ? "--" + flag : "";
+  }
+
+  // The samplers that will be used; `own` is the picture's.
+  std::vector<std::string> schedulers(const std::string& own) const {
+    for (const auto& axis : axes_) {
+      if (axis.name == "scheduler") return axis.values;
+    }
+    return {is_given(app_, "scheduler") ? options_.sample.scheduler() : own};
+  }
+
+ private:
+  const cli::App& app_;
+  const GenerationOptions& options_;
+  std::vector<Axis> axes_;
+};
+
+// Takes out what flags and axes have taken the place of; names what was not a setting of their own.
 std::vector<std::string> give_way(const cli::App& app, const GenerationOptions& options,
                                   Settings& settings) {
+  const Said said(app, options);
   std::vector<std::string> replaced;
-  const auto drop = [&](const std::string& setting, const std::string& flag) {
+  const auto drop = [&](const std::string& setting, const std::string& reason) {
     if (settings.erase(setting) == 0 || is_given(app, setting)) return;
-    replaced.push_back(fmt::format("{} (--{} is given)", setting, flag));
+    replaced.push_back(fmt::format("{} ({})", shown(setting), reason));
   };
   for (const auto& [flag, others] : kReplaced) {
+    const auto by = said.by(flag);
     for (const auto& other : others) {
-      if (is_given(app, flag)) drop(other, flag);
+      if (!by.empty()) drop(other, by + " is given");
     }
   }
-  if (is_given(app, "scheduler") && !sd::knows_karras_sigmas(options.sample.scheduler())) {
-    drop("use_karras_sigmas", "scheduler");
+  for (const auto& name : said.schedulers(settings["scheduler"])) {
+    if (sd::knows_karras_sigmas(name)) continue;
+    const auto by = said.by("scheduler");
+    drop("use_karras_sigmas", !by.empty()    ? by + " is given"
+                              : name.empty() ? "no sampler is named"
+                                             : name + " has none");
+  }
+  // What ends before it begins.
+  const auto share = [&](const char* setting, double otherwise) {
+    const auto found = settings.find(setting);
+    return found == settings.end() ? otherwise : std::strtod(found->second.c_str(), nullptr);
+  };
+  if (is_given(app, "guidance_start") &&
+      share("guidance_end", 1) < options.sample.guidance_start()) {
+    drop("guidance_end", "--guidance_start is given");
+  }
+  if (is_given(app, "guidance_end") && share("guidance_start", 0) > options.sample.guidance_end()) {
+    drop("guidance_start", "--guidance_end is given");
   }
   return replaced;
+}
+
+// Whether all that there is to tell SDXL about sizes is from the picture, which may be drawn with a
+// model that is told nothing.
+bool only_sizes_of_picture(const cli::App& app, const Settings& settings) {
+  bool any = false;
+  for (const auto& item : size_flags()) {
+    if (is_given(app, item.second)) return false;
+    any = any || settings.count(item.second) > 0;
+  }
+  return any;
 }
 
 // The files of the picture's tags come first in its list; A1111 names files by their tags alone.
@@ -213,13 +291,10 @@ std::vector<std::string> apply_png(const std::string& path, cli::App& app,
     settings.erase("width");  // they set the size
     settings.erase("height");
   }
-  const bool own_seeds =
-      is_given(app, "seed") || is_given(app, "seeds") || is_given(app, "num_images_per_prompt");
-  if (const auto* index = parameters.find("Batch index"); index && !own_seeds) {
-    options.sample.batch_position(whole_number(*index));
-  } else {
-    settings.erase("num_images_per_prompt");
-  }
+  const bool of_batch =
+      settings.count("num_images_per_prompt") > 0 && !is_given(app, "num_images_per_prompt");
+  if (of_batch) options.sample.batch_position(whole_number(*parameters.find("Batch index")));
+  options.picture_sizes = only_sizes_of_picture(app, settings);
   if (const auto syntax = settings.find("prompt_syntax");
       syntax != settings.end() && !is_given(app, "prompt_syntax")) {
     set_flag(app, syntax->first, syntax->second, path);

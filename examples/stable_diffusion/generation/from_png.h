@@ -13,7 +13,7 @@ namespace generation {
 /// takes the place of the picture's setting of that name, and the picture's that of the default.
 /// LoRA files are one setting: --lora, or tags in --prompt, take the place of all of the picture's;
 /// another --prompt without tags leaves them as they are. Settings of the picture that cannot be
-/// combined with a flag give way to it.
+/// combined with a flag give way to it, and an axis of --xy counts as the flag of what it varies.
 /// Returns the settings of the picture that are not used.
 /// Errors: c10::Error if the file has none; c10::ValueError for a value that its flag refuses
 std::vector<std::string> apply_png(const std::string& path, cli::App& app,

@@ -41,12 +41,6 @@ bool varies_weights(const GenerationOptions& options) {
                      [](const Axis& axis) { return axis.name == "lora_weight"; });
 }
 
-// The prompt as the text encoder gets it.
-std::string without_tags(const GenerationOptions& options) {
-  return options.syntax() == sd::PromptSyntax::plain ? options.sample.prompt()
-                                                     : take_lora_tags(options.sample.prompt()).text;
-}
-
 // Without --batch_size: enough to keep a machine busy, and few to lose.
 constexpr int64_t kPicturesAtOnce = 4;
 
@@ -85,6 +79,11 @@ images::Image starting_picture(const images::Image& image, int64_t factor,
   return images::crop_centre(filled, w, h);
 }
 
+std::string without_tags(const GenerationOptions& options) {
+  return options.syntax() == sd::PromptSyntax::plain ? options.sample.prompt()
+                                                     : take_lora_tags(options.sample.prompt()).text;
+}
+
 std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options) {
   std::vector<sd::LoRAChoice> choices;
   if (options.syntax() == sd::PromptSyntax::a1111) {
@@ -114,8 +113,15 @@ Generator::Generator(const GenerationOptions& options, const distributed::Group&
   for (const auto& text : options.learned_embeds) {
     for (const auto& embedding : sd::read_embeddings(text)) sd::add_embedding(pipeline_, embedding);
   }
+  for (const auto& file : loras_.with_embeddings()) {
+    const auto words = sd::add_bundled(pipeline_, file);
+    bundled_.insert(bundled_.end(), words.begin(), words.end());
+  }
   if (options_.sample.scheduler().empty()) {
     options_.sample.scheduler(pipeline_.default_scheduler());
+  }
+  if (options_.picture_sizes && !pipeline_.is_sdxl()) {
+    options_.sample.size() = options_.sample.negative_size() = {};
   }
   pipeline_.vae()->enable_tiling(options.vae_tiling);
   if (options.image.empty()) return;
@@ -306,55 +312,6 @@ Drawn Generator::generate_sheet(const std::vector<Axis>& axes, const SheetSink& 
   }
   progress.finish();
   return drawn;
-}
-
-std::vector<std::string> Generator::notices() const {
-  std::vector<std::string> lines;
-  for (const auto& [name, text] :
-       {std::pair("prompt", without_tags(options_)),
-        std::pair("negative prompt", options_.sample.negative_prompt().value_or(""))}) {
-    const auto count = pipeline_.prompt_chunks(text, options_.syntax()).front().size();
-    if (count < 2) continue;
-    lines.push_back(
-        fmt::format("the {} is read in {} chunks of the text encoder's length", name, count));
-  }
-  const auto& sample = options_.sample;
-  const auto unused = [&](bool so, const char* flag, const char* reason) {
-    if (so) lines.push_back(fmt::format("{} has no effect {}", flag, reason));
-  };
-  unused(sample.eta() > 0 && sample.scheduler() != "ddim", "--eta", "without --scheduler ddim");
-  unused(!image_.defined() && sample.strength() != sd::SampleOptions().strength(), "--strength",
-         "without --image");
-  unused(sample.guidance_scale() <= 1 && !sample.negative_prompt().value_or("").empty(),
-         "--negative_prompt", "with a --guidance_scale of 1 or less");
-  const bool limited = sample.guidance_start() > 0 || sample.guidance_end() < 1;
-  unused(sample.guidance_scale() <= 1 && limited, "--guidance_start or --guidance_end",
-         "with a --guidance_scale of 1 or less");
-  unused(sample.scheduler() == "lcm" && !sample.timestep_spacing().empty(), "--timestep_spacing",
-         "with --scheduler lcm");
-  unused(options_.split_rank && choices_.empty(), "--split_rank", "without a LoRA file");
-  unused(!options_.xy.empty() && !options_.save_latents.empty(), "--save_latents", "with --xy");
-  unused(!options_.xy.empty() && options_.grid, "--grid", "with --xy");
-  for (const auto& file : options_.learned_embeds) {
-    for (const auto& word : sd::read_embeddings(file)) {
-      const bool used = sample.prompt().find(word.token) != std::string::npos ||
-                        sample.negative_prompt().value_or("").find(word.token) != std::string::npos;
-      if (!used) lines.push_back(fmt::format("'{}': no prompt uses {}", file, word.token));
-    }
-  }
-  if (image_.defined() && options_.sample.scheduler() == "pndm") {
-    lines.push_back("pndm leaves noise in image to image, as in diffusers; hint: --scheduler ddim");
-  }
-  if (image_.defined() && !options_.sample.width() && !options_.sample.height()) {
-    const auto own = pipeline_.default_size();
-    if (image_.size(2) * image_.size(3) > 4 * own[0] * own[1]) {
-      lines.push_back(
-          fmt::format("the picture has {}x{} pixels, far more than the model's own {}x{}; "
-                      "hint: --width or --height makes it smaller",
-                      image_.size(3), image_.size(2), own[1], own[0]));
-    }
-  }
-  return lines;
 }
 
 }  // namespace generation

@@ -8,6 +8,7 @@
 #include "generation/axes.h"
 #include "generation/options.h"
 #include "generation/parameters.h"
+#include "pipeline/embeddings.h"
 #include "pipeline/lora.h"
 #include "support/images/image.h"
 
@@ -24,6 +25,9 @@ struct GeneratedImage {
 /// `factor`, resampled as diffusers does it, or filled and cut in the middle for a given size.
 images::Image starting_picture(const images::Image& image, int64_t factor,
                                std::optional<int64_t> width, std::optional<int64_t> height);
+
+/// The prompt as the text encoder gets it.
+std::string without_tags(const GenerationOptions& options);
 
 /// The LoRA files of the prompt's tags, which leave the prompt, of the picture that the options came
 /// from, and of --lora.
@@ -63,6 +67,10 @@ class Generator {
   void draw_round(Run& run, const Sink& sink);
   sd::SampleOptions part_of_batch(int64_t first, int64_t number) const;
   int64_t count() const;
+  void add_unused(std::vector<std::string>& lines) const;
+  void add_about_image(std::vector<std::string>& lines) const;
+  bool uses_scheduler(const std::string& name) const;
+  bool guides() const;
   void draw_cells(const std::vector<Axis>& axes, size_t begin, std::vector<at::Tensor>& cells);
   GeneratedImage sheet_of(const std::vector<Axis>& axes,
                           const std::vector<images::Image>& cells) const;
@@ -74,6 +82,7 @@ class Generator {
   sd::StableDiffusion pipeline_;
   std::vector<sd::LoRAChoice> choices_;
   sd::AppliedLoRAs loras_;
+  std::vector<sd::BundledWord> bundled_;  // words in LoRA files
   torch::Tensor image_;
   uint64_t seed_;  // of all pictures, as asked for or a new one
 };

@@ -88,7 +88,10 @@ std::vector<fs::path> loras_below(const std::string& folder) {
        entry.increment(error)) {
     if (is_lora(*entry)) found.push_back(entry->path().lexically_relative(folder));
     std::error_code broken;
-    if (!entry->is_directory(broken)) continue;
+    if (!entry->is_directory(broken)) {  // nor is a link to nothing or to itself an error
+      entry.disable_recursion_pending();
+      continue;
+    }
     const auto real = fs::canonical(entry->path(), broken).string();
     if (broken || !seen.insert(real).second) entry.disable_recursion_pending();
   }

@@ -220,15 +220,36 @@ void settle_seeds(GenerationOptions& options, const distributed::Group& group) {
   options.seeds = fmt::format("{}", fmt::join(parts, ","));
 }
 
+namespace {
+
+// The file's tensor, or the part of the picture that is drawn again.
+at::Tensor read_latents(const GenerationOptions& options) {
+  const auto& path = options.initial_latents;
+  const lightlora::SafetensorsFile file(path);
+  TORCH_CHECK(file.contains("latents"), "'", path,
+              "': expected a tensor 'latents' (n, 4, h, w), got none");
+  const auto latents = file.load("latents").to(torch::kFloat);
+  constexpr int64_t kChannels = 4;
+  TORCH_CHECK(latents.dim() == 4 && latents.numel() > 0 && latents.size(1) == kChannels, "'", path,
+              "': expected a tensor 'latents' (n, 4, h, w), got ", latents.sizes());
+  constexpr int64_t kPictures = 1000, kPlaces = 512 * 512;
+  TORCH_CHECK(options.allow_large ||
+                  (latents.size(0) <= kPictures && latents.size(2) * latents.size(3) <= kPlaces),
+              "'", path, "': expected latents of at most ", kPictures, " pictures and ", kPlaces,
+              " places in each, got ", latents.sizes(), "; hint: --allow_large lifts this limit");
+  const auto place = options.sample.batch_position();  // of one of the pictures that they began
+  if (!place) return latents;
+  TORCH_CHECK(*place < latents.size(0), "'", path, "': expected latents of more than ", *place,
+              " pictures, as '", options.from_png, "' says, got ", latents.size(0));
+  return latents.narrow(0, *place, 1);
+}
+
+}  // namespace
+
 sd::SampleOptions sample_options(const GenerationOptions& options, uint64_t seed) {
   auto sample = options.sample;
   sample.seed(seed).seeds(options.seed_list()).prompt_syntax(options.syntax());
-  if (!options.initial_latents.empty()) {
-    const lightlora::SafetensorsFile file(options.initial_latents);
-    TORCH_CHECK(file.contains("latents"), "'", options.initial_latents,
-                "': expected a tensor 'latents' (n, 4, h, w), got none");
-    sample.initial_latents(file.load("latents").to(torch::kFloat));
-  }
+  if (!options.initial_latents.empty()) sample.initial_latents(read_latents(options));
   return sample;
 }
 

@@ -320,7 +320,7 @@ Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
 
 void print_diagnosis(const std::string& path, const Diagnosis& d) {
   const auto row = [](const char* name, const std::string& value) {
-    fmt::print("{:<9} {}\n", name, value);
+    fmt::print("{:<9} {}\n", name, cli::printable(value));
   };
   const auto list = [](const std::vector<std::string>& values, const char* none) {
     return values.empty() ? none : fmt::format("{}", fmt::join(values, ", "));
@@ -336,7 +336,8 @@ void print_diagnosis(const std::string& path, const Diagnosis& d) {
       fmt::format("{} in {} tensors, rank {}, alpha {}", d.layers, d.tensors, d.ranks, d.alphas));
   fmt::print("\n{}\n", d.findings.empty() ? "Nothing is wrong with it." : "What is wrong with it");
   for (const auto& finding : d.findings) {
-    fmt::print("- {}{}\n", finding.what, finding.mend.empty() ? "" : "; hint: " + finding.mend);
+    const auto mend = finding.mend.empty() ? "" : "; hint: " + finding.mend;
+    fmt::print("- {}\n", cli::printable(finding.what + mend));
   }
   if (d.verdicts.empty()) return;
   fmt::print("\n{:<11} {:<16} {}\n", "program", "loads", "why not all, and what mends it");
@@ -350,7 +351,7 @@ void print_diagnosis(const std::string& path, const Diagnosis& d) {
         verdict.mend.empty() ? "" : fmt::format("; convert_lora --to {}", verdict.mend);
     const std::string line =
         fmt::format("{:<11} {:<16} {}{}", verdict.program, loads, verdict.why, mend);
-    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
+    fmt::print("{}\n", cli::printable(line.substr(0, line.find_last_not_of(' ') + 1)));
   }
 }
 

@@ -67,7 +67,7 @@ std::string kind_of(const std::string& name) {
 }
 
 void print_row(const std::string& name, const std::string& value) {
-  fmt::print("{:<11} {}\n", name, value);
+  fmt::print("{:<11} {}\n", name, cli::printable(value));
 }
 
 void print_table(const lightlora::Components& components) {

@@ -7,6 +7,7 @@
 #include <torch/nn/modules/dropout.h>
 
 #include <utility>
+#include <vector>
 
 #include "models/blocks.h"
 
@@ -66,12 +67,19 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context
     return attend_to(all[0], {all[1], all[2]});
   }
   const bool repeats = !is_training() && !at::GradMode::is_enabled();
-  const bool adapted = lightlora::is_adapted(to_k->weight) || lightlora::is_adapted(to_v->weight);
-  return attend(x, repeats && !adapted ? project_once(context) : project(context));
+  return attend(x, repeats ? project_once(context) : project(context));
 }
 
 KeyValue AttentionImpl::project_once(const at::Tensor& context) {
-  const auto kept = cache_->get({context, to_k->weight, to_v->weight}, {}, [&] {
+  std::vector<at::Tensor> sources{context, to_k->weight, to_v->weight};
+  std::vector<double> numbers;
+  for (const auto& weight : {to_k->weight, to_v->weight}) {
+    const auto active = lightlora::active_values(weight);
+    if (!active) return project(context);
+    sources.insert(sources.end(), active->sources.begin(), active->sources.end());
+    numbers.insert(numbers.end(), active->numbers.begin(), active->numbers.end());
+  }
+  const auto kept = cache_->get(sources, numbers, [&] {
     const auto [key, value] = project(context);
     return std::vector<at::Tensor>{key, value};
   });

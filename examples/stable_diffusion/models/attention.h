@@ -50,7 +50,7 @@ struct KeyValue {
 /// Shapes:   x (B, N, query_dim), context (B, T, context_dim), result (B, N, query_dim)
 /// Differs from diffusers: there `upcast_attention` has no effect with PyTorch 2's attention
 /// Without gradients in evaluation mode, key and value of a context other than x are kept: a text
-/// is the same one in every denoising step.
+/// is the same one in every denoising step. Adapters that are active count as the weights do.
 class AttentionImpl : public torch::nn::Cloneable<AttentionImpl> {
  public:
   explicit AttentionImpl(AttentionOptions options);

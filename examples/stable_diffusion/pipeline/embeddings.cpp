@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "support/files/limits.h"
 
@@ -77,6 +78,41 @@ void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding&
     if (rows > encoder->options.vocab_size()) encoder->resize_token_embeddings(rows);
     pipeline.learn(ids, sliced, i);
   }
+}
+
+namespace {
+
+// Vectors of one name, in the order of the text encoders. Widths tell which are whose.
+lightlora::LearnedEmbedding together(const StableDiffusion& pipeline,
+                                     const std::vector<lightlora::LearnedEmbedding>& parts) {
+  auto result = parts.front();
+  if (pipeline.text_encoders() < 2 || parts.size() != 2) return result;
+  const int64_t first = pipeline.text_encoder(0)->options.hidden_size();
+  const bool swapped = parts[0].vectors.size(-1) != first;
+  result.vectors = parts[swapped ? 1 : 0].vectors;
+  result.vectors_2 = parts[swapped ? 0 : 1].vectors;
+  return result;
+}
+
+}  // namespace
+
+std::vector<BundledWord> add_bundled(StableDiffusion& pipeline, const std::string& file) {
+  std::vector<BundledWord> words;
+  std::map<std::string, std::vector<lightlora::LearnedEmbedding>> by_token;
+  try {
+    for (auto& part : lightlora::load_embeddings(file)) by_token[part.token].push_back(part);
+  } catch (const c10::Error& error) {
+    return {{file, "", error.what_without_backtrace()}};
+  }
+  for (const auto& [token, parts] : by_token) {
+    words.push_back({file, token, ""});
+    try {
+      add_embedding(pipeline, together(pipeline, parts));
+    } catch (const c10::Error& error) {
+      words.back().problem = error.what_without_backtrace();
+    }
+  }
+  return words;
 }
 
 }  // namespace sd

@@ -27,4 +27,15 @@ std::vector<int64_t> add_embedding(Tokenizer& tokenizer,
 /// text encoder's, or a layer-wise embedding is not for the UNet's transformers
 void add_embedding(StableDiffusion& pipeline, const lightlora::LearnedEmbedding& embedding);
 
+/// A word that a LoRA file holds beside its adapters.
+struct BundledWord {
+  std::string file, token;
+  std::string problem;  ///< why it was not added; empty if it was
+};
+
+/// Adds the words that OneTrainer bundles with a LoRA (`bundle_emb`), of SDXL the vectors for both
+/// text encoders, told apart by their widths. What cannot be added is named, and no error: the
+/// adapters are of use without it.
+std::vector<BundledWord> add_bundled(StableDiffusion& pipeline, const std::string& file);
+
 }  // namespace sd

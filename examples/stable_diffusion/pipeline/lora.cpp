@@ -4,6 +4,7 @@
 #include <lightlora/combine.h>
 #include <lightlora/files.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -109,6 +110,9 @@ AppliedLoRAs::AppliedLoRAs(StableDiffusion& pipeline, const std::vector<LoRAChoi
           " tensors are not used, as no adapter can hold them (biases and norms), the first ",
           "is '", contents.ignored.front(), "'");
     }
+    const auto& seen = with_embeddings_;
+    const bool again = std::find(seen.begin(), seen.end(), choice.path) != seen.end();
+    if (!contents.embeddings.empty() && !again) with_embeddings_.push_back(choice.path);
     auto components = contents.components;
     check_family(choice.path, components, pipeline);
     for (auto& [component, state] : components) {

@@ -45,6 +45,8 @@ class AppliedLoRAs {
   /// Uses this weight for each file in place of its own.
   /// Errors: c10::Error without `changes`, for fp32 weights
   void set_weight(double weight);
+  /// The files that hold words too (`bundle_emb`, as OneTrainer writes them), for `read_embeddings`.
+  const std::vector<std::string>& with_embeddings() const { return with_embeddings_; }
   /// Runs `use` while the weights hold the files, summed in fp32 and rounded once.
   void while_merged(const std::function<void()>& use);
 
@@ -58,6 +60,7 @@ class AppliedLoRAs {
   PipelineAdapters adapters_;
   std::map<std::string, Weights> weights_;  // by component, of each set
   std::vector<lightlora::Activation> active_;
+  std::vector<std::string> with_embeddings_;
   bool beside_;
   bool changes_;
 };

@@ -239,7 +239,37 @@ bool is_leftover(const std::string& name) {
   return false;
 }
 
+// What a schedule is made of, which configurations say, and marks of what a model predicts: every
+// checkpoint has some.
+bool is_of_schedule(const std::string& name) {
+  for (const char* start :
+       {"betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights",
+        "logvar", "scale_factor", "sigmas", "denoiser.", "v_pred", "ztsnr"}) {
+    if (begins(name, start)) return true;
+  }
+  return false;
+}
+
 }  // namespace
+
+// Averages, counters and the state of optimisers stand beside the parts of a model.
+void SingleFile::name_others() const {
+  std::vector<std::string> parts{kLdmUnet, kLdmVae};
+  for (const auto& encoder : index().text_encoders()) {
+    parts.push_back(text_place(encoder).prefix);
+  }
+  std::vector<std::string> others;
+  for (const auto& tensor : file_->tensors()) {
+    const auto own = begins(tensor.name, wrapper_) ? tensor.name.substr(wrapper_.size()) : "";
+    const bool known = is_of_schedule(own) ||
+                       std::any_of(parts.begin(), parts.end(),
+                                   [&](const std::string& part) { return begins(own, part); });
+    if (!known) others.push_back(tensor.name);
+  }
+  if (others.empty()) return;
+  TORCH_WARN("'", path_, "': ", others.size(), " tensors beside the model's parts are not used, ",
+             "the first is '", others.front(), "'");
+}
 
 void SingleFile::load(torch::nn::Module& module, const std::string& prefix,
                       const std::function<std::string(const std::string&)>& original) const {
@@ -264,6 +294,7 @@ void SingleFile::load(torch::nn::Module& module, const std::string& prefix,
 
 void SingleFile::load_unet(torch::nn::Module& module,
                            const UNet2DConditionModelOptions& options) const {
+  name_others();
   load(module, kLdmUnet, [&](const std::string& name) { return ldm_unet_name(name, options); });
 }
 

@@ -47,7 +47,7 @@ class SingleFile {
   /// The texts of its files, by name.
   nlohmann::json tokenizer_texts(const std::string& name = "tokenizer") const;
 
-  /// Fill a module of the part.
+  /// Fill a module of the part. The UNet's says too what the file holds beside the parts.
   /// Errors: those of `load_weights`
   void load_unet(torch::nn::Module& module, const UNet2DConditionModelOptions& options) const;
   void load_vae(torch::nn::Module& module, const AutoencoderKLOptions& options) const;
@@ -66,6 +66,7 @@ class SingleFile {
   TextPlace text_place(const std::string& text_encoder) const;
   int64_t size(const std::string& name, size_t dimension) const;
   void check_kind() const;
+  void name_others() const;
   nlohmann::json embedded(const std::string& key) const;
   bool has_own_tokenizer(const std::string& name) const;
   std::string tokenizer_folder(const std::string& name) const;

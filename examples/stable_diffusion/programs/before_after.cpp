@@ -6,12 +6,15 @@
 #include <torch/torch.h>
 
 #include <filesystem>
+#include <random>
 
 #include "pipeline/device.h"
+#include "pipeline/embeddings.h"
 #include "pipeline/lora.h"
 #include "pipeline/model_options.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/message.h"
 #include "support/cli/progress.h"
 #include "support/cli/run.h"
 #include "support/files/outputs.h"
@@ -29,7 +32,9 @@ struct Options {
   std::string lora, subject_pictures, output_dir = "before_after", emoji_vectors, emoji;
   std::vector<std::string> prompts;
   std::string device = "auto";
-  int64_t seeds = 2, seed = 0;
+  int64_t seeds = 2;
+  uint64_t seed = 0;
+  bool new_seed = false;
   sd::SampleOptions sample = sd::SampleOptions().num_inference_steps(30).guidance_scale(5);
 };
 
@@ -45,7 +50,7 @@ void bind(cli::App& app, Options& options) {
   app.add_option("--subject_pictures", options.subject_pictures,
                  "Folder with the subject's pictures, for the first row of the contact sheet");
   app.add_option("--seeds", options.seeds, "Pictures per prompt")->check(cli::at_least(1));
-  app.add_option("--seed", options.seed, "First seed")->check(cli::at_least(0));
+  app.add_seed("--seed", options.seed, options.new_seed, "First seed; -1 is a new one, printed");
   app.add_option("--num_inference_steps", options.sample.num_inference_steps(), "Denoising steps")
       ->check(cli::at_least(1));
   app.add_option("--guidance_scale", options.sample.guidance_scale(),
@@ -73,7 +78,7 @@ Row draw_row(sd::StableDiffusion& pipeline, const Options& options, const std::s
     auto sample = options.sample;
     sample.prompt(options.prompts[static_cast<std::size_t>(i)])
         .num_images_per_prompt(options.seeds)
-        .seed(static_cast<uint64_t>(options.seed + i))
+        .seed(options.seed + static_cast<uint64_t>(i))
         .callback([&](int64_t done, int64_t) { progress.update(i * steps + done); });
     const auto pictures = pipeline.sample(sample).pictures;
     for (int64_t k = 0; k < options.seeds; ++k)
@@ -125,7 +130,12 @@ std::string measure(const Options& options, const images::EmojiVectors& emoji, c
       options.emoji, found.median_rank + 1, emoji.names().size(), found.followed, found.asked);
 }
 
-void run(const Options& options) {
+void run(Options& options) {
+  if (options.new_seed) {
+    std::random_device device;
+    options.seed = device();
+    fmt::print("seed: {}\n", options.seed);
+  }
   sd::make_folder(options.output_dir);
   sd::Outputs outputs;
   for (const char* name : {"before.png", "after.png", "contact_sheet.png"}) {
@@ -137,6 +147,12 @@ void run(const Options& options) {
   sd::StableDiffusion pipeline(options.model.path, load);
   const Row before = draw_row(pipeline, options, "Before");
   const sd::AppliedLoRAs loras(pipeline, {sd::parse_lora(options.lora)});
+  for (const auto& file : loras.with_embeddings()) {
+    for (const auto& word : sd::add_bundled(pipeline, file)) {
+      fmt::print("notice: '{}' holds a word too: {}\n", cli::printable(file),
+                 cli::printable(word.problem.empty() ? word.token : word.problem));
+    }
+  }
   const Row after = draw_row(pipeline, options, "After");
   save_sheets(options, before, after);
   if (options.emoji_vectors.empty()) return;

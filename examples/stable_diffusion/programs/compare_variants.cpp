@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Trains every variant of examples/stable_diffusion/research/study/variants.h from one learned word
+// Trains the variants of examples/stable_diffusion/research/study/variants.h from one learned word
 // and writes a page that compares them. `make study` runs it; under torchrun or mpirun its runs are
 // dealt out.
 #include <algorithm>
@@ -19,7 +19,8 @@ using study::Runner;
 
 struct Options {
   study::Settings settings;
-  std::string output_dir = "docs/study";
+  std::string output_dir;
+  std::vector<std::string> only;
   int64_t seeds = 3;
   bool quick = false;
   distributed::GroupOptions group;
@@ -36,7 +37,10 @@ void bind(cli::App& app, Options& o) {
                  "Word of one token that the learned one starts from");
   app.add_option("--emoji_vectors", s.emoji_vectors, "File of emoji to compare with");
   app.add_option("--emoji", s.emoji, "The emoji that the subject is");
-  app.add_option("--output_dir", o.output_dir, "Folder for index.md and its pictures");
+  app.add_option(
+      "--output_dir", o.output_dir,
+      "Folder for index.md and its pictures (default: docs/study; with --only the folder "
+      "only in --work_dir)");
   app.add_option("--work_dir", s.work_dir,
                  "Folder of finished runs; a later study goes on from it");
   app.group("Size of the study");
@@ -49,6 +53,9 @@ void bind(cli::App& app, Options& o) {
       ->check(cli::at_least(1));
   app.add_option("--seeds", o.seeds, "Runs of each variant at its best rates")
       ->check(cli::at_least(1));
+  app.add_option("--only", o.only,
+                 "Study this alone, in minutes: a row of the page, such as '1 light, up zero', or "
+                 "any variant of the library, such as loha; repeatable");
   app.add_flag("--quick", o.quick, "Two steps of everything, one other rate: does it work at all?");
   distributed::bind(app, o.group);
 }
@@ -66,15 +73,19 @@ study::Settings settings_of(const Options& options) {
 Plan make_plan(const Options& options) {
   Plan plan;
   plan.seeds = options.seeds;
+  if (!options.only.empty()) plan.only(options.only);
   if (!options.quick) return plan;
-  plan.ranks = {1};
+  plan.ranks.resize(std::min<size_t>(1, plan.ranks.size()));  // the first is 1
   plan.split_ranks = {1, 4, 50};
-  plan.sizes = {{50, 25}};
+  if (!plan.sizes.empty()) plan.sizes = {{50, 25}};
   for (auto& row : plan.rows) row.other_rates.resize(std::min<size_t>(1, row.other_rates.size()));
   return plan;
 }
 
-void run(const Options& options, const distributed::Group& group) {
+void run(Options options, const distributed::Group& group) {
+  if (options.output_dir.empty()) {
+    options.output_dir = options.only.empty() ? "docs/study" : options.settings.work_dir + "/only";
+  }
   const Plan plan = make_plan(options);
   const auto settings = settings_of(options);
   if (group.is_main()) {
@@ -112,8 +123,8 @@ void run(const Options& options, const distributed::Group& group) {
   study.sizes = study::described_sizes();
   study.sd15_layers = study::sd15_layers();
   study::write_page(study, options.output_dir);
-  fmt::print("\n{}\npage: {}/index.md, with contact.png, curves.png and ranks.png\n",
-             study::findings(study), options.output_dir);
+  fmt::print("\n{}\npage: {}/index.md, with contact.png, curves.png{}\n", study::findings(study),
+             options.output_dir, options.only.empty() ? " and ranks.png" : "");
 }
 
 }  // namespace

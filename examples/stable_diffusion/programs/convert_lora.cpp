@@ -112,9 +112,10 @@ auto naming(const Flags& flags, const std::string& input, const Work& work) {
 }
 
 void print_written(const Flags& flags) {
-  if (flags.to == "peft") return fmt::print("{} folder: {}\n", flags.to, flags.output);
+  const auto output = cli::printable(flags.output);
+  if (flags.to == "peft") return fmt::print("{} folder: {}\n", flags.to, output);
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(flags.output));
-  fmt::print("{} file: {} ({})\n", flags.to, flags.output, cli::format_bytes(bytes));
+  fmt::print("{} file: {} ({})\n", flags.to, output, cli::format_bytes(bytes));
 }
 
 void print_loss(const lora_files::Loss& loss) {
@@ -157,6 +158,17 @@ void extract(const Flags& flags) {
   print_written(flags);
 }
 
+// OneTrainer puts the words that were trained along into the LoRA's file; no other format has a
+// place for them.
+void print_embeddings(const std::string& path, const lightlora::AdapterFile& contents) {
+  if (contents.embeddings.empty()) return;
+  fmt::print(
+      "notice: '{}': the embeddings in it are not converted: {}; hint: text_to_image --lora reads "
+      "them from the file as it is\n",
+      cli::printable(path),
+      cli::printable(fmt::format("{}", fmt::join(contents.embeddings, ", "))));
+}
+
 void convert(const Flags& flags) {
   std::vector<lora_files::Weighted> inputs;
   lightlora::Metadata metadata;
@@ -164,10 +176,11 @@ void convert(const Flags& flags) {
     const auto choice = sd::parse_lora(text);
     const auto contents = read(flags, choice.path);
     if (!contents.ignored.empty()) {
-      fmt::print("notice: '{}': {} of {} tensors are not used, the first is '{}'\n", choice.path,
-                 contents.ignored.size(), contents.tensors,
+      fmt::print("notice: '{}': {} of {} tensors are not used, the first is '{}'\n",
+                 cli::printable(choice.path), contents.ignored.size(), contents.tensors,
                  cli::printable(contents.ignored.front()));
     }
+    print_embeddings(choice.path, contents);
     inputs.push_back({choice.path, choice.weight, contents.components});
     metadata = kept_metadata(contents);
   }

@@ -79,18 +79,18 @@ void write_pictures(const GenerationOptions& options, const distributed::Group& 
     save(path, image);
     if (i == 0) first = image;
     if (options.grid) pictures.push_back(image.picture);
-    return fmt::format("picture: {} (seed {}{})", path, image.seed,
+    return fmt::format("picture: {} (seed {}{})", cli::printable(path), image.seed,
                        count > 1 && options.seeds.empty() ? fmt::format(", {} of {}", i + 1, count)
                                                           : std::string());
   });
   if (!group.is_main()) return;
   if (!options.save_latents.empty() && drawn.pictures > 0) {
-    fmt::print("latents: {}\n", options.save_latents);
+    fmt::print("latents: {}\n", cli::printable(options.save_latents));
   }
   if (!pictures.empty()) {
     const std::string path = generation::with_suffix(options.output, "-grid");
     save(path, {sheet_of(pictures, options.sample.prompt()), first.parameters, first.seed});
-    fmt::print("sheet: {}\n", path);
+    fmt::print("sheet: {}\n", cli::printable(path));
   }
   print_stop(drawn);
 }
@@ -103,7 +103,7 @@ void write_sheet(const GenerationOptions& options, const distributed::Group& gro
     seed = sheet.seed;
   });
   if (!group.is_main()) return;
-  if (drawn.pictures > 0) fmt::print("sheet: {} (seed {})\n", options.output, seed);
+  if (drawn.pictures > 0) fmt::print("sheet: {} (seed {})\n", cli::printable(options.output), seed);
   print_stop(drawn);
 }
 
@@ -119,12 +119,7 @@ void check(const cli::App& app, const GenerationOptions& options) {
                     "missing required flag '--prompt'; hint: see --help");
   TORCH_CHECK_VALUE(!drawing || options.print_tokens || !options.output.empty(),
                     "--output: expected a file to write, got none");
-  const auto extension = std::filesystem::path(options.output).extension().string();
-  for (const char* other : {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}) {
-    TORCH_CHECK_VALUE(extension != other, "'", options.output, "': expected a name that ends in ",
-                      ".png, got ", other, "; hint: pictures are PNG files, which carry their ",
-                      "settings");
-  }
+  images::check_png_name(options.output);
   TORCH_CHECK_VALUE(options.merge_to.empty() ||
                         std::filesystem::path(options.merge_to).extension() == ".safetensors",
                     "--merge_to: expected a name that ends in .safetensors, got '",
@@ -134,6 +129,11 @@ void check(const cli::App& app, const GenerationOptions& options) {
   TORCH_CHECK_VALUE(
       options.seeds.empty() || options.initial_latents.empty(),
       "--seeds: expected no --initial_latents beside it, which are the noise already");
+  for (const auto& axis : generation::parse_axes(options.xy)) {
+    TORCH_CHECK_VALUE(
+        axis.name != "seed" || options.initial_latents.empty(),
+        "--xy seed: expected no --initial_latents beside it, which are the noise already");
+  }
   const bool several =
       options.sample.num_images_per_prompt() > 1 && !options.sample.batch_position();
   TORCH_CHECK_VALUE(options.seeds.empty() || !several ||
@@ -149,7 +149,7 @@ void draw(cli::App& app, GenerationOptions& options, const distributed::Group& g
   if (!options.from_png.empty()) {
     const auto unused = generation::apply_png(options.from_png, app, options);
     if (!unused.empty()) {
-      fmt::print("notice: '{}': not used: {}\n", options.from_png,
+      fmt::print("notice: '{}': not used: {}\n", cli::printable(options.from_png),
                  cli::printable(fmt::format("{}", fmt::join(unused, ", "))));
     }
   }
@@ -164,9 +164,9 @@ void draw(cli::App& app, GenerationOptions& options, const distributed::Group& g
   for (auto& axis : axes) generation::settle_seeds(axis, group);
   generation::settle_seeds(options, group);
   Generator generator(options, group);
-  if (!options.merge_to.empty()) fmt::print("model: {}\n", options.merge_to);
+  if (!options.merge_to.empty()) fmt::print("model: {}\n", cli::printable(options.merge_to));
   if (!draws(app, options)) return;
-  for (const auto& line : generator.notices()) fmt::print("notice: {}\n", line);
+  for (const auto& line : generator.notices()) fmt::print("notice: {}\n", cli::printable(line));
   axes.empty() ? write_pictures(options, group, generator)
                : write_sheet(options, group, generator, axes);
 }

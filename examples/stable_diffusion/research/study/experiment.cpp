@@ -291,7 +291,11 @@ void Experiment::train_adapters(const Variant& variant, double rate, uint64_t se
   train_steps(variant, rate, seed, stem, result);
   const auto state = usable(lightlora::read_state(stem + ".safetensors"), variant.split_rank);
   result.native_bytes = bytes_of(stem + ".safetensors");
-  result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
+  try {
+    result.exported_bytes = save_exported(stem + ".diffusers.safetensors", state);
+  } catch (const c10::Error& error) {  // a variant without a form in other formats
+    fmt::print("notice: {}: {}\n", variant.name, error.what_without_backtrace());
+  }
   result.quality = measure(state, stem);
 }
 

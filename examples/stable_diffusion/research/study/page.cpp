@@ -54,7 +54,7 @@ std::string main_table(const Study& study) {
     const bool lost = row.diverged();
     text += cells(
         {row.variant.name, fmt::to_string(run.trainable), kilobytes(run.native_bytes),
-         kilobytes(run.exported_bytes), rounded(row.own_rate(), -1),
+         run.exported_bytes == 0 ? "-" : kilobytes(run.exported_bytes), rounded(row.own_rate(), -1),
          lost ? "diverged" : with_spread(row.loss(), 4), lost ? "-" : with_spread(row.cosine(), 3),
          lost ? "-" : with_spread(followed_of(row.own), 2), with_spread(spread(seconds), 2)});
   }
@@ -233,7 +233,7 @@ Light of rank 4 with bases of a inputs and b outputs.
 
 {bases}{words}{sizes}
 ## Run it again
-`make study` repeats all of it; what is finished lies in `study/` and is not done twice. One line more in `examples/stable_diffusion/research/study/variants.h` is one variant more.
+`make study` repeats all of it; what is finished lies in `study/` and is not done twice. One line more in `examples/stable_diffusion/research/study/variants.h` is one row more; `compare_variants --only NAME` studies any variant of the library by itself.
 )",
       "introduction"_a = introduction(study), "findings"_a = findings(study),
       "own"_a = main_table(study), "described"_a = described_table(study),

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "research/study/plan.h"
 
+#include <c10/util/Exception.h>
+#include <lightlora/variants/variants.h>
+
 #include <algorithm>
 #include <limits>
+
+#include "support/cli/app.h"
+#include "support/cli/fmt.h"
 
 namespace study {
 
@@ -92,6 +98,50 @@ Sweep size_sweep(const Row& row, const Plan& plan) {
 
 Plan::Plan() : rows(variants()) { rows.insert(rows.end(), words().begin(), words().end()); }
 
+void Plan::only(const std::vector<std::string>& names) {
+  rows = choose_rows(names);
+  ranks.clear();
+  sizes.clear();
+}
+
+std::vector<Variant> choose_rows(const std::vector<std::string>& names) {
+  auto all = variants();
+  for (const auto& entry : lightlora::variants()) {
+    const bool known = std::any_of(all.begin(), all.end(),
+                                   [&](const Variant& row) { return row.variant == entry.name; });
+    if (known) continue;
+    auto row = variants().front();  // Classic's
+    row.name = row.variant = entry.name;
+    all.push_back(std::move(row));
+  }
+  all.insert(all.end(), words().begin(), words().end());
+  std::vector<std::string> known;
+  for (const auto& row : all) {
+    known.push_back(row.name);
+    if (!row.is_word()) known.push_back(row.variant);
+  }
+  for (const auto& name : names) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    const auto near = cli::closest(name, known);
+    TORCH_CHECK_VALUE(
+        false, fmt::format("--only: expected one of '{}', got '{}'{}", fmt::join(known, "', '"),
+                           name, near.empty() ? "" : "; hint: did you mean '" + near + "'?"));
+  }
+  std::vector<Variant> rows;
+  bool adapters = false;
+  for (const auto& row : all) {
+    const auto chosen = [&](const std::string& name) {
+      return name == row.name || (!row.is_word() && name == row.variant);
+    };
+    if (std::none_of(names.begin(), names.end(), chosen)) continue;
+    adapters = adapters || !row.is_word();
+    rows.push_back(row);
+  }
+  TORCH_CHECK_VALUE(adapters,
+                    "--only: expected a variant with adapters among them, got words alone");
+  return rows;
+}
+
 int64_t Plan::runs() const {
   auto count = static_cast<int64_t>(2 * ranks.size() + sizes.size()) * seeds;
   for (const auto& row : rows) {
@@ -135,6 +185,7 @@ std::vector<Row> make_rows(Runner& runner, const Plan& plan) {
 }
 
 void run_sweeps(Runner& runner, const Plan& plan, Study& study) {
+  if (plan.ranks.empty() && plan.sizes.empty()) return;
   std::vector<std::pair<Sweep, std::vector<Runs>*>> sweeps;
   if (const auto* light = study.find("light")) {
     sweeps.emplace_back(rank_sweep(*light, plan), &study.light_ranks);

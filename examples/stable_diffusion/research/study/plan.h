@@ -18,9 +18,17 @@ struct Plan {
   int64_t seeds = 1;
 
   Plan();
+  /// Rows alone: those of `choose_rows`, without other ranks and bases.
+  void only(const std::vector<std::string>& names);
   /// How many there are.
   int64_t runs() const;
 };
+
+/// The rows of these names: what the page calls one ("1 light, up zero"), a variant ("light", all its
+/// rows), or a word ("word alone"). A variant of the library without a row of its own gets one, with
+/// Classic's rates.
+/// Errors: c10::ValueError with all names for another one, and for none with adapters
+std::vector<Variant> choose_rows(const std::vector<std::string>& names);
 
 /// Every rate with the first seed, the two best of them with all seeds; the better one is its own.
 std::vector<Row> make_rows(Runner& runner, const Plan& plan);

@@ -30,7 +30,9 @@ struct Variant {
   bool is_word() const { return variant == kPlainWord || variant == kLayerwise; }
 };
 
-/// The rows, in order. One more line is one more row of every table, sheet and plot.
+/// The rows of a study that is asked for nothing else, in order. One more line is one more row of
+/// every table, sheet and plot. A variant of the library that has no line here can be studied by its
+/// name, see `choose_rows`.
 inline const std::vector<Variant>& variants() {
   static const std::vector<Variant> rows{
       {"0 classic", "classic", "up_zero", "orthogonal", 4, 2e-3, {2e-4, 6e-4, 6e-3}},

@@ -9,10 +9,12 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
+#include <iostream>
 #include <sstream>
 #include <stdexcept>
 
 #include "support/cli/fmt.h"
+#include "support/cli/message.h"
 
 namespace cli {
 
@@ -199,14 +201,53 @@ std::vector<std::string> App::with_config(const std::vector<std::string>& argume
           fmt::format("'{}': {}", path, unknown_argument("--" + setting.name)));
     }
     if (std::find(given.begin(), given.end(), option) != given.end()) continue;
+    if (const auto by = overruled_by(given, option); !by.empty()) {
+      std::cout << fmt::format("{}: notice: --{} is given: {} = {} of '{}' does not count\n",
+                               get_name(), by, setting.name, printable(setting.text()),
+                               printable(path));
+      if (unset_.count(option) > 0) all.push_back("--" + setting.name + "=");  // nor a default
+      continue;
+    }
     for (const auto& value : setting.values) all.push_back("--" + setting.name + "=" + value);
   }
   all.insert(all.end(), arguments.begin(), arguments.end());
   return all;
 }
 
+// The name of the flag on the command line that takes the place of another one.
+std::string App::overruled_by(const std::vector<const CLI::Option*>& given,
+                              const CLI::Option* option) const {
+  for (const auto& [flag, other] : overruled_) {
+    const bool is_given = std::find(given.begin(), given.end(), flag) != given.end();
+    if (is_given && get_option_no_throw(other) == option) return flag->get_lnames().front();
+  }
+  return "";
+}
+
+// Takes out each `--flag=` of a number that may be left out. The last use of a flag counts: those
+// for which that was one are left out.
+std::vector<const CLI::Option*> App::take_unset(std::vector<std::string>& arguments) const {
+  std::map<const CLI::Option*, bool> unset;
+  std::vector<std::string> others;
+  for (const auto& argument : arguments) {
+    const auto equals = argument.find('=');
+    const auto* option =
+        argument.rfind("--", 0) == 0 ? get_option_no_throw(argument.substr(0, equals)) : nullptr;
+    const bool known = option != nullptr && unset_.count(option) > 0;
+    if (known) unset[option] = equals + 1 == argument.size();
+    if (!known || !unset[option]) others.push_back(argument);
+  }
+  arguments = std::move(others);
+  std::vector<const CLI::Option*> result;
+  for (const auto& [option, is_unset] : unset) {
+    if (is_unset) result.push_back(option);
+  }
+  return result;
+}
+
 void App::read(std::vector<std::string> arguments) {
   if (config_flag_ != nullptr) arguments = with_config(arguments);
+  const auto unset = take_unset(arguments);
   std::vector<std::string> reversed;  // the order that CLI11 wants
   for (auto& argument : arguments) {
     reversed.push_back(argument);
@@ -226,6 +267,7 @@ void App::read(std::vector<std::string> arguments) {
   } catch (const CLI::ParseError& error) {
     throw std::invalid_argument(usage_error(error));
   }
+  for (const auto* option : unset) unset_.at(option)();
 }
 
 std::string App::usage_error(const CLI::ParseError& error) const {
@@ -314,6 +356,11 @@ Flag Flag::required() {
 
 Flag Flag::needs(const Flag& other) {
   option_->needs(other.option_);
+  return *this;
+}
+
+Flag Flag::overrules(const std::string& other) {
+  app_->overruled_.emplace_back(option_, other);
   return *this;
 }
 

@@ -33,6 +33,8 @@ class Flag {
   Flag required();
   /// The flag is given beside another one only.
   Flag needs(const Flag& other);
+  /// On the command line the flag takes the place of another one that a configuration file has.
+  Flag overrules(const std::string& other);
   /// A training run that goes on from a checkpoint may have another value than before: the flag
   /// says where the run goes and what it shows, but not what it learns on the way.
   Flag free_on_resume();
@@ -45,8 +47,10 @@ class Flag {
 /// The flags of one program: CLI11's App with the conventions that all programs share.
 ///
 /// Every flag answers to `--a_b` and to `--a-b`; a flag given twice takes the last value, as in
-/// Python's argparse, except a list, which collects one value per use. `--help` shows groups,
-/// defaults and one example; `--version` shows the library's version.
+/// Python's argparse, except a list, which collects one value per use. `--flag=` is the empty text
+/// for a text, and for a number that may be left out it is as if it had been, also in a
+/// configuration file. `--help` shows groups, defaults and one example; `--version` shows the
+/// library's version.
 ///
 /// @code
 /// cli::App app("text_to_image", "Draws pictures.", "text_to_image --prompt 'a cat' --output
@@ -82,6 +86,9 @@ class App : public CLI::App {
       option->allow_extra_args(false);
     } else {
       option->take_last();
+    }
+    if constexpr (!std::is_same_v<Plain, Value> && std::is_arithmetic_v<Plain>) {
+      unset_[option] = [&value] { value.reset(); };
     }
     return {*this, option};
   }
@@ -197,6 +204,9 @@ class App : public CLI::App {
   }
 
   std::vector<std::string> with_config(const std::vector<std::string>& arguments) const;
+  std::string overruled_by(const std::vector<const CLI::Option*>& given,
+                           const CLI::Option* option) const;
+  std::vector<const CLI::Option*> take_unset(std::vector<std::string>& arguments) const;
   Flag add_seed(const std::string& flag, const std::function<void(uint64_t, bool)>& set,
                 const std::function<Setting()>& current, const std::string& description);
   static std::string both_spellings(const std::string& flag);
@@ -212,6 +222,8 @@ class App : public CLI::App {
   const CLI::Option* config_flag_ = nullptr;  // a program's own --config is none of ours
   std::vector<std::pair<const CLI::Option*, std::function<Setting()>>> current_;
   std::set<const CLI::Option*> free_on_resume_;
+  std::map<const CLI::Option*, std::function<void()>> unset_;  // of numbers that may be left out
+  std::vector<std::pair<const CLI::Option*, std::string>> overruled_;  // by a flag: another's name
 };
 
 /// Checks for `add_option(...)->check(...)`; the message reads "expected <what>, got <value>".

@@ -12,6 +12,7 @@
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/message.h"
 #include "support/cli/toml_text.h"
 
 namespace cli {
@@ -51,8 +52,37 @@ std::string read_toml(const std::string& path) {
 
 namespace {
 
+constexpr const char* kBytes = "bytes";
+
+// The bytes of a text that TOML cannot hold, from a table that `bytes_of` wrote; null for another
+// node.
+const toml::value<std::string>* bytes_in(const toml::node& node) {
+  const auto* table = node.as_table();
+  return table && table->size() == 1 ? table->get_as<std::string>(kBytes) : nullptr;
+}
+
+// Each character is one byte, U+0000 to U+00FF.
+std::string text_of_bytes(const std::string& path, const toml::value<std::string>& characters) {
+  std::string result;
+  const std::string& text = characters.get();
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    if (lead < 0x80) {
+      result += text[i];
+    } else if (lead <= 0xC3) {
+      result +=
+          static_cast<char>((lead & 3U) << 6 | (static_cast<unsigned char>(text[++i]) & 0x3FU));
+    } else {
+      fail(path, characters.source(),
+           "expected characters up to U+00FF, one for each byte, got others");
+    }
+  }
+  return result;
+}
+
 // A value as the command line would spell it.
 std::string value_text(const std::string& path, const toml::node& node) {
+  if (const auto* bytes = bytes_in(node)) return text_of_bytes(path, *bytes);
   if (const auto text = node.value<std::string>(); text && node.is_string()) return *text;
   if (const auto flag = node.value<bool>(); flag && node.is_boolean())
     return *flag ? "true" : "false";
@@ -68,7 +98,7 @@ std::string value_text(const std::string& path, const toml::node& node) {
 
 void collect(const std::string& path, const toml::table& table, std::vector<Setting>& settings) {
   for (const auto& [key, node] : table) {
-    if (const auto* inner = node.as_table()) {
+    if (const auto* inner = node.as_table(); inner && !bytes_in(node)) {
       collect(path, *inner, settings);
       continue;
     }
@@ -83,8 +113,24 @@ void collect(const std::string& path, const toml::table& table, std::vector<Sett
   }
 }
 
+// Names of files may be any bytes. These stand as a table of one text, in which each character is
+// one byte.
+std::string bytes_of(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (code < 0x20 || code >= 0x7F || c == '"' || c == '\\') {
+      result += fmt::format("\\u{:04X}", code);
+    } else {
+      result += c;
+    }
+  }
+  return fmt::format("{{ {} = \"{}\" }}", kBytes, result);
+}
+
 // A basic string: everything but quotes, backslashes and control characters stands for itself.
 std::string quoted(const std::string& text) {
+  if (!is_utf8(text)) return bytes_of(text);
   std::string result = "\"";
   for (const char c : text) {
     const auto code = static_cast<unsigned char>(c);

@@ -25,7 +25,9 @@ struct Setting {
 /// Errors: std::invalid_argument with the file and the line
 std::vector<Setting> read_config(const std::string& path);
 
-/// The settings as TOML, one line each, in their order.
+/// The settings as TOML, one line each, in their order. A text that is no UTF-8, which the name of a
+/// file may be, becomes `{ bytes = "caf\u00E9" }` with one character for each byte, since TOML holds
+/// nothing but UTF-8; `read_config` gives the bytes back.
 std::string config_text(const std::vector<Setting>& settings);
 
 /// Writes them as a file for `--config`, with the command that repeats the run on top.

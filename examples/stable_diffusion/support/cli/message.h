@@ -12,6 +12,9 @@ namespace cli {
 /// `\x1b`, `\u202e` and `\xff`.
 std::string printable(std::string_view text);
 
+/// Whether a text is nothing but whole characters of UTF-8.
+bool is_utf8(std::string_view text);
+
 /// A message as programs show it: printable, cut off at a line feed that stands in no quotes, with
 /// long values in quotes shortened in their middle, and of at most about 1500 bytes.
 std::string message_line(std::string_view text);

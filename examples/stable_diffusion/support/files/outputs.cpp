@@ -17,6 +17,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// A full disk lets files be made and not filled.
+constexpr std::size_t kProbeBytes = 4096;
+
 // One spelling for each file, whether it exists or not.
 std::string canonical(const std::string& path) {
   std::error_code error;
@@ -37,7 +40,9 @@ void Outputs::add_folder(const std::string& flag, const std::string& path) {
 void Outputs::check() const {
   std::map<std::string, std::string> taken;
   for (const auto& [flag, path] : files_) {
-    const lightlora::AtomicFile probe(path);  // and gone again
+    lightlora::AtomicFile probe(path);  // and gone again
+    probe.reserve(kProbeBytes);
+    probe.write(std::string(kProbeBytes, '\0'));
     const auto [other, is_new] = taken.emplace(canonical(path), flag);
     TORCH_CHECK(is_new, "'", path, "': expected a file of its own for ", flag, ", got the one of ",
                 other->second);

@@ -16,7 +16,7 @@ class Outputs {
   void add_folder(const std::string& flag, const std::string& path);
 
   /// Errors: c10::Error if a file cannot be written where it shall be (a folder that is missing or
-  /// not writable, a folder of that name, a name that is too long), or if two have one name
+  /// not writable, a folder of that name, a name that is too long, a full disk), or if two have one name
   void check() const;
 
  private:

@@ -16,6 +16,7 @@
 #include <climits>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "support/images/decoders.h"
 
@@ -27,20 +28,28 @@ int length(const Bytes& bytes) {
   return static_cast<int>(std::min<std::size_t>(bytes.size(), INT_MAX));
 }
 
-// PIL's convert("RGB") shows a transparent pixel in its palette's colour, where stb_image has none:
-// the bytes without the flag of transparency before the first picture.
-Bytes opaque_gif(const Bytes& bytes) {
+// Where the flags stand that say whether the first picture of a GIF has a transparent colour; empty
+// if it has none. The last of several counts.
+std::vector<std::size_t> control_flags(const Bytes& bytes) {
   constexpr std::size_t kScreen = 13;
-  if (bytes.size() < kScreen || bytes[0] != 'G' || bytes[1] != 'I' || bytes[2] != 'F') return bytes;
+  if (bytes.size() < kScreen || bytes[0] != 'G' || bytes[1] != 'I' || bytes[2] != 'F') return {};
   const uint8_t flags = bytes[10];
   std::size_t at = kScreen + ((flags & 0x80U) != 0 ? 3 * (std::size_t{2} << (flags & 7U)) : 0);
-  Bytes result = bytes;
+  std::vector<std::size_t> found;
   while (at + 3 < bytes.size() && bytes[at] == 0x21) {  // an extension, then blocks with sizes
-    if (bytes[at + 1] == 0xF9 && bytes[at + 2] == 4) result[at + 3] &= 0xFEU;
+    if (bytes[at + 1] == 0xF9 && bytes[at + 2] == 4) found.push_back(at + 3);
     at += 2;
     while (at < bytes.size() && bytes[at] != 0) at += std::size_t{1} + bytes[at];
     ++at;
   }
+  return found;
+}
+
+// PIL's convert("RGB") shows a transparent pixel in its palette's colour, where stb_image has none:
+// the bytes without the flag of transparency before the first picture.
+Bytes opaque_gif(const Bytes& bytes) {
+  Bytes result = bytes;
+  for (const std::size_t at : control_flags(bytes)) result[at] &= 0xFEU;
   return result;
 }
 
@@ -75,16 +84,13 @@ int source_ended(void* user) {
   return source.at == source.bytes.size() ? 1 : 0;
 }
 
-}  // namespace
+struct Pixels {
+  std::unique_ptr<stbi_uc, void (*)(void*)> values;
+  int width, height;
+};
 
-bool is_tga(const Bytes& bytes) {
-  stbi__context context;
-  stbi__start_mem(&context, bytes.data(), length(bytes));
-  return stbi__tga_test(&context) != 0;
-}
-
-Decoded decode_other(const Bytes& given) {
-  const Bytes bytes = opaque_gif(given);
+// The first picture of a file, with 3 or 4 channels.
+Pixels decode_pixels(const Bytes& bytes, int wanted) {
   Source source{bytes};
   int width = 0, height = 0, channels = 0;
   TORCH_CHECK(stbi_info_from_memory(bytes.data(), length(bytes), &width, &height, &channels) != 0,
@@ -96,15 +102,49 @@ Decoded decode_other(const Bytes& given) {
   TORCH_CHECK(!gif || int64_t{width} * height <= kMostGifPixels, "it claims ", width, "x", height,
               " pixels, the limit for a GIF is ", kMostGifPixels, " in all");
   const stbi_io_callbacks calls{read_source, skip_source, source_ended};
-  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-      stbi_load_from_callbacks(&calls, &source, &width, &height, &channels, /*req_comp=*/3),
-      stbi_image_free);
-  TORCH_CHECK(pixels != nullptr, stbi_failure_reason());
+  Pixels pixels{{stbi_load_from_callbacks(&calls, &source, &width, &height, &channels, wanted),
+                 stbi_image_free},
+                width,
+                height};
+  TORCH_CHECK(pixels.values != nullptr, stbi_failure_reason());
   // stb_image takes zeros for what is missing: the picture would end in black.
   TORCH_CHECK(!source.overrun, "the file ends too early");
-  Decoded result{Image(width, height)};
-  std::copy_n(pixels.get(), result.image.pixels.size(), result.image.pixels.begin());
+  return pixels;
+}
+
+}  // namespace
+
+bool is_tga(const Bytes& bytes) {
+  stbi__context context;
+  stbi__start_mem(&context, bytes.data(), length(bytes));
+  return stbi__tga_test(&context) != 0;
+}
+
+bool gif_is_transparent(const Bytes& head) {
+  const auto flags = control_flags(head);
+  return !flags.empty() && (head[flags.back()] & 1U) != 0;
+}
+
+Decoded decode_other(const Bytes& given) {
+  constexpr int kColours = 3;
+  const auto pixels = decode_pixels(opaque_gif(given), kColours);
+  Decoded result{Image(pixels.width, pixels.height)};
+  std::copy_n(pixels.values.get(), result.image.pixels.size(), result.image.pixels.begin());
   return result;
+}
+
+Image decode_gif_alpha(const Bytes& bytes) {
+  if (!gif_is_transparent(bytes)) return {};
+  // stb_image paints what is transparent in the background's colour, unless that is number 0.
+  constexpr std::size_t kBackground = 11;
+  Bytes changed = bytes;
+  changed[kBackground] = 0;
+  constexpr int kWithAlpha = 4;
+  const auto pixels = decode_pixels(changed, kWithAlpha);
+  const auto count =
+      static_cast<std::size_t>(pixels.width) * static_cast<std::size_t>(pixels.height);
+  const Bytes rgba(pixels.values.get(), pixels.values.get() + kWithAlpha * count);
+  return grey_of_alpha(rgba, pixels.width, pixels.height);
 }
 
 int exif_orientation(const uint8_t* data, std::size_t size) {

@@ -29,6 +29,9 @@ Decoded decode_webp(const Bytes& bytes);
 /// The alpha channel as grey; empty if there is none.
 Image decode_png_alpha(const Bytes& bytes);
 Image decode_webp_alpha(const Bytes& bytes);
+Image decode_gif_alpha(const Bytes& bytes);
+/// Whether a GIF's head gives its first picture a transparent colour.
+bool gif_is_transparent(const Bytes& head);
 /// BMP, GIF and TGA.
 Decoded decode_other(const Bytes& bytes);
 /// The fourth channel of RGBA pixels, as grey.

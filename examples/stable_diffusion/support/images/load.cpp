@@ -168,6 +168,7 @@ bool has_transparency(const std::string& path) {
   const Bytes head = read_file(path, kHeadBytes);
   const Format format = format_of(head, path);
   if (format == Format::kWebp) return has(head, 12, "VP8X") && (head.at(20) & 0x10U) != 0;
+  if (has(head, 0, "GIF")) return detail::gif_is_transparent(head);
   constexpr std::size_t kColourType = 25;
   if (format != Format::kPng || head.size() <= kColourType) return false;
   const std::string text(head.begin(), head.end());
@@ -177,10 +178,12 @@ bool has_transparency(const std::string& path) {
 Image load_alpha(const std::string& path) {
   const Bytes bytes = read_file(path);
   const Format format = format_of(bytes, path);
-  if (format != Format::kPng && format != Format::kWebp) return {};
+  const bool gif = has(bytes, 0, "GIF");
+  if (format != Format::kPng && format != Format::kWebp && !gif) return {};
   try {
-    const Image alpha =
-        format == Format::kPng ? detail::decode_png_alpha(bytes) : detail::decode_webp_alpha(bytes);
+    const Image alpha = gif                      ? detail::decode_gif_alpha(bytes)
+                        : format == Format::kPng ? detail::decode_png_alpha(bytes)
+                                                 : detail::decode_webp_alpha(bytes);
     return alpha.empty() ? alpha : apply_orientation(alpha, decode(format, bytes).orientation);
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", path, "': expected a whole ", format_name(bytes),

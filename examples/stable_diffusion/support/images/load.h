@@ -37,7 +37,7 @@ Image decode_image(const std::vector<uint8_t>& bytes, const std::string& name);
 /// Whether the file begins as a picture that load_image reads; false if it cannot be opened.
 bool is_image_file(const std::string& path);
 
-/// Whether the head of a PNG or WebP file says that the picture has transparency, which
+/// Whether the head of a PNG, WebP or GIF file says that the picture has transparency, which
 /// `load_image` drops.
 bool has_transparency(const std::string& path);
 

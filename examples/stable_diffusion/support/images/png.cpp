@@ -6,6 +6,8 @@
 #include <png.h>
 
 #include <algorithm>
+#include <cctype>
+#include <filesystem>
 
 #include "support/images/decoders.h"
 #include "support/images/file.h"
@@ -19,6 +21,12 @@ using detail::PngReader;
 using detail::PngWriter;
 
 constexpr char32_t kReplacement = 0xFFFD;
+
+std::string lower_ending(const std::string& path) {
+  auto ending = std::filesystem::path(path).extension().string();
+  for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return ending;
+}
 
 /// Length of the valid UTF-8 sequence at `at` and its code point; length 1 and kReplacement if
 /// invalid.
@@ -158,6 +166,17 @@ void save_png(const std::string& path, const Image& image, const PngText& text) 
   lightlora::AtomicFile file(path);
   file.write({reinterpret_cast<const char*>(writer.bytes.data()), writer.bytes.size()});
   file.commit();
+}
+
+bool ends_as_png(const std::string& path) { return lower_ending(path) == ".png"; }
+
+void check_png_name(const std::string& path) {
+  const auto ending = lower_ending(path);
+  for (const char* other : {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tga",
+                            ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".psd", ".svg"}) {
+    TORCH_CHECK_VALUE(ending != other, "'", path, "': expected a name that ends in .png, got ",
+                      other, "; hint: pictures are PNG files, which carry their settings");
+  }
 }
 
 PngText read_png_text(const std::string& path) {

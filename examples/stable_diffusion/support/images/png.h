@@ -11,6 +11,13 @@ namespace images {
 /// Texts in a PNG file by keyword, in UTF-8.
 using PngText = std::map<std::string, std::string>;
 
+/// Whether a name ends in ".png", in small or capital letters.
+bool ends_as_png(const std::string& path);
+
+/// Errors: c10::ValueError if a name that `save_png` shall write ends as another format's, ".JPG" or
+/// ".webp" say
+void check_png_name(const std::string& path);
+
 /// Writes an 8-bit RGB PNG with text chunks: tEXt for what Latin-1 can hold, iTXt (UTF-8) for the
 /// rest. The file appears as a whole or not at all, and equal input gives equal bytes. Bytes of a
 /// text that are not UTF-8 become U+FFFD, since the arguments of a program can hold anything.
