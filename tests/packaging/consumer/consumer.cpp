@@ -51,14 +51,15 @@ template <template <typename> class Variant>
 bool variant_works(torch::nn::Sequential& model, const torch::Tensor& input) {
   const char* file = "consumer-variant.safetensors";
   auto lora = lightlora::patch<Variant>(*model, 4, {"0", "2"});
-  torch::optim::SGD optimizer(lora->parameters(), torch::optim::SGDOptions(0.5));
+  torch::optim::SGD optimizer(lora->parameters(), torch::optim::SGDOptions(0.02));
   const auto loss = [&] { return (lora(model, input) - 1).square().mean(); };
-  const auto before = loss();
+  const torch::Tensor before = loss();
   before.backward();
   optimizer.step();
   const torch::NoGradGuard no_grad;
   const auto adapted = lora(model, input);
-  const bool learns = loss().item<double>() < before.item<double>();
+  const torch::Tensor after = loss();
+  const bool learns = after.item<double>() < before.item<double>();
   lora->merge();
   const bool merges = torch::allclose(model->forward(input), adapted, /*rtol=*/1e-4, /*atol=*/1e-4);
   lora->unmerge();
