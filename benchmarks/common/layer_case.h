@@ -110,15 +110,28 @@ class LayerCase {
     return plain_.model->forward(x_);
   }
 
+  /// No adapter is active and no weight packed until the next call.
+  void rest() {
+    active_.reset();
+    packing_.reset();
+  }
+
   /// The gradients of x and, but for the bare layer, of what is trained.
   std::vector<at::Tensor> backward(const at::Tensor& y, Form form) {
     std::vector<at::Tensor> leaves{x_};
-    if (!is_bare(form)) {
-      const bool other = form == Form::switched && others_turn_;
-      const auto& trained = other ? plain_.others : plain_.parameters;
+    const auto add = [&](const std::vector<at::Tensor>& trained) {
       leaves.insert(leaves.end(), trained.begin(), trained.end());
+    };
+    if (!is_bare(form)) add(plain_.parameters);
+    if (form != Form::switched) return torch::autograd::grad({y}, leaves, {dy_});
+    // Whichever of the two sets was active when y was computed.
+    add(plain_.others);
+    std::vector<at::Tensor> gradients;
+    for (auto& gradient : torch::autograd::grad({y}, leaves, {dy_}, /*retain_graph=*/std::nullopt,
+                                                /*create_graph=*/false, /*allow_unused=*/true)) {
+      if (gradient.defined()) gradients.push_back(gradient);
     }
-    return torch::autograd::grad({y}, leaves, {dy_});
+    return gradients;
   }
 
   /// The largest relative error of the output and of all gradients against the same values in

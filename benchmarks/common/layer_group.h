@@ -79,11 +79,14 @@ inline void inspect(Entry& entry, at::Device device) {
   entry.error = entry.layer->error(entry.form);
   entry.kernels = measure::count_kernels(
       [&] { entry.layer->backward(entry.layer->forward(entry.form), entry.form); });
+  // An activation must begin and end with LibTorch's scope around it, and what observes memory is one.
+  entry.layer->rest();
   const measure::Memory memory(device);
   const at::Tensor y = entry.layer->forward(entry.form);
   entry.kept = memory.live() - static_cast<int64_t>(y.nbytes());
   const auto gradients = entry.layer->backward(y, entry.form);
   entry.peak = memory.peak();
+  entry.layer->rest();
 }
 
 /// What is measured together, in one table.
