@@ -45,7 +45,7 @@ sources_of() {
     data_folder) echo "$files $images training/data_folder" ;;
     emoji_list) echo "support/cli/message research/pretraining/emoji" ;;
     training_lists) echo "$files $images support/cli/format training/data_folder training/captions training/dataset_config training/sample_prompts" ;;
-    parameters) echo "support/cli/message support/cli/format generation/lora_tags generation/parameters" ;;
+    parameters) echo "support/cli/message support/cli/format support/cli/app support/cli/config generation/lora_tags generation/parameters" ;;
     doctor) echo "support/cli/message support/cli/format lora_files/doctor lora_files/key_names lora_files/readers" ;;
   esac
 }
