@@ -29,7 +29,6 @@
 #include "text/prompt.h"
 #include "text/tokenizer.h"
 #include "training/data.h"
-#include "training/dataset_config.h"
 #include "training/validation.h"
 
 namespace fuzz {
@@ -169,7 +168,7 @@ inline bool emoji_list(std::string_view input) {
   });
 }
 
-/// Lists of prompts to sample, in all three forms, and data sets that name no folder elsewhere.
+/// Lists of prompts to sample, in all three forms.
 inline bool training_lists(std::string_view input) {
   bool read = false;
   for (const char* name : {"prompts.txt", "prompts.json", "prompts.toml"}) {
@@ -180,13 +179,7 @@ inline bool training_lists(std::string_view input) {
       }
     });
   }
-  if (input.find('/') != input.npos) return read;
-  const auto path = write("dataset.toml", input);
-  return reads([&] {
-           const auto config = training::read_dataset_config(path, {}, /*batch_size=*/1);
-           demand(config.batch_size > 0, "a batch has pictures");
-         }) ||
-         read;
+  return read;
 }
 
 /// The settings in a picture, as A1111 writes them.

@@ -9,7 +9,7 @@
 # writer), torch_file (zip container and pickle), regex (PEFT's patterns), lora_keys (tensor names of every
 # dialect) and lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor). Of
 # the application: tokenizer, model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions
-# and metadata.jsonl), emoji_list, training_lists (prompts to sample, data sets), parameters (A1111's settings) and
+# and metadata.jsonl), emoji_list, training_lists (prompts to sample), parameters (A1111's settings) and
 # doctor (LoRA files of every family). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
 # there as crash-*, and the script exits with 1.
 # To keep a failing or otherwise telling input, copy it to corpus/<target>: fuzz_corpus_test.cpp replays
@@ -44,7 +44,7 @@ sources_of() {
     settings) echo "support/cli/message support/cli/config support/cli/format" ;;
     data_folder) echo "$files $images training/data_folder" ;;
     emoji_list) echo "support/cli/message research/pretraining/emoji" ;;
-    training_lists) echo "$files $images support/cli/format training/data_folder training/captions training/dataset_config training/sample_prompts" ;;
+    training_lists) echo "$files support/cli/format support/cli/config $images training/data_folder training/sample_prompts" ;;
     parameters) echo "support/cli/message support/cli/format support/cli/app support/cli/config generation/lora_tags generation/parameters" ;;
     doctor) echo "support/cli/message support/cli/format lora_files/doctor lora_files/key_names lora_files/readers" ;;
   esac
@@ -64,7 +64,8 @@ compile_sources() {
   done
 }
 
-compiler=("${CLANG:-clang++}" -std=c++17 -O1 -g -fno-omit-frame-pointer
+# Without toml++'s own assertions, which its parser fails on text that it refuses anyway.
+compiler=("${CLANG:-clang++}" -std=c++17 -O1 -g -DNDEBUG -fno-omit-frame-pointer
   "-fsanitize=address,undefined" -fno-sanitize-recover=undefined)
 for target in "${targets[@]}"; do
   mkdir -p "$build/$target"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// libFuzzer target over lists of prompts and data sets; see run.sh.
+// libFuzzer target over lists of prompts to sample; see run.sh.
 #include <cstddef>
 #include <cstdint>
 
