@@ -285,9 +285,10 @@ TEST_CASE("training over bf16 and fp16 weights gives fp32 gradients near the exa
       CHECK(y.scalar_type() == dtype);
       y.sum().backward();
       const auto a = exact.lora->parameters(), b = half.lora->parameters();
+      const double tolerance = subject.name == "Bilinear" ? 7e-2 : 5e-2;  // a product more
       for (std::size_t i = 0; i < a.size(); ++i) {
         CHECK(b[i].grad().scalar_type() == torch::kFloat);
-        CHECK(close(b[i].grad(), a[i].grad(), 7e-2));  // bf16: eight bits, several roundings
+        CHECK(close(b[i].grad(), a[i].grad(), tolerance));  // bf16: eight bits, several roundings
       }
     });
   }

@@ -24,7 +24,8 @@ TEST_CASE("the delta is scale times the composed factors, where a variant has fa
     CHECK(c.delta().norm().item<double>() > 0.1);
     if (adapter->needs_weight()) {
       CHECK_THROWS_WITH(adapter->delta(),
-                        ContainsSubstring("': expected the layer's weight, which the delta of"));
+                        ContainsSubstring("'" + subject.path +
+                                          "': expected the layer's weight, which the delta of"));
     }
     if (!adapter->has_factors()) return;
     const auto factors = adapter->factors();

@@ -76,7 +76,7 @@ def test_from_pictures_of_many_things_to_pictures_of_one():
         text = run_ok("personalize", *flags, "--max_train_steps", 2, "--rank", 2, "--output_dir", folder / "one")
         for part in ["loading:", "prediction:", "tuning:", "drawing:", "in all:"]:
             assert part in text, text
-        assert (folder / "one/0.png").exists()
+        check_picture(folder)
         predicted, _ = read_safetensors(folder / "one/prediction.safetensors")
         tuned, _ = read_safetensors(folder / "one/tuned/lightlora.safetensors")
         assert predicted.keys() - {"__metadata__"}, predicted
@@ -91,6 +91,24 @@ def test_from_pictures_of_many_things_to_pictures_of_one():
         refused = run("personalize", *flags, "--output_dir", folder / "one")
         assert refused.returncode == 1 and "--overwrite_output_dir" in refused.stderr, refused
         check_errors(folder, flags)
+
+
+def pixels(path):
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def check_picture(folder):
+    """text_to_image draws the same picture from the PNG's own text and the adapters."""
+    adapters = folder / "one/tuned/lightlora.safetensors"
+    again = folder / "again.png"
+    model = ["--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--dtype", "fp32"]
+    run_ok("text_to_image", *model, "--from_png", folder / "one/0.png", "--lora", adapters, "--output", again)
+    ours, theirs = (pixels(path) for path in (folder / "one/0.png", again))
+    # Adapters beside the weights, and in them.
+    assert len(ours) == len(theirs) and max(abs(a - b) for a, b in zip(ours, theirs)) <= 2
 
 
 def check_errors(folder, flags):

@@ -90,7 +90,7 @@ void write_pictures(pretraining::Composer& composer, const Options& options) {
 }
 
 // Things for train_hypernetwork: the extra emoji to learn from and, of subgroups of Unicode that these
-// do without, those that no training has seen. So no two of the two sides look alike by kind.
+// do without, those that no training has seen. So no subgroup is on both sides.
 void write_identities(pretraining::Composer& composer, const nlohmann::json& config,
                       const Options& options) {
   if (options.identities == 0) return;
@@ -103,10 +103,9 @@ void write_identities(pretraining::Composer& composer, const nlohmann::json& con
   }
   const auto& emoji = composer.emoji();
   for (const int64_t i : emoji.with_roles({Role::kExtra, Role::kUnseen, Role::kSubject})) {
-    const Role role = emoji.roles[i];
+    const bool learned = emoji.roles[i] == Role::kExtra;
     const bool is_apart = apart.count(subgroups[emoji.names[i]]) > 0;
-    const bool learned = role == Role::kExtra && !is_apart;
-    if (!learned && role != Role::kSubject && !(role == Role::kUnseen && is_apart)) continue;
+    if (learned == is_apart) continue;
     const auto name = lightlora::path_component(file_name_of(emoji.names[i]), options.names);
     const auto folder = options.output_dir + (learned ? "/identities/" : "/held_out/") + name;
     sd::make_folder(folder);

@@ -222,15 +222,7 @@ void read_dataset(const Level& dataset, DatasetConfig& config) {
 
 DatasetConfig read_dataset_config(const std::string& path, const DataOptions& data,
                                   int64_t batch_size) {
-  toml::table file;
-  try {
-    file = toml::parse(cli::read_toml(path), path);
-  } catch (const toml::parse_error& error) {
-    TORCH_CHECK(false, "'", path, "' line ", error.source().begin.line,
-                ": expected TOML, got: ", std::string(error.description()));
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK(false, error.what());
-  }
+  const toml::table file = cli::parse_toml(path);
   check_top(path, file);
   const auto* general = file.get_as<toml::table>("general");
   if (general != nullptr) check_keys(path, *general, Place::general);

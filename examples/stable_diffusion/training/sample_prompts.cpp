@@ -177,15 +177,7 @@ nlohmann::json object_of(const toml::table& table, const std::string& path) {
 
 // `[prompt]` with what all have in common, and a `[[prompt.subset]]` for each.
 std::vector<SamplePrompt> read_table(const std::string& path, uint64_t seed) {
-  toml::table file;
-  try {
-    file = toml::parse(cli::read_toml(path), path);
-  } catch (const toml::parse_error& error) {
-    TORCH_CHECK(false, "'", path, "' line ", error.source().begin.line,
-                ": expected TOML, got: ", std::string(error.description()));
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK(false, error.what());
-  }
+  const toml::table file = cli::parse_toml(path);
   const auto* common = file.get_as<toml::table>("prompt");
   const auto* subsets = common == nullptr ? nullptr : common->get_as<toml::array>("subset");
   TORCH_CHECK(subsets != nullptr && file.size() == 1, "'", path,

@@ -162,6 +162,11 @@ void bind(cli::App& app, PersonalizeOptions& o) {
   app.group("Output");
   app.add_option("--num_images", o.num_images, "How many pictures to draw")
       ->check(cli::at_least(1));
+  app.add_option("--num_inference_steps", o.num_inference_steps, "Denoising steps")
+      ->check(cli::between(1, 1000));
+  app.add_option("--guidance_scale", o.guidance_scale,
+                 "How far to go beyond the prompt's prediction; up to 1 there is no guidance")
+      ->check(cli::at_least(0));
   app.add_option("--output_dir", o.output_dir, "Folder for adapters and pictures");
   app.add_flag("--overwrite_output_dir", o.overwrite_output_dir,
                "Begin anew in a folder that holds the results of an earlier run");

@@ -54,7 +54,8 @@ struct PersonalizeOptions {
   int64_t max_train_steps = 40, rank = 4;
   std::optional<double> learning_rate;
   std::optional<int64_t> iterations;
-  int64_t num_images = 4;
+  int64_t num_images = 4, num_inference_steps = 30;
+  double guidance_scale = 7.5;
   uint64_t seed = 0;
   bool new_seed = false;
   std::string output_dir = "personalized";

@@ -7,7 +7,6 @@
 
 #include <chrono>
 #include <filesystem>
-#include <optional>
 
 #include "pipeline/device.h"
 #include "research/hypernetwork/identities.h"
@@ -18,6 +17,7 @@
 #include "support/images/tensor.h"
 #include "training/checkpoint.h"
 #include "training/dreambooth.h"
+#include "training/picture_text.h"
 
 namespace hypernetwork {
 namespace {
@@ -58,7 +58,6 @@ training::DreamBoothOptions tuning(const PersonalizeOptions& o, const std::strin
   options.adapter.relax_rank = o.rank;
   options.optimization.max_train_steps = o.max_train_steps;
   options.optimization.learning_rate = o.learning_rate;
-  options.optimization.lr_warmup_steps = 0;
   options.optimization.train_batch_size = 4;
   options.data.cache_latents = true;
   options.run.output_dir = (fs::path(o.output_dir) / "tuned").string();
@@ -70,21 +69,30 @@ training::DreamBoothOptions tuning(const PersonalizeOptions& o, const std::strin
   return options;
 }
 
-std::vector<std::string> draw(const PersonalizeOptions& o, sd::StableDiffusion& pipeline,
-                              const std::string& file) {
+sd::StableDiffusion load(const PersonalizeOptions& o) {
+  auto how = o.model.load;
+  how.device(sd::pick_device(o.device)).dtype(o.mixed_precision);
+  return sd::StableDiffusion(o.model.path, how);
+}
+
+std::vector<std::string> draw(const PersonalizeOptions& o, const std::string& file) {
+  sd::StableDiffusion pipeline = load(o);
   const auto state = lightlora::read_state(file, "unet");
   const auto lora = lightlora::patch(*pipeline.unet(), state);
   const auto active = lora->activate();
   std::vector<uint64_t> seeds;
   for (int64_t i = 0; i < o.num_images; ++i) seeds.push_back(o.seed + static_cast<uint64_t>(i));
-  auto options = sd::SampleOptions().prompt(o.prompt).seeds(seeds).num_inference_steps(30);
+  auto options = sd::SampleOptions().prompt(o.prompt).seeds(seeds);
+  options.num_inference_steps(o.num_inference_steps).guidance_scale(o.guidance_scale);
+  options.prompt_syntax(sd::PromptSyntax::plain);
   const auto pictures = pipeline.sample(options).pictures;
   std::vector<std::string> written;
   for (int64_t i = 0; i < o.num_images; ++i) {
     written.push_back((fs::path(o.output_dir) / fmt::format("{}.png", i)).string());
-    images::save_png(written.back(), images::to_image(pictures[i]),
-                     {{"parameters", fmt::format("{}\nSteps: 30, Seed: {}", o.prompt,
-                                                 seeds[static_cast<size_t>(i)])}});
+    const auto picture = images::to_image(pictures[i] * 2 - 1);
+    images::save_png(written.back(), picture,
+                     {{"parameters", training::picture_text(o.model, {}, options, picture,
+                                                            seeds[static_cast<size_t>(i)])}});
   }
   return written;
 }
@@ -162,19 +170,18 @@ Personalized personalize(const PersonalizeOptions& o) {
   TORCH_CHECK(o.overwrite_output_dir || !fs::exists(result.prediction), "'", o.output_dir,
               "': expected a folder without results, got those of an earlier run; hint: ",
               "--overwrite_output_dir, or another --output_dir");
-  auto load = o.model.load;
-  load.device(sd::pick_device(o.device)).dtype(o.mixed_precision);
-  sd::StableDiffusion pipeline(o.model.path, load);
-  std::optional<Predictor> predictor(std::in_place, o.hypernetwork, pipeline);
-  const auto prompt = o.instance_prompt.value_or(predictor->instance_prompt());
-  result.seconds.emplace_back("loading", watch.lap());
-
-  const auto latents = read_picture(o.image, pipeline, predictor->resolution());
-  const auto predicted = predictor->predict(latents, o.iterations.value_or(-1));
-  lightlora::save(predicted.state(), result.prediction,
-                  lightlora::SaveOptions().metadata({{"instance_prompt", prompt}}));
-  predicted.unet->remove();
-  predictor.reset();
+  std::string prompt;
+  {
+    // Each part has the model for itself: never are two of them in memory.
+    sd::StableDiffusion pipeline = load(o);
+    Predictor predictor(o.hypernetwork, pipeline);
+    prompt = o.instance_prompt.value_or(predictor.instance_prompt());
+    result.seconds.emplace_back("loading", watch.lap());
+    const auto latents = read_picture(o.image, pipeline, predictor.resolution());
+    const auto predicted = predictor.predict(latents, o.iterations.value_or(-1));
+    lightlora::save(predicted.state(), result.prediction,
+                    lightlora::SaveOptions().metadata({{"instance_prompt", prompt}}));
+  }
   result.adapters = result.prediction;
   result.seconds.emplace_back("prediction", watch.lap());
 
@@ -185,7 +192,7 @@ Personalized personalize(const PersonalizeOptions& o) {
         (fs::path(options.run.output_dir) / training::DreamBooth::kNativeFile).string();
     result.seconds.emplace_back("tuning", watch.lap());
   }
-  result.pictures = draw(o, pipeline, result.adapters);
+  result.pictures = draw(o, result.adapters);
   result.seconds.emplace_back("drawing", watch.lap());
   return result;
 }

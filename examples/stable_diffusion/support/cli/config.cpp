@@ -50,6 +50,17 @@ std::string read_toml(const std::string& path) {
   return text;
 }
 
+toml::table parse_toml(const std::string& path) {
+  try {
+    return toml::parse(read_toml(path), path);
+  } catch (const toml::parse_error& error) {
+    TORCH_CHECK(false, "'", path, "' line ", error.source().begin.line,
+                ": expected TOML, got: ", std::string(error.description()));
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK(false, error.what());
+  }
+}
+
 namespace {
 
 constexpr const char* kBytes = "bytes";
