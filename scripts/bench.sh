@@ -10,15 +10,17 @@ bin=$1
 shift
 results=${BENCH_RESULTS:-bench-results}
 mkdir -p "$results"
-layers=() peers=() rows=() programs=()
+layers=() attention=() peers=() rows=() programs=()
 if [[ ${QUICK:-0} != 0 ]]; then
   layers=(--quick)
+  attention=(--rounds 2)
   peers=(--seconds 0.2 --dtypes fp32)
   rows=(--rounds 4)
   programs=(--seconds 2 --most_rounds 3 --cases "bundled fp32" "bundled bf16")
 fi
 
 "$bin/layer_benchmark" --json "$results/layer.json" "${layers[@]}" "$@"
+"$bin/attention_benchmark" --json "$results/attention.json" "${attention[@]}"
 
 python=.deps/python/bin/python3
 if [[ -x $python ]] && "$python" -c 'import peft, diffusers' 2>/dev/null; then

@@ -9,6 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/fused_attention.h"
+#include "kernels/geglu.h"
+#include "kernels/group_norm_silu.h"
 #include "models/blocks.h"
 
 namespace sd {
@@ -41,13 +44,9 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
   // A GPU's fused kernels compute scores in fp32 whatever the inputs are; for inputs in fp32 only the
   // slower of them is there.
   const bool widen = upcast && at::isReducedFloatingType(dtype) && !query.is_cuda();
-  const auto split = [&](const at::Tensor& x) {
-    const auto per_head = x.view({x.size(0), x.size(1), heads, -1}).transpose(1, 2);
-    return widen ? per_head.to(at::kFloat) : per_head;
-  };
-  const at::Tensor result =
-      at::scaled_dot_product_attention(split(query), split(key), split(value));
-  return (widen ? result.to(dtype) : result).transpose(1, 2).flatten(2);
+  if (!widen) return fused_attention(query, key, value, heads);
+  const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat); };
+  return fused_attention(wide(query), wide(key), wide(value), heads).to(dtype);
 }
 
 AttentionImpl::AttentionImpl(AttentionOptions options_) : options(std::move(options_)) { reset(); }
@@ -113,11 +112,7 @@ GEGLUImpl::GEGLUImpl(int64_t in, int64_t out) : in_(in), out_(out) { reset(); }
 
 void GEGLUImpl::reset() { proj = register_module("proj", make_linear(in_, 2 * out_, true)); }
 
-at::Tensor GEGLUImpl::forward(const at::Tensor& x) {
-  const auto halves = linear(*proj, x).chunk(2, /*dim=*/-1);
-  at::Tensor gate = at::gelu(halves[1]);
-  return gate.requires_grad() ? halves[0] * gate : gate.mul_(halves[0]);
-}
+at::Tensor GEGLUImpl::forward(const at::Tensor& x) { return geglu(linear(*proj, x)); }
 
 FeedForwardImpl::FeedForwardImpl(int64_t dim) : dim_(dim) { reset(); }
 
@@ -185,7 +180,7 @@ void Transformer2DModelImpl::reset() {
 
 at::Tensor Transformer2DModelImpl::forward(const at::Tensor& x, const at::Tensor& context) {
   const bool on_tokens = options.use_linear_projection();
-  at::Tensor tokens = norm(x);
+  at::Tensor tokens = group_norm(*norm, x);
   tokens = on_tokens ? linear(*proj_in_linear, to_tokens(tokens)) : to_tokens(proj_in_conv(tokens));
   for (const auto& block : *transformer_blocks) {
     tokens = run_segment(*block->as<BasicTransformerBlock>(), tokens, context);

@@ -6,13 +6,13 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/group_norm_silu.h"
 #include "models/bands.h"
 
 namespace sd {
 
 at::Tensor norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x) {
-  at::Tensor normed = norm(x);
-  return normed.requires_grad() ? at::silu(normed) : at::silu_(normed);
+  return group_norm_silu(*norm, x);
 }
 
 at::Tensor linear(const torch::nn::LinearImpl& layer, const at::Tensor& x) {
@@ -65,7 +65,7 @@ at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& act
     const at::Tensor shift = linear(*time_emb_proj, activated_temb);
     hidden = add_to(std::move(hidden), shift.unsqueeze(-1).unsqueeze(-1));
   }
-  hidden = norm_silu(norm2, hidden);
+  hidden = group_norm_silu_of(*norm2, std::move(hidden));
   if (options.dropout() > 0) hidden = at::dropout(hidden, options.dropout(), is_training());
   hidden = add_to(conv2(hidden), conv_shortcut ? conv_shortcut(x) : x);
   return options.output_scale_factor() == 1 ? hidden : hidden / options.output_scale_factor();

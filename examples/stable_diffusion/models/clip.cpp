@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "models/blocks.h"
 #include "models/config.h"
 
 namespace sd {
