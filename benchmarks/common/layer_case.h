@@ -2,6 +2,8 @@
 // One frozen Linear with one adapter, computed in every way that is compared.
 #pragma once
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <lightlora/lightlora.h>
 #include <torch/nn/modules/container/sequential.h>
 
@@ -43,9 +45,10 @@ inline Form parse_form(const std::string& text) {
   for (const auto& [value, name] : forms()) {
     if (text == name) return value;
   }
-  std::string known;
-  for (const auto& form : forms()) known += (known.empty() ? "" : ", ") + form.second;
-  TORCH_CHECK_VALUE(false, "form: expected one of ", known, ", got '", text, "'");
+  std::vector<std::string> known;
+  for (const auto& form : forms()) known.push_back(form.second);
+  TORCH_CHECK_VALUE(false, "form: expected one of ", fmt::format("{}", fmt::join(known, ", ")),
+                    ", got '", text, "'");
 }
 
 /// Whether no adapter takes part.

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <ATen/record_function.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
@@ -39,17 +39,16 @@ class Profile {
   /// took its step.
   void print(std::size_t most, int64_t repeats = 1) const {
     const double steps = static_cast<double>(repeats);
-    std::printf("%12s %7s %8s  operator\n", "us a step", "share", "calls");
+    fmt::print("{:>12} {:>7} {:>8}  operator\n", "us a step", "share", "calls");
     double shown = 0;
     for (std::size_t i = 0; i < std::min(most, rows_.size()); ++i) {
       const auto& [name, row] = rows_[i];
       shown += row.seconds;
-      std::printf("%12.1f %6.1f%% %8.1f  %s\n", 1e6 * row.seconds / steps,
-                  100 * row.seconds / seconds_, static_cast<double>(row.calls) / steps,
-                  name.c_str());
+      fmt::print("{:>12.1f} {:>6.1f}% {:>8.1f}  {}\n", 1e6 * row.seconds / steps,
+                 100 * row.seconds / seconds_, static_cast<double>(row.calls) / steps, name);
     }
-    std::printf("%12.1f %6.1f%% %8s  the rest, and between the operators\n",
-                1e6 * (seconds_ - shown) / steps, 100 * (seconds_ - shown) / seconds_, "");
+    fmt::print("{:>12.1f} {:>6.1f}% {:>8}  the rest, and between the operators\n",
+               1e6 * (seconds_ - shown) / steps, 100 * (seconds_ - shown) / seconds_, "");
   }
 
  private:

@@ -26,7 +26,7 @@ struct UNetFlags {
   std::string config, device = "cpu", dtype = "fp32";
   int64_t size = 64, batch = 1, threads = 1, steps = 5;
   bool serve = false, profile = false, channels_last = false, cudnn_benchmark = false;
-  std::string pack_weights = "on", attention = "usual";
+  std::string pack_weights = "on", base_precision = "same", attention = "usual";
   std::optional<bool> cuda_graph;
 
   void add_to(cli::App& app) {
@@ -43,6 +43,8 @@ struct UNetFlags {
         ->check(cli::at_least(1));
     app.add_option("--pack_weights", pack_weights, "As of the programs")
         ->check(cli::one_of({"on", "off"}));
+    app.add_option("--base_precision", base_precision, "As of the programs; int8 packs nothing")
+        ->check(cli::one_of({"same", "int8"}));
     app.add_choice("--cuda_graph", cuda_graph,
                    {{"auto", std::nullopt}, {"on", true}, {"off", false}}, "As of the programs");
     app.add_option("--attention", attention, "The only kernels for attention that may be used")
@@ -97,7 +99,11 @@ inline sd::UNet2DConditionModel random_unet(const UNetFlags& flags) {
   for (auto& parameter : unet->parameters()) {
     if (parameter.dim() == 4) parameter.set_data(flags.in_format(parameter.detach()));
   }
-  if (flags.pack_weights == "on") sd::pack_weights(unet);
+  if (flags.base_precision == "int8") {
+    sd::quantise(unet);
+  } else if (flags.pack_weights == "on") {
+    sd::pack_weights(unet);
+  }
   return unet;
 }
 
@@ -107,7 +113,10 @@ inline void run_steps(const UNetFlags& flags, const std::function<void()>& step)
   const measure::Clock clock(sd::pick_device(flags.device), static_cast<int>(flags.threads));
   if (flags.serve) {
     std::string line;
-    while (std::getline(std::cin, line)) std::cout << clock.time(step) << std::endl;
+    while (std::getline(std::cin, line)) {
+      fmt::print("{:.6g}\n", clock.time(step));
+      std::fflush(stdout);
+    }
     return;
   }
   if (flags.profile) {
@@ -120,11 +129,10 @@ inline void run_steps(const UNetFlags& flags, const std::function<void()>& step)
     if (i >= 0) times.push_back(seconds);
   }
   const auto result = measure::statistics(times);
-  std::cout
-      << measure::machine(sd::pick_device(flags.device), static_cast<int>(flags.threads)).dump()
-      << "\nmedian of " << result.samples << " steps: " << result.median << " s ("
-      << 1 / result.median << " it/s), distance of the quartiles " << result.quartile_range
-      << " s\n";
+  fmt::print(
+      "{}\nmedian of {} steps: {:.6g} s ({:.6g} it/s), distance of the quartiles {:.6g} s\n",
+      measure::machine(sd::pick_device(flags.device), static_cast<int>(flags.threads)).dump(),
+      result.samples, result.median, 1 / result.median, result.quartile_range);
 }
 
 }  // namespace bench

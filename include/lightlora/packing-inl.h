@@ -4,8 +4,11 @@
 #include <lightlora/packing.h>
 
 #include <ATen/ATen.h>
+#include <torch/nn/modules/conv.h>
 
 #include <mutex>
+#include <string_view>
+#include <variant>
 
 namespace lightlora {
 
@@ -52,6 +55,62 @@ LIGHTLORA_INLINE Packing PackedWeights::activate() const {
 
 LIGHTLORA_INLINE std::size_t PackedWeights::size() const {
   return copies_ ? copies_->items.size() : 0;
+}
+
+namespace detail {
+
+// Whether a convolution is one of those that are computed in eight bits.
+inline bool is_plain_convolution(const torch::nn::Module& module) {
+  const auto* layer = dynamic_cast<const torch::nn::Conv2dImpl*>(&module);
+  if (!layer) return false;
+  const auto& options = layer->options;
+  const auto* padding = std::get_if<torch::ExpandingArray<2>>(&options.padding());
+  if (!padding || !std::holds_alternative<torch::enumtype::kZeros>(options.padding_mode())) {
+    return false;
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    if ((*options.stride())[i] != 1 || (*options.dilation())[i] != 1) return false;
+    if ((**padding)[i] >= (*options.kernel_size())[i]) return false;
+  }
+  return options.groups() == 1;
+}
+
+// Whether the layer calls an operator with its whole weight, so that eight bits are an advantage.
+inline bool takes_quantised(const LayerWeight& weight) {
+  if (!weight.is_member() || !QuantisedWeight::fits(weight.tensor())) return false;
+  const auto device = weight.tensor().device();
+  if (!device.is_cpu() && !device.is_cuda()) return false;
+  if (weight.kind() == LayerKind::linear) return std::string_view(weight.type()) == "Linear";
+  return weight.kind() == LayerKind::convolution && is_plain_convolution(*weight.layer());
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE std::size_t quantize(
+    torch::nn::Module& model,
+    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses) {
+  std::size_t count = 0;
+  for (const auto& [path, weight] : adaptable_layers(model).weights) {
+    if (!detail::takes_quantised(weight) || (chooses && !chooses(path, weight.tensor()))) continue;
+    torch::Tensor& tensor = weight.tensor();
+    tensor.set_requires_grad(false);
+    tensor.set_data(
+        QuantisedWeight::stand_in(c10::make_intrusive<QuantisedWeight>(tensor), tensor));
+    ++count;
+  }
+  return count;
+}
+
+LIGHTLORA_INLINE std::size_t dequantize(torch::nn::Module& model) {
+  std::size_t count = 0;
+  for (const auto& [path, weight] : adaptable_layers(model).weights) {
+    torch::Tensor& tensor = weight.tensor();
+    const QuantisedWeight* held = QuantisedWeight::of(tensor);
+    if (!held) continue;
+    tensor.set_data(held->dense());
+    ++count;
+  }
+  return count;
 }
 
 namespace detail {

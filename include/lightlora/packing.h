@@ -2,11 +2,12 @@
 #pragma once
 
 /// \file
-/// The frozen weights of a model, laid out for speed: packed for a CPU's kernels, or grouped for one
-/// product.
+/// The frozen weights of a model, kept in another form: packed for a CPU's kernels, in eight bits, or
+/// grouped for one product.
 
 #include <lightlora/config.h>
 #include <lightlora/detail/interception.h>
+#include <lightlora/detail/quantised_weight.h>
 #include <torch/nn/modules/linear.h>
 
 #include <cstddef>
@@ -62,6 +63,30 @@ class PackedWeights {
 PackedWeights pack_weights(
     torch::nn::Module& model,
     const std::function<bool(const std::string&, const torch::Tensor&)>& chooses = {});
+
+/// Keeps the weights of a model's layers in eight bits from now on, and lets their memory go: a
+/// quarter of fp32's is left, and on a CPU with AVX-512 VNNI products take about half of the time
+/// that they take in bf16. The model's code, adapters of every variant and files of adapters go on
+/// as before, in any thread; gradients reach the input, not the weights, which are frozen.
+/// Equation: y = s_x s_o (q_x q_o^T) + b with q = round(v / s), s = max |v| / 127; one s_o for each
+///           output, one s_x for each row of x, in a convolution for each row of the image. The
+///           gradient of x is computed alike from that of y. The result has x's dtype, and differs
+///           from the full product by about a percent of its size.
+/// Taken are weights in fp32, bf16 and fp16 of `Linear`, and of `Conv2d` with stride 1, without
+/// groups, dilation and padding modes; only those for which `chooses(path, weight)`, if given. Any
+/// other use of such a weight gets it in full, rounded to eight bits. Quantize last: moving or
+/// casting the model, or cloning it, brings full weights back.
+/// Returns how many weights are kept in eight bits by this call.
+/// Errors: c10::Error of what would change such a weight, merging among it, and of training it
+/// Differs from torchao's `quantize_` with Int8DynamicActivationInt8WeightConfig: convolutions too,
+///           and gradients pass
+std::size_t quantize(
+    torch::nn::Module& model,
+    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses = {});
+
+/// Gives the layers full weights again, which are those of `quantize`, rounded to eight bits; to
+/// merge into them, for example. They stay frozen. Returns how many there were.
+std::size_t dequantize(torch::nn::Module& model);
 
 /// Lays the weights of several linear layers one behind the other in one piece of memory, so that
 /// `linear_group` can take them in one product. They stay parameters of their own: loading, saving,

@@ -9,6 +9,7 @@
 
 #include "models/config.h"
 #include "models/packing.h"
+#include "support/cli/fmt.h"
 
 namespace sd {
 
@@ -118,11 +119,11 @@ std::vector<std::string> UNet2DConditionModelImpl::attention_names() const {
   const size_t levels = options.levels();
   std::vector<std::string> names;
   for (size_t block = 0; block < 2 * levels + 1; ++block) {
-    const std::string name = block < levels    ? "down_blocks." + std::to_string(block)
+    const std::string name = block < levels    ? fmt::format("down_blocks.{}", block)
                              : block == levels ? "mid_block"
-                                               : "up_blocks." + std::to_string(block - levels - 1);
+                                               : fmt::format("up_blocks.{}", block - levels - 1);
     const int64_t count = attentions_before(block + 1) - attentions_before(block);
-    for (int64_t i = 0; i < count; ++i) names.push_back(name + ".attentions." + std::to_string(i));
+    for (int64_t i = 0; i < count; ++i) names.push_back(fmt::format("{}.attentions.{}", name, i));
   }
   return names;
 }
@@ -265,6 +266,14 @@ at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at:
   }
   return conv_out(norm_silu(conv_norm_out, x));
 }
+
+bool may_be_quantised(const std::string& path, const torch::Tensor& weight) {
+  const auto starts = [&](const char* name) { return path.rfind(name, 0) == 0; };
+  const bool end = starts("conv_in") || starts("conv_out");
+  return weight.dim() >= 2 && !end && !starts("time_embedding") && !starts("add_embedding");
+}
+
+void quantise(UNet2DConditionModel& unet) { lightlora::quantize(*unet, may_be_quantised); }
 
 void pack_weights(UNet2DConditionModel& unet) {
   constexpr int64_t kLargeKernels = 640 * 640 * 9;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <lightlora/detail/packed_weight.h>
+#include <lightlora/detail/quantised_weight.h>
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -63,7 +64,7 @@ LIGHTLORA_INLINE bool PackedWeight::usable(const at::Tensor& x, const at::Tensor
   const bool fits = dtype == at::kFloat || (dtype == at::kBFloat16 && known.bfloat16);
   return known.complete && fits && x.scalar_type() == dtype && x.device().is_cpu() &&
          weight.device().is_cpu() && x.numel() > 0 && !weight.requires_grad() &&
-         !weight.is_inference() && !(bias && bias->requires_grad());
+         !is_quantized(weight) && !weight.is_inference() && !(bias && bias->requires_grad());
 }
 
 LIGHTLORA_INLINE at::Tensor PackedWeight::linear_weight(const at::Tensor& weight) const {
