@@ -167,11 +167,17 @@ class Adapter {
   /// Whether a frozen tensor can be made again from the options and the layer alone, so that states
   /// and files need not hold it; see `AdapterModule::register_seeded`.
   bool is_seeded(const std::string& frozen) const { return seeded_.count(frozen) > 0; }
+  /// Whether `prepare` makes a frozen tensor of the layer's weight in a way that files of other
+  /// programs rely on: a state may then lack it until a model is patched with it.
+  virtual bool is_of_weight(const std::string& /*frozen*/) const { return false; }
   int64_t trained_count() const { return count(trained()); }
   int64_t frozen_count() const { return count(frozen()); }
   /// Multiplies the part of the delta that the variant makes (`added`) by a factor, shared evenly
   /// between the trained tensors, in which it is linear each. DoRA's magnitudes stay.
   virtual void rescale(double factor);
+  /// Which ranks of `factors` count, for plain factors without the others; undefined: all.
+  /// Shapes: (r), bool
+  virtual at::Tensor counted_ranks() const { return {}; }
   /// Whether a trained tensor lies on the output side, where LoRA+ trains faster.
   virtual bool is_up_side(const std::string& name) const { return name == "up"; }
 
@@ -252,6 +258,14 @@ class AdapterModule : public torch::nn::Cloneable<Derived>, public Adapter {
   static Canonical canonical(const LoRAOptions& /*options*/, const TrainedValues& /*frozen*/) {
     return Canonical::classic;
   }
+
+  /// Whether frozen bases may have to be made for a file that holds none, so that their sizes are
+  /// bounded. A variant of which that is not true has a constant of this name.
+  static constexpr bool kMakesBases = true;
+
+  /// Whether what trains is as large as the layer's weight, whatever the rank. A variant of which
+  /// that is true has a constant of this name.
+  static constexpr bool kTrainsWhole = false;
 
   /// Takes the options and the layer; the variant's constructor then calls `reset()`.
   /// Errors: c10::ValueError for an option that the variant does not take

@@ -9,17 +9,8 @@
 #include <lightlora/detail/formats/safetensors_data.h>
 #include <lightlora/detail/formats/safetensors_header.h>
 #include <lightlora/detail/formats/sha256.h>
-#include <lightlora/detail/formats/temporary_files.h>
-
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -271,81 +262,6 @@ LIGHTLORA_INLINE const std::string& path_component(const std::string& text,
               "folder, got ", detail::shown(text),
               "; hint: a file from a stranger may try to write elsewhere");
   return text;
-}
-
-LIGHTLORA_INLINE AtomicFile::AtomicFile(const std::string& path)
-    : path_(path), target_(detail::behind_links(path)) {
-  struct stat target{};
-  const bool exists = ::stat(path.c_str(), &target) == 0;
-  // A name of its own, which may be shorter, would not tell that this one cannot be had.
-  const bool name = errno == ENAMETOOLONG || errno == ELOOP;
-  check(exists || errno == ENOENT,
-        name ? "a name that a file can have" : "a folder that can be written to");
-  TORCH_CHECK(!exists || S_ISREG(target.st_mode), "'", path,
-              "': expected the name of a file to write, got ",
-              S_ISDIR(target.st_mode) ? "a folder" : "a device or a pipe");
-  TORCH_CHECK(!path.empty() && target_.back() != '/', "'", path,
-              "': expected the name of a file to write, got that of a folder");
-  static std::atomic<unsigned> count{0};
-  const std::string folder = detail::folder_of(target_);
-  detail::clean_folder(folder);
-  for (int attempt = 0; descriptor_ < 0 && attempt < 1000; ++attempt) {
-    temporary_ = folder + detail::kTemporaryPrefix + std::to_string(::getpid()) + "-" +
-                 std::to_string(count++) + detail::kTemporaryEnding;
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (descriptor_ < 0 && errno != EEXIST) break;
-  }
-  check(descriptor_ >= 0, "a folder that can be written to",
-        errno == ENOENT ? "; hint: create the folder first" : "");
-  ::flock(descriptor_, LOCK_EX | LOCK_NB);  // says that the writer is alive
-  if (exists) ::fchmod(descriptor_, target.st_mode & 07777);
-}
-
-LIGHTLORA_INLINE AtomicFile::~AtomicFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-  if (!committed_) ::unlink(temporary_.c_str());
-}
-
-LIGHTLORA_INLINE void AtomicFile::reserve(uint64_t size) {
-  if (size == 0) return;
-  const int error = ::posix_fallocate(descriptor_, 0, static_cast<off_t>(size));
-  if (error == EINVAL || error == EOPNOTSUPP) return;  // not every file system can
-  errno = error;
-  check(error == 0, std::to_string(size) + " bytes of free space");
-}
-
-LIGHTLORA_INLINE void AtomicFile::write(std::string_view bytes) {
-  while (!bytes.empty()) {
-    // Linux writes at most 2 GiB at a time.
-    const ssize_t written =
-        ::write(descriptor_, bytes.data(), std::min<size_t>(bytes.size(), size_t{1} << 30));
-    if (written < 0 && errno == EINTR) continue;
-    check(written >= 0, "a complete file");
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-}
-
-LIGHTLORA_INLINE void AtomicFile::commit() {
-  check(::fsync(descriptor_) == 0, "a complete file");
-  // Renamed while it is open, so that it never looks abandoned.
-  check(std::rename(temporary_.c_str(), target_.c_str()) == 0, "a name that can be written");
-  committed_ = true;
-  const int descriptor = descriptor_;
-  descriptor_ = -1;
-  check(::close(descriptor) == 0, "a complete file");
-  // The new name outlives a power cut only once its folder is on the disk too.
-  const std::string folder = detail::folder_of(target_);
-  const int opened =
-      ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (opened < 0) return;  // a folder that may be written but not read
-  ::fsync(opened);
-  ::close(opened);
-}
-
-LIGHTLORA_INLINE void AtomicFile::check(bool success, const std::string& expected,
-                                        const char* hint) const {
-  TORCH_CHECK(success, "'", path_, "': expected ", expected, ", got '", std::strerror(errno), "'",
-              hint);
 }
 
 LIGHTLORA_INLINE std::string file_hash(const std::string& path) {

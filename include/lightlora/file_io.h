@@ -249,4 +249,5 @@ std::string file_hash(const std::string& path);
 
 #ifndef LIGHTLORA_COMPILED
 #include <lightlora/file_io-inl.h>
+#include <lightlora/file_io_atomic-inl.h>
 #endif

@@ -13,6 +13,7 @@
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/variants/variants.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <string>
@@ -122,6 +123,15 @@ LIGHTLORA_INLINE void save(const Components& components, const std::string& path
     case Format::kohya:
       return detail::save_kohya(path, components, dtype, options.metadata());
   }
+}
+
+LIGHTLORA_INLINE Components without_vectors(Components components) {
+  for (auto& [component, state] : components) {
+    state.erase(std::remove_if(state.begin(), state.end(),
+                               [](const LayerState& layer) { return layer.layer.is_vector(); }),
+                state.end());
+  }
+  return components;
 }
 
 LIGHTLORA_INLINE void save(const Patched& lora, const std::string& path,

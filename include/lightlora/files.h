@@ -59,6 +59,10 @@ struct SaveOptions {
 ///         cannot hold and for a path that cannot be written; nothing is left half-written
 void save(const Components& components, const std::string& path, const SaveOptions& options = {});
 
+/// The same without what was learned of norms and biases (`Targets::vectors`), which the files of
+/// diffusers and PEFT have no names for; native files and kohya's have.
+Components without_vectors(Components components);
+
 /// Writes one set of a patched model: `save(lora, "style.safetensors", Format::diffusers)`.
 void save(const Patched& lora, const std::string& path, const SaveOptions& options = {});
 
@@ -78,8 +82,8 @@ struct AdapterFile {
   std::set<std::string> dtypes;      ///< of the tensors
   Metadata metadata;                 ///< as it stands in the file
   std::set<std::string> embeddings;  ///< bundled with it, for `load_embeddings`
-  /// Tensors passed over: what other programs train beside adapters (biases and norms), and with
-  /// `ignore_unmatched` the rest.
+  /// Tensors passed over: what other programs train of norms and layers that are not known here, and
+  /// with `ignore_unmatched` the rest.
   std::vector<std::string> ignored;
   int64_t tensors = 0;  ///< how many there are
   int64_t bytes = 0;    ///< of all tensors
@@ -94,7 +98,8 @@ std::string model_family(const Components& components);
 /// folders `unet`, `text_encoder` and `text_encoder_2`; kohya, A1111 and LyCORIS, with diffusers' or
 /// the original block names; ComfyUI's, with `diffusion_model.` in front. A folder of diffusers is
 /// read too, and files of torch.save. Methods: LoRA, also of convolutions and with a Tucker core;
-/// LoHa; LoKr; each with DoRA; full-weight deltas, as LoRA of full rank.
+/// LoHa; LoKr; each with DoRA; LyCORIS' diag-OFT, GLoRA, (IA)3, T-LoRA (which needs the model: patch
+/// it), whole differences, norms and biases; PEFT's AdaLoRA, HiRA, MiSS, GraLoRA and OFT.
 /// Scale:  an `.alpha` tensor, or the configuration of PEFT or diffusers, divided by the rank; else 1
 /// Dtypes: any floating-point dtype, as fp32 (native files as they are)
 /// Errors: c10::Error naming the file and the layer or the tensors: a name of no dialect or of

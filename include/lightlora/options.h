@@ -181,6 +181,10 @@ struct LayerInfo {
   std::string part = {};
   /// Groups of a convolution.
   int64_t groups = 1;
+
+  /// Whether it is no layer's matrix but a vector beside one, seen as (out, 1): weight or bias of a
+  /// norm (type "Norm") or the bias of a layer (type "Bias").
+  bool is_vector() const { return type == "Norm" || type == "Bias"; }
 };
 
 }  // namespace lightlora

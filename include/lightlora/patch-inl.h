@@ -37,7 +37,10 @@ LIGHTLORA_INLINE PatchedImpl::PatchedImpl(const std::string& name, AdaptableLaye
                                           const std::vector<torch::Tensor>& parameters)
     : scripted_(true), targets_(std::move(layers.targets)) {
   for (auto& [path, weight] : layers.weights) sites_.push_back({path, std::move(weight)});
-  TORCH_CHECK(!sites_.empty(), "'", name, "': expected a model with layers that can be adapted (",
+  const bool any = std::any_of(sites_.begin(), sites_.end(), [](const Site& site) {
+    return site.weight.kind() != LayerKind::vector;
+  });
+  TORCH_CHECK(any, "'", name, "': expected a model with layers that can be adapted (",
               adaptable_types(), "), got none");
   freeze(parameters);
   // Before there are threads that use operators: the first registration writes to their tables.
@@ -135,17 +138,24 @@ LIGHTLORA_INLINE void PatchedImpl::require_related(const torch::nn::Module& modu
   if (&module == model_) return;
   std::unordered_set<const torch::nn::Module*> held{&module};
   for (const auto& part : module.modules(/*include_self=*/false)) held.insert(part.get());
+  std::size_t layers = 0;  // norms and biases are none
   for (const auto& site : sites_) {
     if (held.count(site.weight.layer().get())) return;
+    layers += site.weight.kind() == LayerKind::vector ? 0 : 1;
   }
   TORCH_CHECK(false, "expected the patched model, a part of it or one that holds it, got '",
-              module.name(), "', which has none of its ", sites_.size(),
+              module.name(), "', which has none of its ", layers,
               " adaptable layers; hint: ", "patch that model too, or call it without the handle");
 }
 
 // Merging writes to one tensor, which is another layer's weight too where they are tied.
 LIGHTLORA_INLINE void PatchedImpl::require_own_weights(const Site& site) const {
   const torch::Tensor& weight = site.weight.tensor();
+  TORCH_CHECK(
+      !is_quantized(weight), "'", site.path,
+      "': merging cannot be combined with a weight in eight bits, which would round most of ",
+      "a delta away; hint: activate the adapters instead, or lightlora::dequantize the ",
+      "model, merge, and quantize it again");
   TORCH_CHECK(
       at::has_internal_overlap(weight) != at::MemOverlap::Yes, "'", site.path,
       "': expected a weight with memory for each of its values, got an expanded one; hint: ",

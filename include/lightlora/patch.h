@@ -218,6 +218,9 @@ class PatchedImpl : public std::enable_shared_from_this<PatchedImpl> {
  private:
   friend class Activation;
 
+  // All of it works on the same sites under one lock, so that it is one class. Its functions lie by
+  // what they do: patch-inl.h freezes, merges and moves the model, patch_sets-inl.h adds, chooses and
+  // removes sets, patch_active-inl.h makes them active, patch_values-inl.h exchanges their values.
   struct Site {
     std::string path;
     LayerWeight weight;

@@ -184,7 +184,7 @@ LIGHTLORA_INLINE PatchedImpl::Table PatchedImpl::rows_table(const std::vector<st
     const bool attention = detail::is_attention_output(sites_, site.path);
     TORCH_CHECK(
         kind != LayerKind::bag && kind != LayerKind::bilinear && kind != LayerKind::recurrent &&
-            !site.bound && !attention && site.weight.part().empty(),
+            kind != LayerKind::vector && !site.bound && !attention && site.weight.part().empty(),
         "'", site.path, "': adapters chosen for each row cannot be combined with ",
         site.bound  ? "a bound weight"
         : attention ? "MultiheadAttention"

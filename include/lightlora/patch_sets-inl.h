@@ -194,11 +194,13 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterFac
   std::vector<std::pair<Site*, std::shared_ptr<Adapter>>> made;
   detail::AdaptersWithBases adapters;
   for (const auto& path : targets.select(targets_, &hits)) {
-    LoRAOptions own = options;
-    own.rank(targets.rank_of(path, options.rank()));
-    if (const auto alpha = targets.alpha_of(path)) own.network_alpha(*alpha);
     Site& site = site_of(path);
-    made.emplace_back(&site, adapters.add([&] { return make(own, site.weight.info(path)); }));
+    const bool vector = site.weight.kind() == LayerKind::vector;
+    const AdapterFactory of_site = vector ? factory_of<FullAdapterImpl>() : make;
+    LoRAOptions own = vector ? LoRAOptions(1) : options;
+    if (!vector) own.rank(targets.rank_of(path, options.rank()));
+    if (const auto alpha = targets.alpha_of(path); alpha && !vector) own.network_alpha(*alpha);
+    made.emplace_back(&site, adapters.add([&] { return of_site(own, site.weight.info(path)); }));
     if (site.bound || site.weight.kind() == LayerKind::recurrent) {
       require_no_dropout(*made.back().second);
     }
@@ -233,13 +235,16 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
     Site& site = site_of(layer.layer.name);
     const LayerInfo here = site.weight.info(site.path);
     LayerState own = layer;  // some files do not tell both sizes
-    if (own.layer.in == 0) own.layer.in = here.in;
+    if (own.layer.in == 0) {
+      own.layer.in = here.in;
+      own.layer.kernel = here.kernel;
+    }
     if (own.layer.out == 0) own.layer.out = here.out;
     TORCH_CHECK(here.in == own.layer.in && here.out == own.layer.out, "'", site.path,
                 "': expected an adapter for ", here.in, " -> ", here.out, ", got ", own.layer.in,
                 " -> ", own.layer.out, "; hint: it was trained on another model");
-    made.emplace_back(&site, adapters.add([&] { return make_adapter(own); },
-                                          /*at_once=*/!own.frozen.empty()));
+    const auto make = [&] { return detail::make_adapter_over(own, site.weight.matrix()); };
+    made.emplace_back(&site, adapters.add(make, /*at_once=*/!own.frozen.empty()));
   }
   adapters.finish();
   for (auto& [site, adapter] : made) place(*adapter, site->weight);

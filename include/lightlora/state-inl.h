@@ -43,7 +43,16 @@ inline void check_trained(const Adapter& adapter, const LayerState& state) {
   }
 }
 
-inline void check_frozen(const Adapter& adapter, const LayerState& state) {
+// Whether a state lacks what `prepare` makes of the layer's weight.
+inline bool lacks_weight(const Adapter& adapter, const LayerState& state) {
+  for (const auto& item : adapter.frozen()) {
+    if (adapter.is_of_weight(item.key()) && state.frozen.count(item.key()) == 0) return true;
+  }
+  return false;
+}
+
+// `prepared`: the adapter has what `prepare` makes of the layer's weight.
+inline void check_frozen(const Adapter& adapter, const LayerState& state, bool prepared) {
   const std::string where = "'" + adapter.layer().name + "'";
   const NamedTensors frozen = adapter.frozen();
   for (const auto& item : state.frozen) {
@@ -55,6 +64,11 @@ inline void check_frozen(const Adapter& adapter, const LayerState& state) {
     const bool present = found != state.frozen.end();
     const bool seeded = adapter.is_seeded(item.key());
     if (!present && seeded) continue;
+    const bool of_weight = !present && adapter.is_of_weight(item.key());
+    if (of_weight && prepared) continue;
+    TORCH_CHECK(!of_weight, where, ": expected the '", item.key(), "' of a ", adapter.variant(),
+                " adapter, which follows from the layer's weight, got a file without it; hint: ",
+                "patch the model with it, and save that");
     TORCH_CHECK(present && found->second.sizes() == item.value().sizes(), where,
                 ": expected a frozen tensor '", item.key(), "' ", item.value().sizes(), ", got ",
                 present ? "one of another shape" : "none");
@@ -70,21 +84,36 @@ inline void check_frozen(const Adapter& adapter, const LayerState& state) {
 
 }  // namespace detail
 
-LIGHTLORA_INLINE void check_fits(const Adapter& adapter, const LayerState& state) {
+namespace detail {
+
+inline void check_fits(const Adapter& adapter, const LayerState& state, bool prepared) {
   TORCH_CHECK(adapter.variant() == state.variant, "'", adapter.layer().name, "': expected a ",
               adapter.variant(), " adapter, got a ", state.variant, " one");
-  detail::check_trained(adapter, state);
-  detail::check_frozen(adapter, state);
+  check_trained(adapter, state);
+  check_frozen(adapter, state, prepared);
 }
 
-LIGHTLORA_INLINE void restore(Adapter& adapter, const LayerState& state) {
-  check_fits(adapter, state);
+inline void restore(Adapter& adapter, const LayerState& state, bool prepared) {
+  check_fits(adapter, state, prepared);
   torch::NoGradGuard no_grad;
   for (auto& item : adapter.trained()) item.value().copy_(state.trained.at(item.key()));
   for (auto& item : adapter.frozen()) {
-    if (!adapter.is_seeded(item.key())) item.value().copy_(state.frozen.at(item.key()));
+    const auto found = state.frozen.find(item.key());
+    if (!adapter.is_seeded(item.key()) && found != state.frozen.end()) {
+      item.value().copy_(found->second);
+    }
   }
   adapter.set_scale(state.scale);
+}
+
+}  // namespace detail
+
+LIGHTLORA_INLINE void check_fits(const Adapter& adapter, const LayerState& state) {
+  detail::check_fits(adapter, state, /*prepared=*/false);
+}
+
+LIGHTLORA_INLINE void restore(Adapter& adapter, const LayerState& state) {
+  detail::restore(adapter, state, /*prepared=*/false);
 }
 
 LIGHTLORA_INLINE std::shared_ptr<Adapter> make_adapter(const LayerState& state) {
@@ -95,6 +124,16 @@ LIGHTLORA_INLINE std::shared_ptr<Adapter> make_adapter(const LayerState& state) 
 }
 
 namespace detail {
+
+LIGHTLORA_INLINE std::shared_ptr<Adapter> make_adapter_over(const LayerState& state,
+                                                            const at::Tensor& weight) {
+  const VariantEntry& variant = find_variant(state.variant);
+  auto adapter = variant.make(state.options, variant.layer_of(state.layer, state.trained));
+  const bool prepares = lacks_weight(*adapter, state);
+  if (prepares) adapter->prepare(weight.detach().cpu());
+  restore(*adapter, state, prepares);
+  return adapter;
+}
 
 LIGHTLORA_INLINE LayerState classic_state(const LayerInfo& layer, const Factors& factors) {
   const auto dense = [](const at::Tensor& factor) {
@@ -107,6 +146,20 @@ LIGHTLORA_INLINE LayerState classic_state(const LayerInfo& layer, const Factors&
   state.trained["down"] = dense(factors.down);
   state.trained["up"] = dense(factors.up);
   return state;
+}
+
+}  // namespace detail
+
+namespace detail {
+
+// Without ranks that do not count; one stays, so that there is a layer.
+inline Factors counted_factors(const Adapter& adapter) {
+  const Factors factors = adapter.factors();
+  const at::Tensor counted = adapter.counted_ranks();
+  if (!counted.defined() || counted.all().item<bool>()) return factors;
+  at::Tensor places = counted.nonzero().flatten();
+  if (places.numel() == 0) places = at::zeros({1}, places.options());
+  return {factors.down.index_select(0, places), factors.up.index_select(1, places)};
 }
 
 }  // namespace detail
@@ -125,7 +178,7 @@ LIGHTLORA_INLINE LayerState to_classic(const Adapter& adapter, const Keep& keep,
     if (!weight.defined()) detail::check_delta(layer.name, layer.in, layer.out);
     factors = factorise(adapter.delta(weight), keep);
   } else {
-    factors = adapter.factors();
+    factors = detail::counted_factors(adapter);
     const double root = std::sqrt(std::abs(adapter.scale()));
     // A scale of one leaves the values bit for bit.
     if (adapter.scale() != 1.0) {

@@ -52,6 +52,9 @@ std::shared_ptr<Adapter> make_adapter(const LayerState& state);
 
 namespace detail {
 
+// The same over a layer's weight (out, in), from which comes what the state lacks of it.
+std::shared_ptr<Adapter> make_adapter_over(const LayerState& state, const at::Tensor& weight);
+
 // Copies of finished factors as a classic layer of scale 1.
 LayerState classic_state(const LayerInfo& layer, const Factors& factors);
 

@@ -28,6 +28,19 @@ LIGHTLORA_INLINE Targets Targets::all_linear() {
   })};
 }
 
+LIGHTLORA_INLINE Targets& Targets::vectors(std::initializer_list<Pattern> patterns) {
+  vectors_.insert(vectors_.end(), patterns);
+  return *this;
+}
+
+LIGHTLORA_INLINE Pattern Targets::norms() {
+  return {"every norm", [](const TargetLayer& layer) { return layer.type == "Norm"; }};
+}
+
+LIGHTLORA_INLINE Pattern Targets::biases() {
+  return {"every bias", [](const TargetLayer& layer) { return layer.type == "Bias"; }};
+}
+
 LIGHTLORA_INLINE Targets& Targets::exclude(std::initializer_list<Pattern> patterns) {
   exclude_.insert(exclude_.end(), patterns);
   return *this;
@@ -109,17 +122,20 @@ inline std::string names_below(const std::string& wanted, const std::vector<std:
 
 }  // namespace detail
 
+// Of layers, or of vectors: what is asked for counts, and what the messages list.
 LIGHTLORA_INLINE int64_t Targets::require_hits(const Pattern& pattern,
-                                               const std::vector<TargetLayer>& layers) {
+                                               const std::vector<TargetLayer>& layers,
+                                               bool vectors) {
   int64_t count = 0;
   std::vector<std::string> paths;
   const TargetLayer* refused = nullptr;
   for (const auto& layer : layers) {
     const bool match = pattern.selects(layer);
     if (!layer.refusal.empty()) {
-      if (match) refused = &layer;
+      if (match && !vectors) refused = &layer;
       continue;
     }
+    if (layer.vector != vectors) continue;
     paths.push_back(layer.path);
     if (match) ++count;
   }
@@ -127,24 +143,35 @@ LIGHTLORA_INLINE int64_t Targets::require_hits(const Pattern& pattern,
               "': expected a layer that can be adapted, got '", refused->path, "', a ",
               refused->type, ": ", refused->refusal);
   const std::string below = count > 0 ? "" : detail::names_below(pattern.text(), paths);
-  TORCH_CHECK(below.empty(), "target '", pattern.text(),
-              "': expected a layer, got a module that holds some; hint: name those, as in ", below);
-  TORCH_CHECK(count > 0, "target '", pattern.text(),
-              "': expected at least one layer of that name among ", paths.size(),
-              " adaptable layers, got none; hint: the nearest names are ",
+  const char* what = vectors ? "norm or bias" : "layer";
+  TORCH_CHECK(below.empty(), "target '", pattern.text(), "': expected a ", what,
+              ", got a module that holds some; hint: name those, as in ", below);
+  TORCH_CHECK(count > 0, "target '", pattern.text(), "': expected at least one ", what,
+              " of that name among ", paths.size(),
+              vectors ? " weights and biases of norms and biases of layers" : " adaptable layers",
+              ", got none; hint: the nearest names are ",
               detail::nearest_names(pattern.text(), paths));
   return count;
 }
 
 LIGHTLORA_INLINE std::vector<std::string> Targets::select(const std::vector<TargetLayer>& layers,
                                                           std::vector<Hits>* hits) const {
-  TORCH_CHECK_VALUE(!include_.empty(), "expected at least one target, got none; ",
+  TORCH_CHECK_VALUE(!include_.empty() || !vectors_.empty(),
+                    "expected at least one target, got none; ",
                     "hint: Targets{\"to_q\", \"to_v\"}, or Targets::all()");
-  for (const auto& pattern : include_) {
-    const int64_t count = require_hits(pattern, layers);
-    if (hits) hits->push_back({pattern.text(), count});
+  for (const bool vectors : {false, true}) {
+    for (const auto& pattern : vectors ? vectors_ : include_) {
+      const int64_t count = require_hits(pattern, layers, vectors);
+      if (hits) hits->push_back({pattern.text(), count});
+    }
   }
-  for (const auto& pattern : exclude_) require_hits(pattern, layers);
+  for (const auto& pattern : exclude_) {
+    const bool of_vectors =
+        !vectors_.empty() && std::any_of(layers.begin(), layers.end(), [&](const auto& layer) {
+          return layer.vector && pattern.selects(layer);
+        });
+    require_hits(pattern, layers, of_vectors);
+  }
   for (const auto& item : ranks_) require_hits(item.first, layers);
   for (const auto& item : alphas_) require_hits(item.first, layers);
 
@@ -154,7 +181,8 @@ LIGHTLORA_INLINE std::vector<std::string> Targets::select(const std::vector<Targ
   };
   std::vector<std::string> selected;
   for (const auto& layer : layers) {
-    if (layer.refusal.empty() && matches_one(include_, layer) && !matches_one(exclude_, layer)) {
+    const bool wanted = matches_one(layer.vector ? vectors_ : include_, layer);
+    if (layer.refusal.empty() && wanted && !matches_one(exclude_, layer)) {
       selected.push_back(layer.path);
     }
   }

@@ -19,6 +19,7 @@ struct TargetLayer {
   std::string path;     ///< as `named_modules()` spells it
   std::string type;     ///< "Linear", "Conv2d", "MultiheadAttention", ...
   std::string refusal;  ///< why it cannot be adapted; empty if it can
+  bool vector = false;  ///< a norm's weight or bias, or a layer's bias: see `Targets::vectors`
 };
 
 /// Layers of a model, by name or by what they are.
@@ -68,6 +69,16 @@ class Targets {
   /// the output layer, which only the caller knows here: `.exclude("head")`.
   static Targets all_linear();
 
+  /// Trains vectors of the model too: weights and biases of norms (LayerNorm, GroupNorm), and biases
+  /// of linear layers and convolutions, by names of their own such as "norm1.weight" or
+  /// "to_out.0.bias"; no other pattern selects them. Whatever the variant is, each gets a
+  /// difference of the `full` one at scale 1.
+  Targets& vectors(std::initializer_list<Pattern> patterns);
+  /// Weight and bias of every norm, for `vectors`.
+  static Pattern norms();
+  /// The bias of every linear layer and convolution, for `vectors`.
+  static Pattern biases();
+
   /// Leaves out layers, whatever selected them.
   Targets& exclude(std::initializer_list<Pattern> patterns);
   Targets& exclude(const Pattern& pattern) { return exclude({pattern}); }
@@ -105,9 +116,11 @@ class Targets {
     return std::nullopt;
   }
 
-  static int64_t require_hits(const Pattern& pattern, const std::vector<TargetLayer>& layers);
+  static int64_t require_hits(const Pattern& pattern, const std::vector<TargetLayer>& layers,
+                              bool vectors = false);
 
   std::vector<Pattern> include_;
+  std::vector<Pattern> vectors_;
   std::vector<Pattern> exclude_;
   std::vector<std::pair<Pattern, int64_t>> ranks_;
   std::vector<std::pair<Pattern, double>> alphas_;

@@ -4,6 +4,7 @@
 #include <lightlora/train.h>
 
 #include <lightlora/detail/interception.h>
+#include <lightlora/train_budget-inl.h>
 #include <lightlora/train_starts-inl.h>
 #include <lightlora/train_steps-inl.h>
 

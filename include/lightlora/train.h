@@ -153,10 +153,13 @@ struct StartOptions {
   TORCH_ARG(CordaMethod, corda_method) = CordaMethod::ipm;
   /// LoRA-GA: the larger, the smaller the start; gamma of the paper's stable scale. Default: 16.
   TORCH_ARG(double, stable_gamma) = 16.0;
+  /// Channel scaling: the power of the mean |input| that is a channel's size. Default: 0.5.
+  TORCH_ARG(double, channel_exponent) = 0.5;
 };
 
 /// Gives classic adapters with `init_lora_weights` eva, corda or lora_ga their start, from a few
-/// batches: `run` calls the model as it is trained, for lora_ga with a backward pass. The library
+/// batches, and those with `channel_scaling` the sizes of their input channels, in a run of its own:
+/// `run` calls the model as it is trained, for lora_ga with a backward pass. The library
 /// sees the layers' inputs or weight gradients through the operators that it takes over; the model
 /// is not changed, and computes without adapters meanwhile.
 ///
@@ -170,13 +173,15 @@ struct StartOptions {
 ///           corda: (weight C) = U S V^T with C = mean of x^T x (damped), down = sqrt(S / s) V^T C^-1,
 ///           up = U sqrt(S / s).
 ///           lora_ga: gradient = U S V^T, down = V_1..r^T, up = (U S)_r+1..2r out^(1/4) / sqrt(gamma)
+///           channel_scaling: channels = (mean |x|)^exponent over their mean, as SmoothQuant balances
+///           weights and inputs (Xiao et al. 2022, arXiv:2211.10438); the delta stays
 /// Paper:    see `LoRAStart`
 /// Memory:   eva and corda in^2 values in double for each layer, lora_ga a gradient of the weight's
 ///           size
 /// Call it before the optimizer is made: eva's ranks are new tensors.
 /// Errors:   c10::ValueError for adapters of another variant or start, and for options out of range;
-///           c10::Error for a layer that `run` has not reached, or that is no Linear with eva or
-///           corda; if the adapters are active or merged
+///           c10::Error for a layer that `run` has not reached, or that is no Linear with eva, corda
+///           or channel_scaling; if the adapters are active or merged
 void start_from_data(const Patched& lora, const std::function<void()>& run,
                      const StartOptions& options = {}, const std::string& set = "default");
 
@@ -200,15 +205,91 @@ void precondition(const Patched& lora, Preconditioner kind, double damping = 1e-
 /// Errors: c10::ValueError for adapters that do not train both `down` and `up`
 void freeze_down(const Patched& lora, const std::string& set = "default");
 
-/// Rank by timestep: how many ranks of T-LoRA adapters count for inputs of this noise.
+/// Rank by timestep: how many ranks of T-LoRA adapters count for inputs of this noise. What is not
+/// given is what the adapters' own options say.
 /// Equation: floor(((T - t) / T)^alpha (rank - min_rank)) + min_rank, at most rank
 /// Paper:    Soboleva et al. 2025, "T-LoRA", arXiv:2507.05964, equation (4)
 /// Errors:   c10::ValueError unless 0 <= t <= T and 1 <= min_rank; for adapters of another variant
-void set_timestep(const Patched& lora, int64_t timestep, int64_t max_timestep, int64_t min_rank = 1,
-                  double alpha = 1.0, const std::string& set = "default");
+void set_timestep(const Patched& lora, int64_t timestep, int64_t max_timestep,
+                  std::optional<int64_t> min_rank = std::nullopt,
+                  std::optional<double> alpha = std::nullopt, const std::string& set = "default");
 /// All ranks count again, as in inference.
 /// Errors: c10::ValueError for adapters of another variant
 void clear_timestep(const Patched& lora, const std::string& set = "default");
+
+/// How AdaLoRA weighs what it has seen, as PEFT has it.
+struct BudgetOptions {
+  /// Share of the past in the smoothed sensitivity. Default: 0.85.
+  TORCH_ARG(double, beta1) = 0.85;
+  /// Share of the past in the smoothed uncertainty. Default: 0.85.
+  TORCH_ARG(double, beta2) = 0.85;
+};
+
+/// AdaLoRA's budget: of all ranks of a set, fewer and fewer count in the course of a training, and
+/// those that matter least are taken away, wherever they are. What is taken away has lambda zero,
+/// and comes back if it matters more at a later choice.
+///
+///     auto lora = patch<AdaLoRA>(*model, AdaLoRAOptions(12).target_r(8).tfinal(100), {"to_q"});
+///     RankBudget budget(lora, steps);
+///     for (int64_t step = 0; step < steps; ++step) {
+///       (loss + 0.5 * orthogonality(lora)).backward();
+///       optimizer.step();
+///       budget.step(step);
+///       optimizer.zero_grad();
+///     }
+///
+/// Equation: s = |value gradient|, I <- beta1 I + (1 - beta1) s, U <- beta2 U + (1 - beta2) |s - I|;
+///           a rank's importance is I U of its lambda, plus the means of I U over its row of down
+///           and its column of up. Budget b(t) = target + (first - target) (1 - (t - tinit) / (T -
+///           tfinal - tinit))^3 between tinit and T - tfinal
+/// Paper:    Zhang et al. 2023, "AdaLoRA", arXiv:2303.10512, section 3; step by step what PEFT's
+///           RankAllocator does
+/// Norms and biases in the set are left alone.
+class RankBudget {
+ public:
+  /// `total_steps` is T.
+  /// Errors: c10::ValueError for adapters of another variant, a beta outside (0, 1), or T <= tinit +
+  ///         tfinal
+  RankBudget(const Patched& lora, int64_t total_steps, const BudgetOptions& options = {},
+             const std::string& set = "default");
+  ~RankBudget();
+  /// Moves the budget.
+  RankBudget(RankBudget&&) noexcept;
+  /// As above.
+  RankBudget& operator=(RankBudget&&) noexcept;
+  RankBudget(const RankBudget&) = delete;
+  RankBudget& operator=(const RankBudget&) = delete;
+
+  /// How many ranks count in all at a step.
+  int64_t at(int64_t step) const;
+  /// After the optimizer's step, while its gradients are there. Returns the budget.
+  /// Errors: c10::Error without gradients
+  int64_t step(int64_t step);
+
+  /// What a checkpoint keeps, by name.
+  TrainedValues state() const;
+  /// Goes on from there.
+  /// Errors: c10::Error if it is of other adapters
+  void load_state(const TrainedValues& state);
+
+ private:
+  struct Layer;
+
+  void update();
+  void choose(int64_t budget);
+
+  std::vector<Layer> layers_;
+  BudgetOptions options_;
+  int64_t total_steps_, tinit_, tfinal_, delta_t_;
+  int64_t first_ = 0, target_ = 0;  // budgets
+};
+
+/// How far the factors of AdaLoRA adapters are from orthogonal, to be added to the loss (PEFT's
+/// orth_reg_weight of it is 0.5); differentiable.
+/// Equation: mean over all down and up of |down down^T - I| and |up^T up - I|
+/// Shapes:   a scalar
+/// Errors:   c10::ValueError for adapters of another variant
+torch::Tensor orthogonality(const Patched& lora, const std::string& set = "default");
 
 /// Makes many leaf tensors views of one flat buffer, and their gradients views of another, so that
 /// an optimiser, clipping, zeroing and an all-reduce touch one tensor each instead of hundreds.

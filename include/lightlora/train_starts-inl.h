@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Starts from data: adapters that only look take the place of the real ones while the model runs.
+// Starts from data, and the sizes of channels.
 #include <lightlora/train.h>
+#include <lightlora/train_probes-inl.h>
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
@@ -17,144 +18,6 @@
 namespace lightlora {
 
 namespace detail {
-
-// Sees the inputs of a linear layer, which it leaves as they are.
-class InputProbe : public AdapterModule<InputProbe> {
- public:
-  static constexpr const char* kVariant = "input probe";
-
-  InputProbe(LoRAOptions options, LayerInfo layer)
-      : AdapterModule(std::move(options), std::move(layer)) {
-    TORCH_CHECK(layer_.kernel.empty() && layer_.out_kernel.empty() && !layer_.lookup &&
-                    (layer_.type == "Linear" || layer_.type == "MultiheadAttention"),
-                "'", layer_.name, "': expected a Linear layer to see the inputs of, got ",
-                layer_.type, "; hint: leave it out of the targets, or start with lora_ga");
-    reset();
-  }
-
-  void reset_parameters() override {}
-  torch::Tensor added(const torch::Tensor& weight) const override {
-    return torch::zeros_like(weight, seen.options());
-  }
-  torch::Tensor rotated(const torch::Tensor& x) const override {
-    const torch::NoGradGuard no_grad;
-    const torch::Tensor rows = x.detach().reshape({-1, layer_.in}).to(torch::kDouble);
-    const double largest = rows.numel() > 0 ? rows.max().abs().item<double>() : 0.0;
-    const torch::Tensor square = rows.t().mm(rows);
-    sum = calls == 0 ? rows.sum(0) : sum + rows.sum(0);
-    products = calls == 0 ? square : products + square;
-    if (largest > 0) {
-      const torch::Tensor scaled = square / (largest * largest);
-      normalised = normalised.defined() ? normalised + scaled : scaled;
-    }
-    count += rows.size(0);
-    ++calls;
-    // No sum of the weight is kept for a tensor that changes with every call.
-    torch::Tensor(seen).add_(1);
-    return x;
-  }
-
-  mutable torch::Tensor sum, products, normalised;  // (in), (in, in), (in, in)
-  mutable int64_t count = 0, calls = 0;
-  torch::Tensor seen, unused;
-
- protected:
-  void register_tensors() override {
-    unused = register_parameter("unused", torch::zeros({1}));
-    seen = register_buffer("seen", torch::zeros({1}));
-  }
-
- private:
-  bool factorises() const override { return false; }
-  bool rotates() const override { return true; }
-};
-
-// Gets the gradient of its layer's weight, as that of a difference that is zero.
-class GradientProbe : public AdapterModule<GradientProbe> {
- public:
-  static constexpr const char* kVariant = "gradient probe";
-
-  GradientProbe(LoRAOptions options, LayerInfo layer)
-      : AdapterModule(std::move(options), std::move(layer)) {
-    reset();
-  }
-
-  void reset_parameters() override {}
-  torch::Tensor added(const torch::Tensor& /*weight*/) const override {
-    if (at::GradMode::is_enabled()) ++calls;
-    return diff;
-  }
-
-  mutable int64_t calls = 0;
-  torch::Tensor diff;
-
- protected:
-  void register_tensors() override {
-    diff = register_parameter("diff", torch::zeros({layer_.out, layer_.in}));
-  }
-
- private:
-  bool factorises() const override { return false; }
-};
-
-// A set of probes over the layers of another set, active alone while it lives.
-template <typename Probe>
-class Probes {
- public:
-  Probes(const Patched& lora, const std::string& set) : lora_(lora), before_(lora->active()) {
-    std::set<std::string> paths;
-    for (const auto& adapter : lora->adapters(set)) paths.insert(adapter->layer().name);
-    const Targets targets{Pattern("the layers of '" + set + "'", [paths](const std::string& path) {
-      return paths.count(path) > 0;
-    })};
-    const AdapterFactory make = [](LoRAOptions all, LayerInfo layer) -> std::shared_ptr<Adapter> {
-      return std::make_shared<Probe>(std::move(all), std::move(layer));
-    };
-    lora_->add(kName, make, LoRAOptions(1), targets);
-    lora_->set_active({{kName, 1.0}});
-  }
-  ~Probes() {
-    lora_->remove(kName);
-    lora_->set_active(before_);
-  }
-  Probes(const Probes&) = delete;
-  Probes& operator=(const Probes&) = delete;
-
-  std::map<std::string, std::shared_ptr<Probe>> run(const std::function<void()>& model) const {
-    {
-      const auto on = lora_->activate();
-      model();
-    }
-    std::map<std::string, std::shared_ptr<Probe>> found;
-    for (const auto& adapter : lora_->adapters(kName)) {
-      auto probe = std::dynamic_pointer_cast<Probe>(adapter);
-      TORCH_CHECK(probe->calls > 0, "'", adapter->layer().name,
-                  "': expected a call of this layer in the run that a start is taken from, got ",
-                  "none; hint: run the model as it is trained, and leave out what it does not use");
-      found[adapter->layer().name] = std::move(probe);
-    }
-    return found;
-  }
-
- private:
-  static constexpr const char* kName = "start_from_data";
-  Patched lora_;
-  std::map<std::string, double> before_;
-};
-
-using ClassicAdapters = std::vector<std::shared_ptr<ClassicAdapterImpl>>;
-
-inline ClassicAdapters classic_adapters(const Patched& lora, const std::string& set) {
-  ClassicAdapters result;
-  for (const auto& adapter : lora->adapters(set)) {
-    auto classic = std::dynamic_pointer_cast<ClassicAdapterImpl>(adapter);
-    TORCH_CHECK_VALUE(classic, "'", adapter->layer().name,
-                      "': expected a classic adapter to start from data, got a ",
-                      adapter->variant(), " one");
-    result.push_back(std::move(classic));
-  }
-  return result;
-}
 
 inline Factors start_lora_ga(const ClassicAdapterImpl& adapter, const GradientProbe& probe,
                              double stable_gamma) {
@@ -265,6 +128,9 @@ inline void start_eva(const Patched& lora, const ClassicAdapters& adapters,
     }
   }
   if (!moved) return;
+  for (const auto& adapter : lora->adapters(set)) {
+    if (adapter->layer().is_vector()) state.push_back(state_of(*adapter));
+  }
   const auto active = lora->active();
   lora->remove(set);
   lora->add(set, state);
@@ -275,6 +141,62 @@ inline void check_start_options(const StartOptions& options) {
   TORCH_CHECK_VALUE(options.rho() >= 1, "expected rho >= 1, got ", options.rho());
   TORCH_CHECK_VALUE(options.stable_gamma() > 0, "expected stable_gamma > 0, got ",
                     options.stable_gamma());
+  TORCH_CHECK_VALUE(options.channel_exponent() > 0, "expected channel_exponent > 0, got ",
+                    options.channel_exponent());
+}
+
+inline bool starts_from_data(LoRAStart start) {
+  return start == LoRAStart::eva || start == LoRAStart::corda || start == LoRAStart::lora_ga;
+}
+
+// Channels that are always zero count as the smallest of the others: no step moves them anyhow.
+inline void measure_channels(const Patched& lora, const std::function<void()>& run, double exponent,
+                             const std::string& set) {
+  std::map<std::string, std::shared_ptr<ChannelProbe>> found;
+  {
+    const Probes<ChannelProbe> probes(lora, set);
+    found = probes.run(run);
+  }
+  for (const auto& adapter : classic_adapters(lora, set)) {
+    const auto& probe = *found.at(adapter->layer().name);
+    const at::Tensor mean = probe.sum / static_cast<double>(probe.count);
+    const at::Tensor seen = mean.masked_select(mean.gt(0));
+    TORCH_CHECK(
+        seen.numel() > 0 && mean.isfinite().all().item<bool>(), "'", adapter->layer().name,
+        "': expected finite inputs that are not all zero to measure channels of, got others");
+    adapter->scale_channels(mean.clamp_min(seen.min()).pow(exponent));
+  }
+}
+
+// Eva, corda and lora_ga.
+inline void start_factors(const Patched& lora, const std::function<void()>& run,
+                          const StartOptions& options, const std::string& set) {
+  const auto adapters = classic_adapters(lora, set);
+  const LoRAStart start = adapters.front()->start();
+  if (start == LoRAStart::lora_ga) {
+    const Probes<GradientProbe> probes(lora, set);
+    const auto found = probes.run(run);
+    const torch::NoGradGuard no_grad;
+    for (const auto& adapter : adapters) {
+      const auto& probe = *found.at(adapter->layer().name);
+      adapter->start_at(start_lora_ga(*adapter, probe, options.stable_gamma()));
+    }
+    return;
+  }
+  std::map<std::string, std::shared_ptr<InputProbe>> found;
+  {
+    const Probes<InputProbe> probes(lora, set);
+    found = probes.run(run);
+  }
+  const torch::NoGradGuard no_grad;
+  if (start == LoRAStart::eva) {
+    return start_eva(lora, adapters, found, options.rho(), set);
+  }
+  for (const auto& adapter : adapters) {
+    const std::string& path = adapter->layer().name;
+    adapter->start_at(
+        start_corda(*adapter, *found.at(path), lora->weight_of(path), options.corda_method()));
+  }
 }
 
 }  // namespace detail
@@ -282,35 +204,13 @@ inline void check_start_options(const StartOptions& options) {
 LIGHTLORA_INLINE void start_from_data(const Patched& lora, const std::function<void()>& run,
                                       const StartOptions& options, const std::string& set) {
   detail::check_start_options(options);
-  const auto adapters = detail::classic_adapters(lora, set);
-  const LoRAStart start = adapters.front()->start();
-  if (start == LoRAStart::lora_ga) {
-    const detail::Probes<detail::GradientProbe> probes(lora, set);
-    const auto found = probes.run(run);
-    const torch::NoGradGuard no_grad;
-    for (const auto& adapter : adapters) {
-      const auto& probe = *found.at(adapter->layer().name);
-      adapter->start_at(detail::start_lora_ga(*adapter, probe, options.stable_gamma()));
-    }
-    return;
-  }
-  TORCH_CHECK_VALUE(start == LoRAStart::eva || start == LoRAStart::corda,
-                    "expected adapters with init_lora_weights eva, corda or lora_ga, got ",
-                    to_string(start));
-  std::map<std::string, std::shared_ptr<detail::InputProbe>> found;
-  {
-    const detail::Probes<detail::InputProbe> probes(lora, set);
-    found = probes.run(run);
-  }
-  const torch::NoGradGuard no_grad;
-  if (start == LoRAStart::eva) {
-    return detail::start_eva(lora, adapters, found, options.rho(), set);
-  }
-  for (const auto& adapter : adapters) {
-    const std::string& path = adapter->layer().name;
-    adapter->start_at(detail::start_corda(*adapter, *found.at(path), lora->weight_of(path),
-                                          options.corda_method()));
-  }
+  const auto first = detail::classic_adapters(lora, set).front();
+  const bool starts = detail::starts_from_data(first->start()), scales = first->scales_channels();
+  TORCH_CHECK_VALUE(starts || scales,
+                    "expected adapters with init_lora_weights eva, corda or lora_ga, or with ",
+                    "channel_scaling, got init_lora_weights ", to_string(first->start()));
+  if (starts) detail::start_factors(lora, run, options, set);
+  if (scales) detail::measure_channels(lora, run, options.channel_exponent(), set);
 }
 
 }  // namespace lightlora

@@ -19,6 +19,7 @@ inline Factors trained_factors(const Adapter& adapter) {
   const NamedTensors trained = adapter.trained();
   const auto* down = trained.find("down");
   const auto* up = trained.find("up");
+  if (trained.find("lambda")) return {};
   if (!down || !up || down->dim() != 2 || up->dim() != 2 || down->size(0) != up->size(1)) return {};
   return {*down, *up};
 }
@@ -57,7 +58,10 @@ LIGHTLORA_INLINE void precondition(const Patched& lora, Preconditioner kind, dou
 }
 
 LIGHTLORA_INLINE void freeze_down(const Patched& lora, const std::string& set) {
-  const auto adapters = lora->adapters(set);
+  std::vector<std::shared_ptr<Adapter>> adapters;
+  for (const auto& adapter : lora->adapters(set)) {
+    if (!adapter->layer().is_vector()) adapters.push_back(adapter);
+  }
   for (const auto& adapter : adapters) {
     TORCH_CHECK_VALUE(detail::trained_factors(*adapter).down.defined(), "'", adapter->layer().name,
                       "': expected an adapter that trains down and up, got a ", adapter->variant(),
@@ -69,22 +73,27 @@ LIGHTLORA_INLINE void freeze_down(const Patched& lora, const std::string& set) {
 }
 
 LIGHTLORA_INLINE void set_timestep(const Patched& lora, int64_t timestep, int64_t max_timestep,
-                                   int64_t min_rank, double alpha, const std::string& set) {
+                                   std::optional<int64_t> min_rank, std::optional<double> alpha,
+                                   const std::string& set) {
   TORCH_CHECK_VALUE(timestep >= 0 && timestep <= max_timestep && max_timestep > 0,
                     "expected a timestep from 0 to ", max_timestep, ", got ", timestep);
-  TORCH_CHECK_VALUE(min_rank >= 1, "expected min_rank >= 1, got ", min_rank);
+  TORCH_CHECK_VALUE(min_rank.value_or(1) >= 1, "expected min_rank >= 1, got ", *min_rank);
   const double share =
       static_cast<double>(max_timestep - timestep) / static_cast<double>(max_timestep);
   for (const auto& adapter : lora->adapters(set)) {
+    if (adapter->layer().is_vector()) continue;
+    const auto tlora = detail::as_tlora(adapter);
     const int64_t rank = adapter->options().rank();
-    const double more = std::pow(share, alpha) * static_cast<double>(rank - min_rank);
-    detail::as_tlora(adapter)->set_active_ranks(
-        std::min(rank, static_cast<int64_t>(more) + min_rank));
+    const int64_t least = std::min(rank, min_rank.value_or(tlora->schedule().min_rank()));
+    const double more = std::pow(share, alpha.value_or(tlora->schedule().alpha_rank_scale())) *
+                        static_cast<double>(rank - least);
+    tlora->set_active_ranks(std::min(rank, static_cast<int64_t>(more) + least));
   }
 }
 
 LIGHTLORA_INLINE void clear_timestep(const Patched& lora, const std::string& set) {
   for (const auto& adapter : lora->adapters(set)) {
+    if (adapter->layer().is_vector()) continue;
     detail::as_tlora(adapter)->set_active_ranks(adapter->options().rank());
   }
 }

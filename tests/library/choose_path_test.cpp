@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of docs/patching.md, row by row.
+// The table of docs/speed.md, row by row.
 #include <lightlora/detail/choose_path.h>
 
 #include "support.h"

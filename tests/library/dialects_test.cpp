@@ -195,8 +195,8 @@ TEST_CASE("PEFT folders, one or one for each model", "[dialects]") {
 TEST_CASE("other methods are named", "[dialects]") {
   Files files;
   const std::string layer = "lora_unet_mid_block_attentions_0_proj_in.";
-  const std::pair<std::string, const char*> cases[] = {{layer + "oft_blocks", "OFT"},
-                                                       {layer + "on_input", "IA3"}};
+  const std::pair<std::string, const char*> cases[] = {{layer + "oft_diag", "OFT"},
+                                                       {layer + "ia3_l", "IA3"}};
   for (const auto& [key, algorithm] : cases) {
     auto tensors = kohya_file();
     tensors[key] = torch::ones({2, 2});
@@ -236,7 +236,7 @@ TEST_CASE("names that match no layer are counted, shown and explained", "[dialec
 TEST_CASE("unmatched tensors are passed over only if asked for", "[dialects]") {
   Files files;
   auto tensors = kohya_file();
-  tensors["lora_unet_mid_block_attentions_0_proj_in.oft_blocks"] = torch::ones({2, 2});
+  tensors["lora_unet_mid_block_attentions_0_proj_in.oft_diag"] = torch::ones({2, 2});
   tensors["something.else"] = torch::ones({2, 2});
   files.error(tensors);
   const auto path = files.folder().file("lora.safetensors");
@@ -244,7 +244,7 @@ TEST_CASE("unmatched tensors are passed over only if asked for", "[dialects]") {
   check_deltas(contents.components, attention_layers());
   CHECK(contents.ignored == std::vector<std::string>{"something.else",
                                                      "lora_unet_mid_block_attentions_0_proj_in.oft_"
-                                                     "blocks"});
+                                                     "diag"});
   save_safetensors(path, {{"something.else", torch::ones(2)}});
   CHECK_THROWS_WITH(read_adapters(path, ReadOptions().ignore_unmatched(true)),
                     ContainsSubstring("expected LoRA tensors, got none"));

@@ -169,13 +169,56 @@ TEST_CASE("starts: what does not fit is refused", "[starts]") {
         "the init down_zero cannot be combined with init_lora_weights olora");
   fails(ClassicOptions(2).niter(4), "niter cannot be combined with init_lora_weights standard");
   const auto lora = patch<ClassicLoRA>(*model, LoRAOptions(2), {"0"});
-  CHECK_THROWS_WITH(start_from_data(lora, [] {}), ContainsSubstring("got standard"));
+  CHECK_THROWS_WITH(start_from_data(lora, [] {}),
+                    ContainsSubstring("got init_lora_weights standard"));
   lora->remove();
   const auto eva =
       patch<ClassicLoRA>(*model, ClassicOptions(2).init_lora_weights(LoRAStart::eva), {"0", "2"});
   CHECK_THROWS_WITH(start_from_data(eva, [] {}),
                     ContainsSubstring("'0': expected a call of this layer"));
   CHECK(eva->sets() == std::vector<std::string>{"default"});
+}
+
+// As anima_lora's channel scaling has it: s = mean |x|^(1/2) over its mean, the inner factor times s
+// and the inputs over s.
+TEST_CASE("channel scaling: the delta stays, and the first step is another one", "[starts]") {
+  auto model = base_model();
+  const auto options = ClassicOptions(3).network_alpha(6).channel_scaling(true);
+  const auto lora = patch<ClassicLoRA>(*model, options, {"0"});
+  {
+    const torch::NoGradGuard no_grad;
+    for (auto parameter : lora->parameters()) parameter.normal_();
+  }
+  const auto adapter = std::dynamic_pointer_cast<ClassicAdapterImpl>(lora->adapters()[0]);
+  const Tensor before = adapter->delta().detach(), down = adapter->down.detach().clone();
+  const Tensor output = lora(model, number("x")).detach();
+  start_from_data(lora, [&] { model->forward(number("x")); });
+  const Tensor sizes = number("x").abs().mean(0).sqrt(), unit = sizes / sizes.mean();
+  CHECK(close(adapter->channels.flatten(), unit, 1e-6));
+  CHECK(close(adapter->down, down * unit, 1e-6));
+  CHECK(close(adapter->delta(), before, 1e-6));
+  CHECK(close(lora(model, number("x")), output, 1e-5));
+  torch::mse_loss(lora(model, number("x")), torch::zeros_like(output)).backward();
+  auto plain_model = base_model();
+  const auto plain = patch<ClassicLoRA>(*plain_model, LoRAOptions(3).network_alpha(6), {"0"});
+  {
+    const torch::NoGradGuard no_grad;
+    plain->adapters()[0]->trained()["down"].copy_(down);
+    plain->adapters()[0]->trained()["up"].copy_(adapter->up);
+  }
+  torch::mse_loss(plain(plain_model, number("x")), torch::zeros_like(output)).backward();
+  const Tensor gradient = plain->adapters()[0]->trained()["down"].grad();
+  CHECK(close(adapter->down.grad(), gradient / unit, 1e-4));
+  // Files of other programs are plain LoRA, native ones keep the units.
+  const auto state = lora->state();
+  CHECK(close(make_adapter(to_classic(*adapter))->delta(), before, 1e-5));
+  lora->remove();
+  CHECK(close(patch(*model, state)(model, number("x")), output, 1e-5));
+  CHECK_THROWS_WITH(
+      patch<ClassicLoRA>(
+          *base_model(),
+          ClassicOptions(2).init_lora_weights(LoRAStart::pissa).channel_scaling(true), {"0"}),
+      ContainsSubstring("channel_scaling cannot be combined with init_lora_weights pissa"));
 }
 
 TEST_CASE("training: LoRA-FA's and the Riemannian steps are PEFT's", "[starts][parity]") {

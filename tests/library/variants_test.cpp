@@ -176,7 +176,7 @@ TEST_CASE("rank 0 and unknown names are errors", "[variants]") {
   CHECK_THROWS_WITH(
       find_variant("lokr2"),
       ContainsSubstring(
-          "expected a variant among classic, diag_oft, full, fused, glora, gralora") &&
+          "expected a variant among adalora, classic, diag_oft, full, fused, glora, gralora") &&
           ContainsSubstring("got 'lokr2'"));
   CHECK_THROWS_WITH(parse_init("zero"), ContainsSubstring("up_zero, down_zero, both_zero"));
   CHECK_THROWS_WITH(parse_aux_init("gauss"),

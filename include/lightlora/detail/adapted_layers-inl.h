@@ -168,11 +168,9 @@ inline at::Tensor adapted_convolution(const ConvolutionCall& call, const Adapted
                        });
   }
   const Situation situation = situation_of(site, x);
-  const Path path = choose_path(situation, site.state->route);
-  if (const at::Tensor kept = weight_of_path(site, path); kept.defined()) {
-    return call.with(x, kept, /*biased=*/true);
-  }
-  if (!situation.dropping && situation.factors) {
+  const Choice choice = choose(site, situation);
+  if (choice.kept.defined()) return call.with(x, choice.kept, /*biased=*/true);
+  if (choice.path != Path::by_parts) {
     const auto [factors, scale] = composed_factors(site);
     return at::add(base_convolution(call, packed_kernels(call)),
                    low_rank_convolution(call, site, x, factors), scale);
@@ -327,11 +325,50 @@ inline at::Tensor adapted_bilinear(const at::Tensor& x1, const at::Tensor& x2,
   return y;
 }
 
+// The adapted vector that a bias is, or null.
+inline const AdaptedSite* match_vector(const std::optional<at::Tensor>& bias) {
+  return bias && bias->defined() ? match_whole(*bias, LayerKind::vector) : nullptr;
+}
+
+inline at::Tensor delta_of_vector(const AdaptedSite& site) {
+  return total_delta(site.active, site.weight.matrix()).flatten();
+}
+
+// A layer's output with what its adapted bias adds; behind the channels come so many dimensions. A
+// sum of its own, because products take a bias to be frozen.
+inline at::Tensor plus_bias_delta(const at::Tensor& y, const AdaptedSite& site,
+                                  int64_t dimensions_behind) {
+  std::vector<int64_t> sizes(static_cast<std::size_t>(1 + dimensions_behind), 1);
+  sizes[0] = site.tensor.numel();
+  return at::add(y, delta_of_vector(site).view(sizes).to(y.scalar_type()));
+}
+
+// The arguments of a norm with deltas in its vectors, all in fp32 where the layer is in half
+// precision, which would round the deltas away; false if none is adapted.
+inline bool exchange_vectors(Arguments& arguments) {
+  bool any = false;
+  std::vector<const AdaptedSite*> sites;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    sites.push_back(i == 0 ? nullptr : match_vector(optional_tensor(arguments[i])));
+    any = any || sites.back();
+  }
+  if (!any) return false;
+  const bool half = at::isReducedFloatingType(arguments[0].toTensor().scalar_type());
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const auto tensor = optional_tensor(arguments[i]);
+    if (!tensor) continue;
+    const at::Tensor wide = half ? tensor->to(at::kFloat) : *tensor;
+    arguments[i] = sites[i] ? wide + delta_of_vector(*sites[i]) : wide;
+  }
+  return true;
+}
+
 // For operators that take weights as a list or do several layers at once: weight + delta in place
 // of the weight. Errors: c10::Error when a half-precision weight would be trained through
 inline at::Tensor exchanged_weight(const at::Tensor& weight) {
   const AdaptedSite* site = match_whole(weight, LayerKind::recurrent);
   if (!site) site = match_whole(weight, LayerKind::linear);
+  if (!site) site = match_whole(weight, LayerKind::vector);
   if (!site) return weight;
   TORCH_CHECK(!site->rows, "'", site->path,
               "': adapters chosen for each row cannot be combined with ", site->weight.type(),

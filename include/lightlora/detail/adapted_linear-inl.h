@@ -14,7 +14,8 @@ namespace detail {
 
 // Whether a product of x with this weight would round small deltas away.
 inline bool rounds_away(const at::Tensor& x, const at::Tensor& weight) {
-  return at::isReducedFloatingType(weight.scalar_type()) || autocast_dtype(x);
+  return at::isReducedFloatingType(weight.scalar_type()) || is_quantized(weight) ||
+         autocast_dtype(x);
 }
 
 // One of TorchScript has no mode that could be asked in every call: there the adapters' counts
@@ -23,6 +24,7 @@ inline bool is_dropping(const AdaptedSite& site) {
   return (!site.weight.layer() || site.weight.is_training()) && any_dropout(site.active);
 }
 
+// What every layer's choice depends on.
 inline Situation situation_of(const AdaptedSite& site, const at::Tensor& x) {
   Situation s;
   s.training = site.weight.is_training();
@@ -31,6 +33,23 @@ inline Situation situation_of(const AdaptedSite& site, const at::Tensor& x) {
   s.dropping = is_dropping(site);
   s.factors = all_have_factors(site.active);
   return s;
+}
+
+// What a product with factors of this rank and dtype depends on beside that.
+// Shapes: x (..., in), weight (out, in)
+inline void add_product(Situation& s, const at::Tensor& x, const at::Tensor& weight, int64_t rank,
+                        at::ScalarType factors) {
+  s.in = weight.size(1);
+  s.out = weight.size(0);
+  s.rows = s.in > 0 ? x.numel() / s.in : 0;
+  s.thin = thin::usable(x, rank, factors);
+}
+
+// Of the factors that `composed_factors` would give.
+inline int64_t composed_rank(const AdaptedSite& site) {
+  int64_t rank = 0;
+  for (const auto& item : site.active) rank += item.adapter->rank();
+  return rank;
 }
 
 inline std::vector<double> numbers_of(const AdaptedSite& site) {
@@ -58,13 +77,23 @@ inline at::Tensor kept_weight(const AdaptedSite& site, bool at_once) {
   return kept.empty() ? at::Tensor() : kept[0];
 }
 
-// The weight to compute with instead, where that is the way; undefined where it is not (yet).
-inline at::Tensor weight_of_path(const AdaptedSite& site, Path path) {
+// How one call is computed.
+struct Choice {
+  Path path;
+  at::Tensor kept;  // the weight to compute with instead, on the path `kept_merged`
+};
+
+inline Choice choose(const AdaptedSite& site, const Situation& situation) {
+  const Route route = site.state->route;
+  const Path path = choose_path(situation, route);
   if (path != Path::kept_merged) {
     if (at::GradMode::is_enabled()) site.kept->merged.clear();
-    return {};
+    return {path, {}};
   }
-  return kept_weight(site, /*at_once=*/site.state->route == Route::merged);
+  const at::Tensor kept = kept_weight(site, /*at_once=*/route == Route::merged);
+  if (kept.defined()) return {path, kept};
+  // What evaluation does not keep yet is not worth a sum for one call either.
+  return {choose_path(situation, Route::bypass), {}};
 }
 
 // Factors of all active adapters; without gradients composed once and kept.
@@ -136,22 +165,19 @@ inline at::Tensor linear_of_site(const at::Tensor& x, const at::Tensor& weight,
                                  const std::optional<at::Tensor>& bias, const MatchedRows& part) {
   const AdaptedSite& site = *part.site;
   if (site.rows) return linear_by_rows(x, weight, bias, part);
-  const Situation situation = situation_of(site, x);
-  const Route route = site.state->route;
-  const Path path = choose_path(situation, route);
-  if (const at::Tensor kept = weight_of_path(site, path); kept.defined()) {
-    return at::linear(x, some_rows(kept.flatten(1), part), bias);
-  }
-  if (situation.dropping || !situation.factors) return linear_by_parts(x, weight, bias, part);
-  auto [factors, scale] = composed_factors(site);
-  factors.up = some_rows(factors.up, part);
   // What is packed is known by its tensor, of which the operator may have got a view.
   const bool whole = site.tensor.dim() == 2 && part.count == site.tensor.size(0);
   const PackedSite* packed = whole ? find_packed(site.tensor) : nullptr;
-  // What evaluation does not keep yet is not worth a sum for one call either.
+  Situation situation = situation_of(site, x);
+  situation.packed = packed && !autocast_dtype(x) && PackedWeight::usable(x, packed->tensor, bias);
+  add_product(situation, x, weight, composed_rank(site), site.sources.front().scalar_type());
+  const Choice choice = choose(site, situation);
+  if (choice.kept.defined()) return at::linear(x, some_rows(choice.kept.flatten(1), part), bias);
+  if (choice.path == Path::by_parts) return linear_by_parts(x, weight, bias, part);
+  auto [factors, scale] = composed_factors(site);
+  factors.up = some_rows(factors.up, part);
   return low_rank_linear(x, packed ? packed->tensor : weight, bias, factors, scale, site.path,
-                         path == Path::kept_merged ? Route::bypass : route,
-                         packed ? packed->packed.get() : nullptr);
+                         choice.path, packed ? packed->packed.get() : nullptr);
 }
 
 // One set of factors for a matrix of several weights: down stacked, up block by block along the
@@ -196,8 +222,12 @@ inline at::Tensor adapted_linear(const at::Tensor& x, const at::Tensor& weight,
     return linear_of_site(x, weight, bias, parts[0]);
   }
   if (can_be_stacked(match)) {
-    return low_rank_linear(x, weight, bias, stacked_factors(match), /*scale=*/1,
-                           parts[0].site->path, parts[0].site->state->route);
+    const Factors factors = stacked_factors(match);
+    Situation situation;
+    situation.half = rounds_away(x, weight);
+    add_product(situation, x, weight, factors.down.size(0), factors.down.scalar_type());
+    return low_rank_linear(x, weight, bias, factors, /*scale=*/1, parts[0].site->path,
+                           choose_path(situation, parts[0].site->state->route));
   }
   std::vector<at::Tensor> columns;
   int64_t row = 0;

@@ -55,11 +55,8 @@ inline at::Tensor product_of_site(const at::Tensor& a, const at::Tensor& b,
                                : adapted_linear(flip(b), a, {}, match));
 }
 
-// A bias may be left out by none, or by an undefined tensor.
-inline at::Tensor linear_kernel(const at::Tensor& x, const at::Tensor& weight,
-                                const std::optional<at::Tensor>& given) {
-  const Below below(kModeKey);
-  const auto bias = given && given->defined() ? given : std::nullopt;
+inline at::Tensor linear_of_matrix(const at::Tensor& x, const at::Tensor& weight,
+                                   const std::optional<at::Tensor>& bias) {
   if (const Match match = match_matrix(weight)) {
     if (!match.transposed) return adapted_linear(x, weight, bias, match);
     if (!in_derivative()) {
@@ -71,6 +68,16 @@ inline at::Tensor linear_kernel(const at::Tensor& x, const at::Tensor& weight,
     if (at::Tensor y = packed_product(x, weight, bias); y.defined()) return y;
   }
   return at::linear(x, weight, bias);
+}
+
+// A bias may be left out by none, or by an undefined tensor.
+inline at::Tensor linear_kernel(const at::Tensor& x, const at::Tensor& weight,
+                                const std::optional<at::Tensor>& given) {
+  const Below below(kModeKey);
+  const auto bias = given && given->defined() ? given : std::nullopt;
+  const at::Tensor y = linear_of_matrix(x, weight, bias);
+  const AdaptedSite* vector = match_vector(bias);
+  return vector ? plus_bias_delta(y, *vector, 0) : y;
 }
 
 inline at::Tensor matmul_kernel(const at::Tensor& a, const at::Tensor& b) {
@@ -85,8 +92,37 @@ inline at::Tensor addmm_kernel(const at::Tensor& bias, const at::Tensor& a, cons
   const bool plain = bias.dim() == 1 && beta.toDouble() == 1 && alpha.toDouble() == 1;
   const at::Tensor found =
       product_of_site(a, b, plain ? std::optional<at::Tensor>(bias) : std::nullopt);
-  if (!found.defined()) return at::addmm(bias, a, b, beta, alpha);
-  return plain ? found : at::add(found * alpha, bias, beta);
+  const AdaptedSite* vector = plain ? match_vector(bias) : nullptr;
+  const at::Tensor y = !found.defined() ? at::addmm(bias, a, b, beta, alpha)
+                       : plain          ? found
+                                        : at::add(found * alpha, bias, beta);
+  return vector ? plus_bias_delta(y, *vector, 0) : y;
+}
+
+// The adapted bias that one side of a sum is, or null: how torch::nn::Linear adds its bias where x has
+// more than two dimensions, and models theirs.
+inline const AdaptedSite* added_vector(const at::Tensor& side) {
+  return side.dim() == 1 && !in_derivative() ? match_vector(side) : nullptr;
+}
+
+inline at::Tensor add_kernel(const at::Tensor& a, const at::Tensor& b, const at::Scalar& alpha) {
+  const Below below(kModeKey);
+  const at::Tensor sum = at::add(a, b, alpha);
+  if (const AdaptedSite* vector = added_vector(b)) {
+    return at::add(sum, delta_of_vector(*vector).to(sum.scalar_type()), alpha);
+  }
+  const AdaptedSite* vector = added_vector(a);
+  return vector ? at::add(sum, delta_of_vector(*vector).to(sum.scalar_type())) : sum;
+}
+
+inline at::Tensor& add_in_place_kernel(at::Tensor& sum, const at::Tensor& b,
+                                       const at::Scalar& alpha) {
+  const Below below(kModeKey);
+  sum.add_(b, alpha);
+  if (const AdaptedSite* vector = added_vector(b)) {
+    sum.add_(delta_of_vector(*vector).to(sum.scalar_type()), alpha);
+  }
+  return sum;
 }
 
 // These are what derivatives are made of, so that there nothing is looked up.
@@ -136,6 +172,9 @@ void convolution_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack)
           ? nullptr
           : match_whole(arguments[1].toTensor(),
                         transposed ? LayerKind::transposed_convolution : LayerKind::convolution);
+  const AdaptedSite* vector =
+      kBare && in_derivative() ? nullptr : match_vector(optional_tensor(arguments[2]));
+  const int64_t dimensions = arguments[1].toTensor().dim() - 2;
   if (site) {
     stack->emplace_back(adapted_convolution({op, arguments, GroupsAt, transposed}, *site));
   } else if (const PackedSite* packed = packed_kernels({op, arguments, GroupsAt, transposed})) {
@@ -144,6 +183,21 @@ void convolution_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack)
     give_back(stack, std::move(arguments));
     op.callBoxed(stack);
   }
+  if (!vector) return;
+  const at::Tensor y = torch::jit::pop(*stack).toTensor();
+  stack->emplace_back(plus_bias_delta(y, *vector, dimensions));
+}
+
+inline void norm_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const Below below(kModeKey);
+  Arguments arguments = take_arguments(op, stack);
+  const at::ScalarType dtype = arguments[0].toTensor().scalar_type();
+  const bool adapted = exchange_vectors(arguments);
+  give_back(stack, std::move(arguments));
+  op.callBoxed(stack);
+  if (!adapted) return;
+  const at::Tensor y = torch::jit::pop(*stack).toTensor();
+  stack->emplace_back(y.to(dtype));
 }
 
 inline void embedding_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -225,6 +279,8 @@ inline void add_kernels(torch::Library& library) {
   library.impl("linear", linear_kernel);
   library.impl("matmul", matmul_kernel);
   library.impl("addmm", addmm_kernel);
+  library.impl("add.Tensor", add_kernel);
+  library.impl("add_.Tensor", add_in_place_kernel);
   library.impl("mm", mm_kernel);
   library.impl("mv", mv_kernel);
   library.impl("bmm", bmm_kernel);
@@ -237,6 +293,7 @@ inline void add_kernels(torch::Library& library) {
   add_boxed<index_select_kernel>(library, {"index_select"});
   add_boxed<embedding_bag_kernel>(library, {"embedding_bag", "embedding_bag.padding_idx"});
   add_boxed<bilinear_kernel>(library, {"bilinear"});
+  add_boxed<norm_kernel>(library, {"layer_norm", "group_norm"});
   add_boxed<exchanging_kernel>(
       library,
       {"lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data",

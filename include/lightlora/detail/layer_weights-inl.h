@@ -3,6 +3,8 @@
 
 #include <lightlora/detail/layer_weights.h>
 
+#include <lightlora/detail/layer_vectors-inl.h>
+
 #include <ATen/ATen.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
@@ -146,7 +148,9 @@ LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
   const int64_t columns = rows > 0 ? weight_->numel() / rows : 0;
   LayerInfo info{std::move(name), columns, rows};
   if (transposed()) std::swap(info.in, info.out);
-  (transposed() ? info.out_kernel : info.kernel) = weight_->sizes().slice(2).vec();
+  if (weight_->dim() > 2) {
+    (transposed() ? info.out_kernel : info.kernel) = weight_->sizes().slice(2).vec();
+  }
   info.lookup = kind_ == LayerKind::lookup || kind_ == LayerKind::bag;
   info.type = attention_output_ ? "MultiheadAttention" : type_;
   info.part = attention_output_ ? "out_proj" : part_;
@@ -156,7 +160,7 @@ LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
 }
 
 LIGHTLORA_INLINE torch::Tensor LayerWeight::as_matrix(const torch::Tensor& weight) const {
-  const torch::Tensor rows = weight.flatten(1);
+  const torch::Tensor rows = weight.dim() == 1 ? weight.unsqueeze(1) : weight.flatten(1);
   return transposed() ? rows.t() : rows;
 }
 
@@ -304,6 +308,11 @@ LIGHTLORA_INLINE AdaptableLayers adaptable_layers(torch::nn::Module& model) {
       const std::string full = path + dot + weight.part();
       found.targets.push_back({full, weight.type(), ""});
       found.weights.emplace_back(full, std::move(weight));
+    }
+    for (auto& vector : find_vectors(module)) {
+      const std::string full = path + (path.empty() ? "" : ".") + vector.part();
+      found.targets.push_back({full, vector.type(), "", /*vector=*/true});
+      found.weights.emplace_back(full, std::move(vector));
     }
     if (!weights.empty()) return;
     if (const auto reason = refusal_reason(*module); !reason.empty()) {

@@ -50,7 +50,7 @@ torch::Tensor delta_of_call(const ActiveAdapter& item, const torch::Tensor& weig
 /// `linear`: x W^T. `convolution`: with kernels (out, in / groups, ...). `transposed_convolution`:
 /// with kernels (in, out / groups, ...). `lookup`: rows by number. `bag`: sums of such rows.
 /// `bilinear`: x1 W x2 with W (out, in1, in2). `recurrent`: one of the matrices of an RNN, LSTM or
-/// GRU.
+/// GRU. `vector`: no matrix but a norm's weight or bias, or a layer's bias.
 enum class LayerKind {
   linear,
   convolution,
@@ -58,7 +58,8 @@ enum class LayerKind {
   lookup,
   bag,
   bilinear,
-  recurrent
+  recurrent,
+  vector
 };
 
 /// The weight of one layer of a model: where it is, and how it reads as a matrix (out, in).
@@ -123,6 +124,10 @@ class LayerWeight {
 /// The adaptable weights of a module: one for most layers, the input projections of a
 /// MultiheadAttention, the matrices of a recurrent layer, none for a module that cannot be adapted.
 std::vector<LayerWeight> find_weights(const std::shared_ptr<torch::nn::Module>& module);
+
+/// The vectors of a module, with their names as parts: weight and bias of a LayerNorm over one
+/// dimension or a GroupNorm, the bias of a linear layer or a convolution.
+std::vector<LayerWeight> find_vectors(const std::shared_ptr<torch::nn::Module>& module);
 
 /// The names of the types that `find_weights` knows, for messages.
 const char* adaptable_types();

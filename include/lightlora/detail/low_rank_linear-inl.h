@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <lightlora/detail/quantised_weight.h>
 #include <lightlora/detail/thin_products.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -41,19 +42,6 @@ struct LowRankCall {
   bool thin = false;   // the CPU kernels for small ranks
 };
 
-inline LowRankCall plan_call(const at::Tensor& rows, const at::Tensor& weight,
-                             const at::Tensor& down, const at::Tensor& up, double scale,
-                             Route wanted, const PackedWeight* packed) {
-  Situation situation;
-  situation.half = at::isReducedFloatingType(weight.scalar_type());
-  situation.packed = packed != nullptr;
-  situation.thin = thin::usable(rows, down, up);
-  situation.rows = rows.size(0);
-  situation.in = weight.size(1);
-  situation.out = weight.size(0);
-  return {scale, choose_path(situation, wanted) == Path::merged, situation.thin};
-}
-
 // y (N, out) of rows (N, in). `h` gets x down^T if that product is made.
 inline at::Tensor low_rank_forward(const at::Tensor& rows, const at::Tensor& weight,
                                    const at::Tensor& down, const at::Tensor& up,
@@ -81,11 +69,10 @@ inline at::Tensor low_rank_forward(const at::Tensor& rows, const at::Tensor& wei
 struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             const at::Tensor& weight, const at::Tensor& down, const at::Tensor& up,
-                            double scale, int64_t wanted_route,
-                            const std::optional<at::Tensor>& bias, const PackedWeight* packed) {
+                            double scale, bool merge, const std::optional<at::Tensor>& bias,
+                            const PackedWeight* packed) {
     const at::Tensor rows = as_rows(x);
-    const auto call =
-        plan_call(rows, weight, down, up, scale, static_cast<Route>(wanted_route), packed);
+    const LowRankCall call{scale, merge, thin::usable(rows, down, up)};
     at::Tensor h;
     const at::Tensor y = low_rank_forward(rows, weight, down, up, bias, call, packed,
                                           /*wants_h=*/up.requires_grad(), h);
@@ -184,16 +171,15 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
 // Without autograd nothing need be kept.
 inline at::Tensor low_rank_product(const at::Tensor& x, const at::Tensor& weight,
                                    const std::optional<at::Tensor>& bias, const Factors& factors,
-                                   double scale, Route route, const PackedWeight* packed) {
+                                   double scale, bool merge, const PackedWeight* packed) {
   const auto differentiates = [](const at::Tensor& t) { return t.requires_grad(); };
   if (at::GradMode::is_enabled() &&
       (differentiates(x) || differentiates(weight) || differentiates(factors.down) ||
        differentiates(factors.up) || (bias && differentiates(*bias)))) {
-    return LowRankLinear::apply(x, weight, factors.down, factors.up, scale,
-                                static_cast<int64_t>(route), bias, packed);
+    return LowRankLinear::apply(x, weight, factors.down, factors.up, scale, merge, bias, packed);
   }
   const at::Tensor rows = as_rows(x);
-  const auto call = plan_call(rows, weight, factors.down, factors.up, scale, route, packed);
+  const LowRankCall call{scale, merge, thin::usable(rows, factors.down, factors.up)};
   at::Tensor h;
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
@@ -207,17 +193,19 @@ inline at::Tensor low_rank_product(const at::Tensor& x, const at::Tensor& weight
 LIGHTLORA_INLINE at::Tensor low_rank_linear(const at::Tensor& x, const at::Tensor& weight,
                                             const std::optional<at::Tensor>& bias,
                                             const Factors& factors, double scale,
-                                            std::string_view name, Route route,
+                                            std::string_view name, Path path,
                                             const PackedWeight* packed) {
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "'", name, "': expected x (..., ",
               weight.size(1), "), got ", x.sizes());
+  const bool merge = path == Path::merged;
   if (const auto dtype = detail::autocast_dtype(x)) {
     const auto cast_bias = bias ? std::optional<at::Tensor>(bias->to(*dtype)) : std::nullopt;
-    return detail::low_rank_product(x.to(*dtype), weight.to(*dtype), cast_bias, factors, scale,
-                                    route, nullptr);
+    const at::Tensor cast_weight = is_quantized(weight) ? weight : weight.to(*dtype);
+    return detail::low_rank_product(x.to(*dtype), cast_weight, cast_bias, factors, scale, merge,
+                                    nullptr);
   }
-  if (packed && !PackedWeight::usable(x, weight, bias)) packed = nullptr;
-  return detail::low_rank_product(x, weight, bias, factors, scale, route, packed);
+  return detail::low_rank_product(x, weight, bias, factors, scale, merge,
+                                  path == Path::packed ? packed : nullptr);
 }
 
 }  // namespace lightlora

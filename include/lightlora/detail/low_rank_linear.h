@@ -6,7 +6,6 @@
 #include <lightlora/config.h>
 #include <lightlora/detail/choose_path.h>
 #include <lightlora/detail/packed_weight.h>
-#include <lightlora/options.h>
 
 #include <cstdint>
 #include <optional>
@@ -22,13 +21,12 @@ namespace lightlora {
 /// Errors:   c10::Error with both shapes, and `name` if given, if the last size of x is not `in`
 /// Derivatives of any order are right: a backward pass that autograd records is made of LibTorch's
 /// own operators over the arguments.
-/// `route` forces one way of computing it (see `choose_path`); the routes differ by rounding only.
-/// `packed` may hold the weight in the CPU kernels' layout; it is used where it is usable, and not
-/// on the merged route.
+/// `path` is the way to compute it that `choose_path` has chosen among those with factors, which
+/// differ by rounding only; `packed` the weight in the CPU kernels' layout, for the path of that name.
 at::Tensor low_rank_linear(const at::Tensor& x, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, const Factors& factors,
                            double scale, std::string_view name = "low_rank_linear",
-                           Route route = Route::automatic, const PackedWeight* packed = nullptr);
+                           Path path = Path::bypass, const PackedWeight* packed = nullptr);
 
 }  // namespace lightlora
 

@@ -22,13 +22,17 @@
 #include <lightlora/detail/formats/peft-inl.h>
 #include <lightlora/detail/interception-inl.h>
 #include <lightlora/detail/interception_kernels-inl.h>
+#include <lightlora/detail/layer_vectors-inl.h>
 #include <lightlora/detail/layer_weights-inl.h>
 #include <lightlora/detail/low_rank_linear-inl.h>
 #include <lightlora/detail/packed_weight-inl.h>
+#include <lightlora/detail/quantised_calls-inl.h>
+#include <lightlora/detail/quantised_weight-inl.h>
 #include <lightlora/embeddings-inl.h>
 #include <lightlora/exported_package-inl.h>
 #include <lightlora/exported_script-inl.h>
 #include <lightlora/file_io-inl.h>
+#include <lightlora/file_io_atomic-inl.h>
 #include <lightlora/files-inl.h>
 #include <lightlora/options-inl.h>
 #include <lightlora/packing-inl.h>
@@ -40,6 +44,8 @@
 #include <lightlora/state-inl.h>
 #include <lightlora/targets-inl.h>
 #include <lightlora/train-inl.h>
+#include <lightlora/train_budget-inl.h>
+#include <lightlora/train_probes-inl.h>
 #include <lightlora/train_starts-inl.h>
 #include <lightlora/train_steps-inl.h>
 #include <lightlora/variants/variants-inl.h>

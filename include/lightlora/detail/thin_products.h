@@ -15,14 +15,19 @@
 
 namespace lightlora::detail::thin {
 
-/// Whether the kernels take this: fp32 or bf16 on a CPU, of a rank at which they are the faster.
-/// (bf16 products run on matrix units where there are any, so that the library catches up earlier.)
-inline bool usable(const at::Tensor& rows, const at::Tensor& down, const at::Tensor& up) {
+/// Whether the kernels take factors of this rank and dtype: fp32 or bf16 on a CPU, of a rank at which
+/// they are the faster. (bf16 products run on matrix units where there are any, so that the library
+/// catches up earlier.)
+inline bool usable(const at::Tensor& rows, int64_t rank, at::ScalarType factors) {
   if (best_isa() == Isa::none || !rows.device().is_cpu()) return false;
   const auto dtype = rows.scalar_type();
-  const int64_t rank = down.size(0);
   const bool fits = dtype == at::kFloat ? rank <= kMaxRank : dtype == at::kBFloat16 && rank <= 4;
-  return fits && rank > 0 && down.scalar_type() == at::kFloat && up.scalar_type() == at::kFloat;
+  return fits && rank > 0 && factors == at::kFloat;
+}
+
+/// The same for factors that are there.
+inline bool usable(const at::Tensor& rows, const at::Tensor& down, const at::Tensor& up) {
+  return up.scalar_type() == down.scalar_type() && usable(rows, down.size(0), down.scalar_type());
 }
 
 /// scale * matrix^T, contiguous; for small fp32 matrices of any strides.

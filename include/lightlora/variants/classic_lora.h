@@ -96,6 +96,10 @@ struct ClassicOptions : VariantOptions<ClassicOptions> {
   /// Iterations of pissa's fast decomposition, PEFT's pissa_niter_N; 0 computes it exactly.
   /// Default: 0.
   TORCH_ARG(int64_t, niter) = 0;
+  /// Trains `down` in units of each input channel's own size, which `start_from_data` measures: the
+  /// delta is the same at the start, and the steps of a few large channels no longer drown the
+  /// others. Default: false.
+  TORCH_ARG(bool, channel_scaling) = false;
 
  public:
   static auto fields() {
@@ -105,19 +109,23 @@ struct ClassicOptions : VariantOptions<ClassicOptions> {
             "Start of the factors: standard, pissa, olora, mica, svd_down; from data: eva, corda, "
             "lora_ga"),
         option("niter", &ClassicOptions::niter_,
-               "Iterations of pissa's fast decomposition; 0: exact"));
+               "Iterations of pissa's fast decomposition; 0: exact"),
+        option("channel_scaling", &ClassicOptions::channel_scaling_,
+               "Train the inner factor in units of each input channel's size, as measured"));
   }
 };
 
 /// Low-rank adapter whose two factors are both trained.
 /// Equation: delta = scale * up * down,  scale = network_alpha / rank; for a start that is not zero
-///           (pissa, olora, corda, lora_ga) delta = scale * (up * down - up_start * down_start)
+///           (pissa, olora, corda, lora_ga) delta = scale * (up * down - up_start * down_start);
+///           with channel_scaling down diag(1 / channels) in place of down
 /// Paper:    Hu et al. 2021, "LoRA", arXiv:2106.09685, eq. (3); see `LoRAStart` for the starts
-/// Shapes:   down (rank, in), up (out, rank); down_start, up_start likewise, frozen
+/// Shapes:   down (rank, in), up (out, rank); down_start, up_start likewise, frozen; channels (1,
+///           in), frozen, ones until they are measured
 /// Dtypes:   fp32, whatever the base is cast to; products run in the dtype of the input. Starts are
 ///           computed in double
 /// Errors:   c10::ValueError if rank < 1; for a start of the weight, if rank > min(in, out), niter
-///           < 0, or `init` is not the default
+///           < 0, or `init` is not the default; for channel_scaling with a start that is taken off
 ///
 /// PEFT takes the product of the start away from the base weight; here the base stays as it is, and
 /// the delta is what has been learned since, so that a new adapter changes no bit. Its factors are
@@ -129,6 +137,7 @@ struct ClassicOptions : VariantOptions<ClassicOptions> {
 class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptions> {
  public:
   static constexpr const char* kVariant = "classic";
+  static constexpr bool kMakesBases = false;
 
   /// What is frozen is a part of the delta: a start, or mica's up.
   static Canonical canonical(const LoRAOptions& /*options*/, const TrainedValues& frozen) {
@@ -155,6 +164,7 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
     const bool lookup = layer_.lookup && options_.init() == Init::up_zero;
     const Init init = lookup ? Init::down_zero : options_.init();
     init == Init::up_zero ? down.normal_(0, std) : down.zero_();
+    if (channels.defined()) down.mul_(channels);
     init == Init::down_zero ? up.normal_(0, std) : up.zero_();
   }
 
@@ -163,15 +173,34 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
   /// Shapes: down (rank, in), up (out, rank)
   void start_at(const Factors& factors) {
     torch::NoGradGuard no_grad;
-    down.copy_(factors.down);
+    down.copy_(channels.defined() ? factors.down * channels : factors.down);
     up.copy_(factors.up);
     if (!subtracts()) return;
     down_start.copy_(down);
     up_start.copy_(up);
   }
 
+  /// Says how large each input channel is, in whatever unit; the delta stays what it is.
+  /// Equation: channels = sizes / mean of sizes, and down as it was times channels
+  /// Shapes:   sizes (in), positive
+  /// Errors:   c10::ValueError without channel_scaling, or for sizes that are not positive
+  void scale_channels(const torch::Tensor& sizes) {
+    TORCH_CHECK_VALUE(channels.defined(), "'", layer_.name,
+                      "': expected an adapter with channel_scaling, got one without");
+    TORCH_CHECK_VALUE(sizes.numel() == layer_.in && sizes.gt(0).all().item<bool>(), "'",
+                      layer_.name, "': expected ", layer_.in, " positive sizes of channels, got ",
+                      sizes.sizes());
+    torch::NoGradGuard no_grad;
+    const torch::Tensor wide = sizes.to(torch::kDouble).view({1, layer_.in});
+    const torch::Tensor unit = (wide / wide.mean()).to(channels.options());
+    down.mul_(unit / channels);
+    channels.copy_(unit);
+  }
+
   /// Where the factors start.
   LoRAStart start() const { return own().init_lora_weights(); }
+  /// Whether `down` is in units of the channels' sizes.
+  bool scales_channels() const { return own().channel_scaling(); }
 
   int64_t rank() const override { return (subtracts() ? 2 : 1) * options_.rank(); }
 
@@ -197,6 +226,7 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
   torch::Tensor up;          ///< (out, rank), trained; with mica frozen
   torch::Tensor down_start;  ///< (rank, in), frozen; undefined for a start that is zero
   torch::Tensor up_start;    ///< (out, rank), frozen, likewise
+  torch::Tensor channels;    ///< (1, in), frozen; undefined without channel_scaling
 
  protected:
   void register_tensors() override {
@@ -207,6 +237,9 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
     } else {
       up = register_parameter("up", empty_up);
     }
+    if (own().channel_scaling()) {
+      channels = register_buffer("channels", torch::ones({1, layer_.in}));
+    }
     if (!subtracts()) return;
     down_start = register_buffer("down_start", torch::zeros_like(down));
     up_start = register_buffer("up_start", torch::zeros_like(up));
@@ -215,6 +248,7 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
  private:
   // Factors of what has been learned since the start; differences first, so that it cancels exactly.
   Factors since_start(const torch::Tensor& now_down, const torch::Tensor& now_up) const {
+    if (channels.defined()) return {now_down / channels, now_up};
     if (!subtracts()) return {now_down, now_up};
     return {torch::cat({now_down, now_down - down_start}, -2),
             torch::cat({now_up - up_start, up_start.expand_as(now_up)}, -1)};
@@ -231,6 +265,9 @@ class ClassicAdapterImpl : public AdapterModule<ClassicAdapterImpl, ClassicOptio
     TORCH_CHECK_VALUE(own().niter() == 0 || start() == LoRAStart::pissa, "'", layer_.name,
                       "': niter cannot be combined with init_lora_weights ", to_string(start()),
                       ": only pissa has a fast form");
+    TORCH_CHECK_VALUE(!own().channel_scaling() || !subtracts(), "'", layer_.name,
+                      "': channel_scaling cannot be combined with init_lora_weights ",
+                      to_string(start()), ", whose start is taken off the delta");
     if (start() == LoRAStart::standard) return;
     TORCH_CHECK_VALUE(options_.init() == Init::up_zero, "'", layer_.name, "': the init ",
                       to_string(options_.init()), " cannot be combined with init_lora_weights ",

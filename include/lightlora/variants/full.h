@@ -21,6 +21,7 @@ namespace lightlora {
 class FullAdapterImpl : public AdapterModule<FullAdapterImpl> {
  public:
   static constexpr const char* kVariant = "full";
+  static constexpr bool kTrainsWhole = true;
 
   FullAdapterImpl(LoRAOptions options, LayerInfo layer)
       : AdapterModule(std::move(options), std::move(layer)) {

@@ -54,7 +54,8 @@ class IA3AdapterImpl : public AdapterModule<IA3AdapterImpl, IA3Options> {
     const auto found = trained.find("l");
     if (found == trained.end() || found->second.dim() != 2) return layer;
     const int64_t rows = found->second.size(0), columns = found->second.size(1);
-    if (rows == 1 && columns == layer.in) layer.kernel.clear();
+    const bool by_place = c10::multiply_integers(layer.kernel) > 1;
+    if (rows == 1 && columns == layer.in && by_place) layer.kernel.clear();
     const bool by_channel = columns == 1 && rows > 0 && rows < layer.out;
     if (by_channel && layer.out % rows == 0) layer.out_kernel = {layer.out / rows};
     return layer;

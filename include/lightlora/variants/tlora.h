@@ -39,11 +39,19 @@ struct TLoRAOptions : VariantOptions<TLoRAOptions> {
 
   /// The singular vectors to start at. Default: `principal`.
   TORCH_ARG(SigType, sig_type) = SigType::principal;
+  /// Ranks that count for pure noise, see `set_timestep`. Default: 1.
+  TORCH_ARG(int64_t, min_rank) = 1;
+  /// How fast the ranks fall with the noise: 1 evenly, above 1 sooner. Default: 1.
+  TORCH_ARG(double, alpha_rank_scale) = 1;
 
  public:
   static auto fields() {
-    return std::make_tuple(option("sig_type", &TLoRAOptions::sig_type_,
-                                  "Singular vectors to start at: principal, last or middle"));
+    return std::make_tuple(
+        option("sig_type", &TLoRAOptions::sig_type_,
+               "Singular vectors to start at: principal, last or middle"),
+        option("min_rank", &TLoRAOptions::min_rank_, "Ranks that count for pure noise"),
+        option("alpha_rank_scale", &TLoRAOptions::alpha_rank_scale_,
+               "How fast ranks fall with the noise: 1 evenly, above 1 sooner"));
   }
 };
 
@@ -56,7 +64,8 @@ struct TLoRAOptions : VariantOptions<TLoRAOptions> {
 /// Shapes:   trained q (rank, in), p (out, rank), lambda (rank, 1); q_start, p_start, lambda_start
 ///           frozen likewise; mask (rank, 1), ones unless a trainer has set it
 /// Dtypes:   fp32, whatever the base is cast to; products run in the dtype of the input
-/// Errors:   c10::ValueError if rank < 1, rank > min(in, out), or `init` is not the default
+/// Errors:   c10::ValueError if rank < 1, rank > min(in, out), for an option out of range, or `init`
+///           is not the default
 /// Files hold the start, without the mask. The factors have rank 2 r, as those of a ClassicLoRA with
 /// a start that is not zero; for other programs the file is plain LoRA of that rank.
 class TLoRAAdapterImpl : public AdapterModule<TLoRAAdapterImpl, TLoRAOptions> {
@@ -69,6 +78,9 @@ class TLoRAAdapterImpl : public AdapterModule<TLoRAAdapterImpl, TLoRAOptions> {
     TORCH_CHECK_VALUE(options_.rank() <= std::min(layer_.in, layer_.out), "'", layer_.name,
                       "': expected rank <= ", std::min(layer_.in, layer_.out),
                       " (the weight's singular values), got ", options_.rank());
+    TORCH_CHECK_VALUE(own().min_rank() >= 1 && own().alpha_rank_scale() > 0, "'", layer_.name,
+                      "': expected min_rank >= 1 and alpha_rank_scale > 0, got ", own().min_rank(),
+                      " and ", own().alpha_rank_scale());
     reset();
   }
 
@@ -89,6 +101,9 @@ class TLoRAAdapterImpl : public AdapterModule<TLoRAAdapterImpl, TLoRAOptions> {
     mask.narrow(0, 0, count).fill_(1);
   }
 
+  /// What the ranks do with the noise.
+  const TLoRAOptions& schedule() const { return own(); }
+
   int64_t rank() const override { return 2 * options_.rank(); }
 
   // Differences first, so that the start cancels exactly.
@@ -100,6 +115,7 @@ class TLoRAAdapterImpl : public AdapterModule<TLoRAAdapterImpl, TLoRAOptions> {
   // The start that is taken off has no factor.
   void rescale(double factor) override { set_scale(scale() * factor); }
   bool is_up_side(const std::string& name) const override { return name == "p"; }
+  bool is_of_weight(const std::string& frozen) const override { return frozen != "mask"; }
 
   torch::Tensor q;             ///< (rank, in), trained
   torch::Tensor p;             ///< (out, rank), trained

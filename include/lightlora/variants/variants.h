@@ -3,6 +3,7 @@
 
 #include <lightlora/adapter.h>
 #include <lightlora/config.h>
+#include <lightlora/variants/adalora.h>
 #include <lightlora/variants/classic_lora.h>
 #include <lightlora/variants/diag_oft.h>
 #include <lightlora/variants/dora.h>
@@ -41,7 +42,7 @@ using LibraryVariants =
                LoKrAdapterImpl, VeRAAdapterImpl, IA3AdapterImpl, LoRAXSAdapterImpl, OFTAdapterImpl,
                HiRAAdapterImpl, MiSSAdapterImpl, GraLoRAAdapterImpl, FullAdapterImpl,
                DiagOFTAdapterImpl, PSOFTAdapterImpl, SHiRAAdapterImpl, GLoRAAdapterImpl,
-               TLoRAAdapterImpl>;
+               TLoRAAdapterImpl, AdaLoRAAdapterImpl>;
 
 /// Makes an adapter of one variant for one layer.
 using AdapterFactory = std::shared_ptr<Adapter> (*)(LoRAOptions, LayerInfo);
@@ -71,6 +72,8 @@ struct VariantEntry {
   LayerInfo (*layer_of)(LayerInfo, const TrainedValues&);
   /// See `AdapterModule::canonical`; of an adapter with these options and these frozen tensors.
   Canonical (*canonical_values)(const LoRAOptions&, const TrainedValues&);
+  bool makes_bases;   ///< see `AdapterModule::kMakesBases`
+  bool trains_whole;  ///< see `AdapterModule::kTrainsWhole`
 
   /// Whether it takes an option of that name beside the shared ones.
   bool takes(const std::string& option) const;
@@ -109,7 +112,9 @@ VariantEntry variant_entry() {
                 detail::own_from_text<Options>(own, where, AdapterImpl::kVariant));
           },
           &AdapterImpl::layer_of,
-          &AdapterImpl::canonical};
+          &AdapterImpl::canonical,
+          AdapterImpl::kMakesBases,
+          AdapterImpl::kTrainsWhole};
 }
 
 namespace detail {

@@ -43,6 +43,7 @@ class DialectReader {
   Components components(const PeftConfigs& configs) {
     Components result;
     for (const auto& [key, tensors] : layers_) {
+      if (is_pruned(tensors)) continue;
       const auto config = configs.find(key.first);
       result[key.first].push_back(layer_state(config == configs.end() ? nullptr : &config->second,
                                               key.first, key.second, tensors));
@@ -55,6 +56,12 @@ class DialectReader {
   const std::vector<std::string>& ignored() const { return ignored_; }
 
  private:
+  // A layer of which PEFT's AdaLoRA has left no rank.
+  static bool is_pruned(const LayerTensors& tensors) {
+    const auto found = tensors.factors.find("lora_E");
+    return found != tensors.factors.end() && found->second.numel() == 0;
+  }
+
   static uint64_t stored_bytes(const TensorFile& file) {
     uint64_t bytes = 0;
     for (const auto& info : file.tensors()) bytes += info.end - info.begin;
@@ -75,6 +82,7 @@ class DialectReader {
       if (is_text_component(component_)) key->layer = text_layer(key->layer);
       key->component = component_;
     }
+    name_vector(*key, info.shape.size() == 1);
     dialects_.insert(key->dialect);
     note_spelling(*key, info.name);
     LayerTensors& layer = layers_[{key->component, key->layer}];
@@ -88,6 +96,16 @@ class DialectReader {
     } else {
       layer.factors[key->role] = factor_of(info.name, *key);
     }
+  }
+
+  // What is trained of a norm or a bias gets the path that it has in the model.
+  static void name_vector(LoRAKey& key, bool one_dimension) {
+    const bool norm = is_norm_name(key.layer);
+    const bool weight = key.role == "w_norm" || (key.role == "diff" && norm && one_dimension);
+    if (!weight && !is_of_vector(key.role)) return;
+    key.type = norm || key.role != "diff_b" ? "Norm" : "Bias";
+    key.layer += weight ? ".weight" : ".bias";
+    key.role = "vector";
   }
 
   // PEFT calls the input projections of a MultiheadAttention by the attention's own name, and the
@@ -175,6 +193,15 @@ class DialectReader {
                 "expected DoRA magnitudes exactly if the configuration says use_dora, got ",
                 state.options.dora() ? "some without it" : "none");
     if (config != nullptr && state.variant == "oft") set_oft(*config, name, state);
+    if (state.layer.is_vector()) return state;
+    if (state.variant == "diag_oft") {
+      set_constraint(tensors.alpha, name, state);
+      return state;
+    }
+    TORCH_CHECK(!tensors.alpha || *tensors.alpha != 0, where(name),
+                "expected an alpha other than zero, ",
+                "got 0; hint: programs disagree on what 0 means, so set it to the rank or the "
+                "wanted value");
     if (const auto scale = scale_of(config, name, tensors, divisor)) {
       state.scale = *scale;
       state.options.network_alpha(*scale * static_cast<double>(state.options.rank()));
@@ -192,6 +219,16 @@ class DialectReader {
     own["neumann_terms"] = std::to_string(terms);
     if (terms == 0) state.trained["q"] = -state.trained["q"];  // PEFT turns the other way then
     own = find_variant("oft").canonical(own, name);
+  }
+
+  // LyCORIS calls the bound of its rotations alpha.
+  void set_constraint(const std::optional<double>& alpha, const std::string& name,
+                      LayerState& state) const {
+    TORCH_CHECK(alpha.value_or(0) >= 0, where(name), "expected a bound of at least 0 as the alpha ",
+                "of rotations, got ", alpha.value_or(0));
+    OwnOptions& own = state.options.own();
+    own["constraint"] = exact_text(alpha.value_or(0));
+    own = find_variant("diag_oft").canonical(own, name);
   }
 
   // alpha of the file comes before a configuration; neither means scale 1.
@@ -213,16 +250,17 @@ class DialectReader {
                 "expected one number as ", shown(key), ", got ", tensor.scalar_type(), " ",
                 tensor.sizes());
     const double alpha = tensor.to(at::kDouble).item<double>();
-    TORCH_CHECK(
-        std::isfinite(alpha) && alpha != 0, where(layer), "expected an alpha other than zero, got ",
-        alpha,
-        "; hint: programs disagree on what 0 means, so set it to the rank or the wanted value");
+    TORCH_CHECK(std::isfinite(alpha), where(layer), "expected an alpha other than zero, got ",
+                alpha);
     return alpha;
   }
 
   at::Tensor factor_of(const std::string& name, const LoRAKey& key) const {
     const at::Tensor tensor = file_.load(name);
-    const int64_t least = key.role == "magnitude" || key.role == "dora_scale" ? 1 : 2;
+    if (key.role == "on_input" && tensor.numel() == 1) return tensor.to(at::kFloat);
+    const bool vectors = key.role == "magnitude" || key.role == "dora_scale" ||
+                         key.role == "vector" || key.role == "ia3" || key.role == "rescale";
+    const int64_t least = vectors ? 1 : 2;
     TORCH_CHECK(tensor.is_floating_point() && tensor.dim() >= least && tensor.dim() <= 5,
                 where(key.layer),
                 "expected a matrix or a convolution's kernel of floating-point values as ",

@@ -8,6 +8,7 @@
 #include <lightlora/detail/formats/family.h>
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/lycoris.h>
+#include <lightlora/detail/formats/lycoris_methods.h>
 #include <lightlora/detail/formats/module_names.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/detail/formats/safetensors_data.h>
@@ -120,12 +121,31 @@ inline Metadata kohya_hashes(const TensorMap& tensors, const Metadata& metadata)
           {"sshs_legacy_hash", sha256(window).substr(0, 8)}};
 }
 
+// Adds a layer of a method that LyCORIS has names for.
+inline void add_lycoris(TensorMap& tensors, const std::string& component, const LayerState& layer,
+                        at::ScalarType dtype, bool xl) {
+  if (!layer.layer.is_vector()) require_plain(layer.layer, "kohya");
+  const std::string name = kohya_name(component, lycoris_layer(layer.layer), xl) + ".";
+  for (const auto& [key, value] : lycoris_tensors(layer, dtype)) {
+    const bool stands_in = key == "w_norm" && layer.layer.part == "bias";
+    if (stands_in) {
+      tensors.emplace(name + key, value);
+    } else {
+      tensors[name + key] = value;
+    }
+  }
+}
+
 // Takes the layers that have names of their own out of the components.
 inline TensorMap take_own_names(Components& components, at::ScalarType dtype, bool xl) {
   TensorMap tensors;
   for (auto& [component, state] : components) {
     AdapterState rest;
     for (auto& layer : state) {
+      if (lycoris_names(layer)) {
+        add_lycoris(tensors, component, layer, dtype, xl);
+        continue;
+      }
       if (!has_own_names(layer)) {
         rest.push_back(std::move(layer));
         continue;
@@ -182,9 +202,17 @@ LIGHTLORA_INLINE void save_kohya(const std::string& path, const Components& comp
   bool convolutions = false;
   std::string method;  // of LyCORIS
   for (const auto& [name, tensor] : tensors) {
-    if (ends_with(name, ".hada_w1_b")) method = "loha";
-    if (name.find(".lokr_w1") != name.npos) method = "lokr";
+    for (const auto& [part, algorithm] : {std::pair(".hada_w1_b", "loha"),
+                                          {".lokr_w1", "lokr"},
+                                          {".oft_blocks", "diag-oft"},
+                                          {".a1.weight", "glora"},
+                                          {".on_input", "ia3"},
+                                          {".diff", "full"}}) {
+      if (name.find(part) != name.npos && !ends_with(name, ".diff_b")) method = algorithm;
+    }
     if (ends_with(name, ".hada_w1_b") || ends_with(name, ".lokr_w2_b")) rank = tensor.size(0);
+    if (ends_with(name, ".b2.weight")) rank = tensor.size(0);
+    if (ends_with(name, ".oft_blocks")) rank = tensor.size(1);
     if (!ends_with(name, ".lora_down.weight")) continue;
     rank = tensor.size(0);
     convolutions = convolutions || (tensor.dim() == 4 && tensor.size(2) > 1);

@@ -7,6 +7,7 @@
 #include <lightlora/detail/dora_state.h>
 #include <lightlora/detail/formats/limits.h>
 #include <lightlora/detail/formats/module_names.h>
+#include <lightlora/detail/formats/other_methods.h>
 #include <lightlora/state.h>
 #include <lightlora/variants/lokr.h>
 
@@ -24,23 +25,14 @@
 
 namespace lightlora::detail {
 
-/// A layer's state, and what its alpha is divided by; 0 if the method takes no alpha.
-struct AssembledLayer {
-  LayerState state;
-  int64_t divisor = 0;
-};
-
-class LayerAssembler {
+class LayerAssembler : private OtherMethods {
  public:
   /// `where` begins the error messages; `tensors` are the layer's, by the roles of `LoRAKey`;
   /// `budget` is the file's, for what is made of them.
   LayerAssembler(std::string where, std::string component, std::string layer,
                  std::map<std::string, at::Tensor> tensors, ValueBudget& budget)
-      : budget_(budget),
-        where_(std::move(where)),
-        component_(std::move(component)),
-        layer_(std::move(layer)),
-        tensors_(std::move(tensors)) {}
+      : OtherMethods(std::move(where), std::move(component), std::move(layer), std::move(tensors),
+                     budget) {}
 
   AssembledLayer assemble() {
     const at::Tensor dora_scale = take("dora_scale"), vector = take("magnitude");
@@ -51,6 +43,12 @@ class LayerAssembler {
                             : has("miss_block")                                     ? miss()
                             : has("gralora_A", "gralora_B")                         ? gralora()
                             : has("oft_R")                                          ? oft()
+                            : has("lora_E")                                         ? adalora()
+                            : has("oft_blocks", "rescale")                          ? diag_oft()
+                            : has("a1", "a2", "b1", "b2")                           ? glora()
+                            : has("q_layer", "p_layer", "lambda_layer")             ? tlora()
+                            : has("ia3", "on_input")                                ? ia3()
+                            : has("vector")                                         ? of_vector()
                             : has("diff")                                           ? difference()
                                                                                     : classic();
     for (const auto& item : tensors_) {
@@ -66,68 +64,6 @@ class LayerAssembler {
   }
 
  private:
-  template <typename... Roles>
-  bool has(const Roles&... roles) const {
-    return (... || (tensors_.count(roles) > 0));
-  }
-  at::Tensor take(const std::string& role) {
-    const auto found = tensors_.find(role);
-    if (found == tensors_.end()) return {};
-    at::Tensor tensor = found->second;
-    tensors_.erase(found);
-    return tensor;
-  }
-  at::Tensor require(const std::string& role) {
-    at::Tensor tensor = take(role);
-    TORCH_CHECK(tensor.defined(), where_, "expected a tensor '", role, "' beside the others, got ",
-                "none; hint: the file is incomplete");
-    return tensor;
-  }
-
-  at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-    TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), where_,
-                "expected factors and bases that fit, got ", a.sizes(), " and ", b.sizes());
-    budget_.spend(where_, {a.size(0), b.size(1)});
-    return a.mm(b);
-  }
-
-  // A low-rank pair in LyCORIS' order: a (rows, rank) and b (rank, columns). With a Tucker core the
-  // file has a (rank, rows), b (rank, inputs) and the core (rank, rank, kernel...), which is the
-  // pair of a^T and of core and b as one matrix (rank, inputs * kernel).
-  std::pair<at::Tensor, at::Tensor> pair(const std::string& a_role, const std::string& b_role,
-                                         const std::string& core_role) {
-    at::Tensor a = require(a_role), b = require(b_role);
-    if (const at::Tensor core = take(core_role); core.defined()) {
-      b = with_core(core, b.flatten(1));
-      a = a.flatten(1).t();
-    }
-    b = b.flatten(1);
-    TORCH_CHECK(a.dim() == 2 && a.size(1) == b.size(0) && a.numel() > 0 && b.numel() > 0, where_,
-                "expected ", a_role, " and ", b_role, " of one rank, got ", a.sizes(), " and ",
-                b.sizes());
-    return {a.contiguous(), b.contiguous()};
-  }
-
-  void check_kernel() const {
-    for (const int64_t size : kernel_) {
-      TORCH_CHECK(size >= 1 && size <= kMostKernel, where_, "expected a kernel of sizes from 1 to ",
-                  kMostKernel, ", got ", kernel_);
-    }
-  }
-
-  // core (r, s, kernel...) and rows (s, n) as one matrix (r, n * kernel); keeps the kernel's sizes.
-  at::Tensor with_core(const at::Tensor& core, const at::Tensor& rows) {
-    TORCH_CHECK(core.dim() > 2 && core.size(1) == rows.size(0), where_,
-                "expected a Tucker core that fits its factors, got ", core.sizes(), " and ",
-                rows.sizes());
-    kernel_ = core.sizes().slice(2).vec();
-    check_kernel();
-    const at::Tensor flat = core.flatten(2);  // (r, s, k)
-    budget_.spend(where_, {flat.size(0), rows.size(1), flat.size(2)});
-    const at::Tensor joined = at::einsum("rsk,sn->rnk", {flat, rows});
-    return joined.flatten(1);
-  }
-
   AssembledLayer classic() {
     at::Tensor down = take("down"), up = take("up");
     TORCH_CHECK(down.defined() && up.defined(), where_, "expected both factors, got only ",
@@ -145,17 +81,6 @@ class LayerAssembler {
     return classic_state(down, up);
   }
 
-  // A whole difference, as factors of full rank.
-  AssembledLayer difference() {
-    const at::Tensor matrix = require("diff");
-    if (matrix.dim() > 2) kernel_ = matrix.sizes().slice(2).vec();
-    const Factors factors = factorise(matrix.flatten(1));
-    auto result = classic_state(factors.down.to(at::kFloat).contiguous(),
-                                factors.up.to(at::kFloat).contiguous());
-    result.divisor = 0;
-    return result;
-  }
-
   // The seed article's fused core between its two bases.
   AssembledLayer fused() {
     TORCH_CHECK(!has("down", "up"), where_,
@@ -166,15 +91,6 @@ class LayerAssembler {
                 "; hint: the file is incomplete");
     const at::Tensor down = product(take("down_up"), take("down_aux"));
     return classic_state(down, checked_up(down, take("up_aux")));
-  }
-
-  at::Tensor checked_up(const at::Tensor& down, const at::Tensor& up) const {
-    TORCH_CHECK(up.numel() == up.size(0) * up.size(1), where_,
-                "expected an up factor with a 1x1 kernel, got ", up.sizes());
-    TORCH_CHECK(down.size(0) == up.size(1) && down.numel() > 0 && up.numel() > 0, where_,
-                "expected two factors of one rank, got down ", down.sizes(), " and up ",
-                up.sizes());
-    return up.flatten(1);
   }
 
   AssembledLayer classic_state(const at::Tensor& down, const at::Tensor& up) const {
@@ -200,59 +116,6 @@ class LayerAssembler {
     result.state.options.rank(result.divisor);
     result.state.trained = {
         {"hada_w1_a", a1}, {"hada_w1_b", b1}, {"hada_w2_a", a2}, {"hada_w2_b", b2}};
-    return result;
-  }
-
-  // PEFT's methods beside LoRA. What a file does not say of a layer's size is 0, and the model's.
-  AssembledLayer peft_state(const char* variant, int64_t in, int64_t out, int64_t rank,
-                            std::map<std::string, at::Tensor> trained) const {
-    AssembledLayer result;
-    result.divisor = rank;
-    result.state.variant = variant;
-    result.state.layer = {layer_, in, out};
-    result.state.options.rank(rank);
-    result.state.trained = std::move(trained);
-    return result;
-  }
-
-  at::Tensor require_dims(const std::string& role, int64_t dims) {
-    const at::Tensor tensor = require(role);
-    TORCH_CHECK(tensor.dim() == dims && tensor.numel() > 0, where_, "expected ", role, " of a ",
-                "Linear layer, with ", dims, " dimensions, got ", tensor.sizes());
-    return tensor;
-  }
-
-  AssembledLayer hira() {
-    const at::Tensor down = require_dims("hira_A", 2), up = require_dims("hira_B", 2);
-    checked_up(down, up);
-    return peft_state("hira", down.size(1), up.size(0), down.size(0), {{"down", down}, {"up", up}});
-  }
-
-  AssembledLayer miss() {
-    const at::Tensor block = require_dims("miss_block", 2);
-    return peft_state("miss", 0, block.size(1), block.size(0), {{"block", block}});
-  }
-
-  AssembledLayer gralora() {
-    const at::Tensor down = require_dims("gralora_A", 3), up = require_dims("gralora_B", 3);
-    const int64_t blocks = down.size(0), rank = down.size(2);
-    TORCH_CHECK(up.size(0) == blocks && up.size(1) == rank && rank % blocks == 0, where_,
-                "expected gralora_A and gralora_B of one rank and number of blocks, got ",
-                down.sizes(), " and ", up.sizes());
-    auto result = peft_state("gralora", blocks * down.size(1), blocks * up.size(2), rank,
-                             {{"down", down}, {"up", up}});
-    result.state.options.own({{"blocks", std::to_string(blocks)}});
-    return result;
-  }
-
-  AssembledLayer oft() {
-    const at::Tensor q = require_dims("oft_R", 2);
-    const auto block = static_cast<int64_t>((1 + std::sqrt(1.0 + 8.0 * q.size(1))) / 2);
-    const int64_t inputs = saturating_product({q.size(0), block});
-    TORCH_CHECK(block * (block - 1) / 2 == q.size(1) && inputs <= kMostFeatures, where_,
-                "expected the upper triangles of square blocks as oft_R, got ", q.sizes());
-    auto result = peft_state("oft", inputs, 0, 1, {{"q", q}});
-    result.state.options.own({{"block_size", std::to_string(block)}});
     return result;
   }
 
@@ -349,11 +212,6 @@ class LayerAssembler {
         inputs ? std::vector<int64_t>{1, channels} : std::vector<int64_t>{out, 1};
     put_dora(state, {magnitude.reshape(sizes).contiguous(), inputs});
   }
-
-  ValueBudget& budget_;
-  std::string where_, component_, layer_;
-  std::map<std::string, at::Tensor> tensors_;
-  std::vector<int64_t> kernel_;
 };
 
 }  // namespace lightlora::detail

@@ -20,8 +20,10 @@ struct LoRAKey {
   /// "unet", "text_encoder", "text_encoder_2" (SDXL), or "" for a layer of another model
   std::string component;
   std::string layer;  ///< the layer's name in our models
-  /// down, up, alpha; mid (Tucker); diff (a whole difference); magnitude (PEFT) and dora_scale
-  /// (LyCORIS) of DoRA; LyCORIS' hada_* and lokr_*; down_aux, up_aux, down_up of the seed article
+  /// down, up, alpha; mid (Tucker); diff (a whole difference), diff_b (of a bias), w_norm and b_norm
+  /// (of a norm); magnitude (PEFT) and dora_scale (LyCORIS) of DoRA; LyCORIS' hada_*, lokr_*,
+  /// oft_blocks, rescale, a1 to b2, q_layer, p_layer, lambda_layer, ia3 and on_input; PEFT's hira_*,
+  /// miss_block, gralora_*, oft_R and lora_E; down_aux, up_aux, down_up of the seed article
   std::string role;
   const char* dialect = "";
   std::string algorithm;     ///< a known method that is not read here
@@ -40,27 +42,22 @@ inline bool is_text_component(std::string_view component) {
 
 // Endings of methods that are not read here, and what they are called.
 inline std::string unsupported_algorithm(std::string_view key) {
-  static const std::pair<const char*, const char*> marks[] = {{"oft_blocks", "OFT"},
-                                                              {"oft_diag", "OFT"},
-                                                              {"boft_", "BOFT"},
-                                                              {"ia3_l", "IA3"},
-                                                              {"on_input", "IA3"}};
+  static const std::pair<const char*, const char*> marks[] = {
+      {"oft_diag", "OFT"}, {"boft_", "BOFT"}, {"ia3_l", "IA3"}};
   for (const auto& [mark, name] : marks) {
     if (key.find(mark) != key.npos) return name;
   }
-  for (const char* ending : {".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"}) {
-    if (ends_with(key, ending)) return "GLoRA";
-  }
-  return "";
+  return ends_with(key, ".bm.weight") ? "GLoRA with a Tucker core" : "";
 }
 
-// Biases, and the weights of norms.
+// The bias of PEFT's second factor, which no adapter here has.
 inline bool is_passed_over(std::string_view key) {
-  for (const char* ending :
-       {".diff_b", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_B.default.bias"}) {
-    if (ends_with(key, ending)) return true;
-  }
-  return false;
+  return ends_with(key, ".lora_B.bias") || ends_with(key, ".lora_B.default.bias");
+}
+
+// Whether a tensor is of a vector beside the layers, of which a model may have more than we know.
+inline bool is_of_vector(std::string_view role) {
+  return role == "w_norm" || role == "b_norm" || role == "diff_b";
 }
 
 // The name of the embedding that a tensor bundled with a LoRA belongs to, or an empty text:
@@ -117,6 +114,20 @@ inline constexpr Ending kEndings[] = {{".lora_down", "down", "kohya"},
                                       {".gralora_A", "gralora_A", "peft"},
                                       {".gralora_B", "gralora_B", "peft"},
                                       {".oft_R", "oft_R", "peft"},
+                                      {".lora_E", "lora_E", "peft"},
+                                      {".oft_blocks", "oft_blocks", "LyCORIS"},
+                                      {".rescale", "rescale", "LyCORIS"},
+                                      {".a1", "a1", "LyCORIS"},
+                                      {".a2", "a2", "LyCORIS"},
+                                      {".b1", "b1", "LyCORIS"},
+                                      {".b2", "b2", "LyCORIS"},
+                                      {".q_layer", "q_layer", "LyCORIS"},
+                                      {".p_layer", "p_layer", "LyCORIS"},
+                                      {".lambda_layer", "lambda_layer", "LyCORIS"},
+                                      {".on_input", "on_input", "LyCORIS"},
+                                      {".w_norm", "w_norm", "LyCORIS"},
+                                      {".b_norm", "b_norm", "LyCORIS"},
+                                      {".diff_b", "diff_b", "LyCORIS"},
                                       {".diff", "diff", "LyCORIS"},
                                       {".lora_mid", "mid", "kohya"},
                                       {".dora_scale", "dora_scale", "kohya"},
@@ -134,7 +145,8 @@ inline std::string cut_role(std::string_view& key, const char*& dialect) {
     dialect = "LyCORIS";
     return role;
   }
-  if (ends_with(key, ".weight")) key.remove_suffix(7);
+  const bool weight = ends_with(key, ".weight");
+  if (weight) key.remove_suffix(7);
   if (ends_with(key, ".default")) key.remove_suffix(8);
   for (const auto& ending : kEndings) {
     const std::string_view text = ending.text;
@@ -143,7 +155,11 @@ inline std::string cut_role(std::string_view& key, const char*& dialect) {
     key.remove_suffix(text.size());
     return ending.role;
   }
-  return "";
+  // LyCORIS' (IA)3 has nothing between the layer and "weight".
+  const bool flat = starts_with(key, "lora_") || starts_with(key, "lycoris_");
+  if (!weight || !flat || key.find('.') != key.npos) return "";
+  dialect = "LyCORIS";
+  return "ia3";
 }
 
 // The UNet's layer in our spelling: old files call the output of an attention `to_out`.
@@ -275,7 +291,7 @@ inline std::optional<LoRAKey> parse_lora_key(const std::string& name) {
       stem.find('.') == stem.npos && (starts_with(stem, "lora_") || starts_with(stem, "lycoris_"));
   auto key = flat ? parse_flat_stem(stem) : parse_comfy_stem(stem);
   if (!key && !flat) key = parse_dotted_stem(stem);
-  if (!key && role == "diff") {  // of a norm, or of a layer that no adapter can have
+  if (!key && (role == "diff" || is_of_vector(role))) {  // of a layer that is not known
     unsupported.passed_over = true;
     return unsupported;
   }

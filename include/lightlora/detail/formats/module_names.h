@@ -40,16 +40,16 @@ inline std::optional<int> take_number(std::string_view& text) {
 }
 
 inline std::vector<std::string> unet_patterns() {
-  std::vector<std::string> leaves{"attentions.#.proj_in",
-                                  "attentions.#.proj_out",
-                                  "attentions.#.transformer_blocks.#.ff.net.0.proj",
-                                  "attentions.#.transformer_blocks.#.ff.net.2",
-                                  "resnets.#.conv1",
-                                  "resnets.#.conv2",
-                                  "resnets.#.time_emb_proj",
-                                  "resnets.#.conv_shortcut",
-                                  "downsamplers.#.conv",
-                                  "upsamplers.#.conv"};
+  std::vector<std::string> leaves{
+      "attentions.#.proj_in", "attentions.#.proj_out",
+      "attentions.#.transformer_blocks.#.ff.net.0.proj",
+      "attentions.#.transformer_blocks.#.ff.net.2", "resnets.#.conv1", "resnets.#.conv2",
+      "resnets.#.time_emb_proj", "resnets.#.conv_shortcut", "downsamplers.#.conv",
+      "upsamplers.#.conv",
+      // Norms, for what others train of them.
+      "resnets.#.norm1", "resnets.#.norm2", "attentions.#.norm",
+      "attentions.#.transformer_blocks.#.norm1", "attentions.#.transformer_blocks.#.norm2",
+      "attentions.#.transformer_blocks.#.norm3"};
   for (const char* attention : {"attn1", "attn2"}) {
     for (const char* layer : {"to_q", "to_k", "to_v", "to_out.0"}) {
       leaves.push_back(std::string("attentions.#.transformer_blocks.#.") + attention + "." + layer);
@@ -57,6 +57,7 @@ inline std::vector<std::string> unet_patterns() {
   }
   std::vector<std::string> patterns{"conv_in",
                                     "conv_out",
+                                    "conv_norm_out",
                                     "time_embedding.linear_1",
                                     "time_embedding.linear_2",
                                     "add_embedding.linear_1",
@@ -68,9 +69,10 @@ inline std::vector<std::string> unet_patterns() {
 }
 
 inline std::vector<std::string> text_encoder_patterns() {
-  std::vector<std::string> patterns{"text_projection"};
-  for (const char* leaf : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                           "self_attn.out_proj", "mlp.fc1", "mlp.fc2"}) {
+  std::vector<std::string> patterns{"text_projection", "text_model.final_layer_norm"};
+  for (const char* leaf :
+       {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1",
+        "mlp.fc2", "layer_norm1", "layer_norm2"}) {
     patterns.push_back(std::string("text_model.encoder.layers.#.") + leaf);
   }
   return patterns;
@@ -106,7 +108,9 @@ inline std::optional<std::string> match_any(const std::vector<std::string>& patt
 inline std::optional<std::string> ldm_resnet(const std::string& block, int index,
                                              std::string_view leaf) {
   const std::string prefix = block + "_resnets_" + std::to_string(index) + "_";
+  if (leaf == "in_layers_0") return prefix + "norm1";
   if (leaf == "in_layers_2") return prefix + "conv1";
+  if (leaf == "out_layers_0") return prefix + "norm2";
   if (leaf == "out_layers_3") return prefix + "conv2";
   if (leaf == "emb_layers_1") return prefix + "time_emb_proj";
   if (leaf == "skip_connection") return prefix + "conv_shortcut";
@@ -141,6 +145,7 @@ inline std::optional<std::string> ldm_block(std::string_view text, bool input) {
 // The diffusers name, with underscores, of a layer under the names of the original code.
 inline std::optional<std::string> from_ldm(std::string_view text) {
   if (text == "input_blocks_0_0") return "conv_in";
+  if (text == "out_0") return "conv_norm_out";
   if (text == "out_2") return "conv_out";
   if (text == "time_embed_0") return "time_embedding_linear_1";
   if (text == "time_embed_2") return "time_embedding_linear_2";
@@ -183,6 +188,11 @@ inline bool is_unet_layer(const std::string& name) {
 inline bool is_text_layer(const std::string& name) {
   static const auto patterns = text_encoder_patterns();
   return match_any(patterns, name, '.').has_value();
+}
+
+/// Whether a layer's name is that of a norm, in a UNet or a text encoder.
+inline bool is_norm_name(const std::string& name) {
+  return name.find("norm", name.rfind('.') + 1) != name.npos;
 }
 
 /// The name of a text encoder's layer in our models, which keep `text_model.` as transformers had

@@ -23,11 +23,21 @@
 
 namespace lightlora::detail {
 
-// Version 1 of the format says these of every variant but one, also of those that have no such
-// bases.
+// Version 1 of the format says these of every variant that may make bases, also of those that have
+// none of this kind.
 inline constexpr std::pair<const char*, const char*> kBasisFields[] = {
     {"aux_in", "100"}, {"aux_out", "50"}, {"aux_seed", "0"}, {"aux_init", "orthogonal"}};
-inline constexpr const char* kWithoutBasisFields = "classic";
+
+// What nobody has registered may be anything.
+inline bool makes_bases(const LayerState& layer) {
+  const VariantEntry* entry = entry_of(layer.variant);
+  return entry == nullptr || entry->makes_bases;
+}
+
+inline bool trains_whole(const LayerState& layer) {
+  const VariantEntry* entry = entry_of(layer.variant);
+  return entry != nullptr && entry->trains_whole;
+}
 
 // And takes tensors of these names as frozen, unless the group lists others.
 inline const std::set<std::string>& usual_frozen() {
@@ -39,7 +49,7 @@ inline const std::set<std::string>& usual_frozen() {
 inline Metadata own_fields(const LayerState& layer) {
   Metadata fields;
   const VariantEntry* entry = entry_of(layer.variant);
-  if (layer.variant != kWithoutBasisFields) {
+  if (makes_bases(layer)) {
     for (const auto& [name, value] : kBasisFields) fields[name] = value;
     if (entry) {
       for (const auto& option : entry->options) {
@@ -141,7 +151,7 @@ class NativeLimits {
     TORCH_CHECK(count > 0 && layers_ <= kMostLayers, where_, "expected 1 to ", kMostLayers,
                 " layers, got ", count == 0 ? "a group of none" : "more");
     const auto layers = static_cast<int64_t>(count);
-    if (layer.frozen.empty() && layer.variant != kWithoutBasisFields) {
+    if (layer.frozen.empty() && makes_bases(layer)) {
       const int64_t values = basis_values(layer);
       bases_ += std::min(saturating_product({values, layers}), kMostBases);
       TORCH_CHECK(values <= kMostBasis && bases_ <= kMostBases, where_,
@@ -150,7 +160,7 @@ class NativeLimits {
     }
     made_.spend(where_, {layers, layer.options.rank(), layer.layer.in});
     made_.spend(where_, {layers, layer.options.rank(), layer.layer.out});
-    if (layer.variant == "full") made_.spend(where_, {layers, layer.layer.in, layer.layer.out});
+    if (trains_whole(layer)) made_.spend(where_, {layers, layer.layer.in, layer.layer.out});
   }
 
  private:

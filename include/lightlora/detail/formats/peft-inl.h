@@ -12,6 +12,7 @@
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -164,19 +165,26 @@ inline void save_peft_method(const std::filesystem::path& folder, const std::str
                              at::ScalarType dtype, bool text_model) {
   TensorMap tensors;
   std::set<std::string> modules;
-  for (const auto& layer : state) {
-    const std::string name = transformers_name(component, layer.layer.name, text_model);
-    modules.insert(name);
-    for (auto& [key, value] : method_tensors(method, layer, dtype)) {
-      tensors["base_model.model." + name + "." + key] = value;
-    }
+  AdapterState named = state;
+  for (auto& layer : named) {
+    layer.layer.name = transformers_name(component, layer.layer.name, text_model);
+    modules.insert(layer.layer.name);
   }
   const JsonValue::Array targets(modules.begin(), modules.end());
-  JsonValue::Object config = method_fields(method, state);
+  JsonValue::Object config = method.fields(named);
+  if (method.layers) named = method.layers(std::move(named));
+  for (const auto& layer : named) {
+    for (auto& [key, value] : method_tensors(method, layer, dtype)) {
+      tensors["base_model.model." + layer.layer.name + "." + key] = value;
+    }
+  }
+  const bool starts = std::any_of(config.begin(), config.end(), [](const auto& field) {
+    return field.first == "init_lora_weights";
+  });
+  if (!starts) config.emplace_back("init_weights", true);
   config.insert(config.end(), {{"auto_mapping", auto_mapping(component)},
                                {"base_model_name_or_path", JsonValue()},
                                {"inference_mode", true},
-                               {"init_weights", true},
                                {"peft_type", method.type},
                                {"target_modules", targets},
                                {"task_type", JsonValue()}});

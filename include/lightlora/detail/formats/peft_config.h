@@ -19,6 +19,9 @@ namespace lightlora::detail {
 /// How often PEFT adds the delta of a MultiheadAttention's output projection.
 inline constexpr double kPeftOutputProjection = 2;
 
+/// What PEFT adds to the rank that it divides AdaLoRA's alpha by.
+inline constexpr double kPeftAdaLoRA = 1e-5;
+
 /// The part of PEFT's LoraConfig that decides the scale of each layer; read from
 /// `adapter_config.json`, or from the `lora_adapter_metadata` that diffusers writes.
 class PeftConfig {
@@ -38,8 +41,14 @@ class PeftConfig {
         if (const auto* value = field(name)) alpha_ = value->number();
       }
       if (const auto* value = field("use_rslora")) rslora_ = value->boolean();
+      const auto* type = field("peft_type");
+      const std::string method = type == nullptr ? "LORA" : type->string();
+      adalora_ = method == "ADALORA";
       std::size_t steps = 0;
-      if (const auto* value = field("rank_pattern")) ranks_ = pattern(*value, source_, steps);
+      // AdaLoRA's says which ranks are left, as the tensors do.
+      if (const auto* value = field("rank_pattern"); value != nullptr && !adalora_) {
+        ranks_ = pattern(*value, source_, steps);
+      }
       if (const auto* value = field("alpha_pattern")) alphas_ = pattern(*value, source_, steps);
       if (const auto* value = field("use_dora")) dora_ = value->boolean();
       const auto* init = field("init_lora_weights");
@@ -47,13 +56,12 @@ class PeftConfig {
           init == nullptr || init->type() != JsonType::string || !alters_base(init->string()), "'",
           source_, "': expected adapters of the unchanged base model, got those of ",
           "initialisation ", shown(init->string()), "; hint: convert them to plain LoRA with PEFT");
-      const auto* type = field("peft_type");
-      const std::string method = type == nullptr ? "LORA" : type->string();
-      scales_ = method == "LORA" || method == "LOHA" || method == "LOKR" || method == "GRALORA";
+      scales_ = adalora_ || method == "LORA" || method == "LOHA" || method == "LOKR" ||
+                method == "GRALORA";
       const bool alone = method == "HIRA" || method == "MISS" || method == "OFT";
       TORCH_CHECK(scales_ || alone, "'", source_,
-                  "': expected the PEFT method LORA, LOHA, LOKR, GRALORA, HIRA, MISS or OFT, got ",
-                  shown(method), ", which is not supported");
+                  "': expected the PEFT method LORA, ADALORA, LOHA, LOKR, GRALORA, HIRA, MISS or ",
+                  "OFT, got ", shown(method), ", which is not supported");
       read_method(field, method);
     } catch (const JsonError& error) {
       TORCH_CHECK(false, "'", source_, "': expected the fields of PEFT's LoraConfig, got '",
@@ -73,6 +81,7 @@ class PeftConfig {
   /// Errors: c10::Error if the configuration says another rank
   double scale(const std::string& layer, int64_t rank) const {
     if (!scales_) return 1.0;
+    if (adalora_) return adalora_scale(layer);
     const double stated = lookup(ranks_, layer, static_cast<double>(rank_));
     const double divisor = rank > 0 ? static_cast<double>(rank) : stated;
     TORCH_CHECK(stated == divisor && divisor > 0, "'", source_, "': layer ", shown(layer),
@@ -87,6 +96,16 @@ class PeftConfig {
   const std::string& source() const { return source_; }
 
  private:
+  // Of the rank at the start, whatever is left of it; 1e-5 is PEFT's.
+  double adalora_scale(const std::string& layer) const {
+    const double divisor = static_cast<double>(init_rank_) + kPeftAdaLoRA;
+    TORCH_CHECK(init_rank_ > 0 && std::isfinite(alpha_) && alpha_ != 0, "'", source_, "': layer ",
+                shown(layer),
+                ": expected an init_r of at least 1 and an alpha other than zero, got ", init_rank_,
+                " and ", alpha_);
+    return alpha_ / divisor;
+  }
+
   // What changes the meaning of a method's tensors.
   template <typename Field>
   void read_method(const Field& field, const std::string& method) {
@@ -104,6 +123,7 @@ class PeftConfig {
     if (const auto* value = field("init_weights"); value != nullptr && method == "MISS") {
       refuse_if("init_weights", value->type() == JsonType::string);
     }
+    if (const auto* value = field("init_r")) init_rank_ = value->integer();
     if (const auto* value = field("oft_block_size")) oft_block_size_ = value->integer();
     if (const auto* value = field("num_cayley_neumann_terms")) oft_terms_ = value->integer();
     const auto* series = field("use_cayley_neumann");
@@ -170,7 +190,8 @@ class PeftConfig {
   int64_t rank_ = 8;  // PEFT's own defaults
   double alpha_ = 8;
   int64_t oft_block_size_ = 32, oft_terms_ = 5;
-  bool rslora_ = false, dora_ = false, scales_ = true;
+  int64_t init_rank_ = 12;
+  bool rslora_ = false, dora_ = false, scales_ = true, adalora_ = false;
   Pattern ranks_, alphas_;
 };
 

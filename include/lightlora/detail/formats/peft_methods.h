@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/peft_adalora.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/detail/option_text.h>
 #include <lightlora/state.h>
@@ -15,39 +16,25 @@
 #include <utility>
 #include <vector>
 
-// HiRA, MiSS, GraLoRA and OFT under PEFT's own names: a method for each file, and a configuration
+// HiRA, MiSS, GraLoRA, OFT and AdaLoRA under PEFT's own names: a method for each file, and a configuration
 // without which its tensors mean nothing.
 
 namespace lightlora::detail {
 
-/// A method of PEFT beside LoRA: our variant, PEFT's name of it, and its tensors under both names.
+/// A method of PEFT beside LoRA: our variant, PEFT's name of it, and what is its own.
 struct PeftMethod {
   const char* variant;
-  const char* type;  ///< "peft_type" in the configuration
-  std::vector<std::pair<const char*, const char*>> tensors;
+  const char* type;                                          ///< "peft_type" in the configuration
+  std::vector<std::pair<const char*, const char*>> tensors;  ///< under both names
+  /// What of its configuration its own numbers decide.
+  JsonValue::Object (*fields)(const AdapterState&);
+  bool rotates = false;  ///< the weight, which no scale can be put before
+  /// Whether a layer's angles have the other sign there; null if none has.
+  bool (*turns)(const LayerState&) = nullptr;
+  /// The layers as its files have them; null: as they are.
+  AdapterState (*layers)(AdapterState) = nullptr;
+  bool convolutions = false;  ///< as their kernels in one matrix, beside Linear layers
 };
-
-inline const std::vector<PeftMethod>& peft_methods() {
-  static const std::vector<PeftMethod> methods{
-      {"hira", "HIRA", {{"down", "hira_A"}, {"up", "hira_B"}}},
-      {"miss", "MISS", {{"block", "miss_block"}}},
-      {"gralora", "GRALORA", {{"down", "gralora_A"}, {"up", "gralora_B"}}},
-      {"oft", "OFT", {{"q", "oft_R.weight"}}}};
-  return methods;
-}
-
-/// The method that holds all layers of a state as they are, or null: those of other variants, and
-/// those with DoRA, become LoRA.
-inline const PeftMethod* peft_method_of(const AdapterState& state) {
-  for (const auto& method : peft_methods()) {
-    bool all = !state.empty();
-    for (const auto& layer : state) {
-      all = all && layer.variant == method.variant && !layer.options.dora();
-    }
-    if (all) return &method;
-  }
-  return nullptr;
-}
 
 // A number that the configuration has once for all layers.
 // Errors: c10::Error naming the first layer that has another
@@ -89,38 +76,69 @@ inline JsonValue::Object oft_fields(const AdapterState& state) {
           {"num_cayley_neumann_terms", terms == 0 ? OFTOptions().neumann_terms() : terms}};
 }
 
-/// The part of a method's configuration that its own numbers decide.
-inline JsonValue::Object method_fields(const PeftMethod& method, const AdapterState& state) {
-  const std::string variant = method.variant;
-  if (variant == "oft") return oft_fields(state);
-  const int64_t rank =
-      common_number(state, "rank", [](const LayerState& layer) { return layer.options.rank(); });
-  JsonValue::Object fields{{"r", rank}};
-  if (variant == "gralora") {
-    const int64_t blocks = common_number(
-        state, "blocks", [](const LayerState& layer) { return layer.trained.at("down").size(0); });
-    fields.insert(fields.end(), {{"alpha", rank}, {"gralora_k", blocks}, {"hybrid_r", 0}});
-  }
+inline JsonValue::Object rank_field(const AdapterState& state) {
+  return {{"r", common_number(state, "rank",
+                              [](const LayerState& layer) { return layer.options.rank(); })}};
+}
+
+inline JsonValue::Object gralora_fields(const AdapterState& state) {
+  JsonValue::Object fields = rank_field(state);
+  const int64_t blocks = common_number(
+      state, "blocks", [](const LayerState& layer) { return layer.trained.at("down").size(0); });
+  const auto rank = fields.front().second;
+  fields.insert(fields.end(), {{"alpha", rank}, {"gralora_k", blocks}, {"hybrid_r", 0}});
   return fields;
 }
 
+inline const std::vector<PeftMethod>& peft_methods() {
+  static const std::vector<PeftMethod> methods{
+      {"hira", "HIRA", {{"down", "hira_A"}, {"up", "hira_B"}}, rank_field},
+      {"miss", "MISS", {{"block", "miss_block"}}, rank_field},
+      {"gralora", "GRALORA", {{"down", "gralora_A"}, {"up", "gralora_B"}}, gralora_fields},
+      {"oft", "OFT", {{"q", "oft_R.weight"}}, oft_fields, /*rotates=*/true, is_exact_oft},
+      {"adalora",
+       "ADALORA",
+       {{"down", "lora_A"}, {"lambda", "lora_E"}, {"up", "lora_B"}},
+       adalora_fields,
+       /*rotates=*/false,
+       /*turns=*/nullptr,
+       adalora_layers,
+       /*convolutions=*/true}};
+  return methods;
+}
+
+/// The method that holds all layers of a state as they are, or null: those of other variants, and
+/// those with DoRA, become LoRA.
+inline const PeftMethod* peft_method_of(const AdapterState& state) {
+  for (const auto& method : peft_methods()) {
+    bool all = !state.empty();
+    for (const auto& layer : state) {
+      all = all && layer.variant == method.variant && !layer.options.dora();
+    }
+    if (all) return &method;
+  }
+  return nullptr;
+}
+
 /// The tensors of one layer under PEFT's names, with the scale in the last of them.
-/// Errors: c10::Error for a layer that is no Linear, and for OFT at another scale than 1
+/// Errors: c10::Error for a layer that is no Linear, and for a rotation at another scale than 1
 inline std::map<std::string, at::Tensor> method_tensors(const PeftMethod& method,
                                                         const LayerState& layer,
                                                         at::ScalarType dtype) {
   const LayerInfo& info = layer.layer;
-  TORCH_CHECK((info.type.empty() || info.type == "Linear") && info.kernel.empty(), "'", info.name,
-              "': expected a Linear layer, whose ", layer.variant, " PEFT computes alike, got ",
+  const bool linear = (info.type.empty() || info.type == "Linear") && info.kernel.empty();
+  const bool convolution = method.convolutions && is_plain_type(info.type) && info.groups == 1 &&
+                           info.kernel.size() == 2;
+  TORCH_CHECK(linear || convolution, "'", info.name, "': expected a Linear layer, whose ",
+              layer.variant, " PEFT computes alike, got ",
               info.type.empty() ? "a convolution" : info.type, "; hint: write the native format");
-  const bool rotates = std::string(method.variant) == "oft";
-  TORCH_CHECK(!rotates || layer.scale == 1.0, "'", info.name,
+  TORCH_CHECK(!method.rotates || layer.scale == 1.0, "'", info.name,
               "': expected scale 1 of a rotation, which PEFT cannot scale, got ", layer.scale,
               "; hint: write the native format");
   std::map<std::string, at::Tensor> tensors;
   for (const auto& [ours, theirs] : method.tensors) {
     at::Tensor value = layer.trained.at(ours);
-    if (rotates && is_exact_oft(layer)) value = -value;
+    if (method.turns && method.turns(layer)) value = -value;
     if (ours == method.tensors.back().first && layer.scale != 1.0) value = value * layer.scale;
     tensors[theirs] = narrowed(value, dtype, info.name);
   }
