@@ -16,6 +16,7 @@
 
 #include "generation/parameters.h"
 #include "lora_files/doctor.h"
+#include "lora_files/translate.h"
 #include "models/unet.h"
 #include "models/vae.h"
 #include "research/pretraining/emoji.h"
@@ -186,8 +187,10 @@ inline bool training_lists(std::string_view input) {
 inline bool parameters(std::string_view input) {
   return reads([&] {
     const auto found = generation::parse_parameters(std::string(input), "picture.png");
-    // What is written is read again, whatever odd quotes became of.
-    generation::parse_parameters(found.text(), "picture.png");
+    const auto again = generation::parse_parameters(found.text(), "picture.png");
+    demand(again.prompt == found.prompt && again.negative_prompt == found.negative_prompt &&
+               again.fields == found.fields,
+           "what is written is read as it was");
     if (const auto* files = found.find("LoRA files")) generation::files_in_list(*files);
   });
 }
@@ -200,6 +203,24 @@ inline bool doctor(std::string_view input) {
     demand(!diagnosis.verdicts.empty() || !diagnosis.findings.empty(),
            "every program has a verdict, or the file is no LoRA");
     demand(diagnosis.layers <= diagnosis.tensors, "layers have tensors");
+  });
+}
+
+/// A LoRA file of a transformer model: what is read is written in every format that can hold it.
+inline bool transformer_lora(std::string_view input) {
+  const auto path = write("transformer.safetensors", input);
+  return reads([&] {
+    const auto file = lora_files::read_transformer(path, {"diffusers", "", false, false});
+    TORCH_CHECK(file, "no LoRA of a transformer model");
+    demand(file->tensors >= static_cast<int64_t>(file->layers.size()), "layers have tensors");
+    for (const auto& format : lora_files::transformer_formats()) {
+      reads([&] {
+        for (const auto& [component, tensors] : lora_files::tensors_of(*file, format, at::kFloat)) {
+          demand(!tensors.empty() && component.empty() == (format != "peft"),
+                 "PEFT's format alone has components");
+        }
+      });
+    }
   });
 }
 

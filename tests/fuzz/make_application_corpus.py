@@ -83,6 +83,7 @@ SETTINGS = {
     "invalid_keys": b"a" + b".a" * 2000 + b" = 1\n",
     "invalid_deep": b"a = " + DEEP.encode() * 2 + b"\n",
     "invalid_date": b"a = 1979-05-27\n",
+    "invalid_header": b'[{"prompt": "a cat"}]',  # which toml++ would end a build for debugging over
 }
 DATA_FOLDER = {
     "valid_nothing": b"",
@@ -109,6 +110,7 @@ TRAINING_LISTS = {
 PARAMETERS = {
     "valid_settings": b"a cat <lora:x:0.5>\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64",
     "valid_quoted": b'a cat\nSteps: 4, Seed: 1, LoRA files: "[\\"a; b\\", \\"c\\"]", Version: x\nfurther: lines\n',
+    "valid_odd_quotes": b'a\r\r\nNegative prompt:  b\nSteps: 4, A: "\\x", B: "a"b", C: "a\\\\", Seed: 1, D: \xff " e',
     "invalid_nothing": b"",
     "invalid_text": b"a cat\non a mat",
 }
@@ -132,6 +134,27 @@ DOCTOR = {
     "invalid_nothing": b"",
     "invalid_cut": lora("a.lora_A.weight")[:-4],
 }
+TRANSFORMER_LORA = {
+    "valid_flux": lora(
+        "lora_unet_double_blocks_0_img_mod_lin.lora_down.weight", "lora_unet_double_blocks_0_img_mod_lin.lora_up.weight"
+    ),
+    "valid_parts": lora(
+        *[f"transformer.layers.0.attention.to_{x}.lora_{side}.weight" for x in "qv" for side in "AB"],
+        metadata={"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": 4}'},
+    ),
+    "valid_halves": lora("transformer.norm_out.linear.lora_A.weight", "transformer.norm_out.linear.lora_B.weight"),
+    "valid_methods": lora(
+        *[f"lora_unet_layers_0_attention_out.hada_w{i}_{side}" for i in "12" for side in "ab"],
+        *[f"lora_unet_layers_1_attention_out.lokr_w{i}" for i in "12"],
+    ),
+    "invalid_unet": lora("unet.mid_block.attentions.0.proj_in.lora_A.weight"),
+    "invalid_one_sided": lora("diffusion_model.layers.0.attention.qkv.lora_A.weight"),
+    "invalid_metadata": lora(
+        "transformer.layers.0.attention.to_q.lora_A.weight",
+        "transformer.layers.0.attention.to_q.lora_B.weight",
+        metadata={"lora_adapter_metadata": DEEP},
+    ),
+}
 REGEX = {
     "1": b"(.*\\.)?(down_blocks\\.[01]\\.(attn|ff)\\d{1,2}\\.to_[^qk])\ndown_blocks.0.attn1.to_v",
     "2": b"(((a*)*)*)*x\naaaaaaaaaaaaaaaaaaaaaaaaaaaa",
@@ -150,6 +173,7 @@ def main():
         ("training_lists", TRAINING_LISTS),
         ("parameters", PARAMETERS),
         ("doctor", DOCTOR),
+        ("transformer_lora", TRANSFORMER_LORA),
         ("regex", REGEX),
     ):
         (HERE / folder).mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ import pathlib
 import struct
 import zipfile
 
+import corpus_methods
+
 HERE = pathlib.Path(__file__).parent / "corpus"
 
 
@@ -256,6 +258,7 @@ LORA_KEYS = {
         f"unet.{LAYER}.to_q.lora.down_up.weight",
         "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
         f"{FLAT}_to_q.diff",
+        *corpus_methods.keys(FLAT, LAYER),
     ],
     "invalid": [
         "",
@@ -267,7 +270,7 @@ LORA_KEYS = {
         "emb_params",
         "lora_unet_mid_block_attentions_0_proj_im.lora_up.weight",
         "unet.text_encoder.x.lora_A.weight",
-        f"{FLAT}_to_q.oft_blocks",
+        f"{FLAT}_to_q.oft_diag",
         "bundle_emb.cat.emb_params",
         "lora_unet_down_blocks_9999_attentions_0_proj_in.alpha",
         f"{LAYER}.to_q.weight",
@@ -358,6 +361,7 @@ LORA_FILE = {
             f"unet.{OLD}.up_aux.weight": [5, 3],
         }
     ),
+    **{name: lora(shapes) for name, shapes in corpus_methods.files(FLAT, CONV).items()},
     "lora_native": lora({"0.down": [3, 2, 4], "0.up": [3, 3, 2]}, **NATIVE),
     "embedding_diffusers": lora({"<cat>": [2, 3]}),
     "embedding_a1111": lora({"emb_params": [1, 3]}),

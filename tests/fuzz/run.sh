@@ -9,8 +9,8 @@
 # writer), torch_file (zip container and pickle), regex (PEFT's patterns), lora_keys (tensor names of every
 # dialect) and lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor). Of
 # the application: tokenizer, model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions
-# and metadata.jsonl), emoji_list, training_lists (prompts to sample), parameters (A1111's settings) and
-# doctor (LoRA files of every family). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
+# and metadata.jsonl), emoji_list, training_lists (prompts to sample), parameters (A1111's settings),
+# doctor (LoRA files of every family) and transformer_lora (those that are translated by name). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
 # there as crash-*, and the script exits with 1.
 # To keep a failing or otherwise telling input, copy it to corpus/<target>: fuzz_corpus_test.cpp replays
 # these files in every test run.
@@ -22,7 +22,7 @@ build="$source_dir/build-fuzz"
 seconds="${1:-60}"
 targets=("${@:2}")
 [[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json torch_file regex lora_keys lora_file
-  tokenizer model_config picture settings data_folder emoji_list training_lists parameters doctor)
+  tokenizer model_config picture settings data_folder emoji_list training_lists parameters doctor transformer_lora)
 
 # Where LibTorch is: Torch_DIR as for the build, else the wheel that scripts/bootstrap.sh installs.
 torch_flags() {
@@ -37,6 +37,9 @@ sources_of() {
   local files="support/files/json_file support/files/gzip_file support/cli/message" images
   images="support/images/file support/images/load support/images/image support/images/png support/images/png_memory"
   images+=" support/images/decode_jpeg support/images/decode_png support/images/decode_webp support/images/decode_other"
+  local translator="$files lora_files/key_names lora_files/families lora_files/layer_places lora_files/layer_values"
+  translator+=" lora_files/split_and_join lora_files/choose_family lora_files/peft_scales lora_files/spellings"
+  translator+=" lora_files/read_transformer lora_files/fuse_layers lora_files/write_transformer"
   case $1 in
     tokenizer) echo "$files text/prompt text/token_names text/tokenizer text/tokenizer_bpe text/tokenizer_text" ;;
     model_config) echo "$files models/config models/unet_options models/vae_options" ;;
@@ -45,8 +48,9 @@ sources_of() {
     data_folder) echo "$files $images training/data_folder" ;;
     emoji_list) echo "support/cli/message research/pretraining/emoji" ;;
     training_lists) echo "$files support/cli/format support/cli/config $images training/data_folder training/sample_prompts" ;;
-    parameters) echo "support/cli/message support/cli/format support/cli/app support/cli/config generation/lora_tags generation/parameters" ;;
-    doctor) echo "support/cli/message support/cli/format lora_files/doctor lora_files/key_names lora_files/readers" ;;
+    parameters) echo "support/cli/message support/cli/format support/cli/app support/cli/flag support/cli/config generation/lora_tags generation/parameters" ;;
+    doctor) echo "$translator support/cli/format lora_files/doctor lora_files/readers" ;;
+    transformer_lora) echo "$translator" ;;
   esac
 }
 
@@ -64,8 +68,7 @@ compile_sources() {
   done
 }
 
-# Without toml++'s own assertions, which its parser fails on text that it refuses anyway.
-compiler=("${CLANG:-clang++}" -std=c++17 -O1 -g -DNDEBUG -fno-omit-frame-pointer
+compiler=("${CLANG:-clang++}" -std=c++17 -O1 -g -fno-omit-frame-pointer
   "-fsanitize=address,undefined" -fno-sanitize-recover=undefined)
 for target in "${targets[@]}"; do
   mkdir -p "$build/$target"

@@ -12,6 +12,7 @@
 #include <set>
 
 #include "lora_files/ranges.h"
+#include "lora_files/translate.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
 #include "support/cli/message.h"
@@ -276,10 +277,27 @@ Verdict own_verdict(const std::string& path, const Contents& contents, bool trai
   return verdict;
 }
 
+// Files of transformer models are translated by their names, without being read as adapters here;
+// which kind of model that is, or nothing.
+std::string translated_family(const std::string& path, bool trailing) {
+  try {
+    const auto file = read_transformer(path, {"", "", /*ignore_unmatched=*/false, trailing});
+    if (!file) return "";
+    return file->family->name == "FLUX.1" ? "FLUX" : file->family->name;
+  } catch (const c10::Error&) {
+    return "";
+  }
+}
+
 }  // namespace
 
 Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
-  const Examined examined = read(path, allow_trailing_bytes);
+  Examined examined = read(path, allow_trailing_bytes);
+  const auto translated = translated_family(path, allow_trailing_bytes);
+  auto& families = examined.contents.families;
+  if (!translated.empty() && (families.size() != 1 || translated == "FLUX.2")) {
+    families = {translated};
+  }
   Diagnosis diagnosis;
   std::set<std::string> methods, namings;
   std::set<int64_t> ranks;
@@ -311,8 +329,8 @@ Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
   diagnosis.verdicts = verdicts(examined.contents);
   diagnosis.verdicts.insert(diagnosis.verdicts.begin(),
                             own_verdict(path, examined.contents, allow_trailing_bytes));
-  // What this library cannot read it cannot translate either.
-  if (diagnosis.verdicts[0].fails) {
+  // What cannot be read cannot be translated either.
+  if (diagnosis.verdicts[0].fails && translated.empty()) {
     for (auto& verdict : diagnosis.verdicts) verdict.mend.clear();
   }
   return diagnosis;

@@ -45,8 +45,12 @@ void add_flags(cli::App& app, Flags& f) {
       "LoRA file of any dialect, or a folder of PEFT or diffusers, as FILE or FILE:WEIGHT; "
       "several are added up into one");
   app.add_option("--output", f.output, "File to write; a folder for peft");
-  app.add_option("--to", f.to, "Format to write")
-      ->check(cli::one_of({"native", "diffusers", "peft", "kohya"}));
+  app.add_option(
+         "--to", f.to,
+         "Format to write; comfyui, musubi, ai-toolkit and bfl are for FLUX, SD 3 and other "
+         "transformer models, native for Stable Diffusion up to XL")
+      ->check(cli::one_of(
+          {"native", "diffusers", "peft", "kohya", "comfyui", "musubi", "ai-toolkit", "bfl"}));
   app.add_flag("--inspect", f.inspect, "Print what each input holds, and write nothing");
   app.add_flag("--doctor", f.doctor,
                "Say what is wrong with each input, for LoRA files of every family, and which "

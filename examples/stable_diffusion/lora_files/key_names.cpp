@@ -6,6 +6,8 @@
 #include <set>
 #include <string_view>
 
+#include "lora_files/layer_places.h"
+
 namespace lora_files {
 namespace {
 
@@ -173,7 +175,9 @@ std::optional<TensorName> parse_name(const std::string& name) {
   if (result.naming == Naming::kohya && is_original_block(result.layer)) {
     result.naming = Naming::kohya_original;
   }
-  if (result.naming == Naming::bare && result.layer.find('.') == std::string::npos) {
+  // A single word without a prefix could be anything, unless some model has a layer of that name.
+  if (result.naming == Naming::bare && result.layer.find('.') == std::string::npos &&
+      places_of(result.layer).empty()) {
     return std::nullopt;
   }
   return result;

@@ -96,6 +96,45 @@ Verdict diffusers_of_kohya(Verdict verdict, const Contents& contents) {
   return verdict;
 }
 
+// Whose names of transformer models diffusers 0.42.1 has converters for; see its
+// loaders/lora_pipeline.py, `lora_state_dict` of each model.
+struct TransformerNames {
+  const char* family;
+  bool kohya, original;
+};
+
+constexpr TransformerNames kTransformerNames[] = {
+    {"FLUX", true, true},   {"FLUX.2", true, true},  {"Qwen-Image", true, true},
+    {"Wan", true, true},    {"Z-Image", true, true}, {"LTX", false, true},
+    {"SD 3", false, false}, {"Anima", false, true}};
+
+const TransformerNames* transformer_names(const Contents& contents) {
+  for (const auto& names : kTransformerNames) {
+    if (is_for(contents, names.family)) return &names;
+  }
+  return nullptr;
+}
+
+Verdict diffusers_of_transformer(Verdict verdict, const Contents& contents,
+                                 const TransformerNames& names) {
+  const bool flux = is_for(contents, "FLUX");
+  leave_out(
+      verdict, contents,
+      [&](const TensorName& name) {
+        if (name.ending == ".dora_scale") return false;
+        const bool peft =
+            name.ending.rfind(".lora_A", 0) == 0 || name.ending.rfind(".lora_B", 0) == 0;
+        // FLUX.1's converter goes by kohya's endings, Z-Image's cuts layers that have them alone.
+        const bool fused = name.layer.rfind(".attention.qkv") != std::string::npos;
+        const bool original = names.original && !(peft && (flux || fused));
+        return name.naming == Naming::diffusers || (is_kohya(name) && names.kohya) ||
+               (name.naming == Naming::original && original);
+      },
+      "naming");
+  if (!verdict.why.empty()) verdict.mend = "diffusers";
+  return verdict;
+}
+
 // In sorted order the first name decides how all are read.
 bool drops_old_spelling(const Contents& contents) {
   std::string first;
@@ -111,6 +150,9 @@ bool drops_old_spelling(const Contents& contents) {
 Verdict diffusers(const Contents& contents) {
   Verdict verdict;
   verdict.program = "diffusers";
+  if (const auto* names = transformer_names(contents)) {
+    return diffusers_of_transformer(verdict, contents, *names);
+  }
   const auto all_kohya = std::all_of(contents.names.begin(), contents.names.end(), is_kohya);
   if (all_kohya) return diffusers_of_kohya(verdict, contents);
   const bool without_lora = any(contents, [](const TensorName& name) {

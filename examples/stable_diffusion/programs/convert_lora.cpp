@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "lora_files/combine.h"
+#include "lora_files/convert_transformer.h"
 #include "lora_files/doctor.h"
 #include "lora_files/extract.h"
 #include "lora_files/flags.h"
@@ -85,7 +86,23 @@ void doctor(const Flags& flags) {
   }
 }
 
-void write(const Flags& flags, const Components& components, const lightlora::Metadata& metadata) {
+// What the format has names for.
+Components nameable(const Flags& flags, const Components& components) {
+  if (flags.to != "diffusers" && flags.to != "peft") return components;
+  Components rest = lightlora::without_vectors(components);
+  std::size_t dropped = 0;
+  for (const auto& [name, state] : components) dropped += state.size() - rest.at(name).size();
+  if (dropped > 0) {
+    fmt::print(
+        "notice: the {} format has no names for norms and biases: {} of them are left out; hint: "
+        "--to kohya keeps them\n",
+        flags.to, dropped);
+  }
+  return rest;
+}
+
+void write(const Flags& flags, const Components& all, const lightlora::Metadata& metadata) {
+  const Components components = nameable(flags, all);
   lightlora::SaveOptions options(lightlora::parse_format(flags.to));
   options.dtype(flags.dtype).text_model(!flags.flat_text_encoder);
   if (flags.embed_aux) options.bases(lightlora::Bases::embedded);
@@ -127,9 +144,10 @@ void print_loss(const lora_files::Loss& loss) {
 }
 
 // Products of high rank have no small form in formats without a name for them.
-void print_growth(const Flags& flags, const Components& components) {
+void print_growth(const Flags& flags, const Components& all) {
   constexpr int64_t kMuch = 4;
   if (flags.to != "diffusers") return;
+  const Components components = lightlora::without_vectors(all);
   const auto own =
       lora_files::trained_bytes(components, static_cast<int64_t>(c10::elementSize(flags.dtype)));
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(flags.output));
@@ -170,6 +188,11 @@ void print_embeddings(const std::string& path, const lightlora::AdapterFile& con
 }
 
 void convert(const Flags& flags) {
+  if (flags.to != "native" && lora_files::convert_transformer(flags)) return print_written(flags);
+  TORCH_CHECK(
+      flags.to == "native" || flags.to == "diffusers" || flags.to == "peft" || flags.to == "kohya",
+      "'", flags.inputs.front(), "': expected a LoRA of a transformer model for --to ", flags.to,
+      ", got another one; hint: ComfyUI reads Stable Diffusion's with --to kohya");
   std::vector<lora_files::Weighted> inputs;
   lightlora::Metadata metadata;
   for (const auto& text : flags.inputs) {
