@@ -72,7 +72,7 @@ def test_from_pictures_of_many_things_to_pictures_of_one():
 
         picture = folder / "things/thing_0/0.png"
         flags = ["--pretrained_model_name_or_path", MODEL, "--hypernetwork", folder / "whole", "--image", picture]
-        flags += ["--prompt", "a sks thing on a blue background", "--device", "cpu", "--num_images", 1]
+        flags += ["--prompt", "a sks thing on a blue background", "--device", "cpu", "--num_images_per_prompt", 1]
         text = run_ok("personalize", *flags, "--max_train_steps", 2, "--rank", 2, "--output_dir", folder / "one")
         for part in ["loading:", "prediction:", "tuning:", "drawing:", "in all:"]:
             assert part in text, text
@@ -88,6 +88,7 @@ def test_from_pictures_of_many_things_to_pictures_of_one():
         for file in ["prediction.safetensors", "tuned/lightlora.safetensors"]:
             run_ok("convert_lora", "--input", folder / "one" / file, "--inspect")
 
+        check_drawing(folder, flags)
         refused = run("personalize", *flags, "--output_dir", folder / "one")
         assert refused.returncode == 1 and "--overwrite_output_dir" in refused.stderr, refused
         check_errors(folder, flags)
@@ -109,6 +110,76 @@ def check_picture(folder):
     ours, theirs = (pixels(path) for path in (folder / "one/0.png", again))
     # Adapters beside the weights, and in them.
     assert len(ours) == len(theirs) and max(abs(a - b) for a, b in zip(ours, theirs)) <= 2
+
+
+def check_drawing(folder, flags):
+    """What text_to_image can be told of a picture, and several of them: each has a seed of its own."""
+    more = [
+        "--negative_prompt",
+        "a ghost",
+        "--height",
+        32,
+        "--width",
+        48,
+        "--scheduler",
+        "euler",
+        "--guidance_scale",
+        3,
+    ]
+    more += ["--num_inference_steps", 3, "--seed", 5, "--num_images_per_prompt", 2, "--max_train_steps", 0]
+    text = run_ok("personalize", *flags, *more, "--output_dir", folder / "other")
+    assert "tuning:" not in text and text.count("picture:") == 2, text
+    model = ["--pretrained_model_name_or_path", MODEL, "--device", "cpu", "--dtype", "fp32", "--prompt_syntax", "plain"]
+    more[more.index("--seed") + 1] = 6
+    like = [item for item in more if item not in ("--max_train_steps", 0)]
+    like[like.index("--num_images_per_prompt") + 1] = 1
+    output = folder / "like.png"
+    lora = folder / "other/prediction.safetensors"
+    prompt = flags[flags.index("--prompt") + 1]
+    run_ok("text_to_image", *model, "--lora", lora, "--prompt", prompt, *like, "--output", output)
+    ours, theirs = pixels(folder / "other/1.png"), pixels(output)
+    assert len(ours) == 3 * 32 * 48 and max(abs(a - b) for a, b in zip(ours, theirs)) <= 2
+    refused = run("personalize", *flags, "--height", 33, "--output_dir", folder / "odd")
+    assert refused.returncode == 2 and "--height and --width: expected multiples of" in refused.stderr, refused
+    new = run_ok("personalize", *flags, "--seed", -1, "--max_train_steps", 0, "--output_dir", folder / "new")
+    assert "seed: " in new, new
+
+
+def test_text_encoders_of_both_families():
+    with scratch() as name:
+        folder = pathlib.Path(name)
+        identities(folder / "things")
+        for model, encoders in [(MODEL, 1), (SOURCE / "tests/parity/data/pipeline_xl", 2)]:
+            output = f"of_{encoders}"
+            more = ["--pretrained_model_name_or_path", model, "--train_text_encoder", "--grid", 4]
+            more += ["--targets_dir", folder / output / "shared", "--gradient_checkpointing"]
+            more += ["--validation_steps", 0 if encoders == 1 else 1]
+            text = learn(folder, output, *more, steps=1)
+            assert text.count("text_encoder") >= encoders, text
+            # Other networks of the same adapters find them; a network of fewer things has another mean.
+            kept = {path: path.read_bytes() for path in (folder / output / "shared").iterdir()}
+            learn(folder, f"less_{encoders}", *more, "--num_identities", 1, "--decoder_layers", 2, steps=1)
+            assert kept == {path: path.read_bytes() for path in (folder / output / "shared").iterdir()}
+            means = [(folder / each / "mean_adapter.safetensors").read_bytes() for each in (output, f"less_{encoders}")]
+            assert len(kept) == 2 and means[0] != means[1]
+            flags = ["--pretrained_model_name_or_path", model, "--hypernetwork", folder / output, "--device", "cpu"]
+            flags += [
+                "--image",
+                folder / "things/thing_1/0.png",
+                "--prompt",
+                "a sks thing",
+                "--num_images_per_prompt",
+                1,
+            ]
+            flags += ["--num_inference_steps", 2, "--max_train_steps", 1, "--output_dir", folder / f"one_{encoders}"]
+            run_ok("personalize", *flags)
+            for file in ["prediction.safetensors", "tuned/lightlora.safetensors"]:
+                header, _ = read_safetensors(folder / f"one_{encoders}" / file)
+                values = header["__metadata__"].items()
+                parts = {value for key, value in values if key.endswith(".component")}
+                assert parts == {"unet", "text_encoder", "text_encoder_2"} - set(["text_encoder_2"][encoders - 1 :]), (
+                    parts
+                )
 
 
 def check_errors(folder, flags):

@@ -49,16 +49,22 @@ class Captions {
     return found->second;
   }
 
-  at::Tensor encode(sd::StableDiffusion& pipeline) const {
+  std::vector<at::Tensor> ids(const sd::StableDiffusion& pipeline) const {
+    return pipeline.token_ids(texts_);
+  }
+
+  sd::PromptEmbeds encode(sd::StableDiffusion& pipeline) const {
     constexpr size_t at_once = 32;
-    std::vector<at::Tensor> states;
+    std::vector<at::Tensor> states, pooled;
     for (size_t start = 0; start < texts_.size(); start += at_once) {
       const auto end = std::min(texts_.size(), start + at_once);
       const std::vector<std::string> texts(texts_.begin() + static_cast<int64_t>(start),
                                            texts_.begin() + static_cast<int64_t>(end));
-      states.push_back(pipeline.encode_prompt(texts).states);
+      const auto part = pipeline.encode_prompt(texts);
+      states.push_back(part.states);
+      if (part.pooled.defined()) pooled.push_back(part.pooled);
     }
-    return at::cat(states);
+    return {at::cat(states), pooled.empty() ? at::Tensor() : at::cat(pooled)};
   }
 
  private:
@@ -83,6 +89,7 @@ Identities read_identities(const std::string& folder, sd::StableDiffusion& pipel
   Captions captions;
   std::vector<at::Tensor> latents;
   std::vector<int64_t> caption;
+  std::vector<at::Tensor> time_ids;
   cli::Progress progress("pictures", static_cast<int64_t>(folders.size()));
   for (const auto& path : folders) {
     const auto dataset = squares(training::read_data_folder(path.string()).pictures, resolution);
@@ -92,8 +99,11 @@ Identities read_identities(const std::string& folder, sd::StableDiffusion& pipel
     std::vector<at::Tensor> pixels;
     for (int64_t i = 0; i < dataset.size(); ++i) {
       auto generator = training::generator_for(0, training::Stream::crop, i);
-      pixels.push_back(dataset.sample(i, generator));
+      const auto view = dataset.draw_view(i, generator);
+      pixels.push_back(dataset.pixels(i, view));
+      time_ids.push_back(at::tensor(dataset.time_ids(i, view), at::kLong).to(at::kFloat));
       caption.push_back(captions.number_of(dataset.caption(i, prompt)));
+      print.add(dataset.caption(i, prompt));
     }
     const auto all = encoded(pipeline, at::stack(pixels).to(pipeline.options().device()),
                              static_cast<int64_t>(latents.size()));
@@ -103,9 +113,18 @@ Identities read_identities(const std::string& folder, sd::StableDiffusion& pipel
   result.first.push_back(static_cast<int64_t>(latents.size()));
   result.latents = at::stack(latents);
   result.caption = at::tensor(caption, at::kLong);
-  result.states = captions.encode(pipeline);
+  result.text = captions.encode(pipeline);
+  result.ids = captions.ids(pipeline);
+  if (pipeline.is_sdxl()) result.time_ids = at::stack(time_ids);
   result.fingerprint = print.hexadecimal();
   return result;
+}
+
+std::vector<int64_t> evenly_chosen(int64_t size, int64_t count) {
+  const int64_t chosen = std::min(size, count);
+  std::vector<int64_t> numbers;
+  for (int64_t i = 0; i < chosen; ++i) numbers.push_back(i * size / chosen);
+  return numbers;
 }
 
 at::Tensor read_picture(const std::string& path, sd::StableDiffusion& pipeline,

@@ -16,8 +16,10 @@ struct Identities {
   std::vector<std::string> names;  ///< of the things
   std::vector<int64_t> first;      ///< the pictures of thing i are first[i] to first[i + 1] - 1
   at::Tensor latents;              ///< (pictures, C, h, w) fp32 on the CPU, as the UNet knows them
-  at::Tensor caption;              ///< (pictures) int64, which of `states`
-  at::Tensor states;               ///< (different captions, T, width) on the model's device
+  at::Tensor caption;              ///< (pictures) int64, which of the different captions
+  sd::PromptEmbeds text;           ///< of the different captions, on the model's device
+  std::vector<at::Tensor> ids;     ///< their ids, (different captions, T) for each text encoder
+  at::Tensor time_ids;             ///< (pictures, 6) fp32 of SDXL; otherwise undefined
   std::string fingerprint;         ///< of all that was read
 
   int64_t size() const { return static_cast<int64_t>(names.size()); }
@@ -32,6 +34,9 @@ struct Identities {
 /// Errors: c10::Error if the folder is missing or has no such sub-folder; those of the pictures
 Identities read_identities(const std::string& folder, sd::StableDiffusion& pipeline,
                            const std::string& prompt, int64_t resolution);
+
+/// So many of them, evenly chosen; all if there are no more.
+std::vector<int64_t> evenly_chosen(int64_t size, int64_t count);
 
 /// The latents of one picture, cut in the same way: (1, C, h, w).
 /// Errors: c10::Error naming the file

@@ -18,6 +18,10 @@ void bind_network(cli::App& app, TrainOptions& o) {
   app.add_option("--rank", o.adapter_rank, "Their rank")->check(cli::at_least(1));
   app.add_option("--target_modules", o.adapter.target_modules,
                  "Layers of the UNet to adapt, once for each (default: the attention's)");
+  app.add_flag("--train_text_encoder", o.adapter.train_text_encoder,
+               "Adapters in the text encoder too; of SDXL in both");
+  app.add_option("--text_encoder_target_modules", o.adapter.text_encoder_target_modules,
+                 "Layers of the text encoder, once for each (default: the attention's)");
   app.group("Network");
   app.add_option("--width", o.network.width(), "Width of its tokens")->check(cli::at_least(8));
   app.add_option("--heads", o.network.heads(), "Heads of its attention")->check(cli::at_least(1));
@@ -44,6 +48,14 @@ void bind_targets(cli::App& app, TrainOptions& o) {
       ->check(cli::at_least(1));
   app.add_option("--target_learning_rate", o.targets.learning_rate, "Their learning rate")
       ->check(cli::above(0));
+  app.add_option(
+         "--targets_dir", o.targets_dir,
+         "Folder that keeps them, for other networks of the same adapters to learn from too "
+         "(default: OUTPUT/targets)")
+      ->free_on_resume();
+  app.add_option("--target_seed", o.target_seed,
+                 "Seed of what they start from, the same for networks that share them (default: "
+                 "--seed)");
 }
 
 void bind_training(cli::App& app, TrainOptions& o) {
@@ -73,6 +85,10 @@ void bind_training(cli::App& app, TrainOptions& o) {
       ->check(cli::at_least(0));
   app.add_option("--lr_decay_steps", o.lr_decay_steps, "Last steps of falling rate")
       ->check(cli::at_least(0))
+      ->free_on_resume();
+  app.add_flag(
+         "--gradient_checkpointing", o.gradient_checkpointing,
+         "Compute the UNet's activations again in the backward pass: slower, in far less memory")
       ->free_on_resume();
 }
 
@@ -107,6 +123,9 @@ void bind(cli::App& app, TrainOptions& o) {
                  "Folder of the same form with things to try the network on, which it does not "
                  "learn from")
       ->free_on_resume();
+  app.add_option("--num_identities", o.num_identities,
+                 "Learn from so many of the things, evenly chosen (default: all)")
+      ->check(cli::at_least(1));
   app.add_option("--resolution", o.resolution, "Side of the pictures (default: the model's)")
       ->check(cli::at_least(8));
   bind_network(app, o);
@@ -120,11 +139,11 @@ void bind(cli::App& app, TrainOptions& o) {
   app.add_option("--checkpointing_steps", o.checkpointing_steps, "Steps between two checkpoints")
       ->check(cli::at_least(1))
       ->free_on_resume();
-  app.add_option("--validation_steps", o.validation_steps, "Steps between two validations")
-      ->check(cli::at_least(1))
+  app.add_option("--validation_steps", o.validation_steps, "Steps between two validations; 0: none")
+      ->check(cli::at_least(0))
       ->free_on_resume();
   app.group("Running");
-  app.add_seed("--seed", o.seed, o.new_seed, "Seed of everything random; -1 is a new one, printed");
+  app.add_option("--seed", o.seed, "Seed of everything random: the same command goes on");
   app.add_choice("--mixed_precision", o.mixed_precision, kPrecisions,
                  "Precision of the frozen weights; what trains stays fp32");
   app.add_option("--device", o.device, "Where to compute")
@@ -133,11 +152,53 @@ void bind(cli::App& app, TrainOptions& o) {
   distributed::bind(app, o.group);
 }
 
+PersonalizeOptions::PersonalizeOptions() {
+  sample.num_images_per_prompt(4).batch_size(4).num_inference_steps(30);
+  sample.prompt_syntax(sd::PromptSyntax::plain);  // captions are trained as they stand
+}
+
 void PersonalizeOptions::check() const {
   TORCH_CHECK(std::filesystem::is_regular_file(image), "'", image,
               "': expected a picture for --image, got none");
-  TORCH_CHECK_VALUE(num_images <= 100, "--num_images: expected at most 100, got ", num_images);
+  TORCH_CHECK_VALUE(sample.num_images_per_prompt() <= 100,
+                    "--num_images_per_prompt: expected at most 100, got ",
+                    sample.num_images_per_prompt());
 }
+
+namespace {
+
+void bind_pictures(cli::App& app, sd::SampleOptions& s) {
+  app.group("Pictures");
+  app.add_option("--negative_prompt", s.negative_prompt(), "What to keep away from");
+  app.add_option("--num_images_per_prompt", s.num_images_per_prompt(), "How many pictures")
+      ->check(cli::at_least(1));
+  app.add_option("--batch_size", s.batch_size(), "Pictures computed at once")
+      ->check(cli::at_least(1));
+  app.add_option("--height", s.height(), "Height in pixels (default: the model's)")
+      ->check(cli::at_least(1));
+  app.add_option("--width", s.width(), "Width in pixels (default: the model's)")
+      ->check(cli::at_least(1));
+  app.add_option("--num_inference_steps", s.num_inference_steps(), "Denoising steps")
+      ->check(cli::between(1, 1000));
+  app.add_option("--guidance_scale", s.guidance_scale(),
+                 "How far to go beyond the prompt's prediction; up to 1 there is no guidance")
+      ->check(cli::at_least(0));
+  app.add_option("--guidance_rescale", s.guidance_rescale(),
+                 "Share of guidance whose contrast is that of the prompt alone")
+      ->check(cli::between(0, 1));
+  app.add_option("--scheduler", s.scheduler(),
+                 "Sampling method (default: ddim; SDXL: what the model's folder says)")
+      ->check(cli::one_of(sd::scheduler_names()));
+  app.add_flag("--use_karras_sigmas", s.use_karras_sigmas(),
+               "Karras' noise levels, for euler, dpmpp_2m and unipc");
+  app.add_option("--timestep_spacing", s.timestep_spacing(),
+                 "Which timesteps to take (default: the model's own)")
+      ->check(cli::one_of({"leading", "linspace", "trailing"}));
+  app.add_option("--eta", s.eta(), "Share of fresh noise of ddim, 0 to 1")
+      ->check(cli::between(0, 1));
+}
+
+}  // namespace
 
 void bind(cli::App& app, PersonalizeOptions& o) {
   app.group("Required");
@@ -145,7 +206,7 @@ void bind(cli::App& app, PersonalizeOptions& o) {
   app.add_option("--hypernetwork", o.hypernetwork, "Folder that train_hypernetwork wrote")
       ->required();
   app.add_option("--image", o.image, "One picture of the thing")->required();
-  app.add_option("--prompt", o.prompt, "What to draw")->required();
+  app.add_option("--prompt", o.sample.prompt(), "What to draw")->required();
   app.group("Personalisation");
   app.add_option("--instance_prompt", o.instance_prompt,
                  "What the thing is called (default: as in the network's training)");
@@ -159,14 +220,8 @@ void bind(cli::App& app, PersonalizeOptions& o) {
   app.add_option("--learning_rate", o.learning_rate,
                  "Its learning rate (default: that of train_dreambooth_lora)")
       ->check(cli::above(0));
-  app.group("Output");
-  app.add_option("--num_images", o.num_images, "How many pictures to draw")
-      ->check(cli::at_least(1));
-  app.add_option("--num_inference_steps", o.num_inference_steps, "Denoising steps")
-      ->check(cli::between(1, 1000));
-  app.add_option("--guidance_scale", o.guidance_scale,
-                 "How far to go beyond the prompt's prediction; up to 1 there is no guidance")
-      ->check(cli::at_least(0));
+  bind_pictures(app, o.sample);
+  app.group("Files");
   app.add_option("--output_dir", o.output_dir, "Folder for adapters and pictures");
   app.add_flag("--overwrite_output_dir", o.overwrite_output_dir,
                "Begin anew in a folder that holds the results of an earlier run");

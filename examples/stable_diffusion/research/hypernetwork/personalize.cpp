@@ -8,7 +8,9 @@
 #include <chrono>
 #include <filesystem>
 
+#include "generation/options.h"
 #include "pipeline/device.h"
+#include "pipeline/lora.h"
 #include "research/hypernetwork/identities.h"
 #include "research/hypernetwork/task.h"
 #include "support/cli/fmt.h"
@@ -48,14 +50,16 @@ std::string folder_with(const std::string& image, const fs::path& folder) {
   return folder.string();
 }
 
+// What the prediction adapts is tuned.
 training::DreamBoothOptions tuning(const PersonalizeOptions& o, const std::string& prediction,
-                                   const std::string& prompt) {
+                                   const std::string& prompt, bool text_encoder) {
   training::DreamBoothOptions options;
   options.model = o.model;
   options.instance_data_dir = folder_with(o.image, fs::path(o.output_dir) / "instance");
   options.instance_prompt = prompt;
   options.adapter.init_from = prediction;
   options.adapter.relax_rank = o.rank;
+  options.adapter.train_text_encoder = text_encoder;
   options.optimization.max_train_steps = o.max_train_steps;
   options.optimization.learning_rate = o.learning_rate;
   options.optimization.train_batch_size = 4;
@@ -75,26 +79,55 @@ sd::StableDiffusion load(const PersonalizeOptions& o) {
   return sd::StableDiffusion(o.model.path, how);
 }
 
+// Before anything is computed for a size that cannot be drawn.
+void check_size(const sd::SampleOptions& sample, const sd::StableDiffusion& pipeline) {
+  const int64_t factor = pipeline.vae_scale_factor();
+  const auto side = [&](const std::optional<int64_t>& given, int64_t own) {
+    TORCH_CHECK_VALUE(given.value_or(factor) % factor == 0,
+                      "--height and --width: expected multiples of ", factor, ", got ", *given);
+    return given.value_or(own);
+  };
+  const auto own = pipeline.default_size();
+  const int64_t height = side(sample.height(), own[0]), width = side(sample.width(), own[1]);
+  constexpr int64_t most_side = 16384, most_pixels = 16'000'000;
+  TORCH_CHECK_VALUE(height <= most_side && width <= most_side && height * width <= most_pixels,
+                    "--height and --width: expected at most ", most_pixels, " pixels, got ", height,
+                    " by ", width);
+}
+
 std::vector<std::string> draw(const PersonalizeOptions& o, const std::string& file) {
   sd::StableDiffusion pipeline = load(o);
-  const auto state = lightlora::read_state(file, "unet");
-  const auto lora = lightlora::patch(*pipeline.unet(), state);
-  const auto active = lora->activate();
+  const sd::AppliedLoRAs loras(pipeline, {sd::LoRAChoice{file}});
   std::vector<uint64_t> seeds;
-  for (int64_t i = 0; i < o.num_images; ++i) seeds.push_back(o.seed + static_cast<uint64_t>(i));
-  auto options = sd::SampleOptions().prompt(o.prompt).seeds(seeds);
-  options.num_inference_steps(o.num_inference_steps).guidance_scale(o.guidance_scale);
-  options.prompt_syntax(sd::PromptSyntax::plain);
+  for (int64_t i = 0; i < o.sample.num_images_per_prompt(); ++i) {
+    seeds.push_back(o.seed + static_cast<uint64_t>(i));
+  }
+  auto options = o.sample;
+  options.seeds(seeds);
   const auto pictures = pipeline.sample(options).pictures;
   std::vector<std::string> written;
-  for (int64_t i = 0; i < o.num_images; ++i) {
+  for (size_t i = 0; i < seeds.size(); ++i) {
     written.push_back((fs::path(o.output_dir) / fmt::format("{}.png", i)).string());
-    const auto picture = images::to_image(pictures[i] * 2 - 1);
-    images::save_png(written.back(), picture,
-                     {{"parameters", training::picture_text(o.model, {}, options, picture,
-                                                            seeds[static_cast<size_t>(i)])}});
+    const auto picture = images::to_image(pictures[static_cast<int64_t>(i)] * 2 - 1);
+    images::save_png(
+        written.back(), picture,
+        {{"parameters", training::picture_text(o.model, {}, options, picture, seeds[i])}});
   }
   return written;
+}
+
+sd::PipelineAdapters patched(sd::StableDiffusion& pipeline, const lightlora::Components& states) {
+  TORCH_CHECK(states.count("unet") > 0, "expected adapters of a UNet in ", kMeanFile, ", got none");
+  sd::PipelineAdapters adapters;
+  adapters.unet = lightlora::patch(*pipeline.unet(), states.at("unet"));
+  for (size_t i = 0; i < 2; ++i) {
+    const auto found = states.find(i == 0 ? "text_encoder" : "text_encoder_2");
+    if (found == states.end()) continue;
+    TORCH_CHECK(i < pipeline.text_encoders(), "expected a model with ", i + 1,
+                " text encoders, got ", pipeline.text_encoders());
+    adapters.of_text_encoder(i) = lightlora::patch(*pipeline.text_encoder(i), found->second);
+  }
+  return adapters;
 }
 
 }  // namespace
@@ -107,9 +140,9 @@ Predictor::Predictor(const std::string& folder, sd::StableDiffusion& pipeline) {
   network_ = make_network(file, path);
   network_->to(pipeline.options().device());
   const auto mean = (fs::path(folder) / kMeanFile).string();
-  const auto state = lightlora::read_state(mean, "unet");
+  const auto states = lightlora::read_adapters(mean).components;
   try {
-    adapters_.unet = lightlora::patch(*pipeline.unet(), state);
+    adapters_ = AdapterSet(patched(pipeline, states));
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", path, "': the network is for another model than '", pipeline.folder(),
                 "': ", error.what_without_backtrace());
@@ -128,15 +161,12 @@ Predictor::Predictor(const std::string& folder, sd::StableDiffusion& pipeline) {
 }
 
 void Predictor::check_base(const HyperNetworkFile& file, const std::string& path) const {
-  std::vector<PredictedLayer> layers;
-  for (const auto& adapter : adapters_.unet->adapters()) {
-    layers.push_back({adapter->layer().name, adapter->trained_count()});
-  }
+  const auto layers = adapters_.layers();
   TORCH_CHECK(layers == file.options.layers(), "'", path, "': expected ", layers.size(),
               " layers as in ", kMeanFile, ", got ", file.options.layers().size(), " or others; ",
               "hint: the two files belong together");
   const auto found = file.tensors.find("norms");
-  const auto now = norms_of(adapters_.unet);
+  const auto now = adapters_.norms();
   TORCH_CHECK(found != file.tensors.end() && found->second.sizes() == now.sizes(), "'", path,
               "': expected the norms of ", now.numel(), " weights, got none");
   const double off =
@@ -151,18 +181,23 @@ void Predictor::check_base(const HyperNetworkFile& file, const std::string& path
               "train_hypernetwork had");
 }
 
-sd::PipelineAdapters Predictor::predict(const at::Tensor& latents, int64_t iterations) {
+const AdapterSet& Predictor::predict(const at::Tensor& latents, int64_t iterations) {
   const torch::NoGradGuard no_grad;
   TORCH_CHECK(
       latents.size(2) == network_->options.side() && latents.size(3) == network_->options.side(),
       "expected a picture of ", network_->options.side(), " latents a side, got ", latents.sizes());
   const auto device = network_->parameters().front().device();
-  adapters_.unet->assign(network_->forward(latents.to(device), iterations)[0]);
+  adapters_.assign(network_->forward(latents.to(device), iterations)[0]);
   return adapters_;
 }
 
-Personalized personalize(const PersonalizeOptions& o) {
-  o.check();
+Personalized personalize(const PersonalizeOptions& given) {
+  given.check();
+  auto o = given;
+  if (o.new_seed) {
+    o.seed = generation::new_seed({});
+    fmt::print("seed: {}\n", o.seed);
+  }
   Watch watch;
   Personalized result;
   sd::make_folder(o.output_dir);
@@ -171,22 +206,25 @@ Personalized personalize(const PersonalizeOptions& o) {
               "': expected a folder without results, got those of an earlier run; hint: ",
               "--overwrite_output_dir, or another --output_dir");
   std::string prompt;
+  bool adapts_text = false;
   {
     // Each part has the model for itself: never are two of them in memory.
     sd::StableDiffusion pipeline = load(o);
+    check_size(o.sample, pipeline);
     Predictor predictor(o.hypernetwork, pipeline);
     prompt = o.instance_prompt.value_or(predictor.instance_prompt());
+    adapts_text = predictor.adapters().adapts_text();
     result.seconds.emplace_back("loading", watch.lap());
     const auto latents = read_picture(o.image, pipeline, predictor.resolution());
-    const auto predicted = predictor.predict(latents, o.iterations.value_or(-1));
-    lightlora::save(predicted.state(), result.prediction,
+    const auto& predicted = predictor.predict(latents, o.iterations.value_or(-1));
+    lightlora::save(predicted.parts().state(), result.prediction,
                     lightlora::SaveOptions().metadata({{"instance_prompt", prompt}}));
   }
   result.adapters = result.prediction;
   result.seconds.emplace_back("prediction", watch.lap());
 
   if (o.max_train_steps > 0) {
-    const auto options = tuning(o, result.prediction, prompt);
+    const auto options = tuning(o, result.prediction, prompt, adapts_text);
     training::train_dreambooth(options);
     result.adapters =
         (fs::path(options.run.output_dir) / training::DreamBooth::kNativeFile).string();

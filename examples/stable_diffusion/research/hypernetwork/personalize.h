@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "pipeline/adapters.h"
+#include "research/hypernetwork/adapter_set.h"
 #include "research/hypernetwork/options.h"
 
 namespace hypernetwork {
@@ -17,10 +17,13 @@ class Predictor {
   /// Errors: c10::Error naming the file if the network is for other layers or another base model
   Predictor(const std::string& folder, sd::StableDiffusion& pipeline);
 
-  /// The adapters for the thing in one picture.
+  /// The adapters for the thing in one picture; the set has their values then.
   /// Shapes: latents (1, C, h, w)
-  sd::PipelineAdapters predict(const at::Tensor& latents, int64_t iterations = -1);
+  const AdapterSet& predict(const at::Tensor& latents, int64_t iterations = -1);
 
+  /// Their options, and the mean adapter until something is predicted.
+  const AdapterSet& adapters() const { return adapters_; }
+  const HyperNetwork& network() const { return network_; }
   const std::string& instance_prompt() const { return instance_prompt_; }
   int64_t resolution() const { return resolution_; }
 
@@ -28,7 +31,7 @@ class Predictor {
   void check_base(const HyperNetworkFile& file, const std::string& path) const;
 
   HyperNetwork network_{nullptr};
-  sd::PipelineAdapters adapters_;
+  AdapterSet adapters_;
   std::string instance_prompt_;
   int64_t resolution_ = 0;
 };

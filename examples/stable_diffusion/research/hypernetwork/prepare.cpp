@@ -12,57 +12,54 @@ namespace hypernetwork {
 namespace {
 
 // Values that belong together have one unit: those of a layer.
-at::Tensor spread_of(const at::Tensor& differences, const lightlora::Patched& adapters) {
+at::Tensor spread_of(const at::Tensor& differences, const AdapterSet& adapters) {
   std::vector<at::Tensor> parts;
   int64_t start = 0;
-  for (const auto& adapter : adapters->adapters()) {
-    const int64_t count = adapter->trained_count();
-    const auto size = differences.narrow(1, start, count).square().mean().sqrt().clamp_min(1e-6);
-    parts.push_back(size.expand({count}));
-    start += count;
+  for (const auto& layer : adapters.layers()) {
+    const auto part = differences.narrow(1, start, layer.values);
+    parts.push_back(part.square().mean().sqrt().clamp_min(1e-6).expand({layer.values}));
+    start += layer.values;
   }
   return at::cat(parts).contiguous();
 }
 
-}  // namespace
-
-at::Tensor norms_of(const lightlora::Patched& adapters) {
-  std::vector<at::Tensor> norms;
-  for (const auto& adapter : adapters->adapters()) {
-    norms.push_back(adapters->weight_of(adapter->layer().name).to(at::kFloat).norm().cpu());
+AdapterSet add_set(const TrainOptions& o, sd::StableDiffusion& pipeline) {
+  auto adapter = o.adapter;
+  adapter.lora.rank(o.adapter_rank);
+  std::vector<torch::nn::Module*> encoders;
+  for (size_t i = 0; adapter.train_text_encoder && i < pipeline.text_encoders(); ++i) {
+    encoders.push_back(pipeline.text_encoder(i).get());
   }
-  return at::stack(norms);
+  return AdapterSet(training::add_adapters(adapter, *pipeline.unet(), encoders, o.adapter_seed()));
 }
+
+}  // namespace
 
 Subjects prepare(const TrainOptions& o, const distributed::Group& group) {
   auto load = o.model.load;
   load.device(sd::pick_device(o.device)).dtype(o.mixed_precision);
+  if (o.gradient_checkpointing) load.pack_weights(sd::PackWeights::off);
   Subjects s;
   s.pipeline = std::make_unique<sd::StableDiffusion>(o.model.path, load);
-  TORCH_CHECK_VALUE(
-      !s.pipeline->is_sdxl(), "'", o.model.path,
-      "': expected a model of Stable Diffusion 1.x or 2.x, got SDXL, whose sizes and ",
-      "pooled texts are not learned from here");
   s.resolution = o.resolution.value_or(s.pipeline->default_size().front());
   s.learned = read_identities(o.identities_dir, *s.pipeline, o.instance_prompt, s.resolution);
   if (!o.validation_dir.empty()) {
     s.held_out = read_identities(o.validation_dir, *s.pipeline, o.instance_prompt, s.resolution);
   }
-  auto adapter = o.adapter;
-  adapter.lora.rank(o.adapter_rank);
-  s.adapters = training::add_adapters(adapter, *s.pipeline->unet(), {}, o.seed);
-  const auto& lora = s.adapters.unet;
-  fmt::print("{}\n{}\n", lora->report().to_string(), lora->adapters()[0]->description());
-  s.loss = std::make_unique<SubjectLoss>(s.pipeline->unet(), lora, s.pipeline->scheduler_config());
-  const at::Tensor start = lora->values().detach().clone();
+  s.chosen = evenly_chosen(s.learned.size(), o.num_identities.value_or(s.learned.size()));
+  s.adapters = add_set(o, *s.pipeline);
+  fmt::print("{}\n", s.adapters.to_string());
+  s.loss = std::make_unique<SubjectLoss>(*s.pipeline, s.adapters, o.gradient_checkpointing);
+  const at::Tensor start = s.adapters.values();
   s.mean = start.cpu();
   s.spread = at::full_like(s.mean, o.prediction_scale);
   if (o.targets.steps > 0) {
     auto targets = o.targets;
-    targets.seed = o.seed;
-    s.targets = train_targets(*s.loss, s.learned, start, targets, o.output_dir + "/targets", group);
-    s.mean = s.targets.mean(0);
-    s.spread = spread_of(s.targets - s.mean, lora);
+    targets.seed = o.adapter_seed();
+    s.targets = train_targets(*s.loss, s.learned, start, targets, o.targets_folder(), group);
+    const auto known = s.targets.index_select(0, at::tensor(s.chosen, at::kLong));
+    s.mean = known.mean(0);
+    s.spread = spread_of(known - s.mean, s.adapters);
   }
   return s;
 }

@@ -2,7 +2,6 @@
 #include "research/hypernetwork/targets.h"
 
 #include <ATen/ATen.h>
-#include <lightlora/combine.h>
 #include <lightlora/file_io.h>
 #include <torch/optim/adam.h>
 #include <torch/utils.h>
@@ -33,7 +32,8 @@ at::Tensor train_piece(const SubjectLoss& loss, const Identities& data, const at
   torch::optim::Adam adam({values}, torch::optim::AdamOptions(options.learning_rate));
   for (int64_t step = 0; step < options.steps; ++step) {
     adam.zero_grad();
-    const auto losses = loss(values, loss.draw(data, identities, options.pictures));
+    const auto [losses, active] =
+        loss.with_activation(values, loss.draw(data, identities, options.pictures));
     losses.sum().backward();
     adam.step();
   }
@@ -46,7 +46,7 @@ at::Tensor train_piece(const SubjectLoss& loss, const Identities& data, const at
   }
   std::vector<at::Tensor> rows;
   for (const auto& row : values.detach().unbind(0)) {
-    rows.push_back(canonical_values(loss.adapters(), row).cpu());
+    rows.push_back(loss.adapters().canonical(row).cpu());
   }
   return at::stack(rows);
 }
@@ -60,32 +60,25 @@ at::Tensor kept_piece(const std::string& path, const std::string& fingerprint) {
   return file.load("values");
 }
 
-}  // namespace
-
-at::Tensor canonical_values(const lightlora::Patched& adapters, const at::Tensor& values) {
-  const torch::NoGradGuard no_grad;
-  const at::Tensor before = adapters->values().clone();
-  adapters->assign(values.to(before.device()));
-  const auto state = adapters->state();
-  const auto canonical = lightlora::canonical(state);
-  bool fits = true;
-  for (size_t i = 0; i < state.size(); ++i) {
-    fits = fits && canonical[i].variant == state[i].variant && canonical[i].scale == state[i].scale;
-  }
-  if (fits) adapters->assign(canonical);
-  const at::Tensor result = adapters->values().clone();
-  adapters->assign(before);
-  return result;
+// What the targets follow from.
+std::string fingerprint_of(const SubjectLoss& loss, const Identities& data, const at::Tensor& start,
+                           const TargetOptions& options) {
+  distributed::Fingerprint print;
+  loss.adapters().add_to(print);
+  const auto values = start.to(at::kCPU, at::kFloat).contiguous();
+  print.add(values.const_data_ptr<float>(), static_cast<size_t>(values.nbytes()));
+  return fmt::format("{} {} {} {} {} {} {}", data.fingerprint, print.hexadecimal(), options.steps,
+                     options.at_once, options.pictures, options.learning_rate, options.seed);
 }
+
+}  // namespace
 
 at::Tensor train_targets(const SubjectLoss& loss, const Identities& data, const at::Tensor& start,
                          const TargetOptions& options, const std::string& folder,
                          const distributed::Group& group) {
   const int64_t count = data.size();
   const int64_t pieces = (count + options.at_once - 1) / options.at_once;
-  const auto print =
-      fmt::format("{} {} {} {} {} {} {}", data.fingerprint, start.numel(), options.steps,
-                  options.at_once, options.pictures, options.learning_rate, options.seed);
+  const auto print = fingerprint_of(loss, data, start, options);
   sd::make_folder(folder);
   std::vector<at::Tensor> parts(static_cast<size_t>(pieces),
                                 at::zeros({options.at_once, start.numel()}));

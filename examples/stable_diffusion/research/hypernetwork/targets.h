@@ -21,17 +21,12 @@ struct TargetOptions {
 /// The values of adapters trained for each identity by itself, all from the same start: rows of one
 /// batch with adapters of their own, which learn what they would learn alone. Brought into canonical
 /// form where the variant has one, because (u, d) and (c u, d / c) are the same adapter.
-/// What is done lies in `folder` piece by piece, where a run that was stopped finds it; the processes
-/// of the group share the pieces.
+/// What is done lies in `folder` piece by piece, where a run that was stopped finds it, and any other
+/// run of the same base, pictures and options; the processes of the group share the pieces.
 /// Shapes: start (n), result (identities, n) fp32 on the CPU
 /// Errors: c10::Error if the loss of an identity is not finite
 at::Tensor train_targets(const SubjectLoss& loss, const Identities& data, const at::Tensor& start,
                          const TargetOptions& options, const std::string& folder,
                          const distributed::Group& group);
-
-/// The same delta in the form that `lightlora::canonical` gives it, for variants that keep their
-/// kind there; others come back as they are.
-/// Shapes: (n) to (n)
-at::Tensor canonical_values(const lightlora::Patched& adapters, const at::Tensor& values);
 
 }  // namespace hypernetwork

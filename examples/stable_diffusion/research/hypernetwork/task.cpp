@@ -12,6 +12,7 @@
 
 #include "pipeline/device.h"
 #include "research/pretraining/pictures.h"
+#include "support/cli/fmt.h"
 #include "support/files/outputs.h"
 #include "training/run_log.h"
 
@@ -45,7 +46,7 @@ pretraining::StageOptions stage_options(const TrainOptions& o, const Subjects& s
                             static_cast<double>(o.max_train_steps)},
         {"ema_decay", 0.995},
         {"seed", o.seed},
-        {"validate_every", o.validation_steps},
+        {"validate_every", o.validation_steps > 0 ? o.validation_steps : o.max_train_steps},
         {"save_every", o.checkpointing_steps}}}};
   return options;
 }
@@ -53,11 +54,7 @@ pretraining::StageOptions stage_options(const TrainOptions& o, const Subjects& s
 HyperNetworkOptions sizes_of(const TrainOptions& o, const Subjects& subjects) {
   auto sizes = o.network;
   sizes.channels(subjects.learned.latents.size(1)).side(subjects.learned.latents.size(2));
-  std::vector<PredictedLayer> layers;
-  for (const auto& adapter : subjects.adapters.unet->adapters()) {
-    layers.push_back({adapter->layer().name, adapter->trained_count()});
-  }
-  return sizes.layers(std::move(layers));
+  return sizes.layers(subjects.adapters.layers());
 }
 
 std::vector<int64_t> all_of(int64_t count) {
@@ -74,6 +71,7 @@ HyperNetworkTask::HyperNetworkTask(const TrainOptions& options, Subjects subject
     : StageTask(kName, stage_options(options, subjects, group, std::move(settings))),
       given_(options),
       subjects_(std::move(subjects)) {
+  torch::manual_seed(options.seed);  // whether adapters to learn from were made or found
   network_ = HyperNetwork(sizes_of(options, subjects_));
   network_->set_scale(subjects_.mean, subjects_.spread);
   network_->to(options_.device);
@@ -93,8 +91,11 @@ at::Tensor HyperNetworkTask::shown(const Identities& data, const std::vector<int
 
 double HyperNetworkTask::backward(int64_t /*step*/) {
   const auto& data = subjects_.learned;
+  const auto& chosen = subjects_.chosen;
   // All processes draw the same numbers, and each takes its part of the identities.
-  const auto all = at::randint(data.size(), {given_.train_batch_size}, at::kLong);
+  const auto places =
+      at::randint(static_cast<int64_t>(chosen.size()), {given_.train_batch_size}, at::kLong);
+  const auto all = at::tensor(chosen, at::kLong).index_select(0, places);
   const auto own = pretraining::share_of_batch(options_.group, all);
   const std::vector<int64_t> identities(own.data_ptr<int64_t>(),
                                         own.data_ptr<int64_t>() + own.numel());
@@ -109,6 +110,7 @@ double HyperNetworkTask::backward(int64_t /*step*/) {
     return ((values - to.to(options_.device)) / spread).square().mean();
   };
   at::Tensor loss = at::zeros({}, values.options());
+  std::vector<lightlora::Activation> active;  // until the backward pass is over
   if (subjects_.targets.defined() && given_.weight_loss > 0) {
     loss = loss + given_.weight_loss * distance(subjects_.targets.index_select(0, own));
   }
@@ -117,7 +119,9 @@ double HyperNetworkTask::backward(int64_t /*step*/) {
   }
   if (given_.diffusion_loss > 0) {
     const auto batch = subjects_.loss->draw(data, identities, given_.pictures_per_identity);
-    loss = loss + given_.diffusion_loss * (*subjects_.loss)(values, batch).mean();
+    auto drawn = subjects_.loss->with_activation(values, batch);
+    active = std::move(drawn.second);
+    loss = loss + given_.diffusion_loss * drawn.first.mean();
   }
   loss.backward();
   return loss.item<double>();
@@ -125,6 +129,7 @@ double HyperNetworkTask::backward(int64_t /*step*/) {
 
 // The same pictures, noise and timesteps for every way of choosing the values.
 training::Numbers HyperNetworkTask::figures(int64_t step) {
+  if (given_.validation_steps == 0) return {};
   const torch::NoGradGuard no_grad;
   const auto& data = subjects_.held_out.size() > 0 ? subjects_.held_out : subjects_.learned;
   const int64_t count = std::min<int64_t>(data.size(), 16);
@@ -151,7 +156,7 @@ void HyperNetworkTask::draw(int64_t step, const at::Tensor& values) {
   const auto given = shown(data, all_of(values.size(0)), false).to(options_.device);
   std::vector<at::Tensor> pictures{pipeline.decode(given)};
   for (const auto& row : values.unbind(0)) {
-    const auto active = subjects_.adapters.unet->activate_values(row);
+    const auto active = subjects_.adapters.activate(row);
     auto options =
         sd::SampleOptions().prompt(given_.instance_prompt).num_inference_steps(20).seed(7);
     options.prompt_syntax(sd::PromptSyntax::plain).guidance_scale(4);
@@ -159,7 +164,7 @@ void HyperNetworkTask::draw(int64_t step, const at::Tensor& values) {
     pictures.push_back(pipeline.sample(options).pictures);
   }
   sd::make_folder(options_.output_dir + "/samples");
-  pretraining::save_sheet(options_.output_dir + "/samples/step-" + std::to_string(step) + ".png",
+  pretraining::save_sheet(fmt::format("{}/samples/step-{}.png", options_.output_dir, step),
                           at::cat(pictures) * 2 - 1, /*columns=*/values.size(0));
 }
 
@@ -168,16 +173,16 @@ void HyperNetworkTask::save_model(const pretraining::MasterWeights& weights) {
   file.options = network_->options;
   file.tensors = weights.averages("");
   for (const auto& buffer : network_->named_buffers()) file.tensors[buffer.key()] = buffer.value();
-  const auto& lora = subjects_.adapters.unet;
-  file.tensors["norms"] = norms_of(lora);
+  const auto& adapters = subjects_.adapters;
+  file.tensors["norms"] = adapters.norms();
   file.metadata = {{"instance_prompt", given_.instance_prompt},
-                   {"resolution", std::to_string(subjects_.resolution)}};
+                   {"resolution", fmt::to_string(subjects_.resolution)}};
   const fs::path folder = options_.output_dir;
   save_network(file, (folder / kNetworkFile).string(), at::kHalf);
-  const at::Tensor before = lora->values().detach().clone();
-  lora->assign(subjects_.mean.to(before.device()));
-  lightlora::save(subjects_.adapters.state(), (folder / kMeanFile).string());
-  lora->assign(before);
+  const at::Tensor before = adapters.values().clone();
+  adapters.assign(subjects_.mean.to(before.device()));
+  lightlora::save(adapters.parts().state(), (folder / kMeanFile).string());
+  adapters.assign(before);
 }
 
 int64_t train_hypernetwork(const TrainOptions& options, const distributed::Group& group,

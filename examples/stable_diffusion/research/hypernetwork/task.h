@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "pipeline/adapters.h"
+#include "research/hypernetwork/adapter_set.h"
 #include "research/hypernetwork/identities.h"
 #include "research/hypernetwork/options.h"
 #include "research/hypernetwork/subject_loss.h"
@@ -20,9 +20,10 @@ constexpr const char* kMeanFile = "mean_adapter.safetensors";
 /// What a network is trained on: everything that is frozen or known before the first step.
 struct Subjects {
   std::unique_ptr<sd::StableDiffusion> pipeline;
-  sd::PipelineAdapters adapters;
+  AdapterSet adapters;
   std::unique_ptr<SubjectLoss> loss;
   Identities learned, held_out;  ///< the latter may be empty
+  std::vector<int64_t> chosen;   ///< those of `learned` that the network learns from
   at::Tensor targets;            ///< (identities, n); undefined: none
   at::Tensor mean, spread;       ///< (n)
   int64_t resolution = 0;
@@ -59,9 +60,5 @@ class HyperNetworkTask : public pretraining::StageTask {
 /// Everything that train_hypernetwork does. Returns the number of steps done in all.
 int64_t train_hypernetwork(const TrainOptions& options, const distributed::Group& group,
                            std::vector<cli::Setting> settings);
-
-/// Norms of the weights that adapters of this handle stand beside: what a network was trained for.
-/// Shapes: (layers) fp32
-at::Tensor norms_of(const lightlora::Patched& adapters);
 
 }  // namespace hypernetwork
