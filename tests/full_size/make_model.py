@@ -2,8 +2,8 @@
 """Makes a model of Stable Diffusion 1.5's full size with random weights (fp32, about 4.3 GB), or of SDXL's (bf16, 7 GB).
 
 Usage: make_model.py <output folder> [sdxl]. Needs torch 2.11.0, diffusers 0.42.1, transformers 5.23.0.
-Only the sizes are the published ones: the pictures are noise. The tokenizer is the bundled one, whose ids
-all lie inside the published vocabulary.
+Only the sizes are the published ones: the pictures are noise. The tokenizer is that of the tests, whose ids all lie
+inside the published vocabulary, and which cuts captions at the published 77 tokens.
 """
 
 import gc
@@ -16,7 +16,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-BUNDLED = pathlib.Path(__file__).resolve().parents[2] / "examples/stable_diffusion/assets/base"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUNDLED, TOKENIZER = ROOT / "examples/stable_diffusion/assets/base", ROOT / "tests/parity/data/tokenizer_demo"
 
 
 def autoencoder(**more):
@@ -76,7 +77,7 @@ def make_sdxl(output):
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     ).save_pretrained(output / "scheduler")
     for name in ["tokenizer", "tokenizer_2"]:
-        shutil.copytree(BUNDLED / "tokenizer", output / name, dirs_exist_ok=True)
+        shutil.copytree(TOKENIZER, output / name, dirs_exist_ok=True)
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     for part, library, kind in [
         ("unet", "diffusers", "UNet2DConditionModel"),
@@ -107,10 +108,8 @@ def make_sd15(output):
         set_alpha_to_one=False,
         steps_offset=1,
     ).save_pretrained(output / "scheduler")
-    for name in ["tokenizer", "model_index.json"]:
-        source = BUNDLED / name
-        copy = shutil.copytree if source.is_dir() else shutil.copyfile
-        copy(source, output / name, **({"dirs_exist_ok": True} if source.is_dir() else {}))
+    shutil.copytree(TOKENIZER, output / "tokenizer", dirs_exist_ok=True)
+    shutil.copyfile(BUNDLED / "model_index.json", output / "model_index.json")
 
 
 def main(output, make):

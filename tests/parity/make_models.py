@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the numbers that tests/stable_diffusion/{unet,vae}_test.cpp compare with.
+"""Makes the numbers that tests/stable_diffusion/{unet,vae,tiny_decoder}_test.cpp compare with.
 
 Made with Python 3.11, torch 2.11.0 (CPU), diffusers 0.42.1, safetensors 0.8.0:
 
@@ -19,7 +19,7 @@ import shutil
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -132,6 +132,9 @@ VAES = {
     ),
 }
 
+# As TAESD, and of the small models' two levels.
+TINY = {"taesd": (1, 2, 0, 1), "taesd_two_levels": (2, 1)}
+
 
 def half_representable(*size):
     return torch.randn(*size, dtype=torch.float64).half().double()
@@ -232,8 +235,27 @@ def make_vae(folder, config, size, modules):
     save(folder, model, numbers)
 
 
+def make_tiny(folder, blocks):
+    torch.manual_seed(len(folder))
+    widths, ones = (8,) * len(blocks), (1,) * len(blocks)
+    model = randomise(
+        AutoencoderTiny(
+            encoder_block_out_channels=widths,
+            decoder_block_out_channels=widths,
+            num_encoder_blocks=ones,
+            num_decoder_blocks=blocks,
+        )
+    )
+    latents = 2 * half_representable(2, model.config.latent_channels, 5, 3)
+    with torch.no_grad():
+        decoded = model.decode(latents / model.config.scaling_factor).sample
+    save(folder, model, {"latents": latents, "decoded": decoded})
+
+
 if __name__ == "__main__":
     for name, options in UNETS.items():
         make_unet(name, **options)
     for name, options in VAES.items():
         make_vae(name, **options)
+    for name, blocks in TINY.items():
+        make_tiny(name, blocks)

@@ -5,7 +5,7 @@ Made with Python 3.11, torch 2.11.0 (CPU), transformers 5.23.0, tokenizers 0.23.
 
     python tests/parity/make_text.py
 
-tests/parity/data/tokenizer_demo is the tokenizer of the bundled base model and is read, not written.
+tests/parity/data/tokenizer_demo is the tokenizer of an early small model of ours and is read, not written.
 The script writes two more tokenizers in the other forms that published folders have, the prompts,
 and the ids that transformers' CLIPTokenizer gives for each (`tokenizer_ids.json`); and two text
 encoders with random weights (fp16) and what transformers' CLIPTextModel computes with them in fp64.

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "support/cli/fmt.h"
 #include "support/files/outputs.h"
@@ -78,14 +79,31 @@ std::string with_suffix(const std::string& path, const std::string& suffix) {
   return path.substr(0, path.size() - kEnding) + suffix + path.substr(path.size() - kEnding);
 }
 
+namespace {
+
+// What PNG files of so many pictures take at least: those of photographs take half of their values.
+int64_t least_bytes(const GenerationOptions& options, int64_t pictures) {
+  const auto& sample = options.sample;
+  const auto side = [](const std::optional<int64_t>& given) {
+    return static_cast<double>(given.value_or(64));  // of the smallest models
+  };
+  const double values = 3 * side(sample.height()) * side(sample.width());
+  const double bytes = values / 8 * static_cast<double>(pictures);
+  return static_cast<int64_t>(std::min(bytes, 1e18));
+}
+
+}  // namespace
+
 void check_outputs(const GenerationOptions& options) {
   sd::Outputs outputs;
   const int64_t count = options.xy.empty() ? pictures_of(options) : 1;
   // Latents that are given decide on the number; nearly all that can go wrong shows in one name.
-  if (count == 1) outputs.add("--output", options.output);
+  const int64_t bytes = least_bytes(options, count);
+  if (count == 1) outputs.add("--output", options.output, bytes);
   if (!options.output.empty()) {
     for (int64_t i = 0; i < std::min(count, kPictures) && count > 1; ++i) {
-      outputs.add("--output", with_suffix(options.output, fmt::format("-{}", i)));
+      outputs.add("--output", with_suffix(options.output, fmt::format("-{}", i)),
+                  i == 0 ? bytes : 0);
     }
     if (options.grid && options.xy.empty()) {
       outputs.add("--grid", with_suffix(options.output, "-grid"));

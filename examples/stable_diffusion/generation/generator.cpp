@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <optional>
 
 #include "generation/lora_tags.h"
@@ -27,9 +28,15 @@ namespace {
 
 sd::StableDiffusionOptions pipeline_options(const GenerationOptions& options) {
   if (options.deterministic) sd::use_deterministic_algorithms();
-  auto load = options.model.load;
+  const auto folder = std::filesystem::path(options.output).parent_path();
+  auto load = sd::load_beside(folder.string(), options.model);
+  TORCH_CHECK_VALUE(
+      options.merge_to.empty() || load.base_precision() == sd::BasePrecision::same,
+      "--merge_to cannot be combined with --base_precision int8, which would round what is merged");
   load.device(sd::pick_device(options.device));
   load.dtype(options.precision_on(load.device()));
+  // The autoencoder's own decoder is not needed then, but its encoder may be.
+  load.load_vae(load.taesd().empty() || !options.image.empty() || !options.merge_to.empty());
   if (options.allow_tf32) at::globalContext().setAllowTF32CuBLAS(true);
   fmt::print("device: {}\n", sd::describe_device(load.device(), load.dtype()));
   return load;
@@ -100,6 +107,18 @@ std::vector<sd::LoRAChoice> choose_loras(const GenerationOptions& options) {
   return choices;
 }
 
+namespace {
+
+// All else of the file is checked before a model is loaded, which decides this.
+void check_channels(const GenerationOptions& options, int64_t channels) {
+  if (options.initial_latents.empty()) return;
+  const auto latents = sample_options(options, /*seed=*/0).initial_latents();
+  TORCH_CHECK(latents.size(1) == channels, "'", options.initial_latents,
+              "': expected latents of the model's ", channels, " channels, got ", latents.sizes());
+}
+
+}  // namespace
+
 Generator::Generator(const GenerationOptions& options, const distributed::Group& group)
     : options_(options),
       group_(group),
@@ -107,6 +126,7 @@ Generator::Generator(const GenerationOptions& options, const distributed::Group&
       choices_(choose_loras(options)),
       loras_(pipeline_, choices_, options.split_rank, varies_weights(options)),
       seed_(options.seed ? *options.seed : new_seed(group)) {
+  check_channels(options, pipeline_.unet()->options.in_channels());
   if (!options.merge_to.empty() && group.is_main()) {
     loras_.while_merged([&] { sd::save_single_file(pipeline_, options.merge_to); });
   }
@@ -123,7 +143,7 @@ Generator::Generator(const GenerationOptions& options, const distributed::Group&
   if (options_.picture_sizes && !pipeline_.is_sdxl()) {
     options_.sample.size() = options_.sample.negative_size() = {};
   }
-  pipeline_.vae()->enable_tiling(options.vae_tiling);
+  if (pipeline_.options().load_vae()) pipeline_.vae()->enable_tiling(options.vae_tiling);
   if (options.image.empty()) return;
   const auto picture =
       starting_picture(images::load_image(options.image), pipeline_.vae_scale_factor(),

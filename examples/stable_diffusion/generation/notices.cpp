@@ -46,6 +46,7 @@ void Generator::add_unused(std::vector<std::string>& lines) const {
        fmt::format("with --initial_latents, which are those of {} picture{}", latents,
                    latents == 1 ? "" : "s")},
       {options_.split_rank && choices_.empty(), "--split_rank", "without a LoRA file"},
+      {options_.vae_tiling && !pipeline_.options().load_vae(), "--vae_tiling", "with --taesd"},
       {!options_.lora_dir.empty() && !has_tags(options_), "--lora_dir",
        "without a <lora:name> in the prompt"},
       {sample.batch_size() > 1 && group_.size() > 1 && options_.xy.empty(), "--batch_size",

@@ -115,13 +115,11 @@ void bind_sampling(cli::App& app, GenerationOptions& f) {
   app.add_option("--eta", f.sample.eta(), "Share of fresh noise of ddim, 0 to 1")
       ->check(cli::between(0, 1));
   app.add_option("--initial_latents", f.initial_latents,
-                 "safetensors file with a tensor 'latents' (n, 4, h, w) to start from");
+                 "safetensors file with a tensor 'latents' (n, channels, h, w) to start from");
   app.add_option("--save_latents", f.save_latents, "Write the final latents to this file");
 }
 
-}  // namespace
-
-void bind(cli::App& app, GenerationOptions& f) {
+void bind_files(cli::App& app, GenerationOptions& f) {
   app.group("Model");
   sd::bind_model(app, f.model);
   sd::bind_single_file(app, f.model);
@@ -141,6 +139,12 @@ void bind(cli::App& app, GenerationOptions& f) {
   app.add_option("--split_rank", f.split_rank,
                  "Cut the adapters of LoRA files to this rank (default: as they are)")
       ->check(cli::at_least(1));
+}
+
+}  // namespace
+
+void bind(cli::App& app, GenerationOptions& f) {
+  bind_files(app, f);
   bind_picture(app, f);
   bind_sizes(app, f);
   bind_start_and_grids(app, f);
@@ -164,6 +168,8 @@ void bind(cli::App& app, GenerationOptions& f) {
   app.add_flag("--deterministic", f.deterministic,
                "On a GPU, take algorithms that give equal bytes for equal runs; slower");
   sd::bind_pack_weights(app, f.model);
+  sd::bind_base_precision(app, f.model);
+  sd::bind_memory_limit(app, f.model);
   app.add_flag("--vae_tiling", f.vae_tiling,
                "Decode and encode large pictures in tiles, to save memory");
   app.add_flag("--print_tokens", f.print_tokens,
@@ -227,11 +233,10 @@ at::Tensor read_latents(const GenerationOptions& options) {
   const auto& path = options.initial_latents;
   const lightlora::SafetensorsFile file(path);
   TORCH_CHECK(file.contains("latents"), "'", path,
-              "': expected a tensor 'latents' (n, 4, h, w), got none");
+              "': expected a tensor 'latents' (n, channels, h, w), got none");
   const auto latents = file.load("latents").to(torch::kFloat);
-  constexpr int64_t kChannels = 4;
-  TORCH_CHECK(latents.dim() == 4 && latents.numel() > 0 && latents.size(1) == kChannels, "'", path,
-              "': expected a tensor 'latents' (n, 4, h, w), got ", latents.sizes());
+  TORCH_CHECK(latents.dim() == 4 && latents.numel() > 0, "'", path,
+              "': expected a tensor 'latents' (n, channels, h, w), got ", latents.sizes());
   constexpr int64_t kPictures = 1000, kPlaces = 512 * 512;
   TORCH_CHECK(options.allow_large ||
                   (latents.size(0) <= kPictures && latents.size(2) * latents.size(3) <= kPlaces),

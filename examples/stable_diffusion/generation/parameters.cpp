@@ -24,18 +24,49 @@ bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
+bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20; }
+
+// A value as A1111 would write it: in quotes, as JSON has them, where it could be taken for more than
+// one field, or would lose its ends. Bytes that are no UTF-8 stay as they are.
 std::string quoted(const std::string& value) {
-  const bool plain = value.find_first_of(",:\n\"") == std::string::npos;
-  return plain ? value
-               : nlohmann::json(value).dump(-1, ' ', /*ensure_ascii=*/false,
-                                            nlohmann::json::error_handler_t::replace);
+  const auto is_special = [](char c) { return c == ',' || c == ':' || c == '"' || is_control(c); };
+  const bool spaced = !value.empty() && (value.front() == ' ' || value.back() == ' ');
+  if (!spaced && std::none_of(value.begin(), value.end(), is_special)) return value;
+  std::string result = "\"";
+  for (const char c : value) {
+    if (c == '\n') {
+      result += "\\n";
+    } else if (is_control(c)) {
+      result += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+    } else {
+      if (c == '"' || c == '\\') result += '\\';
+      result += c;
+    }
+  }
+  return result + '"';
 }
 
+// The opposite, and what is in no quotes, or in quotes that JSON would not have, as it stands.
 std::string unquoted(const std::string& value) {
   if (value.size() < 2 || value.front() != '"' || value.back() != '"') return value;
-  // A quoted text and nothing else, so no depth of brackets either.
-  const auto parsed = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
-  return parsed.is_string() ? parsed.get<std::string>() : value;
+  std::string result;
+  const std::size_t last = value.size() - 1;
+  for (std::size_t at = 1; at < last;) {
+    if (value[at] == '"' || is_control(value[at])) return value;
+    if (value[at] != '\\') {
+      result += value[at++];
+      continue;
+    }
+    std::size_t end = at;  // of escapes that may belong together
+    while (end + 1 < last && value[end] == '\\') end += value[end + 1] == 'u' ? 6 : 2;
+    if (end == at || end > last) return value;
+    const auto escapes = nlohmann::json::parse(fmt::format("\"{}\"", value.substr(at, end - at)),
+                                               nullptr, /*allow_exceptions=*/false);
+    if (!escapes.is_string()) return value;
+    result += escapes.get<std::string>();
+    at = end;
+  }
+  return result;
 }
 
 // The fields of "Steps: 20, Sampler: Euler a, ...": a name, a colon, and a value up to a comma or
@@ -80,6 +111,18 @@ std::vector<std::pair<std::string, std::string>> size_fields(const sd::SampleOpt
   return fields;
 }
 
+// What of the sampling is not as usual; values are empty where it is.
+std::vector<std::pair<std::string, std::string>> sampling_fields(const sd::SampleOptions& sample) {
+  const auto unless = [](bool usual, auto number) {
+    return usual ? std::string() : fmt::to_string(number);
+  };
+  return {{"Clip skip", unless(sample.clip_skip() <= 0, sample.clip_skip() + 1)},
+          {"Eta", unless(sample.eta() <= 0, sample.eta())},
+          {"CFG Rescale", unless(sample.guidance_rescale() <= 0, sample.guidance_rescale())},
+          {"CFG start", unless(sample.guidance_start() <= 0, sample.guidance_start())},
+          {"CFG end", unless(sample.guidance_end() >= 1, sample.guidance_end())}};
+}
+
 std::string sampler_name(const GenerationOptions& options) {
   for (const auto& [name, shown] : sampler_names()) {
     if (options.sample.scheduler() == name ||
@@ -106,7 +149,7 @@ const std::vector<std::pair<std::string, std::string>>& sampler_names() {
 
 std::string file_list(const std::vector<std::string>& files) {
   const bool plain = std::none_of(files.begin(), files.end(), [](const std::string& file) {
-    return file.find(';') != std::string::npos || file.front() == '[';
+    return file.find(';') != std::string::npos || file.rfind('[', 0) == 0;
   });
   if (plain) return fmt::format("{}", fmt::join(files, kFileSeparator));
   return nlohmann::json(files).dump(-1, ' ', /*ensure_ascii=*/false,
@@ -150,7 +193,7 @@ Parameters parse_parameters(const std::string& text, const std::string& source) 
   std::vector<std::string> lines;
   std::istringstream stream(text);
   for (std::string line; std::getline(stream, line);) {
-    if (!line.empty() && line.back() == '\r') line.pop_back();
+    while (!line.empty() && line.back() == '\r') line.pop_back();
     lines.push_back(line);
   }
   while (!lines.empty() && lines.back().empty()) lines.pop_back();
@@ -167,16 +210,14 @@ Parameters parse_parameters(const std::string& text, const std::string& source) 
               lines.empty() ? "an empty text" : "'" + lines.back() + "'");
   result.further.assign(settings.base(), lines.end());
   lines.erase(settings.base() - 1, lines.end());
-  std::string* part = &result.prompt;
-  for (auto line : lines) {
-    const bool turns = line.rfind(kNegative, 0) == 0;
-    if (turns) {
-      part = &result.negative_prompt;
-      line.erase(0,
-                 std::min(line.find_first_not_of(' ', std::string(kNegative).size()), line.size()));
-    }
-    *part += (part->empty() || turns ? "" : "\n") + line;
-  }
+  // The first line of that name turns to the negative prompt; in it, such a line is text.
+  const auto is_negative = [](const std::string& line) { return line.rfind(kNegative, 0) == 0; };
+  const auto turn = std::find_if(lines.begin(), lines.end(), is_negative);
+  result.prompt = fmt::format("{}", fmt::join(lines.begin(), turn, "\n"));
+  if (turn == lines.end()) return result;
+  turn->erase(0, std::string(kNegative).size());
+  if (turn->rfind(' ', 0) == 0) turn->erase(0, 1);
+  result.negative_prompt = fmt::format("{}", fmt::join(turn, lines.end(), "\n"));
   return result;
 }
 
@@ -202,20 +243,14 @@ Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRA
   add("Size", fmt::format("{}x{}", picture.width, picture.height));
   const auto model = std::filesystem::path(options.model.path).lexically_normal();
   add("Model", (model.has_filename() ? model : model.parent_path()).stem().string());
+  // As A1111 says it; nothing here reads it back, since a preview is not what to draw again.
+  add("VAE Decoder", options.model.load.taesd().empty() ? "" : "TAESD");
+  // Likewise: drawn again, the picture is that of the full weights.
+  const bool int8 = options.model.load.base_precision() == sd::BasePrecision::int8;
+  add("Base precision", int8 ? "int8" : "");
   if (!options.image.empty()) add("Denoising strength", fmt::to_string(options.sample.strength()));
   add("Init image", options.image);
-  if (options.sample.clip_skip() > 0)
-    add("Clip skip", fmt::to_string(options.sample.clip_skip() + 1));
-  if (options.sample.eta() > 0) add("Eta", fmt::to_string(options.sample.eta()));
-  if (options.sample.guidance_rescale() > 0) {
-    add("CFG Rescale", fmt::to_string(options.sample.guidance_rescale()));
-  }
-  if (options.sample.guidance_start() > 0) {
-    add("CFG start", fmt::to_string(options.sample.guidance_start()));
-  }
-  if (options.sample.guidance_end() < 1) {
-    add("CFG end", fmt::to_string(options.sample.guidance_end()));
-  }
+  for (const auto& [field, number] : sampling_fields(options.sample)) add(field, number);
   for (const auto& [field, pair] : size_fields(options.sample)) add(field, pair);
   add("Timestep spacing", options.sample.timestep_spacing());
   add("Prompt syntax", tags ? "" : "plain");

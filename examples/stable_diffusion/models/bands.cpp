@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "models/streaming.h"
+
 namespace sd {
 namespace {
 
@@ -30,6 +32,7 @@ Affine affine_of(const torch::nn::GroupNormImpl& norm, const at::Tensor& x, int6
     means.push_back(mean.to(at::kDouble));
     variances.push_back(variance.to(at::kDouble));
     shares.push_back(static_cast<double>(count) / static_cast<double>(height));
+    let_go_of_weights();
   }
   auto mean = at::zeros_like(means.front());
   for (size_t i = 0; i < means.size(); ++i) mean += shares[i] * means[i];
@@ -61,10 +64,11 @@ at::Tensor conv_rows(const torch::nn::Conv2dImpl& conv, int64_t height, int64_t 
     const auto part = at::conv2d(band, conv.weight, conv.bias, /*stride=*/1,
                                  /*padding=*/at::IntArrayRef{0, 1});
     if (!result.defined()) {
-      result = at::empty({part.size(0), part.size(1), height, part.size(3)}, part.options(),
-                         part.suggest_memory_format());
+      result = streamed_map({part.size(0), part.size(1), height, part.size(3)}, part.options(),
+                            part.suggest_memory_format());
     }
     result.narrow(2, y, end - y).copy_(part);
+    let_go_of_weights(/*written=*/true);
   }
   return result;
 }
@@ -91,10 +95,11 @@ at::Tensor norm_silu_conv(torch::nn::GroupNorm& norm, torch::nn::Conv2d& conv, c
 
 at::Tensor add_shortcut(const at::Tensor& x, torch::nn::Conv2d& shortcut, const at::Tensor& added,
                         int64_t rows) {
-  if (shortcut.is_empty()) return x.add_(added);
   for (int64_t y = 0; y < x.size(2); y += rows) {
     const int64_t count = std::min(rows, x.size(2) - y);
-    x.narrow(2, y, count).add_(shortcut(added.narrow(2, y, count)));
+    const auto band = added.narrow(2, y, count);
+    x.narrow(2, y, count).add_(shortcut.is_empty() ? band : shortcut(band));
+    let_go_of_weights(/*written=*/true);
   }
   return x;
 }

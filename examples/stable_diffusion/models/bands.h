@@ -10,7 +10,8 @@ namespace sd {
 
 // Layers over feature maps that are too large to be in memory several times: band of rows after
 // band. Unlike tiles this changes nothing: normalisations see the whole map, and a convolution's
-// band reads the rows beside it. It is for maps without gradients.
+// band reads the rows beside it. It is for maps without gradients. Where weights are streamed, the
+// maps lie in files as well, so that the peak of memory no longer grows with the picture.
 
 /// How many rows of a map to take at a time; 0: all at once, for a map of up to 2^26 numbers (256
 /// channels of 512 x 512 pixels) or one with gradients.

@@ -8,6 +8,7 @@
 #include <map>
 #include <utility>
 
+#include "support/cli/fmt.h"
 #include "support/files/limits.h"
 
 namespace sd {
@@ -64,7 +65,7 @@ int64_t ConfigReader::integer(const std::string& field, int64_t otherwise) const
 int64_t ConfigReader::positive(const std::string& field, int64_t otherwise) const {
   const int64_t value = integer(field, otherwise);
   if (value < 1 || value > most_of(field)) {
-    fail(field, "a positive integer up to " + std::to_string(most_of(field)));
+    fail(field, fmt::format("a positive integer up to {}", most_of(field)));
   }
   return value;
 }
@@ -95,7 +96,7 @@ std::vector<std::string> ConfigReader::texts(const std::string& field,
   if (!value) return otherwise;
   const auto is_text = [](const nlohmann::json& item) { return item.is_string(); };
   if (!is_list_of(*value, is_text)) {
-    fail(field, "a list of 1 to " + std::to_string(limits::kLevels) + " names");
+    fail(field, fmt::format("a list of 1 to {} names", limits::kLevels));
   }
   return value->get<std::vector<std::string>>();
 }
@@ -112,8 +113,8 @@ std::vector<int64_t> ConfigReader::positives(const std::string& field,
                       : is_list_of(*value, good) ? value->get<std::vector<int64_t>>()
                                                  : std::vector<int64_t>{};
   if (values.empty() || *std::max_element(values.begin(), values.end()) > most_of(field)) {
-    fail(field, "a positive integer up to " + std::to_string(most_of(field)) +
-                    " or a list of up to " + std::to_string(limits::kLevels));
+    fail(field, fmt::format("a positive integer up to {} or a list of up to {}", most_of(field),
+                            limits::kLevels));
   }
   return values;
 }
@@ -136,8 +137,8 @@ std::vector<std::vector<int64_t>> ConfigReader::positive_lists(
   if (!value->is_array() || value->empty() ||
       value->size() > static_cast<size_t>(limits::kLevels) ||
       !std::all_of(value->begin(), value->end(), good_level)) {
-    fail(field, "a positive integer up to " + std::to_string(most) +
-                    ", or a list of them or of lists of them");
+    fail(field,
+         fmt::format("a positive integer up to {}, or a list of them or of lists of them", most));
   }
   std::vector<std::vector<int64_t>> lists;
   for (const auto& item : *value) {

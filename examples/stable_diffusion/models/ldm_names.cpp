@@ -7,6 +7,8 @@
 #include <map>
 #include <vector>
 
+#include "support/cli/fmt.h"
+
 namespace sd {
 namespace {
 
@@ -107,17 +109,17 @@ std::string ldm_unet_name(const std::string& name, const UNet2DConditionModelOpt
   const std::string& kind = parts[2];
   if (parts[0] == "down_blocks") {
     if (kind == "downsamplers") {
-      return "input_blocks." + std::to_string((level + 1) * stride) + ".0.op." + parts.back();
+      return fmt::format("input_blocks.{}.0.op.{}", (level + 1) * stride, parts.back());
     }
-    return "input_blocks." + std::to_string(1 + level * stride + index) + "." + unet_leaf(parts, 2);
+    return fmt::format("input_blocks.{}.{}", 1 + level * stride + index, unet_leaf(parts, 2));
   }
   if (parts[0] != "up_blocks") unknown(name);
-  const std::string block = "output_blocks." + std::to_string(level * stride + index) + ".";
+  const std::string block = fmt::format("output_blocks.{}.", level * stride + index);
   if (kind != "upsamplers") return block + unet_leaf(parts, 2);
   const bool attends =
       options.up_block_types().at(static_cast<size_t>(level)).rfind("CrossAttn", 0) == 0;
-  return "output_blocks." + std::to_string(level * stride + layers) + (attends ? ".2." : ".1.") +
-         join_from(parts, 4);
+  return fmt::format("output_blocks.{}.{}.{}", level * stride + layers, attends ? 2 : 1,
+                     join_from(parts, 4));
 }
 
 std::string ldm_vae_name(const std::string& name, const AutoencoderKLOptions& options) {
@@ -133,7 +135,7 @@ std::string ldm_vae_name(const std::string& name, const AutoencoderKLOptions& op
   if (parts[1] != "up_blocks") unknown(name);
   // The original counts the decoder's levels from the largest picture.
   const auto last = static_cast<int64_t>(options.block_out_channels().size()) - 1;
-  return vae_block(parts, 3, side + "up.", std::to_string(last - number(parts, 2, name)));
+  return vae_block(parts, 3, side + "up.", fmt::to_string(last - number(parts, 2, name)));
 }
 
 }  // namespace sd

@@ -7,6 +7,7 @@
 #include <array>
 #include <utility>
 
+#include "kernels/group_norm_silu.h"
 #include "models/attention.h"
 #include "models/bands.h"
 
@@ -61,7 +62,7 @@ void VaeAttentionImpl::reset() {
 }
 
 at::Tensor VaeAttentionImpl::forward(const at::Tensor& x) {
-  const at::Tensor tokens = to_tokens(group_norm(x));
+  const at::Tensor tokens = to_tokens(sd::group_norm(*group_norm, x));
   const at::Tensor result =
       attention(linear(*to_q, tokens), linear(*to_k, tokens), linear(*to_v, tokens),
                 /*heads=*/1, /*upcast=*/false);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models/weights.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -16,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "models/streaming.h"
+#include "support/cli/fmt.h"
 #include "support/files/json_file.h"
 
 namespace sd {
@@ -39,10 +42,10 @@ bool ends_with(const std::string& text, const std::string& ending) {
 // "3 (a, b, c)", the first few by name.
 std::string list_names(const std::vector<std::string>& names) {
   constexpr size_t shown = 4;
-  std::string list = std::to_string(names.size()) + " (";
-  for (size_t i = 0; i < std::min(shown, names.size()); ++i) list += (i ? ", " : "") + names[i];
-  if (names.size() > shown) list += " and " + std::to_string(names.size() - shown) + " more";
-  return list + ")";
+  const auto end = names.begin() + static_cast<std::ptrdiff_t>(std::min(shown, names.size()));
+  const auto more =
+      names.size() > shown ? fmt::format(" and {} more", names.size() - shown) : std::string();
+  return fmt::format("{} ({}{})", names.size(), fmt::join(names.begin(), end, ", "), more);
 }
 
 // The files that an index names, each once; they lie beside the index.
@@ -149,17 +152,19 @@ at::Tensor& leave_normal(at::Tensor& tensor, double, double, std::optional<at::G
   return tensor;
 }
 
-// A dispatch key that nothing else uses (its neighbour GenericMode is the library's): where a
-// thread includes it, the two operators that draw a module's first values come here, and every
-// other operator passes through.
-constexpr auto skip_key = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
+// A dispatch key that nothing else here uses (GenericMode and GenericWrapper are the library's): where
+// a thread includes it, the two operators that draw a module's first values come here, and every
+// other operator is handed on, by LibTorch itself where it has this key.
+constexpr auto skip_key = c10::DispatchKey::PreDispatch;
 
 void register_skip_key() {
   using torch::Library;
   static Library pass(Library::IMPL, "_", skip_key, __FILE__, __LINE__);
   static Library skip(Library::IMPL, "aten", skip_key, __FILE__, __LINE__);
   static const bool once = [] {
-    pass.fallback(torch::CppFunction::makeFallthrough());
+    if (!c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(skip_key)) {
+      pass.fallback(torch::CppFunction::makeFallthrough());
+    }
     skip.impl("uniform_", leave_uniform);
     skip.impl("normal_", leave_normal);
     return true;
@@ -210,6 +215,7 @@ void load_weights(torch::nn::Module& module, const std::string& path, const Rena
   const at::NoGradGuard no_grad;
   for (auto& [source, target] : order) {
     target.copy_(source.file->load(source.info->name).view(target.sizes()));
+    let_go_of_weights(/*written=*/true);
   }
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "support/cli/fmt.h"
+#include "support/cli/process.h"
 #include "support/cuda/cards.h"
 #include "support/cuda/libraries.h"
 
@@ -41,7 +42,7 @@ std::string unused_gpu_warning(const std::string& gpu, const std::string& proble
 }
 
 void use_deterministic_algorithms() {
-  ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  cli::set_default_variable("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
   auto& context = at::globalContext();
   context.setDeterministicAlgorithms(true, /*warn_only=*/false);
   context.setDeterministicCuDNN(true);

@@ -2,7 +2,6 @@
 #include "pipeline/pipeline.h"
 
 #include <ATen/ATen.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -14,6 +13,7 @@
 #include "models/weights.h"
 #include "pipeline/device.h"
 #include "pipeline/single_file.h"
+#include "support/cli/process.h"
 #include "support/files/json_file.h"
 
 namespace sd {
@@ -67,14 +67,30 @@ AutoencoderKLOptions other_vae_options(const std::string& folder) {
   return AutoencoderKLOptions::from_json(read_json_file(path), path);
 }
 
+void check_streaming(const StableDiffusionOptions& options) {
+  if (options.streaming().memory_limit == 0) return;
+  TORCH_CHECK_VALUE(options.device().is_cpu(), "--memory_limit cannot be combined with a GPU: it ",
+                    "bounds the machine's own memory; hint: --gradient_checkpointing");
+  TORCH_CHECK_VALUE(options.pack_weights() != PackWeights::on, "--memory_limit cannot be combined ",
+                    "with --pack_weights on: packed weights are copies that stay in memory");
+}
+
+void check_base_precision(const StableDiffusionOptions& options) {
+  if (options.base_precision() != BasePrecision::int8) return;
+  TORCH_CHECK_VALUE(options.streaming().memory_limit == 0, "--base_precision int8 cannot be ",
+                    "combined with --memory_limit: weights in eight bits do not lie in a file");
+  TORCH_CHECK_VALUE(options.pack_weights() != PackWeights::on, "--base_precision int8 cannot be ",
+                    "combined with --pack_weights on: weights in eight bits have a layout of ",
+                    "their own");
+}
+
 // Packed weights are there twice. Compared with all of the machine's memory, not with what is free
 // now, so that a run which goes on later computes the same bits; and SDXL's UNet, of 5 GB in half
 // precision, is never held twice.
 bool is_small(const torch::nn::Module& module) {
   std::size_t bytes = 0;
   for (const auto& parameter : module.parameters()) bytes += parameter.nbytes();
-  const auto memory = static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) *
-                      static_cast<std::size_t>(::sysconf(_SC_PAGE_SIZE));
+  const auto memory = static_cast<std::size_t>(cli::machine_memory());
   constexpr std::size_t kLargest = std::size_t{4} << 30;
   return bytes <= std::min(memory / 6, kLargest);
 }
@@ -83,6 +99,8 @@ bool is_small(const torch::nn::Module& module) {
 
 StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOptions options)
     : folder_(model), options_(std::move(options)) {
+  check_streaming(options_);
+  check_base_precision(options_);
   if (fs::is_regular_file(model)) {
     file_ = std::make_shared<SingleFile>(model, options_.model_config(), file_options(options_));
     index_ = file_->index();
@@ -99,6 +117,7 @@ StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOption
                      : other_vae_options(options_.vae());
   scheduler_config_ = for_latents(*scheduler_config_, options_, is_sdxl());
   check_parts();
+  if (!options_.taesd().empty()) load_tiny_decoder();
   for (const auto& name : index_.text_encoders()) {
     auto& text = text_.emplace_back();
     text.name = name;
@@ -174,6 +193,7 @@ void StableDiffusion::load_text_encoder(Text& text) {
   if (options.eos_token_id() == 2) options.eos_token_id(text.tokenizer->eos_id());
   const UninitializedModules uninitialized(options_.dtype());
   text.model = CLIPTextModel(options);
+  stream_weights(*text.model, options_.streaming());
   if (file_) {
     file_->load_text_encoder(*text.model, text.name);
   } else {
@@ -186,6 +206,7 @@ void StableDiffusion::load_text_encoder(Text& text) {
 void StableDiffusion::load_unet() {
   const UninitializedModules uninitialized(options_.dtype());
   unet_ = UNet2DConditionModel(unet_options_);
+  stream_weights(*unet_, options_.streaming());
   if (file_) {
     file_->load_unet(*unet_, unet_options_);
   } else {
@@ -193,9 +214,14 @@ void StableDiffusion::load_unet() {
                  file_options(options_));
   }
   finish(unet_, options_);
+  if (options_.base_precision() == BasePrecision::int8) {
+    sd::quantise(unet_);
+    return;
+  }
   if (options_.device().is_cuda()) unet_->group_projections();
   const auto packs = options_.pack_weights();
-  if (packs == PackWeights::on || (packs == PackWeights::if_small && is_small(*unet_))) {
+  const bool may_pack = packs == PackWeights::if_small && options_.streaming().memory_limit == 0;
+  if (packs == PackWeights::on || (may_pack && is_small(*unet_))) {
     sd::pack_weights(unet_);
   }
 }
@@ -205,6 +231,7 @@ void StableDiffusion::load_vae() {
   const UninitializedModules uninitialized(
       options_.vae_dtype().value_or(upcast ? at::kFloat : options_.dtype()));
   vae_ = AutoencoderKL(vae_options_);
+  stream_weights(*vae_, options_.streaming());
   if (file_ && options_.vae().empty()) {
     file_->load_vae(*vae_, vae_options_);
   } else {
@@ -213,6 +240,18 @@ void StableDiffusion::load_vae() {
                  file_options(options_));
   }
   finish(vae_, options_);
+}
+
+void StableDiffusion::load_tiny_decoder() {
+  tiny_decoder_ = read_tiny_decoder(options_.taesd());
+  const auto& sizes = tiny_decoder_->options;
+  TORCH_CHECK(sizes.latent_channels() == vae_options_.latent_channels() &&
+                  sizes.upsampling() == vae_scale_factor(),
+              "'", options_.taesd(), "': expected a decoder of ", vae_options_.latent_channels(),
+              " channels and ", vae_scale_factor(), " pixels for a latent, as the model's, got ",
+              sizes.latent_channels(), " and ", sizes.upsampling(),
+              "; hint: is it for another family of models?");
+  tiny_decoder_->to(options_.device(), options_.vae_dtype().value_or(options_.dtype()));
 }
 
 const Tokenizer& StableDiffusion::tokenizer(size_t encoder) const {
@@ -265,11 +304,18 @@ torch::Tensor StableDiffusion::decode_one(const torch::Tensor& latent) {
   return model->decode(unscaled.to(weight.device(), at::kFloat));
 }
 
+torch::Tensor StableDiffusion::preview(const torch::Tensor& latent) {
+  const at::NoGradGuard no_grad;
+  const auto weight = tiny_decoder_->parameters().front();
+  return tiny_decoder_->forward(latent.to(weight.device(), weight.scalar_type())).to(at::kFloat);
+}
+
 torch::Tensor StableDiffusion::decode(const torch::Tensor& latents) {
   std::vector<torch::Tensor> pictures;
   // One at a time: the decoder's activations are many times the size of a picture.
   for (const auto& latent : latents.split(1)) {
-    pictures.push_back((decode_one(latent) / 2 + 0.5).clamp(0, 1));
+    const auto picture = tiny_decoder_.is_empty() ? decode_one(latent) / 2 + 0.5 : preview(latent);
+    pictures.push_back(picture.clamp(0, 1));
   }
   return at::cat(pictures);
 }

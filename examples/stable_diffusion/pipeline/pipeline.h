@@ -14,6 +14,8 @@
 
 #include "models/clip.h"
 #include "models/packing.h"
+#include "models/streaming.h"
+#include "models/tiny_decoder.h"
 #include "models/unet.h"
 #include "models/vae.h"
 #include "pipeline/model_index.h"
@@ -41,12 +43,20 @@ struct StableDiffusionOptions {
   /// A folder with `config.json` and weights of another autoencoder, such as one for SDXL that does
   /// not overflow in fp16. Default: the model's own.
   TORCH_ARG(std::string, vae);
+  /// A file or folder with TAESD's decoder, see `read_tiny_decoder`: pictures are decoded with it
+  /// instead, in a small part of the time and memory, as previews. Default: none.
+  TORCH_ARG(std::string, taesd);
   /// Accept bytes behind the last tensor of the model's safetensors files, which some published
   /// ones have. Default: false.
   TORCH_ARG(bool, allow_trailing_bytes) = false;
   /// What the UNet predicts, if not what the scheduler's file says.
   TORCH_ARG(std::optional<PredictionType>, prediction_type) = std::nullopt;
   TORCH_ARG(PackWeights, pack_weights) = PackWeights::off;
+  /// How the UNet's frozen weights are kept; in eight bits they are not packed.
+  TORCH_ARG(BasePrecision, base_precision) = BasePrecision::same;
+  /// Let weights lie in a file where the process would take more memory than this: see
+  /// `stream_weights`. On a CPU only, and without packed weights. Default: no limit.
+  TORCH_ARG(StreamingOptions, streaming);
   TORCH_ARG(bool, load_unet) = true;
   TORCH_ARG(bool, load_vae) = true;
   /// All of them, with their tokenizers. Default: true.
@@ -147,24 +157,25 @@ class StableDiffusion {
   /// length is cut off. With a layer-wise word (texts, transformers, tokens, width). SDXL: the
   /// states of both encoders before their last layers side by side, and the second one's pooled
   /// output.
-  PromptEmbeds encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0) {
-    return encode_ids(token_ids(texts), clip_skip);
+  ///
+  /// Longer texts are read in so many chunks of the encoder's length, as sd-scripts trains on them
+  /// with --max_token_length: (texts, chunks x (length - 2) + 2, width), the begin of the first
+  /// chunk and the end of the last one around what is between; the pooled output is the first
+  /// chunk's.
+  PromptEmbeds encode_prompt(const std::vector<std::string>& texts, int64_t clip_skip = 0,
+                             int64_t chunks = 1) {
+    return encode_ids(token_ids(texts, chunks), clip_skip, chunks);
   }
-  /// Its two halves: the ids (texts, tokens) for each encoder, on the device, and what the encoders
-  /// make of them, which are the same operators for any ids of one shape.
-  std::vector<torch::Tensor> token_ids(const std::vector<std::string>& texts) const;
-  PromptEmbeds encode_ids(const std::vector<torch::Tensor>& ids, int64_t clip_skip = 0);
+  /// Its two halves: the ids (texts x chunks, tokens) for each encoder, on the device, and what the
+  /// encoders make of them, which are the same operators for any ids of one shape.
+  std::vector<torch::Tensor> token_ids(const std::vector<std::string>& texts,
+                                       int64_t chunks = 1) const;
+  PromptEmbeds encode_ids(const std::vector<torch::Tensor>& ids, int64_t clip_skip = 0,
+                          int64_t chunks = 1);
 
   /// A prompt in chunks, for each text encoder.
   using Chunks = std::vector<std::vector<PromptChunk>>;
   Chunks prompt_chunks(const std::string& text, PromptSyntax syntax) const;
-
-  /// The same of longer texts, in so many chunks of its length, as sd-scripts trains on them with
-  /// --max_token_length: (texts, chunks x (length - 2) + 2, width), the begin of the first chunk and
-  /// the end of the last one around what is between; the pooled output is the first chunk's. What is
-  /// beyond that is cut off.
-  PromptEmbeds encode_long_prompt(const std::vector<std::string>& texts, int64_t chunks,
-                                  int64_t clip_skip = 0);
 
   /// The states of a prompt of any length, (1, chunks x tokens, width), with at least as many
   /// chunks as asked for. A chunk with weights is multiplied by them token by token, and then as a
@@ -178,8 +189,8 @@ class StableDiffusion {
   ///         dtype
   torch::Tensor encode_image(const torch::Tensor& pixels, const at::Generator& generator);
 
-  /// Pictures of latents as the UNet knows them: (B, 3, H, W) in [0, 1] fp32. An autoencoder in
-  /// fp16 that overflows decodes in fp32, with one notice.
+  /// Pictures of latents as the UNet knows them: (B, 3, H, W) in [0, 1] fp32, of the small decoder
+  /// if there is one. An autoencoder in fp16 that overflows decodes in fp32, with one notice.
   torch::Tensor decode(const torch::Tensor& latents);
 
   SampleResult sample(const SampleOptions& options);
@@ -230,6 +241,7 @@ class StableDiffusion {
   CLIPTextModelOptions text_options(const std::string& name) const;
   void load_unet();
   void load_vae();
+  void load_tiny_decoder();
   void load_text_encoder(Text& text);
 
   torch::Tensor on_device(size_t encoder, const std::vector<int64_t>& ids, int64_t rows) const;
@@ -256,6 +268,7 @@ class StableDiffusion {
   Contexts contexts_for(const SampleOptions& options, const torch::Tensor& latents);
   torch::Tensor guided(const torch::Tensor& output, const SampleOptions& options) const;
   torch::Tensor decode_one(const torch::Tensor& latent);
+  torch::Tensor preview(const torch::Tensor& latent);
   torch::Tensor predict(RecordedUNet& unet, const torch::Tensor& latents, double timestep,
                         const Contexts& contexts, const SampleOptions& options, bool guides);
 
@@ -269,6 +282,7 @@ class StableDiffusion {
   std::vector<Text> text_;
   UNet2DConditionModel unet_{nullptr};
   AutoencoderKL vae_{nullptr};
+  TinyDecoder tiny_decoder_{nullptr};
 };
 
 }  // namespace sd

@@ -19,6 +19,20 @@ PromptEmbeds side_by_side(const std::vector<PromptEmbeds>& parts) {
   return {at::cat(states, /*dim=*/-1), parts.back().pooled};
 }
 
+// The states of a text in chunks as those of one text: the begin of the first chunk and the end of
+// the last one around what is between. The pooled output is the first chunk's.
+PromptEmbeds joined(const PromptEmbeds& embeds, int64_t chunks) {
+  if (chunks == 1) return embeds;
+  const auto states = embeds.states.unflatten(0, {-1, chunks});
+  const int64_t length = states.size(-2), inner = length - 2;
+  std::vector<torch::Tensor> pieces{states.select(1, 0).narrow(-2, 0, 1)};
+  for (int64_t i = 0; i < chunks; ++i) pieces.push_back(states.select(1, i).narrow(-2, 1, inner));
+  pieces.push_back(states.select(1, chunks - 1).narrow(-2, length - 1, 1));
+  torch::Tensor pooled;
+  if (embeds.pooled.defined()) pooled = embeds.pooled.unflatten(0, {-1, chunks}).select(1, 0);
+  return {at::cat(pieces, /*dim=*/-2), pooled};
+}
+
 // Multiplies a chunk's states in place by its weights, and keeps their mean.
 void weigh(torch::Tensor state, const std::vector<double>& weights_) {
   const auto weights = torch::tensor(weights_).to(state.device(), at::kFloat);
@@ -30,54 +44,33 @@ void weigh(torch::Tensor state, const std::vector<double>& weights_) {
 
 }  // namespace
 
-std::vector<torch::Tensor> StableDiffusion::token_ids(const std::vector<std::string>& texts) const {
+std::vector<torch::Tensor> StableDiffusion::token_ids(const std::vector<std::string>& texts,
+                                                      int64_t chunks) const {
   TORCH_CHECK_VALUE(!texts.empty(), "sd::StableDiffusion::encode_prompt: expected texts, got none");
   std::vector<torch::Tensor> all;
   for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
-    std::vector<int64_t> ids;
-    for (const auto& text : texts) {
-      const auto encoded = tokenizer(encoder).encode(text);
-      ids.insert(ids.end(), encoded.begin(), encoded.end());
-    }
-    all.push_back(on_device(encoder, ids, static_cast<int64_t>(texts.size())));
-  }
-  return all;
-}
-
-PromptEmbeds StableDiffusion::encode_ids(const std::vector<torch::Tensor>& ids, int64_t clip_skip) {
-  std::vector<PromptEmbeds> parts;
-  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
-    parts.push_back(hidden_states(encoder, ids.at(encoder), clip_skip));
-  }
-  return side_by_side(parts);
-}
-
-PromptEmbeds StableDiffusion::encode_long_prompt(const std::vector<std::string>& texts,
-                                                 int64_t chunks, int64_t clip_skip) {
-  if (chunks == 1) return encode_prompt(texts, clip_skip);
-  std::vector<PromptEmbeds> parts;
-  const auto rows = static_cast<int64_t>(texts.size());
-  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
     const auto& own = tokenizer(encoder);
-    const int64_t length = own.model_max_length(), inner = length - 2;
+    const int64_t inner = own.model_max_length() - 2;
     std::vector<int64_t> ids;
     for (const auto& text : texts) {
       const auto words = own.tokenize(text);
-      const auto all = static_cast<int64_t>(words.size());
+      const auto count = static_cast<int64_t>(words.size());
       for (int64_t i = 0; i < chunks; ++i) {
-        const int64_t begin = std::min(i * inner, all), end = std::min(begin + inner, all);
+        const int64_t begin = std::min(i * inner, count), end = std::min(begin + inner, count);
         const auto chunk = own.wrap(words.data() + begin, static_cast<size_t>(end - begin));
         ids.insert(ids.end(), chunk.begin(), chunk.end());
       }
     }
-    const auto embeds = hidden_states(encoder, on_device(encoder, ids, rows * chunks), clip_skip);
-    const auto states = embeds.states.unflatten(0, {rows, chunks});
-    std::vector<torch::Tensor> pieces{states.select(1, 0).narrow(-2, 0, 1)};
-    for (int64_t i = 0; i < chunks; ++i) pieces.push_back(states.select(1, i).narrow(-2, 1, inner));
-    pieces.push_back(states.select(1, chunks - 1).narrow(-2, length - 1, 1));
-    torch::Tensor pooled;
-    if (embeds.pooled.defined()) pooled = embeds.pooled.unflatten(0, {rows, chunks}).select(1, 0);
-    parts.push_back({at::cat(pieces, /*dim=*/-2), pooled});
+    all.push_back(on_device(encoder, ids, static_cast<int64_t>(texts.size()) * chunks));
+  }
+  return all;
+}
+
+PromptEmbeds StableDiffusion::encode_ids(const std::vector<torch::Tensor>& ids, int64_t clip_skip,
+                                         int64_t chunks) {
+  std::vector<PromptEmbeds> parts;
+  for (size_t encoder = 0; encoder < text_.size(); ++encoder) {
+    parts.push_back(joined(hidden_states(encoder, ids.at(encoder), clip_skip), chunks));
   }
   return side_by_side(parts);
 }

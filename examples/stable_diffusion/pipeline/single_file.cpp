@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/single_file.h"
 
-#include <stdlib.h>
-#include <sys/auxv.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +14,8 @@
 #include "models/weights.h"
 #include "pipeline/single_file_parts.h"
 #include "pipeline/single_file_scheduler.h"
+#include "support/cli/process.h"
+#include "support/files/disk.h"
 #include "support/files/json_file.h"
 #include "support/files/limits.h"
 #include "text/tokenizer.h"
@@ -41,17 +40,13 @@ std::string absolute_parent(const std::string& path) {
 
 // A tokenizer reads files, so the texts become such for a moment.
 std::unique_ptr<Tokenizer> tokenizer_of(const json& texts, int64_t default_length) {
-  std::string folder = (fs::temp_directory_path() / "lightlora-tokenizer-XXXXXX").string();
-  TORCH_CHECK(mkdtemp(folder.data()) != nullptr, "'", folder, "': expected a folder for a moment, ",
-              "got none; hint: is the disk full?");
-  const std::unique_ptr<const std::string, void (*)(const std::string*)> remover(
-      &folder, [](const std::string* path) { fs::remove_all(*path); });
+  const TemporaryFolder folder("tokenizer");
   for (const char* name : single_file::tokenizer_files) {
     const auto text = texts.find(name);
     if (text == texts.end() || !text->is_string()) continue;
-    std::ofstream(fs::path(folder) / name, std::ios::binary) << text->get<std::string>();
+    std::ofstream(fs::path(folder.path()) / name, std::ios::binary) << text->get<std::string>();
   }
-  return std::make_unique<Tokenizer>(folder, default_length);
+  return std::make_unique<Tokenizer>(folder.path(), default_length);
 }
 
 }  // namespace
@@ -178,9 +173,7 @@ namespace {
 const std::string& clip_tokenizer_folder() {
   static const std::string folder = [] {
     std::error_code error;
-    fs::path program = fs::read_symlink("/proc/self/exe", error);
-    if (error) program = reinterpret_cast<const char*>(::getauxval(AT_EXECFN));
-    const auto beside = program.parent_path() / "../share/lightlora/clip_tokenizer";
+    const auto beside = cli::program_path().parent_path() / "../share/lightlora/clip_tokenizer";
     return fs::is_directory(beside, error) ? beside.lexically_normal().string()
                                            : std::string(SD_CLIP_TOKENIZER_DIR);
   }();

@@ -7,6 +7,7 @@
 #include "models/open_clip.h"
 #include "pipeline/single_file.h"
 #include "pipeline/single_file_parts.h"
+#include "support/cli/fmt.h"
 
 namespace sd {
 
@@ -29,7 +30,7 @@ ModelFamily SingleFile::family() const {
 // Transformer blocks of an attention.
 int64_t SingleFile::transformer_layers(const std::string& attention) const {
   int64_t count = 0;
-  while (find(attention + ".transformer_blocks." + std::to_string(count) + ".norm1.weight")) {
+  while (find(fmt::format("{}.transformer_blocks.{}.norm1.weight", attention, count))) {
     ++count;
   }
   return std::max<int64_t>(count, 1);
@@ -41,18 +42,17 @@ json SingleFile::unet_config() const {
   std::vector<int64_t> channels, heads, layers;
   std::vector<std::string> down_types, up_types;
   int64_t stride = 0, width = 0;
-  for (int64_t block = 1;
-       find(unet + "input_blocks." + std::to_string(block) + ".0.op.weight") ||
-       find(unet + "input_blocks." + std::to_string(block) + ".0.in_layers.0.weight");
+  for (int64_t block = 1; find(fmt::format("{}input_blocks.{}.0.op.weight", unet, block)) ||
+                          find(fmt::format("{}input_blocks.{}.0.in_layers.0.weight", unet, block));
        ++block) {
-    if (stride == 0 && find(unet + "input_blocks." + std::to_string(block) + ".0.op.weight")) {
+    if (stride == 0 && find(fmt::format("{}input_blocks.{}.0.op.weight", unet, block))) {
       stride = block;
     }
   }
   TORCH_CHECK(stride > 1, "'", path_, "': expected the blocks of a UNet, got none that fit");
   bool linear = false;
   for (int64_t level = 0;; ++level) {
-    const std::string block = unet + "input_blocks." + std::to_string(1 + level * stride);
+    const std::string block = fmt::format("{}input_blocks.{}", unet, 1 + level * stride);
     if (!find(block + ".0.in_layers.0.weight")) break;
     const auto* projection = find(block + ".1.proj_in.weight");
     const bool attends = projection != nullptr;
@@ -103,8 +103,7 @@ void SingleFile::add_family(json& unet) const {
 json SingleFile::vae_config() const {
   const std::string vae = kLdmVae;
   const auto down = [&](size_t level, int64_t block) {
-    return vae + "encoder.down." + std::to_string(level) + ".block." + std::to_string(block) +
-           ".conv2.weight";
+    return fmt::format("{}encoder.down.{}.block.{}.conv2.weight", vae, level, block);
   };
   std::vector<int64_t> channels;
   while (find(down(channels.size(), 0))) channels.push_back(size(down(channels.size(), 0), 0));
@@ -131,7 +130,7 @@ json SingleFile::text_config(const std::string& text_encoder) const {
       !open_clip && find(prefix + "text_model.final_layer_norm.weight") ? "text_model." : "";
   const auto layer = [&, start = prefix, open = open_clip](int64_t index) {
     const std::string block = open ? "transformer.resblocks." : model + "encoder.layers.";
-    return start + block + std::to_string(index) + (open ? ".mlp.c_fc.weight" : ".mlp.fc1.weight");
+    return fmt::format("{}{}{}.mlp.{}.weight", start, block, index, open ? "c_fc" : "fc1");
   };
   const std::string tokens =
       prefix + (open_clip ? "token_embedding.weight" : model + "embeddings.token_embedding.weight");
