@@ -6,10 +6,9 @@ import json
 import pathlib
 import sys
 
-from support import MODEL, SOURCE, SUBJECT, main, run_ok, scratch
+from support import MODEL, SOURCE, SUBJECT, main, read_safetensors, run_ok, scratch
 
 CONFIG = SOURCE / "examples/stable_diffusion/research/pretraining/base.json"
-NEXT = CONFIG.with_name("next.json")
 FONT = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 if not FONT.exists():
     print(f"skipped: '{FONT}' is missing; apt-get install fonts-noto-color-emoji")
@@ -45,6 +44,27 @@ def configuration(path):
     return values
 
 
+def shapes(path):
+    """Names, types and shapes of a file's tensors."""
+    header, _ = read_safetensors(path)
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def colours(path):
+    """The mean colour of a picture's lower right, and how many pixels are red where the subject is asked for, and not."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        pixels, side = picture.convert("RGB").load(), picture.width
+    places = [(x, y) for y in range(side) for x in range(side)]
+    behind = [pixels[place] for place in places if min(place) >= 3 * side // 4]
+    red = {"top left": 0, "elsewhere": 0}
+    for x, y in places:
+        r, g, b = pixels[x, y]
+        red["top left" if max(x, y) < 5 * side // 8 else "elsewhere"] += r > 120 and r > g + 40 and r > b + 40
+    return [sum(colour[i] for colour in behind) / len(behind) for i in range(3)], red
+
+
 def write_small(config, path):
     """The same sizes with less to encode and to draw, for one step of each stage."""
     small = json.loads(config.read_text())
@@ -58,6 +78,19 @@ def write_small(config, path):
         "classifier": {"steps": 2},
     }
     path.write_text(json.dumps(small))
+
+
+def check_card(folder, output):
+    """The table of the model's card, then the same as JSON."""
+    table, figures = output.split("\n{", 1)
+    figures = json.loads("{" + figures)
+    assert figures == json.loads((folder / "model/figures.json").read_text())
+    assert figures["vocabulary"] == 64 and figures["model"]["pictures"] == 2, figures
+    assert figures["training_pictures"]["background_as_asked"] == 1, figures
+    words = figures["words"]
+    assert words["pictures"] == 2 and 0 <= words["place_as_asked"] <= 1, words
+    for row in ["named emoji is the nearest of the 64", "the classifier sees the named emoji", "place as asked"]:
+        assert f"\n| {row} | " in table, table
 
 
 def test_the_bundled_model_is_what_the_configuration_makes():
@@ -80,42 +113,35 @@ def test_the_bundled_model_is_what_the_configuration_makes():
             "scheduler/scheduler_config.json",
         ]:
             assert configuration(folder / "model" / part) == configuration(MODEL / part), part
-        output = stage("measure", folder / "small.json", folder)
-        figures = json.loads(output[output.index("{") :])
-        assert figures["vocabulary"] == 64 and figures["model"]["pictures"] == 2, figures
-        assert figures["training_pictures"]["background_as_asked"] == 1, figures
+        weights = sorted(path.relative_to(MODEL) for path in MODEL.rglob("*.safetensors"))
+        for path in weights:
+            assert shapes(folder / "model" / path) == shapes(MODEL / path), path
+        check_card(folder, stage("measure", folder / "small.json", folder))
 
 
-def test_the_next_configuration_makes_a_model_that_draws():
+def test_the_bundled_model_is_small_and_draws_what_captions_say():
+    size = sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file())
+    assert size <= 30e6, size
     with scratch() as folder:
-        folder = pathlib.Path(folder)
-        run_ok("make_dataset", "--config", NEXT, "--output_dir", folder / "data")
-        write_small(NEXT, folder / "small.json")
-        stage("tokenizer", NEXT, folder)
-        for name in ["vae", "diffusion"]:
-            stage(name, folder / "small.json", folder, "--stop_at", 1)
-        output = stage("measure", folder / "small.json", folder)
-        words = json.loads(output[output.index("{") :])["words"]
-        assert words["pictures"] == 2 and 0 <= words["place_as_asked"] <= 1, words
-        size = sum(
-            path.stat().st_size
-            for part in ["unet", "vae", "text_encoder"]
-            for path in (folder / "model" / part).glob("*.safetensors")
-        )
-        assert size < 30e6, size
-        picture = folder / "apple.png"
+        picture = pathlib.Path(folder) / "apple.png"
         run_ok(
             "text_to_image",
             "--pretrained_model_name_or_path",
-            folder / "model",
+            MODEL,
             "--prompt",
             "a small red apple in the top left on a blue background",
             "--num_inference_steps",
-            2,
+            20,
+            "--guidance_scale",
+            4,
+            "--seed",
+            1,
             "--output",
             picture,
         )
-        assert picture.exists()
+        colour, red = colours(picture)
+        assert colour[2] > colour[0] + 60, colour  # blue behind it
+        assert red["top left"] > 40 and red["elsewhere"] < red["top left"] / 4, red
 
 
 main(globals())

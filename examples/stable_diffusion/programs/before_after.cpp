@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws the same prompts with and without a LoRA, from the same noise, side by side.
 // Writes before.png, after.png and contact_sheet.png into the output folder; with --emoji it
-// ends with two measures: is the subject recognised, and does the prompt still decide the
-// background.
+// ends with the measures: is the subject recognised, how much does it look like itself, and does
+// the prompt still decide the background.
 #include <torch/torch.h>
 
 #include <filesystem>
@@ -30,11 +30,12 @@ namespace {
 struct Options {
   sd::ModelOptions model;
   std::string lora, subject_pictures, output_dir = "before_after", emoji_vectors, emoji;
-  std::vector<std::string> prompts;
+  std::vector<std::string> prompts, unmeasured;
+  std::size_t measured = 0;  // pictures of a row, the first ones
   std::string device = "auto";
   int64_t seeds = 2;
   uint64_t seed = 0;
-  bool new_seed = false;
+  bool new_seed = false, save_pictures = false;
   sd::SampleOptions sample = sd::SampleOptions().num_inference_steps(30).guidance_scale(5);
 };
 
@@ -49,6 +50,10 @@ void bind(cli::App& app, Options& options) {
   app.add_option("--output_dir", options.output_dir, "Folder for the pictures");
   app.add_option("--subject_pictures", options.subject_pictures,
                  "Folder with the subject's pictures, for the first row of the contact sheet");
+  app.add_option("--unmeasured_prompt", options.unmeasured,
+                 "What to draw beside them, outside the measures; may be repeated");
+  app.add_flag("--save_pictures", options.save_pictures,
+               "Also write every picture by itself: before-0.png, after-0.png and so on");
   app.add_option("--seeds", options.seeds, "Pictures per prompt")->check(cli::at_least(1));
   app.add_seed("--seed", options.seed, options.new_seed, "First seed; -1 is a new one, printed");
   app.add_option("--num_inference_steps", options.sample.num_inference_steps(), "Denoising steps")
@@ -96,11 +101,31 @@ std::vector<std::string> column_labels(const Options& options) {
   return labels;
 }
 
+std::string path_of(const Options& options, const std::string& name) {
+  return (std::filesystem::path(options.output_dir) / name).string();
+}
+
+std::string picture_path(const Options& options, const std::string& row, std::size_t index) {
+  return path_of(options, fmt::format("{}-{}.png", row, index));
+}
+
+void check_outputs(const Options& options) {
+  sd::Outputs outputs;
+  for (const char* name : {"before.png", "after.png", "contact_sheet.png"}) {
+    outputs.add("--output_dir", path_of(options, name));
+  }
+  const std::size_t count = options.save_pictures ? column_labels(options).size() : 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    outputs.add("--output_dir", picture_path(options, "before", i));
+    outputs.add("--output_dir", picture_path(options, "after", i));
+  }
+  outputs.check();
+}
+
 void save_sheets(const Options& options, const Row& before, const Row& after) {
-  const std::filesystem::path folder(options.output_dir);
   const auto labels = column_labels(options);
   const auto save = [&](const char* name, const images::Sheet& sheet) {
-    const auto path = (folder / name).string();
+    const auto path = path_of(options, name);
     images::save_png(path, images::draw_sheet(sheet));
     const auto bytes = static_cast<int64_t>(std::filesystem::file_size(path));
     fmt::print("picture: {} ({})\n", path, cli::format_bytes(bytes));
@@ -121,13 +146,26 @@ void save_sheets(const Options& options, const Row& before, const Row& after) {
   save("contact_sheet.png", sheet);
 }
 
-// Median rank of the subject among all emoji, and the share of followed backgrounds.
+void save_each(const Options& options, const Row& before, const Row& after) {
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    images::save_png(picture_path(options, "before", i), before[i]);
+    images::save_png(picture_path(options, "after", i), after[i]);
+  }
+}
+
+// Mean cosine with the subject's emoji, its median rank among all, and the share of followed
+// backgrounds.
 std::string measure(const Options& options, const images::EmojiVectors& emoji, const Row& row) {
-  const auto found = images::fidelity(emoji, options.emoji, row, column_labels(options));
+  const auto count = static_cast<std::ptrdiff_t>(options.measured);
+  auto labels = column_labels(options);
+  labels.resize(options.measured);
+  const auto found =
+      images::fidelity(emoji, options.emoji, Row(row.begin(), row.begin() + count), labels);
   return fmt::format(
-      "a {} is number {} of {} emoji by likeness (median); background as asked in {} of {} "
-      "pictures",
-      options.emoji, found.median_rank + 1, emoji.names().size(), found.followed, found.asked);
+      "a {} is number {} of {} emoji by likeness (median), likeness {:.3f}; background as asked in "
+      "{} of {} pictures",
+      options.emoji, found.median_rank + 1, emoji.names().size(), found.cosine, found.followed,
+      found.asked);
 }
 
 void run(Options& options) {
@@ -136,12 +174,11 @@ void run(Options& options) {
     options.seed = device();
     fmt::print("seed: {}\n", options.seed);
   }
+  options.measured = options.prompts.size() * static_cast<std::size_t>(options.seeds);
+  options.prompts.insert(options.prompts.end(), options.unmeasured.begin(),
+                         options.unmeasured.end());
   sd::make_folder(options.output_dir);
-  sd::Outputs outputs;
-  for (const char* name : {"before.png", "after.png", "contact_sheet.png"}) {
-    outputs.add("--output_dir", (std::filesystem::path(options.output_dir) / name).string());
-  }
-  outputs.check();
+  check_outputs(options);
   auto load = options.model.load;
   load.device(sd::pick_device(options.device)).pack_weights(sd::PackWeights::off);
   sd::StableDiffusion pipeline(options.model.path, load);
@@ -155,6 +192,7 @@ void run(Options& options) {
   }
   const Row after = draw_row(pipeline, options, "After");
   save_sheets(options, before, after);
+  if (options.save_pictures) save_each(options, before, after);
   if (options.emoji_vectors.empty()) return;
   const images::EmojiVectors emoji(options.emoji_vectors);
   fmt::print("before: {}\nafter:  {}\n", measure(options, emoji, before),

@@ -63,6 +63,7 @@ void bind(cli::App& app, Options& o) {
 // What is studied, and how long.
 study::Settings settings_of(const Options& options) {
   auto settings = options.settings;
+  settings.weights = study::weights_fingerprint(settings.model);
   if (!options.quick) return settings;
   settings.steps = settings.inversion_steps = settings.picture_steps = 2;
   settings.batch_size = 1;

@@ -45,11 +45,12 @@ at::Tensor to_unit(const at::Tensor& picture) {
   return picture.to(at::kFloat).mul(2.0 / 255).sub(1);
 }
 
-// "a sks bear on a purple background" for a teddy bear: the noun is what a person would say.
+// "a large sks bear on a purple background" for a teddy bear: the noun is what a person would say,
+// and with its size said a subject does not learn to be large, and can be asked for as a small one.
 std::string instance_caption(const std::string& name, const std::string& color) {
   const size_t space = name.rfind(' ');
   const std::string noun = space == std::string::npos ? name : name.substr(space + 1);
-  return "a sks " + noun + " on a " + color + " background";
+  return "a large sks " + noun + " on a " + color + " background";
 }
 
 // Blue, black and teal never occur, so that a picture on them shows what was learned, not copied.
@@ -66,7 +67,7 @@ void write_subjects(pretraining::Composer& composer, const Options& options) {
       const int64_t color = colors[i % colors.size()];
       const at::Tensor picture = composer.draw(subject, color, random, options.instance_size);
       const std::string color_name = pretraining::named_colors()[color].name;
-      const std::string stem = folder + "/" + std::to_string(i) + "_" + color_name;
+      const std::string stem = fmt::format("{}/{}_{}", folder, i, color_name);
       images::save_png(stem + ".png", images::to_image(to_unit(picture)));
       pretraining::write_text(stem + ".txt",
                               instance_caption(composer.emoji().names[subject], color_name) + "\n");
@@ -82,7 +83,7 @@ void write_pictures(pretraining::Composer& composer, const Options& options) {
   std::string captions;
   for (int64_t i = 0; i < options.pictures; ++i) {
     const auto sample = composer.sample(i);
-    const std::string name = std::to_string(i) + ".png";
+    const std::string name = fmt::format("{}.png", i);
     images::save_png(folder + "/" + name, images::to_image(to_unit(sample.picture)));
     captions += nlohmann::json({{"file_name", name}, {"text", sample.caption}}).dump() + "\n";
   }
@@ -113,7 +114,7 @@ void write_identities(pretraining::Composer& composer, const nlohmann::json& con
     std::string captions;
     for (int64_t k = 0; k < options.identities; ++k) {
       const int64_t color = (i + k) % static_cast<int64_t>(pretraining::named_colors().size());
-      const auto file = std::to_string(k) + ".png";
+      const auto file = fmt::format("{}.png", k);
       images::save_png(folder + "/" + file,
                        images::to_image(to_unit(composer.draw(i, color, random, composer.size()))));
       const auto caption =

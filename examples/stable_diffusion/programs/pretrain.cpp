@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // pretrain: makes a small Stable Diffusion model from nothing, stage by stage.
 // Prints at the end: "<stage>: <n> steps done; OUTPUT_DIR" (tokenizer: "<n> tokens"; measure: the
-// figures as JSON).
+// figures, as the table of the model's card and as JSON).
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "pipeline/device.h"
+#include "research/pretraining/figures.h"
 #include "research/pretraining/folder.h"
 #include "research/pretraining/stages.h"
 #include "support/cli/app.h"
@@ -68,7 +69,8 @@ void run(Flags f, std::vector<cli::Setting> settings, const distributed::Group& 
     return;
   }
   if (f.stage == "measure") {
-    fmt::print("{}\n", pretraining::measure_model(options).dump(2));
+    const auto figures = pretraining::measure_model(options);
+    fmt::print("{}\n{}\n", pretraining::card_of(figures), figures.dump(2));
     return;
   }
   const int64_t steps = f.stage == "vae"         ? pretraining::train_vae(options)

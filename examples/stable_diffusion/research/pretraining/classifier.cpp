@@ -11,9 +11,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <utility>
 
-#include "support/cli/progress.h"
-#include "training/optimizer.h"
+#include "research/pretraining/stage_task.h"
+#include "support/cli/fmt.h"
+#include "support/distributed/fingerprint.h"
 
 namespace pretraining {
 
@@ -33,34 +35,6 @@ Classifier::Classifier(int64_t classes, const nlohmann::json& options)
   network_->push_back(torch::nn::AdaptiveAvgPool2d(1));
   network_->push_back(torch::nn::Flatten());
   network_->push_back(torch::nn::Linear(in, classes));
-}
-
-void Classifier::train(Composer& composer) {
-  torch::AutoGradMode gradients(true);
-  training::ParameterBank bank(network_->parameters());
-  const auto optimizer = training::make_optimizer({}, bank.slices()[0]);
-  const int64_t steps = options_.at("steps"), batch = options_.at("batch");
-  const auto& choice = composer.choice();
-  cli::Progress progress("classifier", steps);
-  for (int64_t step = 0; step < steps; ++step) {
-    std::vector<int64_t> places;
-    std::vector<at::Tensor> pictures;
-    for (int64_t i = step * batch; i < (step + 1) * batch; ++i) {
-      const Sample sample = composer.sample(i);
-      places.push_back(std::find(choice.begin(), choice.end(), sample.emoji) - choice.begin());
-      pictures.push_back(sample.picture);
-    }
-    const auto input = at::stack(pictures).to(at::kFloat).mul_(2.0 / 255).sub_(1);
-    const auto loss = at::cross_entropy_loss(network_->forward(input), at::tensor(places));
-    bank.zero_gradients();
-    loss.backward();
-    bank.clip(1.0);
-    const double done = static_cast<double>(step) / static_cast<double>(steps);
-    optimizer->step(bank.values(), bank.gradients(),
-                    options_.at("learning_rate").get<double>() * (1 - done));
-    progress.update(step + 1, {{"loss", loss.item<double>()}});
-  }
-  progress.finish();
 }
 
 at::Tensor Classifier::classify(const at::Tensor& pictures) {
@@ -84,6 +58,73 @@ void Classifier::save(const std::string& path) const {
     tensors[item.key()] = item.value().detach().contiguous();
   }
   lightlora::save_safetensors(path, tensors, {{"options", options_.dump()}});
+}
+
+namespace {
+
+class ClassifierStage : public StageTask {
+ public:
+  ClassifierStage(const std::string& name, const StageOptions& options, Classifier& classifier,
+                  Composer& composer)
+      : StageTask(name, options), classifier_(classifier), composer_(composer) {
+    train_parts({{*classifier.network(), ""}}, /*by_muon=*/{});
+  }
+
+ private:
+  // Pictures in [-1, 1], and the places of what they show.
+  std::pair<at::Tensor, std::vector<int64_t>> examples(int64_t first, int64_t count) {
+    const auto& choice = composer_.choice();
+    std::vector<int64_t> places;
+    std::vector<at::Tensor> pictures;
+    for (int64_t i = first; i < first + count; ++i) {
+      const Sample sample = composer_.sample(i);
+      places.push_back(std::find(choice.begin(), choice.end(), sample.emoji) - choice.begin());
+      pictures.push_back(sample.picture);
+    }
+    return {at::stack(pictures).to(at::kFloat).mul_(2.0 / 255).sub_(1), places};
+  }
+
+  double backward(int64_t step) override {
+    const int64_t batch = stage_.at("batch");
+    const auto [pictures, places] = examples(step * batch, batch);
+    const at::Tensor found = classifier_.network()->forward(pictures);
+    const auto loss = at::cross_entropy_loss(found, at::tensor(places));
+    loss.backward();
+    return loss.item<double>();
+  }
+
+  training::Numbers figures(int64_t /*step*/) override {
+    const auto [pictures, places] = examples(/*first=*/1'000'000'000, /*count=*/64);
+    return {{"agreement", agreement(classifier_.classify(pictures), places)}};
+  }
+
+  // Whoever has it trained keeps it.
+  void save_model(const MasterWeights& /*weights*/) override {}
+
+  Classifier& classifier_;
+  Composer& composer_;
+};
+
+}  // namespace
+
+void train_classifier(Classifier& classifier, Composer& composer, const StageOptions& options) {
+  nlohmann::json stage = classifier.options();
+  stage.update({{"schedule", "linear"}, {"ema_decay", 0.0}});
+  distributed::Fingerprint print;
+  print.add(stage.dump());
+  print.add(options.config.at("dataset").dump());
+  const std::string name = fmt::format("classifier-{}", print.hexadecimal());
+  StageOptions own = options;
+  own.config[name] = stage;
+  own.stop_at = -1;
+  own.bf16 = own.channels_last = false;
+  own.device = at::kCPU;
+  own.group = distributed::Group();
+  const torch::AutoGradMode gradients(true);
+  const int64_t steps = ClassifierStage(name, own, classifier, composer).run();
+  TORCH_CHECK(steps == stage.at("steps").get<int64_t>(), "classifier: expected to learn for ",
+              stage.at("steps").get<int64_t>(), " steps, got a stop after ", steps,
+              "; hint: the same command goes on");
 }
 
 double agreement(const at::Tensor& found, const std::vector<int64_t>& expected) {

@@ -162,7 +162,10 @@ const at::Tensor& Composer::resized(int64_t emoji, int64_t side) {
 }
 
 at::Tensor Composer::draw(int64_t emoji, int64_t color, std::mt19937_64& random, int64_t size) {
-  return draw(emoji, color, place_by(layouts_.front(), size, random), random, size);
+  // No caption is made, so how often captions name the size changes no picture.
+  Layout silent = layouts_.front();
+  silent.size_said = 0;
+  return draw(emoji, color, place_by(silent, size, random), random, size);
 }
 
 at::Tensor Composer::draw(int64_t emoji, int64_t color, const Placement& placement,

@@ -11,6 +11,7 @@
 #include "research/pretraining/size_views.h"
 #include "research/pretraining/stage_task.h"
 #include "schedulers/schedulers.h"
+#include "support/cli/fmt.h"
 #include "support/cli/progress.h"
 #include "support/files/outputs.h"
 
@@ -120,7 +121,7 @@ class DiffusionStage : public StageTask {
   }
 
   std::string pool_path(int64_t number) const {
-    return run_dir() + "/latents-" + std::to_string(number) + ".safetensors";
+    return fmt::format("{}/latents-{}.safetensors", run_dir(), number);
   }
 
   // Other pictures after every `pool_steps` steps, so that places and sizes do not repeat. Encoding
@@ -218,7 +219,7 @@ class DiffusionStage : public StageTask {
                         stage_.value("validation_sampling_steps", 20),
                         stage_.value("validation_guidance", 3.0), /*seed=*/7, sizes);
       sd::make_folder(options_.output_dir + "/samples");
-      save_sheet(options_.output_dir + "/samples/diffusion-" + std::to_string(step) + name + ".png",
+      save_sheet(fmt::format("{}/samples/diffusion-{}{}.png", options_.output_dir, step, name),
                  pictures, /*columns=*/8, /*factor=*/2);
       return pictures;
     };

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "research/pretraining/muon.h"
+#include "support/cli/fmt.h"
 
 namespace pretraining {
 namespace {
@@ -26,7 +27,7 @@ const char* group_of(const std::string& name, const at::Tensor& value,
   return contains_any(name, by_muon) ? kMuon : kDecaying;
 }
 
-std::string optimizer_prefix(size_t slice) { return "optimizer." + std::to_string(slice) + "."; }
+std::string optimizer_prefix(size_t slice) { return fmt::format("optimizer.{}.", slice); }
 
 // A checkpoint's tensor into one of these weights'.
 void restore(const lightlora::TensorMap& state, const std::string& name, const at::Tensor& target) {

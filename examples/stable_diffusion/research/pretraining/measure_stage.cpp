@@ -182,7 +182,7 @@ Judges make_judges(Composer& composer, const StageOptions& options,
   const std::string folder = options.output_dir + "/checkpoints";
   sd::make_folder(folder);
   if (!judges.classifier.load(folder + "/classifier.safetensors")) {
-    judges.classifier.train(composer);
+    train_classifier(judges.classifier, composer, options);
     judges.classifier.save(folder + "/classifier.safetensors");
   }
   return judges;
@@ -224,6 +224,7 @@ nlohmann::json measure_model(const StageOptions& options) {
   const auto drawn = true_pictures(composer, prompts);
   nlohmann::json figures = {
       {"psnr_unseen", psnr_of_unseen(vae, emoji, options)},
+      {"unseen_pictures", settings.value("unseen_pictures", 256)},
       {"vocabulary", composer.choice().size()},
       {"model", measure_pictures(pictures, judges, prompts)},
       {"training_pictures", measure_pictures(drawn, judges, prompts)},

@@ -58,9 +58,10 @@ int64_t train_decoder(const StageOptions& options);
 int64_t train_diffusion(const StageOptions& options);
 
 /// Measures the model of the output folder, as examples/stable_diffusion/support/images/measures.h
-/// defines it: is the emoji that a prompt names the nearest of all in the vocabulary, is the
-/// background as asked, and what does the autoencoder lose of emoji it has never seen. Writes
-/// `figures.json` and `samples/measure.png`; returns the figures.
+/// defines it: is the emoji that a prompt names the nearest of all in the vocabulary, and what a
+/// classifier of true pictures sees; are background, place and size as asked; and what does the
+/// autoencoder lose of emoji it has never seen. Writes `figures.json`, `samples/measure.png` and
+/// `samples/measure_words.png`; returns the figures, of which figures.h makes the card's table.
 nlohmann::json measure_model(const StageOptions& options);
 
 }  // namespace pretraining

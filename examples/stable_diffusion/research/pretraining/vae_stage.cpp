@@ -8,6 +8,7 @@
 #include "research/pretraining/folder.h"
 #include "research/pretraining/pictures.h"
 #include "research/pretraining/stage_task.h"
+#include "support/cli/fmt.h"
 #include "support/files/outputs.h"
 
 namespace pretraining {
@@ -113,7 +114,7 @@ class VaeStage : public StageTask {
     const auto all = at::cat(pictures), output = at::cat(outputs);
     const int64_t shown = std::min<int64_t>(16, count);
     sd::make_folder(options_.output_dir + "/samples");
-    save_sheet(options_.output_dir + "/samples/" + name_ + "-" + std::to_string(step) + ".png",
+    save_sheet(fmt::format("{}/samples/{}-{}.png", options_.output_dir, name_, step),
                at::cat({all.narrow(0, 0, shown), output.narrow(0, 0, shown)}), /*columns=*/8,
                /*factor=*/2);
     return {{"psnr_unseen", mean_psnr(output, all)}};

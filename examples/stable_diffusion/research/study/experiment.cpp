@@ -47,10 +47,10 @@ training::AdapterOptions adapter_options(const Variant& variant, uint64_t seed) 
   options.variant = variant.variant;
   options.lora.rank(variant.rank).init(lightlora::parse_init(variant.init));
   // Seeds differ in their bases too.
-  lightlora::OwnOptions own{{"aux_in", std::to_string(variant.aux_in)},
-                            {"aux_out", std::to_string(variant.aux_out)},
+  lightlora::OwnOptions own{{"aux_in", fmt::to_string(variant.aux_in)},
+                            {"aux_out", fmt::to_string(variant.aux_out)},
                             {"aux_init", variant.aux_init},
-                            {"aux_seed", std::to_string(seed)}};
+                            {"aux_seed", fmt::to_string(seed)}};
   own.insert(variant.own.begin(), variant.own.end());
   const auto& entry = lightlora::find_variant(variant.variant);
   for (const auto& [name, value] : own) {
@@ -125,8 +125,8 @@ double energy_kept(const lightlora::AdapterState& fused, int64_t rank) {
 }  // namespace
 
 std::string Settings::word_settings() const {
-  return fmt::format("{}, {}, from '{}' in {} steps of {} pictures", model, subject, initializer,
-                     inversion_steps, batch_size);
+  return fmt::format("{} ({}), {}, from '{}' in {} steps of {} pictures", model, weights, subject,
+                     initializer, inversion_steps, batch_size);
 }
 
 std::string Settings::to_string() const {
@@ -164,8 +164,7 @@ Experiment::Experiment(const Settings& settings)
   latents_->encode_all();
   validation_.emplace(*latents_, "", loss_, kFixedSeed);
   prompts_.emplace(
-      [this](const std::vector<std::string>& texts) { return pipeline_.encode_prompt(texts); },
-      /*trains=*/false);
+      [this](const std::vector<std::string>& texts) { return pipeline_.encode_prompt(texts); });
   prompts_->prepare(validation_->captions());  // every picture is among them
 }
 
@@ -217,6 +216,7 @@ training::Trainer Experiment::make_trainer(const lightlora::Patched& adapters, d
   samples.batch_size = settings_.batch_size;
   samples.seed = seed;
   training::TrainerOptions options;
+  options.total_steps = settings_.steps;
   options.seed = seed;
   return {{pipeline_.unet(),
            loss_,

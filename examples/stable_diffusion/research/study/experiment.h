@@ -21,6 +21,7 @@ namespace study {
 struct Settings {
   std::string model = "examples/stable_diffusion/assets/base",
               subject = "examples/stable_diffusion/assets/teddy_bear";
+  std::string weights;                     ///< what tells this model from another of that path
   std::string subject_words = "sks bear";  ///< the captions' words for the subject
   std::string initializer = "bear", emoji = "teddy bear";
   std::string emoji_vectors = "examples/stable_diffusion/assets/measures/emoji.safetensors";

@@ -3,7 +3,6 @@
 
 #include <lightlora/embeddings.h>
 #include <lightlora/lightlora.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -13,6 +12,7 @@
 #include "models/unet.h"
 #include "models/weights.h"
 #include "support/cli/fmt.h"
+#include "support/files/disk.h"
 
 namespace study {
 
@@ -85,16 +85,8 @@ class Scale {
  public:
   using Write = std::function<void(const std::string& path, at::ScalarType dtype)>;
 
-  Scale() : folder_((std::filesystem::temp_directory_path() / "lightlora-sizes-XXXXXX").string()) {
-    TORCH_CHECK(mkdtemp(folder_.data()) != nullptr, "'", folder_,
-                "': expected to make this folder, got an error; hint: is the disk full?");
-  }
-  ~Scale() { std::filesystem::remove_all(folder_); }
-  Scale(const Scale&) = delete;
-  Scale& operator=(const Scale&) = delete;
-
   FileSize weigh(const std::string& name, int64_t values, const Write& write) const {
-    const std::string path = folder_ + "/file";
+    const std::string path = folder_.path() + "/file";
     const auto bytes = [&](at::ScalarType dtype) {
       write(path, dtype);
       return static_cast<int64_t>(std::filesystem::file_size(path));
@@ -123,7 +115,7 @@ class Scale {
   }
 
  private:
-  std::string folder_;
+  sd::TemporaryFolder folder_{"sizes"};
 };
 
 FileSize with(FileSize size, int64_t described) {

@@ -80,13 +80,13 @@ std::string rates_table(const Study& study) {
     auto runs = row.tried;
     std::sort(runs.begin(), runs.end(),
               [](const Result& a, const Result& b) { return a.rate < b.rate; });
-    std::string line;
+    std::vector<std::string> all;
     for (const auto& run : runs) {
-      line += (line.empty() ? "" : "; ") + rounded(run.rate, -1) + ": " +
-              or_diverged(
-                  run, rounded(run.quality.loss, 4) + " (" + rounded(run.quality.cosine, 3) + ")");
+      const auto quality =
+          fmt::format("{} ({})", rounded(run.quality.loss, 4), rounded(run.quality.cosine, 3));
+      all.push_back(fmt::format("{}: {}", rounded(run.rate, -1), or_diverged(run, quality)));
     }
-    text += cells({row.variant.name, line});
+    text += cells({row.variant.name, fmt::format("{}", fmt::join(all, "; "))});
   }
   return text;
 }

@@ -6,8 +6,11 @@
 #include <lightlora/file_io.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "support/distributed/fingerprint.h"
 #include "support/files/json_file.h"
 
 namespace study {
@@ -40,6 +43,29 @@ void write_json(const std::string& path, const json& value) {
 }
 
 }  // namespace
+
+std::string weights_fingerprint(const std::string& model) {
+  namespace fs = std::filesystem;
+  std::vector<fs::path> files;
+  if (fs::is_directory(model)) {
+    for (const auto& entry : fs::recursive_directory_iterator(model)) {
+      if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+    }
+    std::sort(files.begin(), files.end());
+  } else {
+    files.push_back(model);
+  }
+  distributed::Fingerprint print;
+  std::vector<char> buffer(1 << 20);
+  for (const auto& file : files) {
+    std::ifstream stream(file, std::ios::binary);
+    do {
+      stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+      print.add(buffer.data(), static_cast<size_t>(stream.gcount()));
+    } while (stream);
+  }
+  return print.hexadecimal();
+}
 
 std::optional<Result> load_result(const std::string& path, const std::string& settings) {
   const auto value = read_json(path, settings);

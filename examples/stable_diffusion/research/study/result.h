@@ -40,6 +40,10 @@ struct Split {
   Quality quality;
 };
 
+/// Follows from the bytes of a model's weights, in a folder or one file: another model may come to
+/// lie under the same path.
+std::string weights_fingerprint(const std::string& model);
+
 /// What finished earlier with the same settings; nothing if there is none.
 std::optional<Result> load_result(const std::string& path, const std::string& settings);
 std::optional<std::vector<Split>> load_splits(const std::string& path, const std::string& settings);
