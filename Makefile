@@ -7,11 +7,12 @@ BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
 PART := $(if $(filter library,$(PRESET)),--library)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test bench docs release clean distclean
+.PHONY: help demo study hypernetwork_study test bench docs release clean distclean
 
 help:
 	@echo "make demo       set up, build, train on the bundled subject, write demo/before.png and demo/after.png (minutes)"
 	@echo "make study      set up, build, train and compare the variants, write docs/study/ (an hour or two); PROCESSES=4 shares the work"
+	@echo "make hypernetwork_study  set up, build, train hypernetworks and measure them, write docs/study/hypernetwork.md (a day; PROCESSES=4)"
 	@echo "make test       set up, build, run all tests (half an hour to an hour)"
 	@echo "make bench      set up, build, measure against PEFT and diffusers, write bench-results/ (most of an hour; QUICK=1: minutes)"
 	@echo "make docs       set up, write the documentation site to $(BUILD)/site, a folder for each version"
@@ -26,11 +27,17 @@ demo:
 	@scripts/bootstrap.sh
 	@scripts/build.sh $(PRESET) demo_programs
 	@scripts/demo.sh $(BUILD)/bin
+	@scripts/one_picture.sh $(BUILD)/bin
 
 study:
 	@scripts/bootstrap.sh
 	@scripts/build.sh $(PRESET) compare_variants
 	@scripts/study.sh $(BUILD)/bin
+
+hypernetwork_study:
+	@scripts/bootstrap.sh
+	@scripts/build.sh $(PRESET) make_dataset compare_hypernetwork
+	@scripts/hypernetwork_study.sh $(BUILD)/bin
 
 test:
 	@scripts/bootstrap.sh --tests $(PART)

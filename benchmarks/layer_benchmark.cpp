@@ -126,8 +126,9 @@ void serve(const Flags& flags) {
                   "': expected a correct result, got a relative error of ", entry.error);
     }
     bench::sample(entry, clock, repeats);
-    std::cout << 1e6 * entry.forward.back() << " " << 1e6 * entry.backward.back() << " "
-              << entry.kept << std::endl;
+    fmt::print("{:.6g} {:.6g} {}\n", 1e6 * entry.forward.back(), 1e6 * entry.backward.back(),
+               entry.kept);
+    std::fflush(stdout);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <torch/nn/modules/container/sequential.h>
 
 #include <cmath>
+#include <cstdio>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -34,7 +35,7 @@ class Batch {
     model_ = torch::nn::Sequential(torch::nn::Linear(kWidth, kWidth));
     model_->eval();
     for (int64_t i = 0; i < adapters; ++i) {
-      names_.push_back("set" + std::to_string(i));
+      names_.push_back(fmt::format("set{}", i));
       if (i == 0) {
         lora_ = lightlora::patch<lightlora::ClassicLoRA>(*model_, rank, {"0"}, names_[0]);
       } else {
@@ -109,7 +110,8 @@ void serve(const Flags& flags) {
     words >> adapters >> form >> repeats;
     TORCH_CHECK_VALUE(words && repeats > 0, "--serve: expected three fields, got '", line, "'");
     Batch& batch = checked(batches, adapters, flags.rank);
-    std::cout << 1e6 * seconds(batch, form == "mixed", repeats, clock) << std::endl;
+    fmt::print("{:.6g}\n", 1e6 * seconds(batch, form == "mixed", repeats, clock));
+    std::fflush(stdout);
   }
 }
 

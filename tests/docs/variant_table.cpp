@@ -49,6 +49,7 @@ const std::vector<Row>& rows() {
       {"glora", "glora", LoRAOptions(4)},
       {"shira", "shira", LoRAOptions(4)},
       {"tlora", "tlora", LoRAOptions(4)},
+      {"adalora (without its budget)", "adalora", LoRAOptions(4)},
       {"full", "full", LoRAOptions(4)},
   };
   return all;

@@ -95,7 +95,7 @@ def test_empty_folder_and_text_called_png():
 
 def test_bad_values():
     train_fails(2, "--rank", "0", rank=0)
-    train_fails(2, "--variant", "classic, fused, gralora, light", variant="lihgt")
+    train_fails(2, "--variant", "classic, diag_oft, full, fused", variant="lihgt")
     train_fails(2, "--train_batch_size", train_batch_size=0)
     train_fails(2, "--learning_rate", learning_rate=0)
     train_fails(2, "rank", "200", rank=200)

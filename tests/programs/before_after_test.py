@@ -21,10 +21,13 @@ def test_pictures_and_measures():
             "a sks bear on a blue background",
             "--prompt",
             "a sks bear",
+            "--unmeasured_prompt",
+            "a bear on a red background",
             "--seeds",
             1,
             "--num_inference_steps",
             2,
+            "--save_pictures",
             "--subject_pictures",
             SUBJECT,
             "--output_dir",
@@ -37,10 +40,13 @@ def test_pictures_and_measures():
             "cpu",
         )
         names = sorted(path.name for path in (folder / "out").iterdir())
-        assert names == ["after.png", "before.png", "contact_sheet.png"], names
+        each = [f"{row}-{index}.png" for row in ["after", "before"] for index in [0, 1, 2]]
+        assert names == sorted([*each, "after.png", "before.png", "contact_sheet.png"]), names
+        assert (folder / "out/after-0.png").read_bytes() != (folder / "out/after-1.png").read_bytes()
         for row in ["before:", "after:"]:
             line = next(line for line in output.splitlines() if line.startswith(row))
-            assert re.search(r"number \d+ of 974 emoji .* [01] of 1 pictures", line), line
+            found = re.search(r"number \d+ of 974 emoji .* likeness (0\.\d{3}); .* [01] of 1 pictures", line)
+            assert found and float(found[1]) < 1, line
 
 
 def test_seeds_are_those_of_the_other_programs():

@@ -324,6 +324,15 @@ TEST_CASE("cli: sizes, times and counts read well", "[cli]") {
   CHECK(cli::format_bytes(999949) == "999.9 KB");
   CHECK(cli::format_bytes(999999) == "1.0 MB");
   CHECK(cli::format_bytes(4265380512) == "4.3 GB");
+  CHECK(cli::parse_bytes("6GB") == 6000000000);
+  CHECK(cli::parse_bytes("800 MB") == 800000000);
+  CHECK(cli::parse_bytes("1.5gib") == 1610612736);
+  CHECK(cli::parse_bytes("2G") == 2000000000);
+  CHECK(cli::parse_bytes("1000") == 1000);
+  for (const auto* text :
+       {"", "GB", "-1GB", "0", "6XB", "6GBB", "6 GB x", "1e30", "nan", "ib", "6i"}) {
+    CHECK_FALSE(cli::parse_bytes(text));
+  }
   CHECK(cli::format_duration(0.421) == "0.42 s");
   CHECK(cli::format_duration(9.999) == "10 s");
   CHECK(cli::format_duration(59.6) == "1 min 00 s");

@@ -242,7 +242,7 @@ def test_errors():
         fails(
             1, "expected a tensor 'hada_w1_b'", "--input", folder / "loha", "--output", folder / "out", "--to", "native"
         )
-        write_safetensors(folder / "oft", {"lora_unet_conv_in.oft_blocks": ([1, 1], [1.0])})
+        write_safetensors(folder / "oft", {"lora_unet_conv_in.oft_diag": ([1, 1], [1.0])})
         fails(1, "got OFT", "--input", folder / "oft", "--output", folder / "out", "--to", "native")
         fails(2, "--energy", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--energy", 0)
         fails(2, "--json", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--json")

@@ -30,11 +30,9 @@ Tensor train(const ScratchFolder& pictures, bool cuda_graph) {
   sampling.batch_size = 1;
   sampling.prompt = "a toy";
   const int64_t width = unet->options.cross_attention_dim().front();
-  PromptStates prompts(
-      [&](const std::vector<std::string>& texts) {
-        return torch::ones({static_cast<int64_t>(texts.size()), 4, width});
-      },
-      /*trains=*/false);
+  PromptStates prompts([&](const std::vector<std::string>& texts) {
+    return torch::ones({static_cast<int64_t>(texts.size()), 4, width});
+  });
   TrainerOptions options;
   options.gradient_accumulation_steps = 2;
   options.cuda_graph = cuda_graph;

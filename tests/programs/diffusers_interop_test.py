@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file trained here opens in the real diffusers and draws the same picture there."""
+"""The bundled model and a file trained here open in the real diffusers and draw the same picture there."""
 
+import json
 import pathlib
 import warnings
 
 import numpy
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import MODEL, SIDE, draw, main, scratch, train
+from support import LATENTS, MODEL, draw, main, run_ok, scratch, train
 
 PROMPT = "a sks bear on a blue background"
 
@@ -27,10 +28,51 @@ def picture_there(pipe, latents):
     return numpy.round(result.images[0] * 255)
 
 
+def relative(here, there):
+    return ((here - there).norm() / there.norm()).item()
+
+
+def drawn_here(folder, *more):
+    """Final latents and the picture's path."""
+    picture, latents = folder / "here.png", folder / "final.safetensors"
+    draw(picture, "--prompt", PROMPT, "--seed", 3, "--save_latents", latents, *more)
+    return load_file(latents)["latents"], picture
+
+
+def test_every_part_of_the_bundled_model_computes_what_it_does_there():
+    pipe = pipeline()
+    settings = dict(num_inference_steps=4, guidance_scale=7.5, output_type="latent")
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        shown = run_ok("text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", PROMPT, "--print_tokens")
+        assert json.loads(shown) == pipe.tokenizer(PROMPT, padding="max_length", truncation=True).input_ids
+        # Text encoder, UNet and scheduler, from equal noise.
+        latents, picture = drawn_here(folder)
+        there = pipe(PROMPT, generator=torch.Generator().manual_seed(3), **settings).images
+        print(f"latents: relative difference {relative(latents, there):.1e}")
+        assert relative(latents, there) < 1e-4
+        # The decoder, on latents of here.
+        with torch.no_grad():
+            decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        decoded = numpy.round(pipe.image_processor.postprocess(decoded, output_type="np")[0] * 255)
+        here = numpy.asarray(Image.open(picture), dtype=float)
+        assert abs(here - decoded).max() <= 1, abs(here - decoded).max()
+        # The encoder, on the picture of here.
+        start = picture.rename(folder / "start.png")
+        other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        other.set_progress_bar_config(disable=True)
+        with Image.open(start) as image:
+            noise = torch.Generator().manual_seed(3)
+            there = other(PROMPT, image=image.convert("RGB"), strength=0.5, generator=noise, **settings).images
+        latents, _ = drawn_here(folder, "--image", start, "--strength", 0.5)
+        print(f"latents from a picture: relative difference {relative(latents, there):.1e}")
+        assert relative(latents, there) < 1e-4
+
+
 def test_trained_files_draw_the_same_picture_in_diffusers():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+        latents = torch.randn(LATENTS, generator=torch.Generator().manual_seed(0))
         save_file({"latents": latents}, folder / "latents.safetensors")
         pipe = pipeline()
         base = picture_there(pipe, latents)

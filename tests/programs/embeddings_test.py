@@ -9,13 +9,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import MODEL, SIDE, draw, main, run, run_ok, scratch
+from support import LATENTS, MODEL, WIDTH, draw, main, run, run_ok, scratch
 
 PROMPT = "a <toy> on a blue background, <toy>"
 
 
 def start(folder):
-    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(LATENTS, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, folder / "latents.safetensors")
     return latents
 
@@ -40,7 +40,7 @@ def there(latents, file, **more):
 def files(folder, count):
     """One concept in every format, and what each is called as."""
     torch.manual_seed(count)
-    vectors = torch.randn(count, 128) * 0.05
+    vectors = torch.randn(count, WIDTH) * 0.05
     save_file({"<toy>": vectors}, folder / "learned_embeds.safetensors")
     torch.save({"<toy>": vectors[0] if count == 1 else vectors}, folder / "learned_embeds.bin")
     torch.save(
@@ -118,8 +118,8 @@ def test_errors():
             assert expected in done.stderr, (expected, done.stderr)
 
         save_file({"<toy>": torch.ones(1, 768)}, folder / "wide.safetensors")
-        fails("expected vectors of width 128", folder / "wide.safetensors")
-        save_file({"<|endoftext|>": torch.ones(1, 128)}, folder / "known.safetensors")
+        fails(f"expected vectors of width {WIDTH}", folder / "wide.safetensors")
+        save_file({"<|endoftext|>": torch.ones(1, WIDTH)}, folder / "known.safetensors")
         fails("does not know yet", folder / "known.safetensors")
         fails("got nothing", folder / "none.safetensors")
 
@@ -129,7 +129,7 @@ def test_words_bundled_with_a_lora_are_used_or_named():
         folder = pathlib.Path(folder)
         start(folder)
         torch.manual_seed(1)
-        vectors = torch.randn(2, 128) * 0.05
+        vectors = torch.randn(2, WIDTH) * 0.05
         layer = "lora_unet_down_blocks_2_attentions_0_transformer_blocks_0_attn1_to_q"
         width = load_file(MODEL / "unet/diffusion_pytorch_model.safetensors")[
             "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q.weight"
@@ -148,7 +148,7 @@ def test_words_bundled_with_a_lora_are_used_or_named():
         bundle["bundle_emb.<toy>.string_to_param.*"] = torch.ones(1, 7)
         save_file(bundle, folder / "lora.safetensors")
         output = run_ok("text_to_image", *flags)
-        assert "a word in it is not used: '<toy>': expected vectors of width 128" in output, output
+        assert f"a word in it is not used: '<toy>': expected vectors of width {WIDTH}" in output, output
         output = run_ok(
             "convert_lora",
             *["--input", folder / "lora.safetensors", "--to", "kohya", "--output", folder / "converted.safetensors"],

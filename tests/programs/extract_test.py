@@ -5,9 +5,9 @@ import json
 import pathlib
 import random
 
-from support import MODEL, delta_error, deltas, distance, main, run, run_ok, scratch, write_safetensors
+from support import MODEL, UNET, delta_error, deltas, distance, main, run, run_ok, scratch, write_safetensors
 
-WIDTH = json.loads((MODEL / "unet/config.json").read_text())["block_out_channels"][-1]
+WIDTH, TIME = UNET["block_out_channels"][-1], 4 * UNET["block_out_channels"][0]
 TEXT = json.loads((MODEL / "text_encoder/config.json").read_text())["hidden_size"]
 UNET_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT_LAYER = "text_model.encoder.layers.0.mlp.fc1"
@@ -69,7 +69,7 @@ def test_the_difference_is_the_lora_that_was_merged():
 def test_what_else_differs_is_said():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        lora(folder / "lora", SIZES | {"unet.time_embedding.linear_2": (192, 192)})
+        lora(folder / "lora", SIZES | {"unet.time_embedding.linear_2": (TIME, TIME)})
         merge(folder / "tuned.safetensors", folder / "lora")
         shown = extract(folder / "tuned.safetensors", folder / "found", "--rank", 2)
         assert "notice: 1 other tensors of the unet differ too, the first is 'time_embedding.linear_2'" in shown, shown

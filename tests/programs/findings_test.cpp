@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The study's findings claim what the numbers show and no more.
+#include <fstream>
 #include <sstream>
 
 #include "research/study/page.h"
+#include "research/study/result.h"
 #include "support.h"
 
 namespace {
@@ -207,4 +209,22 @@ TEST_CASE("findings: the ends of a sweep are compared with their spreads", "[stu
   CHECK(verdict(study, more) == "undecided: one run");
   study.classic_ranks[1][0].diverged = true;
   CHECK(verdict(study, more) == "no such finding");
+}
+
+TEST_CASE("study: another model under the same path is another study", "[study]") {
+  const ScratchFolder folder;
+  std::filesystem::create_directories(folder.path() / "model/unet");
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder.file(name), std::ios::binary) << text;
+  };
+  const auto print = [&] { return study::weights_fingerprint(folder.file("model")); };
+  write("model/unet/a.safetensors", std::string(3 << 20, 'a'));
+  const auto first = print();
+  CHECK(print() == first);
+  write("model/unet/config.json", "{}");
+  CHECK(print() == first);
+  write("model/unet/a.safetensors", std::string((3 << 20) - 1, 'a') + "b");
+  CHECK(print() != first);
+  write("alone.safetensors", std::string(3 << 20, 'a'));
+  CHECK(study::weights_fingerprint(folder.file("alone.safetensors")) == first);
 }

@@ -8,7 +8,7 @@ import shutil
 import struct
 import zlib
 
-from support import MODEL, draw, main, read_latents, run, run_ok, scratch, train
+from support import FACTOR, MODEL, draw, main, read_latents, run, run_ok, scratch, train
 
 
 def text_chunk(path, key=b"parameters"):
@@ -288,7 +288,9 @@ def test_every_spelling_of_an_ending_counts():
 def test_errors_say_what_to_change():
     with scratch() as folder:
         arguments = ["--prompt", "a", "--output", pathlib.Path(folder) / "x.png"]
-        fails(2, "multiples of 2, got 65 and 64; hint: 66 and 64", arguments=[*arguments, "--height", 65])
+        near = (65 + FACTOR // 2) // FACTOR * FACTOR
+        said = f"multiples of {FACTOR}, got 65 and 64; hint: {near} and 64"
+        fails(2, said, arguments=[*arguments, "--height", 65])
         fails(2, "--prompt", arguments=["--output", "x.png"])
         fails(
             2,

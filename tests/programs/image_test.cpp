@@ -270,6 +270,30 @@ TEST_CASE("image: damaged bytes never crash the decoders", "[image]") {
   }
 }
 
+TEST_CASE("image: a large JPEG is decoded at a fraction of its size, near to what it becomes",
+          "[image]") {
+  const auto divided = [](int64_t size, int64_t divisor) { return (size + divisor - 1) / divisor; };
+  for (const std::string name : {"colour", "full_colour", "progressive", "grey"}) {
+    const std::string path = kData + name + ".jpg";
+    const images::Image whole = images::load_image(path);
+    REQUIRE((whole.width == 31 && whole.height == 22));
+    for (const auto& [least, divisor] :
+         {std::pair(0, 1), std::pair(12, 1), std::pair(11, 2), std::pair(5, 4)}) {
+      CAPTURE(name, least);
+      const auto loaded = images::load_reduced(path, least);
+      CHECK((loaded.width == 31 && loaded.height == 22));
+      const int64_t width = divided(31, divisor), height = divided(22, divisor);
+      const auto shrunk = images::resize(whole, width, height, images::Filter::kBilinear);
+      // libjpeg, as PIL's draft has it, keeps more of the detail than averaging does.
+      CHECK(largest_difference(loaded.image, divisor == 1 ? whole : shrunk) <=
+            (divisor == 1 ? 0 : 60));
+    }
+  }
+  const auto turned = images::load_reduced(kData + "orientation_6.jpg", 11);
+  CHECK((turned.width == 22 && turned.height == 31));
+  CHECK((turned.image.width == 11 && turned.image.height == 16));
+}
+
 TEST_CASE("image: a folder is sorted into pictures and others", "[image]") {
   const ScratchFolder folder;
   std::filesystem::create_directory(folder.file("more.png"));

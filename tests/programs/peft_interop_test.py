@@ -14,7 +14,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model, 
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from support import MODEL, SIDE, draw, main, run_ok, scratch, train
+from support import LATENTS, MODEL, draw, main, run_ok, scratch, train
 
 PROMPT = "a red apple on a blue background"
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -60,7 +60,7 @@ def compare(title, here, there, base):
 
 
 def start(folder):
-    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(LATENTS, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, folder / "latents.safetensors")
     return latents
 

@@ -39,7 +39,7 @@ pretraining::EmojiSet square_emoji() {
 
 json tiny_config() {
   json config = sd::read_json_file(std::string(LIGHTLORA_SOURCE_DIR) +
-                                   "/examples/stable_diffusion/research/pretraining/next.json");
+                                   "/examples/stable_diffusion/research/pretraining/base.json");
   config["dataset"]["size"] = 16;
   config["dataset"]["captions_with_made_up_word"] = 0.0;
   config["vae"]["model"].update(
@@ -187,7 +187,7 @@ TEST_CASE("pretrain: the classifier learns true pictures and comes back from its
   pretraining::Composer composer(square_emoji(), {0, 1}, tiny_config().at("dataset"));
   const json options = {{"steps", 40}, {"batch", 16}};
   pretraining::Classifier classifier(2, options);
-  classifier.train(composer);
+  pretraining::train_classifier(classifier, composer, workspace.options("model"));
   std::vector<int64_t> expected;
   for (int64_t i = 5000; i < 5040; ++i) expected.push_back(composer.sample(i).emoji);
   const auto pictures = composer.batch(5000, 40);
@@ -198,6 +198,9 @@ TEST_CASE("pretrain: the classifier learns true pictures and comes back from its
   REQUIRE(again.load(path));
   CHECK(at::equal(again.classify(pictures), classifier.classify(pictures)));
   CHECK_FALSE(other.load(path));
+  pretraining::Classifier resumed(2, options);  // from its last checkpoint
+  pretraining::train_classifier(resumed, composer, workspace.options("model"));
+  CHECK(at::equal(resumed.classify(pictures), classifier.classify(pictures)));
 }
 
 TEST_CASE("pretrain: every word of a caption is one token", "[pretrain]") {

@@ -101,7 +101,8 @@ def tiny_pretraining():
     config = json.loads((SOURCE / "examples/stable_diffusion/research/pretraining/base.json").read_text())
     dataset = config["dataset"]
     dataset.update(size=16, emoji=dataset["emoji"][:3], subjects=dataset["subjects"][:1], extra_groups=[])
-    config["vae"]["model"].update(block_out_channels=[8, 8], norm_num_groups=2, sample_size=16)
+    levels = len(config["vae"]["model"]["block_out_channels"])
+    config["vae"]["model"].update(block_out_channels=[8] * levels, norm_num_groups=2, sample_size=16)
     for stage in ("vae", "decoder", "diffusion"):
         config[stage].update(
             steps=8,
@@ -112,17 +113,18 @@ def tiny_pretraining():
             validation_pictures=2,
             validation_samples=2,
             validation_sampling_steps=2,
+            muon=False,  # it magnifies what rounding leaves of directions that are not there
         )
     config["diffusion"]["latent_pool"] = 16
     config["text_encoder"]["model"].update(
         hidden_size=16, intermediate_size=32, max_position_embeddings=16, num_attention_heads=2, num_hidden_layers=1
     )
     config["unet"]["model"].update(
-        block_out_channels=[8, 8, 16, 16],
+        block_out_channels=[8] * (len(config["unet"]["model"]["block_out_channels"]) - 1) + [16],
         norm_num_groups=2,
         attention_head_dim=2,
         cross_attention_dim=16,
-        sample_size=8,
+        sample_size=16 >> (levels - 1),
     )
     return config
 
@@ -226,9 +228,9 @@ def test_an_overflow_on_one_rank_is_one_on_all():
         assert "overflowed" not in go_on("rank 0's sample", 1, step=8, until=9, batch=1)
         states = []
         for size in (1, 2):
-            text = go_on(f"by-{size}", size, step=4, until=7, batch=2 // size)
+            text = go_on(f"by-{size}", size, step=4, until=12, batch=2 // size)  # so many halvings that one is taken
             assert "step 5 overflowed fp16 and was skipped; the loss scale is now 16777216\n" in text, text
-            states.append(read_safetensors(folder / f"by-{size}/checkpoint-7/training_state.safetensors")[1])
+            states.append(read_safetensors(folder / f"by-{size}/checkpoint-12/training_state.safetensors")[1])
         assert states[0] == states[1]
         assert (folder / "by-1" / NATIVE).read_bytes() == (folder / "by-2" / NATIVE).read_bytes()
         assert (folder / "by-1" / NATIVE).read_bytes() != (begin / NATIVE).read_bytes(), "no step was taken"

@@ -9,7 +9,7 @@ import shutil
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from support import MODEL, SIDE, main, run_ok, scratch
+from support import LATENTS, MODEL, main, run_ok, scratch
 
 PROMPT = "a red apple on a blue background"
 STEPS = 5
@@ -64,7 +64,7 @@ def test_latents_are_those_of_the_pipeline():
     listed = {**own, "_use_default_values": ["clip_sample", "steps_offset"]}
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        start = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+        start = torch.randn(LATENTS, generator=torch.Generator().manual_seed(1))
         save_file({"latents": start}, folder / "start.safetensors")
         for name, config in [("euler", {**euler, "steps_offset": 1}), ("bare", noise), ("listed", listed)]:
             model = model_with(folder / name, {"_class_name": "EulerDiscreteScheduler", **config})

@@ -9,7 +9,7 @@ import shutil
 
 import support
 import tomllib
-from support import MODEL, SUBJECT, main, read_safetensors, run, run_ok, scratch
+from support import MODEL, SUBJECT, TOKENS, main, read_safetensors, run, run_ok, scratch
 
 BIG = 2**64 - 1
 NATIVE = "lightlora.safetensors"
@@ -193,7 +193,8 @@ def test_long_captions_are_read_in_chunks():
     with scratch() as folder:
         folder = pathlib.Path(folder)
         shutil.copytree(SUBJECT, folder / "pictures", ignore=shutil.ignore_patterns("*.txt", "*.jsonl"))
-        long = " ".join(["a red bear on green"] * 18)
+        # More than one chunk holds, at most two; the half fits into one.
+        long = " ".join(["a red bear on green"] * ((TOKENS - 2) * 6 // 25))
         results = []
         for name, caption, more in [
             ("cut", long, []),
@@ -359,6 +360,31 @@ def test_a_caption_in_another_encoding_is_named():
             assert done.returncode == 1 and f"'{caption}'" in done.stderr and said in done.stderr, done.stderr
         caption.write_bytes(b"\xef\xbb\xbf" + "un ours été".encode())
         train(folder / "marked", "--instance_data_dir", folder / "pictures")
+
+
+def test_a_memory_limit_changes_no_bit():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        files = []
+        for name, more in [("without", []), ("limit", ["--memory_limit", "1MB"]), ("other", ["--memory-limit=6GB"])]:
+            text = train(folder / name, "--gradient_checkpointing", *more, steps=2)
+            assert ("--memory_limit: expected at most 1000000 bytes" in text) == (name == "limit"), text
+            files.append((folder / name / NATIVE).read_bytes())
+            assert not list((folder / name).glob(".weights*"))
+        assert files[0] == files[1] == files[2]
+        config = tomllib.loads((folder / "limit/config.toml").read_text())
+        assert config["memory_limit"] == "1000000", config
+        pictures = []
+        for name, more in [("a.png", ["--pack_weights", "off"]), ("b.png", ["--memory_limit", "1MB"])]:
+            support.draw(folder / name, "--prompt", "a pizza", "--seed", 1, *more)
+            pictures.append((folder / name).read_bytes().split(b"IDAT")[1])
+        assert pictures[0] == pictures[1]
+        for value, said in [("6XB", "a size such as 6GB"), ("-1", "a size such as 6GB")]:
+            done = run("text_to_image", "--prompt", "x", f"--memory_limit={value}")
+            assert done.returncode == 2 and said in done.stderr, done.stderr
+        flags = ["--pretrained_model_name_or_path", MODEL, "--prompt", "x", "--output", folder / "c.png"]
+        done = run("text_to_image", *flags, "--memory_limit", "1GB", "--pack_weights", "on")
+        assert done.returncode == 2 and "cannot be combined" in done.stderr, done.stderr
 
 
 main(globals())

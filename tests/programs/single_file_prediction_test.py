@@ -76,7 +76,7 @@ def check_marks(folder, single, state, epsilon, velocity, zero):
 def test_what_the_unet_of_a_file_predicts():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        latents_file(folder)
+        latents_file(folder, channels=4)
         small_model(folder)
         merged = folder / "merged.safetensors"
         epsilon, velocity, zero = three_predictions(folder, merged)

@@ -9,12 +9,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
-from support import MODEL, SIDE, SOURCE, run, run_ok
+from support import CHANNELS, SIDE, SOURCE, UNET, WIDTH, run, run_ok
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 PROMPT = "a red apple on a blue background"
-UNET = json.loads((MODEL / "unet/config.json").read_text())
-WIDEST, TEXT = UNET["block_out_channels"][-1], UNET["cross_attention_dim"]
+WIDEST = UNET["block_out_channels"][-1]
 
 
 def picture(folder, model, *more):
@@ -37,8 +36,8 @@ def picture(folder, model, *more):
     return numpy.asarray(Image.open(folder / "x.png"), dtype=float)
 
 
-def latents_file(folder):
-    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+def latents_file(folder, channels=CHANNELS):
+    latents = torch.randn(1, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, folder / "latents.safetensors")
     return latents
 
@@ -46,7 +45,7 @@ def latents_file(folder):
 def lora_file(path):
     torch.manual_seed(1)
     tensors = {}
-    for name, width in [("attn1.to_v", WIDEST), ("attn2.to_v", TEXT), ("attn2.to_out.0", WIDEST)]:
+    for name, width in [("attn1.to_v", WIDEST), ("attn2.to_v", WIDTH), ("attn2.to_out.0", WIDEST)]:
         layer = f"unet.mid_block.attentions.0.transformer_blocks.0.{name}.lora"
         tensors |= {f"{layer}.down.weight": torch.randn(2, width), f"{layer}.up.weight": torch.randn(WIDEST, 2)}
     save_file(tensors, path)

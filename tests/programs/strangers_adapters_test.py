@@ -9,7 +9,7 @@ import struct
 
 from strangers_adapters import LAYER, Evil, native, recalled_text, text, torch_file
 from strangers_support import Case, drawing, fifo, floats, run_cases, safetensors, zeros
-from support import MODEL, SUBJECT
+from support import MODEL, SUBJECT, WIDTH
 
 
 def to(kind, make, **flags):
@@ -345,7 +345,7 @@ CASES += [
     # Other things in place of a LoRA.
     case(
         "an embedding as LoRA",
-        draws(lambda f: safetensors(f / "e.safetensors", {"<toy>": floats(1, 128)})),
+        draws(lambda f: safetensors(f / "e.safetensors", {"<toy>": floats(1, WIDTH)})),
         "e.safetensors",
         "it looks like a learned embedding",
         program="text_to_image",

@@ -8,7 +8,7 @@ import pickle
 
 from strangers_adapters import Evil, recalled_text, torch_file
 from strangers_support import Case, drawing, fifo, floats, model_folder, run_cases, safetensors, training, zeros
-from support import MODEL, SUBJECT
+from support import CHANNELS, MODEL, SUBJECT
 
 DEEP = "[" * 100_000 + "]" * 100_000
 MANY = "[" + "0," * 3_000_000 + "0]"
@@ -322,13 +322,13 @@ for how, program in ((in_one_file, "text_to_image"), (extracts, "convert_lora"))
     ]
 CASES += [
     case("a link to a disk in a model", full_pipeline({}, link_to_much), "vae/more", program="textual_inversion"),
-    case("latents of another name", latents((1, 4, 8, 8), name="\x1b[2J"), "l.safetensors"),
-    case("latents of five dimensions", latents((1, 4, 8, 8, 1)), "l.safetensors"),
+    case("latents of another name", latents((1, CHANNELS, 8, 8), name="\x1b[2J"), "l.safetensors"),
+    case("latents of five dimensions", latents((1, CHANNELS, 8, 8, 1)), "l.safetensors"),
     case("latents of three channels", latents((1, 3, 8, 8)), "l.safetensors"),
-    case("no latents at all", latents((1, 4, 0, 8)), "l.safetensors"),
-    case("latents of 100,000 pictures", latents((100_000, 4, 1, 1)), "l.safetensors", "--allow_large"),
-    case("latents of a huge picture", latents((1, 4, 1000, 1000)), "l.safetensors", "--allow_large"),
-    case("latents of less than their shape", latents((1, 4, 2**20, 2**20), count=(4,)), "l.safetensors"),
+    case("no latents at all", latents((1, CHANNELS, 0, 8)), "l.safetensors"),
+    case("latents of 100,000 pictures", latents((100_000, CHANNELS, 1, 1)), "l.safetensors", "--allow_large"),
+    case("latents of a huge picture", latents((1, CHANNELS, 1000, 1000)), "l.safetensors", "--allow_large"),
+    case("latents of less than their shape", latents((1, CHANNELS, 2**20, 2**20), count=(4,)), "l.safetensors"),
     case("a pipe as latents", starts(lambda f: fifo(f / "l")), "in/l"),
     case("a device as latents", starts(lambda f: zeros(f / "l")), "in/l"),
 ]

@@ -183,6 +183,11 @@ TABLE = [
         options={"limits": {resource.RLIMIT_FSIZE: 1000}},
     ),
     case(
+        "pictures that no disk holds are said before the model is read",
+        draws("--allow_large", "--num_images_per_prompt", 10**15, output=lambda f: f / "x.png"),
+        "of free space",
+    ),
+    case(
         "a full disk while training",
         trains("--checkpointing_steps", 1),
         "out",

@@ -15,8 +15,13 @@ BIN = pathlib.Path(os.environ["LIGHTLORA_BIN"])
 SOURCE = pathlib.Path(os.environ["LIGHTLORA_SOURCE_DIR"])
 MODEL = SOURCE / "examples/stable_diffusion/assets/base"
 SUBJECT = SOURCE / "examples/stable_diffusion/assets/teddy_bear"
-# Height and width of the bundled model's latents.
-SIDE = json.loads((MODEL / "unet/config.json").read_text())["sample_size"]
+# The bundled model's sizes: of the UNet's levels, of one picture's latents, of the text encoder's states, of a caption.
+UNET = json.loads((MODEL / "unet/config.json").read_text())
+SIDE, CHANNELS, WIDTH = UNET["sample_size"], UNET["in_channels"], UNET["cross_attention_dim"]
+LATENTS = [1, CHANNELS, SIDE, SIDE]
+TOKENS = json.loads((MODEL / "tokenizer/tokenizer_config.json").read_text())["model_max_length"]
+# Pixels of a picture for one of its latents' sides.
+FACTOR = 2 ** (len(json.loads((MODEL / "vae/config.json").read_text())["block_out_channels"]) - 1)
 
 
 def run(program, *arguments, **options):
@@ -76,6 +81,13 @@ def read_safetensors(path):
     data = pathlib.Path(path).read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def attention_shapes():
+    """(outputs, inputs) of the bundled model's layers that get adapters by default."""
+    header, _ = read_safetensors(MODEL / "unet/diffusion_pytorch_model.safetensors")
+    ends = tuple(f"{name}.weight" for name in ["to_q", "to_k", "to_v", "to_out.0"])
+    return [entry["shape"] for name, entry in header.items() if name.endswith(ends)]
 
 
 def read_latents(path):

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import MODEL, SIDE, SUBJECT, draw, main, read_latents, run, run_ok, scratch, train
+from support import LATENTS, MODEL, SUBJECT, WIDTH, draw, main, read_latents, run, run_ok, scratch, train
 
 FILE = "learned_embeds.safetensors"
 PROMPT = "a <toy> on a blue background"
@@ -44,7 +44,7 @@ def invert(output, *more, steps=3, vectors=1):
 
 
 def start(folder):
-    latents = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(LATENTS, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, folder / "latents.safetensors")
     return latents
 
@@ -86,7 +86,7 @@ def test_diffusers_loads_the_file_and_draws_the_same():
         with scratch() as folder:
             folder = pathlib.Path(folder)
             text = invert(folder / "out", vectors=vectors)
-            assert f"Trained values = {vectors * 128}" in text, text
+            assert f"Trained values = {vectors * WIDTH}" in text, text
             latents, pipe = start(folder), pipeline()
             plain = there(pipe, latents, PROMPT.replace("<toy>", "bear"))
             pipe.load_textual_inversion(str(folder / "out" / FILE))
@@ -108,7 +108,7 @@ def test_layerwise_words_equal_diffusers_with_another_text_for_each_cross_attent
         layers = [name for name, module in pipe.unet.named_modules() if type(module).__name__ == "Transformer2DModel"]
         # The order of a forward pass, which is not that of registration.
         layers.sort(key=lambda name: (["down", "mid_", "up_b"].index(name[:4]), name))
-        assert vectors.shape == (len(layers), 2, 128), (vectors.shape, layers, names)
+        assert vectors.shape == (len(layers), 2, WIDTH), (vectors.shape, layers, names)
         assert (vectors[0] - vectors[-1]).abs().max() > 1e-3, "the layers learned alike"
 
         # diffusers has no such thing: the text of each layer is put there by hand.
@@ -253,8 +253,8 @@ def test_bad_usage_is_one_clear_line():
 def test_a_layerwise_word_of_another_unet_is_refused():
     with scratch() as folder:
         folder = pathlib.Path(folder)
-        names = {"layers": "down_blocks.0.attentions.0"}
-        save_file({"<toy>": torch.ones(1, 1, 128)}, folder / "one.safetensors", names)
+        names = {"layers": "down_blocks.9.attentions.0"}
+        save_file({"<toy>": torch.ones(1, 1, WIDTH)}, folder / "one.safetensors", names)
         done = run(
             "text_to_image",
             "--pretrained_model_name_or_path",

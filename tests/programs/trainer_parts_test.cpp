@@ -205,14 +205,21 @@ TEST_CASE("prompts of a frozen encoder are encoded once, those of one that train
     }
     return sd::PromptEmbeds(torch::stack(rows));
   };
-  PromptStates frozen(encode, /*trains=*/false);
+  PromptStates frozen(encode);
   frozen.prepare({"a", "bb", "a"});
   CHECK(calls == 2);
   frozen.release_encoder();
   CHECK(torch::equal(frozen.states({"bb", "a", "bb"}).states.select(1, 0).select(1, 0),
                      torch::tensor({2.F, 1.F, 2.F})));
   CHECK_THROWS_WITH(frozen.states({"new"}), ContainsSubstring("got 'new'"));
-  PromptStates trained(encode, /*trains=*/true);
+  PromptStates trained(
+      [](const std::vector<std::string>& texts) {
+        return std::vector<Tensor>{torch::zeros({static_cast<int64_t>(texts.size())})};
+      },
+      [&](const std::vector<Tensor>& ids) {
+        ++calls;
+        return sd::PromptEmbeds(torch::zeros({ids[0].size(0), 2, 3}));
+      });
   trained.prepare({"a"});
   CHECK(calls == 2);
   trained.states({"a", "bb"});
@@ -241,6 +248,8 @@ TEST_CASE("captions are shuffled, thinned out and dropped as process_caption of 
     CHECK(caption.size() == std::string("sks dog, red, on grass, sunny").size());
   }
   CHECK(use(7) == use(7));
+  auto any = generator_for(3, Stream::caption, 0);
+  CHECK(process_caption(", a", options, any) == ", a");  // as Python's join of an empty tag
   options.shuffle = false;
   options.tag_dropout_rate = 1;
   CHECK(use(0) == "sks dog");

@@ -5,6 +5,7 @@ shape_test.py           every rule; exit status 1 with the offenders if one is b
 """
 
 import ast
+import json
 import os
 import re
 import sys
@@ -178,7 +179,31 @@ def short_pages():
             yield f"{path}: {count} lines, of at most {most}"
 
 
-RULES = [include_cycles, long_files, long_functions, public_headers, private_includes, listed_headers, short_pages]
+def preset_filters():
+    """The tests that a preset chooses by name are there."""
+    names = [
+        f"{path.parent.name}.{path.stem.removesuffix('_test')}"
+        for folder in ("library", "stable_diffusion", "programs")
+        for path in (SOURCE / "tests" / folder).glob("*_test.cpp")
+    ]
+    for preset in json.loads((SOURCE / "CMakePresets.json").read_text())["testPresets"]:
+        pattern = preset.get("filter", {}).get("include", {}).get("name", "")
+        for folder, titles in re.findall(r"(\w+)\\\.\(([^()]*)\)", pattern):
+            for title in titles.split("|"):
+                if not any(re.fullmatch(rf"{folder}\.{title}", name) for name in names):
+                    yield f"CMakePresets.json: {preset['name']} asks for {folder}.{title}, which is no test"
+
+
+RULES = [
+    include_cycles,
+    long_files,
+    long_functions,
+    public_headers,
+    private_includes,
+    listed_headers,
+    short_pages,
+    preset_filters,
+]
 
 
 def main(names):

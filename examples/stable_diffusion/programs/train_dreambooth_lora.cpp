@@ -30,7 +30,9 @@ void print_end(const DreamBoothOptions& options) {
   const int64_t peak = training::peak_memory(sd::pick_device(options.machine.device));
   if (peak > 0) fmt::print("peak memory:    {}\n", cli::format_bytes(peak));
   print_file("native file:    ", output_file(options, DreamBooth::kNativeFile));
-  print_file("diffusers file: ", output_file(options, DreamBooth::kDiffusersFile));
+  // Variants without factors have none.
+  const std::string factors = output_file(options, DreamBooth::kDiffusersFile);
+  if (std::filesystem::exists(factors)) print_file("diffusers file: ", factors);
   fmt::print("draw with it:   {}\n",
              training::draw_command(options, output_file(options, DreamBooth::kNativeFile)));
 }

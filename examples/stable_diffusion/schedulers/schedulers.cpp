@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "schedulers/parts.h"
+#include "support/cli/fmt.h"
 #include "support/files/json_file.h"
 #include "support/files/limits.h"
 
@@ -16,9 +17,7 @@ namespace sd {
 namespace {
 
 std::string join(const std::vector<std::string>& names) {
-  std::string list;
-  for (const auto& name : names) list += (list.empty() ? "" : ", ") + name;
-  return list;
+  return fmt::format("{}", fmt::join(names, ", "));
 }
 
 // Nichol and Dhariwal 2021, arXiv:2102.09672, eq. (17): the share of signal follows a squared
@@ -110,7 +109,7 @@ int64_t SchedulerConfig::integer(const std::string& key, int64_t otherwise) cons
   // Counts and offsets of timesteps: tables are made for them, and steps looked up there.
   const bool good = value->is_number_integer() && value->get<int64_t>() >= 0 &&
                     value->get<int64_t>() <= limits::kTrainTimesteps;
-  if (!good) fail(key, "an integer from 0 to " + std::to_string(limits::kTrainTimesteps));
+  if (!good) fail(key, fmt::format("an integer from 0 to {}", limits::kTrainTimesteps));
   return value->get<int64_t>();
 }
 

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include "support/cli/fmt.h"
 #include "support/files/gzip_file.h"
 #include "support/files/json_file.h"
 #include "support/files/limits.h"
@@ -239,7 +240,7 @@ void Tokenizer::join_numbered() {
     auto next = ids.find(content + "_1");
     while (next != ids.end()) {
       all.push_back(next->second);
-      next = ids.find(content + "_" + std::to_string(all.size()));
+      next = ids.find(fmt::format("{}_{}", content, all.size()));
     }
     if (all.size() > 1) expansions_[id] = all;
   }
@@ -275,7 +276,7 @@ std::vector<int64_t> Tokenizer::add_token(const std::string& text, int64_t count
   TORCH_CHECK_VALUE(count >= 1, "sd::Tokenizer::add_token: '", text,
                     "': expected at least one vector, got ", count);
   std::vector<int64_t> ids{add_token(text)};
-  for (int64_t i = 1; i < count; ++i) ids.push_back(add_token(text + "_" + std::to_string(i)));
+  for (int64_t i = 1; i < count; ++i) ids.push_back(add_token(fmt::format("{}_{}", text, i)));
   if (count > 1) expansions_[ids.front()] = ids;
   return ids;
 }

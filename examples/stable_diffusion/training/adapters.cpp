@@ -15,6 +15,29 @@ namespace training {
 
 namespace {
 
+// The biases of layers with these names.
+lightlora::Pattern biases_of(const std::vector<std::string>& names) {
+  return {"the biases of the adapted layers", [names](const lightlora::TargetLayer& layer) {
+            return layer.type == "Bias" &&
+                   std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+                     return lightlora::Pattern(name + ".bias").selects(layer);
+                   });
+          }};
+}
+
+// Of the weights and biases of norms, and of biases.
+bool has_vectors(const lightlora::AdapterState& state) {
+  return std::any_of(state.begin(), state.end(),
+                     [](const auto& layer) { return layer.layer.is_vector(); });
+}
+
+// What says which variant a state is of: norms and biases may train beside it.
+const lightlora::LayerState& first_layer(const lightlora::AdapterState& state) {
+  const auto found = std::find_if(state.begin(), state.end(),
+                                  [](const auto& layer) { return !layer.layer.is_vector(); });
+  return found == state.end() ? state.front() : *found;
+}
+
 // A pattern may be about one of several models; that it is about none is found by `require_used`.
 lightlora::Patched patch_with_patterns(torch::nn::Module& model, const AdapterOptions& options,
                                        const std::vector<std::string>& names) {
@@ -30,6 +53,8 @@ lightlora::Patched patch_with_patterns(torch::nn::Module& model, const AdapterOp
   for (const auto& [pattern, value] : parse_patterns("--alpha_pattern", options.alpha_pattern)) {
     if (is_here(pattern)) targets.alpha(pattern.pattern(), value);
   }
+  if (options.train_norms) targets.vectors({lightlora::Targets::norms()});
+  if (options.train_biases) targets.vectors({biases_of(names)});
   return lightlora::patch(model, options.variant, options.all(), targets);
 }
 
@@ -166,11 +191,19 @@ lightlora::Components read_start(const AdapterOptions& options) {
   TORCH_CHECK((start.count("text_encoder") > 0) == options.train_text_encoder, "--init_from '",
               options.init_from, "': expected adapters of the text encoder if and only if ",
               "--train_text_encoder is given, got ", options.train_text_encoder ? "none" : "some");
-  const auto& variant = start["unet"].front().variant;
+  const auto& variant = first_layer(start["unet"]).variant;
   TORCH_CHECK(!options.relax_rank || variant == "light" || variant == "classic",
               "--relax_rank: ", "expected a light or classic adapter in '", options.init_from,
               "', got a ", variant, " one");
-  const auto& own = start["unet"].front().options.own();
+  for (const auto& item : start) {
+    TORCH_CHECK(!options.relax_rank || !has_vectors(item.second),
+                "--relax_rank cannot be combined with '", options.init_from,
+                "', which holds norms or biases: they have no ranks to join");
+  }
+  const auto& own = first_layer(start["unet"]).options.own();
+  TORCH_CHECK(!options.relax_rank || own.count("channel_scaling") == 0,
+              "--relax_rank cannot be combined with '", options.init_from,
+              "', whose channels are scaled; hint: convert it --to kohya and go on from that");
   const auto begun = own.find("init_lora_weights");
   TORCH_CHECK(!options.relax_rank || begun == own.end(), "--relax_rank cannot be combined with '",
               options.init_from, "', whose adapters started as ",
@@ -181,7 +214,7 @@ lightlora::Components read_start(const AdapterOptions& options) {
 
 AdapterOptions with_start(AdapterOptions options, const lightlora::Components& start) {
   if (start.empty()) return options;
-  const auto& first = start.at("unet").front();
+  const auto& first = first_layer(start.at("unet"));
   options.variant = first.variant;
   options.lora.rank(options.relax_rank.value_or(first.options.rank())).own(first.options.own());
   options.own = OwnFlags();
@@ -192,6 +225,8 @@ AdapterOptions with_start(AdapterOptions options, const lightlora::Components& s
 // Light's first steps move the weights far less than Classic's at one rate: its step does not grow
 // with the layer's width.
 double usual_rate(const AdapterOptions& options) {
+  // Whole differences are what diffusers' train_dreambooth trains.
+  if (options.variant == "full") return 5e-6;
   return options.variant == "classic" ? 5e-4 : 2e-3;
 }
 

@@ -8,12 +8,13 @@
 #include <sstream>
 #include <utility>
 
+#include "support/cli/fmt.h"
 #include "training/data.h"
 
 namespace training {
 
 void PromptStates::prepare(const std::vector<std::string>& texts) {
-  if (trains_) return;
+  if (trains()) return;
   const torch::NoGradGuard no_grad;
   for (const auto& text : texts) {
     auto& kept = kept_[text];
@@ -53,13 +54,11 @@ std::string process_caption(std::string caption, const CaptionOptions& options,
     if (chance(options.tag_dropout_rate)) continue;
     result.push_back(tags[kept + static_cast<std::size_t>(order[i].item<int64_t>())]);
   }
-  std::string text;
-  for (const auto& tag : result) text += (text.empty() ? "" : ", ") + tag;
-  return text;
+  return fmt::format("{}", fmt::join(result, ", "));
 }
 
 sd::PromptEmbeds PromptStates::states(const std::vector<std::string>& texts) {
-  if (trains_) return encode_(texts);
+  if (trains()) return encode_(texts);
   const torch::NoGradGuard no_grad;
   std::vector<torch::Tensor> states, pooled;
   for (const auto& text : texts) {

@@ -26,7 +26,7 @@ class PromptStates {
   /// States (texts, tokens, width) of texts on the UNet's device and in its dtype.
   using Encoder = std::function<sd::PromptEmbeds(const std::vector<std::string>& texts)>;
 
-  PromptStates(Encoder encode, bool trains) : encode_(std::move(encode)), trains_(trains) {}
+  explicit PromptStates(Encoder encode) : encode_(std::move(encode)) {}
 
   /// Encoders that train, in two halves: the ids of texts for each of them, on the UNet's device,
   /// and the states of ids, which can be recorded.
@@ -35,16 +35,14 @@ class PromptStates {
   PromptStates(TokenIds ids, IdEncoder encode)
       : encode_([ids, encode](const auto& texts) { return encode(ids(texts)); }),
         ids_(std::move(ids)),
-        encode_ids_(std::move(encode)),
-        trains_(true) {}
+        encode_ids_(std::move(encode)) {}
 
   /// Computes what `states` will be asked for; nothing if the encoder trains.
   void prepare(const std::vector<std::string>& texts);
   /// Lets go of the encoder. Errors of later calls: c10::Error for a text that was not prepared
   void release_encoder() { encode_ = nullptr; }
 
-  bool trains() const { return trains_; }
-  bool has_halves() const { return ids_ != nullptr; }
+  bool trains() const { return ids_ != nullptr; }
   std::vector<torch::Tensor> ids(const std::vector<std::string>& texts) const {
     return ids_(texts);
   }
@@ -56,7 +54,6 @@ class PromptStates {
   Encoder encode_;
   TokenIds ids_;
   IdEncoder encode_ids_;
-  bool trains_;
   std::map<std::string, sd::PromptEmbeds> kept_;  // one row each
 };
 

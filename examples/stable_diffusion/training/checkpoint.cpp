@@ -2,19 +2,15 @@
 #include "training/checkpoint.h"
 
 #include <c10/util/Exception.h>
-#include <fcntl.h>
 #include <lightlora/file_io.h>
-#include <signal.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <optional>
 
 #include "support/cli/fmt.h"
+#include "support/cli/process.h"
 
 namespace training {
 
@@ -38,15 +34,7 @@ int64_t number_after(const std::string& name, const std::string& prefix) {
 }
 
 std::string hidden_name(int64_t step, const char* purpose) {
-  return fmt::format("{}{}-{}-{}", kHiddenPrefix, step, purpose, ::getpid());
-}
-
-// Makes a rename survive a power cut.
-void sync_folder(const fs::path& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return;
-  ::fsync(descriptor);
-  ::close(descriptor);
+  return fmt::format("{}{}-{}-{}", kHiddenPrefix, step, purpose, cli::process_id());
 }
 
 void rename_folder(const fs::path& from, const fs::path& to) {
@@ -114,7 +102,7 @@ void save_checkpoint(const std::string& output_dir, int64_t step,
               error.message(), "'");
   try {
     write(unfinished.string());
-    sync_folder(unfinished);
+    sd::sync_folder(unfinished.string());
     if (fs::exists(target)) {
       TORCH_CHECK(is_checkpoint(target), "'", target.string(), "': expected a checkpoint or ",
                   "nothing of that name, got something else, which is not deleted");
@@ -125,7 +113,7 @@ void save_checkpoint(const std::string& output_dir, int64_t step,
     fs::remove_all(unfinished, error);
     throw;
   }
-  sync_folder(parent);
+  sd::sync_folder(output_dir);
 }
 
 void prune_checkpoints(const std::string& output_dir, int64_t limit,
@@ -163,8 +151,7 @@ void remove_unfinished_checkpoints(const std::string& output_dir) {
     const std::string name = entry->path().filename().string();
     if (name.rfind(kHiddenPrefix, 0) != 0) continue;
     const auto process = number_after(name.substr(name.rfind('-') + 1), "");
-    const bool alive =
-        process > 0 && process != ::getpid() && ::kill(static_cast<pid_t>(process), 0) == 0;
+    const bool alive = process != cli::process_id() && cli::is_process_alive(process);
     if (!alive) left.push_back(entry->path());
   }
   for (const auto& path : left) fs::remove_all(path, error);
@@ -243,24 +230,16 @@ OutputFolder::OutputFolder(const RunOptions& options, bool goes_on) {
               "': expected a folder for --output_dir that can be made, got '",
               error ? error.message() : "a file of that name", "'");
   check_results(folder);
-  lock_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  // A file system without locks is taken as it is.
-  const bool locked = lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-  if (!locked) ::close(lock_);
-  TORCH_CHECK(locked, "'", folder.string(),
+  lock_.emplace(folder.string());
+  TORCH_CHECK(lock_->held(), "'", folder.string(),
               "': expected a folder of this run alone, got one in which ",
               "another run is at work; hint: another --output_dir");
   if (goes_on || !has_results(folder)) return;
-  if (!options.overwrite_output_dir) ::close(lock_);
   TORCH_CHECK(
       options.overwrite_output_dir, "'", folder.string(), "': expected a folder without results, ",
       "got those of an earlier run; hint: --resume_from_checkpoint latest goes on from its ",
       "checkpoints, --overwrite_output_dir removes them, or take another --output_dir");
   remove_results(folder, options);
-}
-
-OutputFolder::~OutputFolder() {
-  if (lock_ >= 0) ::close(lock_);
 }
 
 }  // namespace training

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "support/files/disk.h"
 #include "training/options.h"
 
 // Folders `checkpoint-N` in a run's output folder. A checkpoint is there completely or not at all,
@@ -54,12 +56,9 @@ class OutputFolder {
   /// Errors: c10::Error if files cannot be written, if another run is at work there, or if there
   ///         are results that the run would mix its own with
   OutputFolder(const RunOptions& options, bool goes_on);
-  ~OutputFolder();
-  OutputFolder(const OutputFolder&) = delete;
-  OutputFolder& operator=(const OutputFolder&) = delete;
 
  private:
-  int lock_ = -1;  // of the folder itself, so that nothing is left behind
+  std::optional<sd::FolderLock> lock_;  // of the folder itself, so that nothing is left behind
 };
 
 }  // namespace training

@@ -103,6 +103,8 @@ void check_start(const AdapterOptions& o, Unused& unused) {
   unused.add(
       o.train_text_encoder && o.text_encoder_target_modules != usual.text_encoder_target_modules,
       "--text_encoder_target_modules", reason);
+  unused.add(o.train_norms, "--train_norms", reason);
+  unused.add(o.train_biases, "--train_biases", reason);
   for (const auto& name : o.own.given()) unused.add(true, ("--" + name).c_str(), reason);
   unused.add(o.relax_rank && o.lora.rank() != usual.lora.rank(), "--rank", "beside --relax_rank");
   if (o.relax_rank) return;
@@ -138,6 +140,8 @@ std::vector<std::string> unused_flags(const TrainingOptions& options) {
              "--ema_decay", "without --use_ema");
   check_optimizer(options.optimization.optimizer, unused);
   check_seeing(options.run, options.data.validation_split, unused);
+  unused.add(!options.model.load.taesd().empty() && !options.run.draws(), "--taesd",
+             "without --validation_prompt or --sample_prompts");
   return unused.take();
 }
 

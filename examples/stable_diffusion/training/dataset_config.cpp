@@ -4,8 +4,6 @@
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <stdexcept>

@@ -42,8 +42,9 @@ SampleOptions class_samples(const DreamBoothOptions& o) {
 }
 
 TrainerOptions dreambooth_trainer(const DreamBoothOptions& o, const distributed::Group& group,
-                                  c10::Device device) {
+                                  c10::Device device, int64_t total_steps) {
   TrainerOptions options = trainer_options(o, group);
+  options.total_steps = total_steps;
   options.prior_loss_weight = o.prior.prior_loss_weight;
   options.cuda_graph = cuda::use_graph(o.cuda_graph, device);
   options.require_cuda_graph = o.cuda_graph.value_or(false);
@@ -166,7 +167,8 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
     begin_phase("latents");
     instance.latents().encode_all();
     if (prior) prior->latents().encode_all();
-    if (!options_.run.draws()) pipeline_->release_vae();
+    // Pictures are drawn with TAESD's decoder if there is one.
+    if (!options_.run.draws() || !options_.model.load.taesd().empty()) pipeline_->release_vae();
   }
   release_cached_memory(pipeline_->options().device());
   trainer_ = std::make_unique<Trainer>(
@@ -174,7 +176,7 @@ void DreamBooth::make_trainer(std::vector<PictureFile> files, std::vector<Pictur
                    std::move(prior), adapters_.all(),
                    parameter_groups(adapters_, plan_->adapter, plan_->learning_rate)},
       schedule_of(options_.optimization, *plan_),
-      dreambooth_trainer(options_, group, pipeline_->options().device()));
+      dreambooth_trainer(options_, group, pipeline_->options().device(), plan_->steps));
 }
 
 // Those that are missing are drawn with a pipeline of its own, which is gone afterwards.
@@ -188,10 +190,10 @@ std::vector<PictureFile> DreamBooth::prepare_class_pictures(const distributed::G
   pictures.seed = options_.machine.seed;
   pictures.clip_skip = options_.clip_skip;
   pictures.model = options_.model;
+  pictures.model.load.taesd("");  // what is learned from is no preview
   if (group.from_main(missing_class_pictures(pictures)) == 0) return read_class_pictures(pictures);
-  sd::StableDiffusion pipeline(options_.model.path,
-                               options_.pipeline_options(prior.prior_generation_precision.value_or(
-                                   options_.machine.precision())));
+  const auto precision = prior.prior_generation_precision.value_or(options_.machine.precision());
+  sd::StableDiffusion pipeline(options_.model.path, options_.pipeline_options(precision).taesd(""));
   TORCH_CHECK(draw_class_pictures(pipeline, pictures, group),
               "stopped by request while drawing class pictures; hint: the next run goes on there");
   TORCH_CHECK(missing_class_pictures(pictures) == 0, "'", pictures.folder, "': expected ",
@@ -233,6 +235,12 @@ void DreamBooth::adapt() {
   for (auto* text_encoder : text_encoders) text_encoder->train();
   for (const auto& model : adapters_.all()) fmt::print("{}\n", model->report().to_string());
   fmt::print("{}\n", adapters_.unet->adapters()[0]->description());
+  if (!plan_->adapter.exports_factors() && !plan_->adapter.split_rank) {
+    fmt::print(
+        "notice: {} has no low-rank factors for {}, which is not written; hint: --split_rank 16 "
+        "writes the best factors of that rank, {} holds what was learned in full\n",
+        plan_->adapter.variant, kDiffusersFile, kNativeFile);
+  }
   if (plan_->adapter.lora.init() == lightlora::Init::both_zero) {
     fmt::print(
         "warning: --init both_zero is a saddle: every gradient is exactly zero there, so nothing "
@@ -251,15 +259,13 @@ PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions
                chunks < 3 ? "; hint: --max_token_length 225" : "");
   }
   begin_phase("captions");
-  const bool trains = options_.adapter.train_text_encoder;
-  if (trains && chunks == 1) return trained_prompts(*pipeline_, options_.clip_skip);
-  PromptStates prompts(
-      [this, chunks](const std::vector<std::string>& texts) {
-        return pipeline_->encode_long_prompt(texts, chunks, options_.clip_skip);
-      },
-      trains);
+  if (options_.adapter.train_text_encoder)
+    return trained_prompts(*pipeline_, options_.clip_skip, chunks);
+  PromptStates prompts([this, chunks](const std::vector<std::string>& texts) {
+    return pipeline_->encode_prompt(texts, options_.clip_skip, chunks);
+  });
   prompts.prepare(captions);
-  if (trains || vary) return prompts;
+  if (vary) return prompts;
   prompts.release_encoder();
   if (!options_.run.draws()) pipeline_->release_text_encoder();
   return prompts;
@@ -269,11 +275,6 @@ void DreamBooth::save(const std::string& folder) const {
   const auto& options = plan_->adapter;
   const auto own = adapters_.state();
   const lightlora::Components components = options.relax_rank ? joined(start_, own) : own;
-  lightlora::Components exported = components;
-  if (options.split_rank) {
-    for (auto& item : exported)
-      item.second = lightlora::cut(item.second, lightlora::Keep::rank(*options.split_rank));
-  }
   lightlora::Metadata metadata{{"instance_prompt", options_.instance_prompt}};
   if (options_.clip_skip > 0) metadata["clip_skip"] = fmt::to_string(options_.clip_skip);
   if (sd::NoiseSchedule(pipeline_->scheduler_config()).prediction_type() ==
@@ -282,8 +283,30 @@ void DreamBooth::save(const std::string& folder) const {
   }
   lightlora::save(components, (fs::path(folder) / kNativeFile).string(),
                   lightlora::SaveOptions().metadata(metadata));
-  lightlora::save(exported, (fs::path(folder) / kDiffusersFile).string(),
-                  lightlora::Format::diffusers);
+  if (const auto factors = exported(components)) {
+    lightlora::save(*factors, (fs::path(folder) / kDiffusersFile).string(),
+                    lightlora::Format::diffusers);
+  }
+}
+
+// What diffusers' files can hold: low-rank factors. Of variants without any the best ones of the
+// rank that was asked for, which the layers' weights may be needed for.
+std::optional<lightlora::Components> DreamBooth::exported(
+    const lightlora::Components& trained) const {
+  const auto& options = plan_->adapter;
+  const auto rank = options.split_rank;
+  auto result = lightlora::without_vectors(trained);
+  if (options.exports_factors()) {
+    for (auto& item : result) {
+      if (rank) item.second = lightlora::cut(item.second, lightlora::Keep::rank(*rank));
+    }
+    return result;
+  }
+  if (!rank) return std::nullopt;
+  for (const auto& [name, lora] : adapters_.by_component()) {
+    if (lora) result[name] = lightlora::to_classic(lora, lightlora::Keep::rank(*rank));
+  }
+  return lightlora::without_vectors(std::move(result));
 }
 
 void DreamBooth::load(const std::string& folder) {

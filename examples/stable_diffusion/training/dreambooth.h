@@ -32,7 +32,8 @@ class DreamBooth : public PictureTask {
   const Plan& plan() const override { return *plan_; }
   const sd::PipelineAdapters& adapters() const { return adapters_; }
 
-  /// Writes lightlora.safetensors and pytorch_lora_weights.safetensors.
+  /// Writes lightlora.safetensors and pytorch_lora_weights.safetensors; the latter not for variants
+  /// without factors, unless a rank is given.
   void save(const std::string& folder) const override;
   void load(const std::string& folder) override;
   /// Writes the model card and the sheet of validation pictures.
@@ -45,6 +46,7 @@ class DreamBooth : public PictureTask {
   void adapt();
   void make_trainer(std::vector<PictureFile> files, std::vector<PictureFile> held_out,
                     std::vector<PictureFile> class_files, const distributed::Group& group);
+  std::optional<lightlora::Components> exported(const lightlora::Components& trained) const;
   PromptStates encode_prompts(const std::vector<std::string>& captions, bool vary);
 
   // What the flags say, and over them a data set's file.

@@ -11,13 +11,9 @@ namespace training {
 
 namespace {
 
-// The variants that a file for other programs can hold as low-rank factors.
 std::vector<std::string> variant_names() {
   std::vector<std::string> names;
-  for (const auto& variant : lightlora::variants()) {
-    const auto probe = variant.make(lightlora::LoRAOptions(4), {"probe", 64, 64, {}});
-    if (probe->has_factors()) names.push_back(variant.name);
-  }
+  for (const auto& variant : lightlora::variants()) names.push_back(variant.name);
   return names;
 }
 
@@ -56,8 +52,7 @@ void bind_kind(cli::App& app, AdapterOptions& o) {
   o.own.add_to(app, variant_names());
   app.add_option("--split_rank", o.split_rank,
                  "Rank that the exported file of a fused or loha adapter is cut to (default: "
-                 "exact, its full "
-                 "rank)")
+                 "exact, its full rank); variants without factors are exported with it alone")
       ->check(cli::at_least(1))
       ->free_on_resume();
 }
@@ -123,6 +118,9 @@ void bind(cli::App& app, AdapterOptions& o) {
   app.add_option("--text_encoder_lr", o.text_encoder_lr,
                  "Peak learning rate of the text encoder's adapters (default: --learning_rate)")
       ->check(cli::above(0));
+  app.add_flag("--train_norms", o.train_norms,
+               "Train weights and biases of all norms too, of each model that trains");
+  app.add_flag("--train_biases", o.train_biases, "Train the biases of the adapted layers too");
   app.add_option("--rank_pattern", o.rank_pattern,
                  "Another rank for the layers of a pattern, as to_k=8 or mid_block.*=8: a regular "
                  "expression for the path of a layer or its end; may be repeated");
@@ -149,6 +147,8 @@ void bind(cli::App& app, DreamBoothOptions& o) {
   app.group("Running");
   bind(app, o.machine);
   sd::bind_pack_weights(app, o.model, ", and not with --gradient_checkpointing");
+  sd::bind_base_precision(app, o.model);
+  sd::bind_memory_limit(app, o.model);
   app.add_flag("--pre_compute_text_embeddings", o.pre_compute_text_embeddings,
                "Encode captions once and drop the text encoder (done anyway unless it trains)")
       ->free_on_resume();
@@ -167,9 +167,11 @@ void bind(cli::App& app, DreamBoothOptions& o) {
 void AdapterOptions::check() const {
   TORCH_CHECK_VALUE(!relax_rank || !init_from.empty(),
                     "--relax_rank: expected --init_from beside it, got none");
-  TORCH_CHECK_VALUE(!split_rank || variant == "fused" || variant == "loha",
-                    "--split_rank: expected --variant fused or loha, got ", variant,
-                    "; hint: other variants are exported at their own rank");
+  TORCH_CHECK_VALUE(!split_rank || variant == "fused" || variant == "loha" || !exports_factors(),
+                    "--split_rank: expected --variant fused or loha, or one without factors, got ",
+                    variant, "; hint: other variants are exported at their own rank");
+  TORCH_CHECK_VALUE(!relax_rank || !(train_norms || train_biases), "--relax_rank cannot be ",
+                    "combined with --train_norms and --train_biases: they have no ranks to join");
   TORCH_CHECK_VALUE(variant != "fused" || lora.init() == lightlora::Init::up_zero,
                     "--init: expected none with --variant fused, whose core always starts at ",
                     "zero, got ", lightlora::to_string(lora.init()));
@@ -185,6 +187,12 @@ void AdapterOptions::check() const {
   parse_patterns("--alpha_pattern", alpha_pattern);
   parse_patterns("--rate_pattern", rate_pattern);
   if (init_from.empty()) all();
+}
+
+bool AdapterOptions::exports_factors() const {
+  const auto probe =
+      lightlora::find_variant(variant).make(lightlora::LoRAOptions(4), {"probe", 64, 64, {}});
+  return probe->has_factors();
 }
 
 lightlora::LoRAOptions AdapterOptions::all() const {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ATen.h>
-#include <unistd.h>
 
 #include <chrono>
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/process.h"
 #include "support/cuda/cards.h"
 #include "training/dry_run.h"
 
@@ -46,8 +46,8 @@ std::string phase_table(const DryReport& report) {
 
 std::string verdict(const DryReport& report) {
   const auto cards = cuda::cards();
-  const int64_t there = report.on_cpu ? int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE)
-                                      : (cards.empty() ? 0 : cards.front().bytes);
+  const int64_t there =
+      report.on_cpu ? cli::machine_memory() : (cards.empty() ? 0 : cards.front().bytes);
   const std::string what = report.on_cpu ? "this machine" : cards.empty() ? "" : cards.front().name;
   if (there == 0) return "";
   const bool fits = report.memory <= there;

@@ -2,12 +2,10 @@
 #include "training/dry_run.h"
 
 #include <ATen/ATen.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <set>
 #include <sstream>
@@ -15,10 +13,12 @@
 
 #include "models/weights.h"
 #include "support/cli/fmt.h"
+#include "support/cli/process.h"
 #include "support/cuda/cards.h"
 #include "support/cuda/graph.h"
 #include "support/fake_cuda/dry_device.h"
 #include "support/fake_cuda/fake_cuda.h"
+#include "support/files/disk.h"
 #include "training/class_pictures.h"
 #include "training/dreambooth.h"
 #include "training/phases.h"
@@ -102,27 +102,32 @@ class PhaseBook {
   double operations_ = 0;
 };
 
-// Bytes of this process in memory now: what LibTorch and the pictures take.
-int64_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  int64_t pages = 0, resident = 0;
-  file >> pages >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
-}
-
 // The layouts of the CPU's kernels for both passes, each as large as the weights.
 int64_t packed_bytes(const DreamBoothOptions& options, const torch::nn::Module& unet) {
+  if (options.model.load.base_precision() == sd::BasePrecision::int8) return 0;
   int64_t bytes = 0, all = 0;
   for (const auto& parameter : unet.parameters()) {
     all += static_cast<int64_t>(parameter.nbytes());
     if (parameter.dim() >= 2) bytes += static_cast<int64_t>(parameter.nbytes());
   }
   const auto choice = options.model.load.pack_weights();
-  const bool small = all <= ::sysconf(_SC_PHYS_PAGES) * ::sysconf(_SC_PAGE_SIZE) / 6 &&
-                     !options.optimization.gradient_checkpointing;
+  const bool small =
+      all <= cli::machine_memory() / 6 && !options.optimization.gradient_checkpointing;
   const bool packs =
       choice == sd::PackWeights::on || (choice == sd::PackWeights::if_small && small);
   return packs ? 2 * bytes : 0;
+}
+
+// What eight bits take off the UNet's weights.
+int64_t saved_by_int8(const DreamBoothOptions& options, const torch::nn::Module& unet) {
+  if (options.model.load.base_precision() != sd::BasePrecision::int8) return 0;
+  int64_t bytes = 0;
+  for (const auto& item : unet.named_parameters()) {
+    const auto& weight = item.value();
+    if (!sd::may_be_quantised(item.key(), weight)) continue;
+    bytes += static_cast<int64_t>(weight.nbytes()) - weight.numel();
+  }
+  return bytes;
 }
 
 // What `auto` would choose there; a GPU that is not there is taken for one of today.
@@ -145,24 +150,11 @@ void stand_in_for_class_pictures(DreamBoothOptions& options, DryReport& report) 
   options.prior.class_data_dir = options.instance_data_dir;
 }
 
-struct ScratchFolder {
-  ScratchFolder() : path(fs::temp_directory_path() / fmt::format("lightlora-dry-{}", ::getpid())) {
-    fs::create_directories(path);
-  }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  fs::path path;
-};
-
 void measure_files(DreamBooth& task, const DreamBoothOptions& options, DryReport& report) {
-  const ScratchFolder folder;
-  task.save(folder.path.string());
+  const sd::TemporaryFolder folder("dry");
+  task.save(folder.path());
   int64_t results = 0;
-  for (const auto& entry : fs::directory_iterator(folder.path)) {
+  for (const auto& entry : fs::directory_iterator(folder.path())) {
     const auto bytes = static_cast<int64_t>(entry.file_size());
     report.files[entry.path().filename().string()] = bytes;
     results += bytes;
@@ -241,8 +233,10 @@ DryReport dry_run(DreamBoothOptions options) {
   fake_cuda::start_dry_device();
   cuda::use_graph_recorder([](c10::Device) -> cuda::GraphRecorder* { return new DryRecorder; });
   options.machine.device = "cuda:0";
-  const auto asked_to_pack = options;
+  const auto asked = options;
   options.model.load.pack_weights(sd::PackWeights::off);
+  options.model.load.base_precision(sd::BasePrecision::same);
+  options.model.memory_limit = 0;  // of the memory that is counted here
   const sd::WithoutWeights without_weights;
 
   PhaseBook book;
@@ -257,9 +251,10 @@ DryReport dry_run(DreamBoothOptions options) {
     return phase.name == "replay" && phase.kernels > 0;
   };
   report.recorded = std::any_of(report.phases.begin(), report.phases.end(), ran);
-  report.memory = report.on_cpu ? book.tensors() + resident_bytes() +
-                                      packed_bytes(asked_to_pack, *task.pipeline().unet())
+  report.memory = report.on_cpu ? book.tensors() + cli::resident_memory() +
+                                      packed_bytes(asked, *task.pipeline().unet())
                                 : book.needed() + kCudaItself;
+  report.memory -= saved_by_int8(asked, *task.pipeline().unet());
   return report;
 }
 

@@ -19,18 +19,9 @@ void InversionOptions::check() const {
   if (save_as_full_pipeline) check_full_pipeline(model.path, layerwise, run.output_dir);
 }
 
-void bind(cli::App& app, InversionOptions& o) {
-  app.group("Required");
-  sd::bind_model(app, o.model);
-  app.add_option("--train_data_dir", o.train_data_dir, "Folder with pictures of the thing or style")
-      ->required()
-      ->free_on_resume();
-  app.add_option("--placeholder_token", o.placeholder_token,
-                 "The new word, such as <my-cat>; prompts use it afterwards")
-      ->required();
-  app.add_option("--initializer_token", o.initializer_token,
-                 "A word of one token to start from, such as cat")
-      ->required();
+namespace {
+
+void bind_word(cli::App& app, InversionOptions& o) {
   app.group("Word");
   app.add_choice("--learnable_property", o.learnable_property,
                  {{"object", Property::object}, {"style", Property::style}},
@@ -46,6 +37,23 @@ void bind(cli::App& app, InversionOptions& o) {
                  "Also write learned_embeds-steps-N.safetensors after so many steps")
       ->check(cli::at_least(1))
       ->free_on_resume();
+}
+
+}  // namespace
+
+void bind(cli::App& app, InversionOptions& o) {
+  app.group("Required");
+  sd::bind_model(app, o.model);
+  app.add_option("--train_data_dir", o.train_data_dir, "Folder with pictures of the thing or style")
+      ->required()
+      ->free_on_resume();
+  app.add_option("--placeholder_token", o.placeholder_token,
+                 "The new word, such as <my-cat>; prompts use it afterwards")
+      ->required();
+  app.add_option("--initializer_token", o.initializer_token,
+                 "A word of one token to start from, such as cat")
+      ->required();
+  bind_word(app, o);
   app.group("Files");
   app.add_config_flag();
   app.add_flag(
@@ -63,6 +71,7 @@ void bind(cli::App& app, InversionOptions& o) {
   app.group("Running");
   bind(app, o.machine);
   sd::bind_pack_weights(app, o.model, ", and not with --gradient_checkpointing");
+  sd::bind_memory_limit(app, o.model);
   bind_cuda_graph(app, o.cuda_graph);
   distributed::bind(app, o.group);
   app.absent("--no_safe_serialization",

@@ -4,9 +4,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include <fstream>
-#include <sstream>
-#include <string>
+#include "support/cli/process.h"
 
 namespace training {
 
@@ -18,14 +16,7 @@ int64_t peak_memory(c10::Device device) {
     // What the allocator holds, not what tensors fill of it: that much a card must have.
     return c10::getDeviceAllocator(device.type())->getDeviceStats(index).reserved_bytes[kAll].peak;
   }
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.rfind("VmHWM:", 0) != 0) continue;
-    int64_t kilobytes = 0;
-    std::istringstream(line.substr(6)) >> kilobytes;
-    return kilobytes * 1024;
-  }
-  return 0;
+  return cli::peak_resident_memory();
 }
 
 void release_cached_memory(c10::Device device) {

@@ -270,7 +270,7 @@ std::string RunOptions::tensorboard_folder() const {
 sd::StableDiffusionOptions TrainingOptions::pipeline_options(c10::ScalarType dtype) const {
   if (machine.deterministic) sd::use_deterministic_algorithms();
   if (machine.allow_tf32) at::globalContext().setAllowTF32CuBLAS(true);
-  auto options = model.load;
+  auto options = sd::load_beside(run.output_dir, model);
   const bool saves_memory = optimization.gradient_checkpointing;
   if (saves_memory && options.pack_weights() == sd::PackWeights::if_small) {
     options.pack_weights(sd::PackWeights::off);

@@ -55,11 +55,15 @@ struct AdapterOptions {
   std::optional<int64_t> relax_rank;
 
   bool train_text_encoder = false;
+  bool train_norms = false, train_biases = false;  ///< whole differences, beside the adapters
   std::optional<double> text_encoder_lr, loraplus_lr_ratio;
 
   /// `lora` with what the flags say of the variant's own options.
   /// Errors: c10::ValueError for one that the variant does not take
   lightlora::LoRAOptions all() const;
+  /// Whether files of other programs hold such adapters as low-rank factors, without being told to
+  /// cut them.
+  bool exports_factors() const;
   /// Errors: c10::ValueError for values that do not go together or do not parse
   void check() const;
 };

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 
 namespace training {
@@ -47,6 +48,7 @@ void OwnFlags::bind(cli::App& app, const lightlora::OwnOption& option, const std
       return;
     case Kind::real:
       value.real = std::strtod(option.usual.c_str(), nullptr);
+      value.usual = value.current();
       app.add_option(flag, value.real, help);
       return;
     case Kind::text:
@@ -62,9 +64,9 @@ std::string OwnFlags::Value::current() const {
     case Kind::toggle:
       return toggle ? "1" : "0";
     case Kind::integer:
-      return std::to_string(integer);
+      return fmt::to_string(integer);
     case Kind::natural:
-      return std::to_string(natural);
+      return fmt::to_string(natural);
     case Kind::real:
       return cli::format_exact(real);
     case Kind::text:
@@ -101,6 +103,9 @@ lightlora::OwnOptions OwnFlags::of(const std::string& variant) const {
           "program of your own");
     }
   }
+  TORCH_CHECK_VALUE(own.count("channel_scaling") == 0, "--channel_scaling cannot be combined with ",
+                    "this program: the sizes come from batches that have run before; hint: ",
+                    "start_from_data in a program of your own");
   return entry.canonical(own, "--variant " + variant);
 }
 

@@ -15,6 +15,7 @@
 #include "support/cli/message.h"
 #include "support/cli/progress.h"
 #include "support/distributed/fingerprint.h"
+#include "support/files/disk.h"
 #include "training/checkpoint.h"
 
 namespace training {
@@ -46,6 +47,7 @@ class Run {
 
   void resume();
   void print_start() const;
+  void require_space() const;
   Outcome train();
 
  private:
@@ -297,6 +299,21 @@ void Run::print_start() const {
   for (const auto& line : p.notices) fmt::print("notice: {}\n", line);
 }
 
+// What the run will have written at its end, so that a full disk is found before its first step: half
+// precision is the least that values are saved in.
+void Run::require_space() const {
+  int64_t state = 0;
+  for (const auto& item : engine_.state()) state += static_cast<int64_t>(item.second.nbytes());
+  const int64_t every = options_.checkpointing_steps, left = plan_.steps - engine_.steps_done();
+  const int64_t written = every > 0 ? left / every : 0;
+  const int64_t kept = std::min(written, options_.checkpoints_total_limit.value_or(written));
+  const int64_t bytes = 2 * engine_.trained_values() + kept * state;
+  const bool many = kept > 1;
+  sd::require_space(options_.output_dir, bytes,
+                    fmt::format("results and {} checkpoint{}", kept, kept == 1 ? "" : "s"),
+                    many ? "--checkpoints_total_limit keeps fewer of them" : "the disk is full");
+}
+
 // Whether there was anything to do that takes time.
 bool Run::after_step(RunLog& log) {
   const bool saves = due(options_.checkpointing_steps);
@@ -356,6 +373,7 @@ Outcome train(Task& task, const RunOptions& options) {
   const bool writes = task.engine().group().is_main();
   const auto& plan = task.plan();
   if (writes) {
+    run.require_space();
     cli::write_config(file_in(options.output_dir, "config.toml"), plan.program, plan.settings);
   }
   const Outcome outcome = run.train();

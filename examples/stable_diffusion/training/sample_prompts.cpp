@@ -3,8 +3,6 @@
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
 
-#include <toml++/toml.h>
-
 #include <charconv>
 #include <cmath>
 #include <filesystem>

@@ -161,10 +161,12 @@ TrainerOptions trainer_options(const TrainingOptions& o, const distributed::Grou
   return options;
 }
 
-PromptStates trained_prompts(sd::StableDiffusion& pipeline, int64_t clip_skip) {
-  return {[&pipeline](const std::vector<std::string>& texts) { return pipeline.token_ids(texts); },
-          [&pipeline, clip_skip](const std::vector<torch::Tensor>& ids) {
-            return pipeline.encode_ids(ids, clip_skip);
+PromptStates trained_prompts(sd::StableDiffusion& pipeline, int64_t clip_skip, int64_t chunks) {
+  return {[&pipeline, chunks](const std::vector<std::string>& texts) {
+            return pipeline.token_ids(texts, chunks);
+          },
+          [&pipeline, clip_skip, chunks](const std::vector<torch::Tensor>& ids) {
+            return pipeline.encode_ids(ids, clip_skip, chunks);
           }};
 }
 

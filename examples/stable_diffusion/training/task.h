@@ -17,7 +17,7 @@
 namespace training {
 
 /// The states of texts from text encoders that train.
-PromptStates trained_prompts(sd::StableDiffusion& pipeline, int64_t clip_skip);
+PromptStates trained_prompts(sd::StableDiffusion& pipeline, int64_t clip_skip, int64_t chunks = 1);
 
 /// What a run learns. `train` drives it.
 class Task {

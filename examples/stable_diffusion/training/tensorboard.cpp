@@ -2,7 +2,6 @@
 #include "training/tensorboard.h"
 
 #include <c10/util/Exception.h>
-#include <unistd.h>
 
 #include <array>
 #include <chrono>
@@ -10,6 +9,7 @@
 #include <filesystem>
 
 #include "support/cli/fmt.h"
+#include "support/cli/process.h"
 
 namespace training {
 
@@ -55,10 +55,8 @@ double wall_time() {
 }
 
 std::string event_file_name() {
-  std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host = {'h', 'o', 's', 't'};
-  return fmt::format("events.out.tfevents.{}.{}.{}", static_cast<int64_t>(wall_time()), host.data(),
-                     ::getpid());
+  return fmt::format("events.out.tfevents.{}.{}.{}", static_cast<int64_t>(wall_time()),
+                     cli::machine_name(), cli::process_id());
 }
 
 }  // namespace

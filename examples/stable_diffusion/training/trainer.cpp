@@ -34,9 +34,7 @@ bool has_dropout(const TrainerParts& parts) {
   return false;
 }
 
-std::string optimizer_prefix(std::size_t slice) {
-  return "optimizer." + std::to_string(slice) + ".";
-}
+std::string optimizer_prefix(std::size_t slice) { return fmt::format("optimizer.{}.", slice); }
 
 }  // namespace
 
@@ -45,6 +43,7 @@ Trainer::Trainer(TrainerParts parts, LearningRate learning_rate, TrainerOptions 
       learning_rate_(std::move(learning_rate)),
       options_(std::move(options)),
       bank_(parts_.groups),
+      ranks_(parts_.adapters, options_.total_steps, parts_.loss.num_train_timesteps()),
       scaler_(options_.scale_loss, bank_.values().device()),
       draws_(has_dropout(parts_)) {
   if (options_.cuda_graph && options_.gradient_checkpointing && draws_) {
@@ -77,15 +76,29 @@ std::vector<lightlora::Activation> Trainer::activate() const {
 
 Tensor Trainer::backward(SampleSource& source, int64_t index, double weight) {
   begin_phase("batch");
+  if (options_.batch_invariant || ranks_.by_sample()) {
+    return backward_by_sample(source, index, weight);
+  }
+  return backward(source.batch(index, parts_.loss), weight);
+}
+
+// The exact sum is divided by the number of samples in the end, other gradients here.
+Tensor Trainer::backward_by_sample(SampleSource& source, int64_t index, double weight) {
   const TrainingBatch batch = source.batch(index, parts_.loss);
-  if (!options_.batch_invariant) return backward(batch, weight);
-  const Tensor loss = at::zeros({}, exact_sum_.options());
+  const bool exact = options_.batch_invariant;
+  const double share = exact ? weight : weight / static_cast<double>(batch.samples.size());
+  Tensor loss;
   for (size_t i = 0; i < batch.samples.size(); ++i) {
-    seed_dropout(source.first_sample(index) + static_cast<int64_t>(i));
-    loss.add_(backward({{batch.samples[i]}, {batch.captions[i]}}, weight));
+    if (exact) seed_dropout(source.first_sample(index) + static_cast<int64_t>(i));
+    ranks_.begin(batch.samples[i].timestep);
+    const Tensor own =
+        backward({{batch.samples[i]}, {batch.captions[i]}}, share).to(torch::kDouble);
+    loss = loss.defined() ? loss + own : own;
+    if (!exact) continue;
     exact_sum_.add_(bank_.gradients());
     bank_.zero_gradients();
   }
+  ranks_.end();
   return loss;
 }
 
@@ -95,11 +108,10 @@ Tensor Trainer::backward(const TrainingBatch& batch, double weight) {
   // activation, in which plain layers' weights are summed.)
   std::vector<lightlora::Activation> active;
   if (parts_.prompts.trains()) active = activate();
-  if (options_.cuda_graph && parts_.prompts.has_halves()) return replay(unread(batch), weight);
+  if (options_.cuda_graph && parts_.prompts.trains()) return replay(unread(batch), weight);
   const auto text = parts_.prompts.states(batch.captions);
   const LossInputs inputs = parts_.loss.inputs(batch.samples, text);
-  const bool record = options_.cuda_graph && !parts_.prompts.trains();
-  return record ? replay(inputs, weight) : compute(inputs, weight);
+  return options_.cuda_graph ? replay(inputs, weight) : compute(inputs, weight);
 }
 
 // A batch whose captions are ids still.
@@ -186,6 +198,12 @@ void Trainer::seed_dropout(int64_t index) const {
   torch::manual_seed(seeds.current_seed());
 }
 
+// Alike in all processes, so that their mean has it too.
+void Trainer::add_penalty() const {
+  if (const Tensor penalty = ranks_.penalty(); penalty.defined())
+    scaler_.scaled(penalty).backward();
+}
+
 // Everything that the host has to know is read at once, as each reading waits for the GPU: in a
 // step that overflowed the gradients are clipped for nothing.
 void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
@@ -208,8 +226,8 @@ void Trainer::update(StepReport& report, const Tensor& loss_and_stop) {
       finite || (scaler_.enabled() && skipped_in_a_row_ < kMostSkippedSteps), "training: step ",
       done_ + 1, ": expected a finite loss and gradient, got ",
       std::isfinite(report.loss) ? "a gradient that is not"
-                                 : "the loss " + std::to_string(report.loss),
-      scaler_.enabled() ? " for the " + std::to_string(kMostSkippedSteps) + "th step in a row" : "",
+                                 : fmt::format("the loss {}", report.loss),
+      scaler_.enabled() ? fmt::format(" for the {}th step in a row", kMostSkippedSteps) : "",
       "; hint: lower --learning_rate, or train with --mixed_precision no or bf16");
   if (!finite) return;
   for (std::size_t i = 0; i < optimizers_.size(); ++i) {
@@ -237,7 +255,10 @@ StepReport Trainer::step(const std::function<bool()>& asked_to_stop) {
   }
   report.learning_rate = learning_rate_.at(done_ - skipped_);
   const Tensor loss = at::stack(losses).to(torch::kDouble).sum();
-  update(report, average(loss, asked_to_stop && asked_to_stop()));
+  const Tensor numbers = average(loss, asked_to_stop && asked_to_stop());
+  add_penalty();
+  update(report, numbers);
+  if (!report.skipped) ranks_.step(done_ - skipped_);
   ++done_;
   return report;
 }
@@ -249,6 +270,7 @@ lightlora::TensorMap Trainer::state() const {
     state.merge(optimizers_[i]->state(optimizer_prefix(i)));
   }
   if (average_) state.merge(average_->state());
+  state.merge(ranks_.state());
   return state;
 }
 
@@ -267,6 +289,7 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
   }
   MovingAverage::restore_values(bank_, state);
   if (average_) average_->load_state(state);
+  ranks_.load_state(state);
   scaler_.load_state(state, "scaler.");
   loss_scale_ = scaler_.scale();
   const auto steps = state.find("steps");

@@ -20,6 +20,7 @@
 #include "training/loss_scaler.h"
 #include "training/moving_average.h"
 #include "training/optimizer.h"
+#include "training/rank_schedule.h"
 
 namespace training {
 
@@ -39,6 +40,7 @@ struct TrainerOptions {
   /// number of processes learns the same bits from the same samples.
   bool batch_invariant = false;
   OptimizerOptions optimizer;
+  int64_t total_steps = 0;          ///< of the run, for what follows them; 0: open
   std::optional<double> ema_decay;  ///< of a moving average of what trains; none: no average
   /// The processes that share every batch: each takes its part of it, and the gradients are
   /// averaged.
@@ -108,12 +110,14 @@ class Trainer : public Engine {
 
   torch::Tensor backward(SampleSource& source, int64_t index, double weight);
   torch::Tensor backward(const TrainingBatch& batch, double weight);
+  torch::Tensor backward_by_sample(SampleSource& source, int64_t index, double weight);
   LossInputs unread(const TrainingBatch& batch);
   LossInputs read(LossInputs inputs) const;
   torch::Tensor compute(const LossInputs& given, double weight);
   torch::Tensor replay(const LossInputs& inputs, double weight);
   torch::Tensor average(const torch::Tensor& loss, bool stop);
   void seed_dropout(int64_t index) const;
+  void add_penalty() const;
   void update(StepReport& report, const torch::Tensor& loss_and_stop);
 
   TrainerParts parts_;
@@ -123,6 +127,7 @@ class Trainer : public Engine {
   torch::Tensor exact_sum_;  // of single samples' gradients in fp64, if the options ask for it
   std::vector<std::unique_ptr<Optimizer>> optimizers_;  // one for each slice of the bank
   std::optional<MovingAverage> average_;
+  RankSchedule ranks_;
   LossScaler scaler_;
   double loss_scale_ = 1;  // as last read
   bool draws_;             // whether the work on a batch draws random numbers

@@ -96,10 +96,30 @@ Flag App::add_pair(const std::string& flag, std::vector<int64_t>& pair,
   CLI::Option* option = CLI::App::add_option(both_spellings(flag), pair, description);
   current_.emplace_back(option, [&pair] {
     Setting setting{"", ValueKind::list, {}};
-    for (const int64_t number : pair) setting.values.push_back(std::to_string(number));
+    for (const int64_t number : pair) setting.values.push_back(fmt::to_string(number));
     return pair.empty() ? Setting{} : setting;
   });
   option->expected(2)->take_last()->type_name("INT INT")->check(parses_as(Number::kInteger));
+  return {*this, option};
+}
+
+Flag App::add_bytes(const std::string& flag, int64_t& bytes, const std::string& description) {
+  const auto read = [&bytes](const CLI::results_t& words) {
+    const auto value = parse_bytes(words.back());
+    if (value) bytes = *value;
+    return value.has_value();
+  };
+  CLI::Option* option =
+      CLI::App::add_option(both_spellings(flag), CLI::callback_t(read), description,
+                           /*defaulted=*/true, [&bytes] { return fmt::to_string(bytes); });
+  current_.emplace_back(option, [&bytes] {
+    return bytes == 0 ? Setting{} : Setting{"", ValueKind::text, {fmt::to_string(bytes)}};
+  });
+  option->take_last()->type_name("SIZE")->check(CLI::Validator(
+      [](std::string& word) -> std::string {
+        return parse_bytes(word) ? "" : "expected a size such as 6GB or 800MB, got '" + word + "'";
+      },
+      /*validator_desc=*/""));
   return {*this, option};
 }
 
@@ -343,31 +363,6 @@ CLI::Validator one_of(const std::vector<std::string>& words) {
 }
 
 CLI::Validator App::one_of_words(const std::vector<std::string>& words) { return one_of(words); }
-
-Flag Flag::check(const CLI::Validator& validator) {
-  option_->check(validator);
-  return *this;
-}
-
-Flag Flag::required() {
-  option_->required();
-  return *this;
-}
-
-Flag Flag::needs(const Flag& other) {
-  option_->needs(other.option_);
-  return *this;
-}
-
-Flag Flag::overrules(const std::string& other) {
-  app_->overruled_.emplace_back(option_, other);
-  return *this;
-}
-
-Flag Flag::free_on_resume() {
-  app_->free_on_resume_.insert(option_);
-  return *this;
-}
 
 std::string closest(const std::string& typed, const std::vector<std::string>& candidates) {
   const std::string wanted = with('_', typed);

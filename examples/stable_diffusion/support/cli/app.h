@@ -14,6 +14,7 @@
 
 #include "support/cli/choices.h"
 #include "support/cli/config.h"
+#include "support/cli/fmt.h"
 #include "support/cli/format.h"
 
 namespace cli {
@@ -96,6 +97,9 @@ class App : public CLI::App {
   /// A flag with two whole numbers, as `--size 512 768`; empty without it.
   Flag add_pair(const std::string& flag, std::vector<int64_t>& pair,
                 const std::string& description);
+
+  /// A flag with an amount of memory, as "6GB", "800 MB" or "1.5GiB"; without a unit it is bytes.
+  Flag add_bytes(const std::string& flag, int64_t& bytes, const std::string& description);
 
   /// A flag whose value is one of a few words, which `--help` lists, and which stand for values of
   /// any type that can be compared: an enumeration, say, or an optional one.
@@ -186,7 +190,7 @@ class App : public CLI::App {
     if constexpr (std::is_same_v<Value, bool>) {
       return {"", ValueKind::toggle, {value ? "true" : "false"}};
     } else if constexpr (std::is_integral_v<Value>) {
-      return {"", ValueKind::integer, {std::to_string(value)}};
+      return {"", ValueKind::integer, {fmt::to_string(value)}};
     } else if constexpr (std::is_floating_point_v<Value>) {
       return {"", ValueKind::real, {format_exact(value)}};
     } else if constexpr (std::is_same_v<Value, std::vector<std::string>>) {

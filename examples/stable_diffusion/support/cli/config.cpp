@@ -3,7 +3,6 @@
 
 #include <lightlora/file_io.h>
 
-#include <toml++/toml.h>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/format.h"
 
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
 #include <iterator>
+#include <string_view>
 
 #include "support/cli/fmt.h"
 
@@ -22,6 +25,28 @@ std::string format_bytes(int64_t bytes) {
   // 999.95 would be shown as "1000.0".
   for (; value >= 999.95 && unit + 1 < std::size(units); ++unit) value /= 1000;
   return fmt::format("{:.1f} {}", value, units[unit]);
+}
+
+std::optional<int64_t> parse_bytes(const std::string& text) {
+  if (text.empty() || !std::isdigit(static_cast<unsigned char>(text.front()))) return std::nullopt;
+  char* end = nullptr;
+  double bytes = std::strtod(text.c_str(), &end);
+  while (*end == ' ') ++end;
+  std::string unit;
+  for (; *end != '\0'; ++end)
+    unit += static_cast<char>(std::tolower(static_cast<unsigned char>(*end)));
+  if (!unit.empty() && unit.back() == 'b') unit.pop_back();
+  double factor = 1000;
+  if (unit.size() == 2 && unit.back() == 'i') {
+    factor = 1024;
+    unit.pop_back();
+  }
+  constexpr std::string_view units = "kmgt";
+  const auto power = unit.size() == 1 ? units.find(unit.front()) : std::string_view::npos;
+  if (!unit.empty() && power == std::string_view::npos) return std::nullopt;
+  if (!unit.empty()) bytes *= std::pow(factor, static_cast<double>(power + 1));
+  if (!(bytes >= 1 && bytes <= std::ldexp(1.0, 62))) return std::nullopt;
+  return static_cast<int64_t>(bytes);
 }
 
 std::string format_duration(double seconds) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace cli {
@@ -9,6 +10,10 @@ namespace cli {
 /// A file size for people, in powers of 1000 as file managers show it: "812 bytes", "320.4 KB",
 /// "1.6 GB".
 std::string format_bytes(int64_t bytes);
+
+/// Bytes of "6GB", "800 MB", "1.5GiB", "6G" or "1000"; a unit with an i is a power of 1024. Nothing
+/// for other texts, amounts below one byte and those beyond 2^62.
+std::optional<int64_t> parse_bytes(const std::string& text);
 
 /// A length of time for people: "0.42 s", "38 s", "1 min 05 s", "2 h 03 min".
 /// Negative or not finite gives "?".

@@ -61,4 +61,8 @@ void reset_interrupted() {
   signal_came = 0;
 }
 
+void outlive_outputs() {
+  for (const int number : {SIGPIPE, SIGHUP, SIGXFSZ}) signal(number, SIG_IGN);
+}
+
 }  // namespace cli

@@ -27,4 +27,8 @@ int interrupted_status(int otherwise);
 /// Forgets a signal that came and restores the usual handling, for programs with several loops.
 void reset_interrupted();
 
+/// From now on a pipe or a terminal that is gone and a file that has become too large are errors of
+/// the calls that meet them, and no end of the program.
+void outlive_outputs();
+
 }  // namespace cli

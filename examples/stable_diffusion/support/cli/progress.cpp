@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cli/progress.h"
 
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <iostream>
 
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/standard_output.h"
 
 namespace cli {
 
@@ -25,11 +22,6 @@ constexpr double kHalfLifeSteps = 10;
 double steady_seconds() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration<double>(now).count();
-}
-
-bool standard_output_is_terminal() {
-  const char* term = std::getenv("TERM");
-  return isatty(STDOUT_FILENO) == 1 && term != nullptr && std::string(term) != "dumb";
 }
 
 std::string rate(double seconds_per_step) {
@@ -157,10 +149,7 @@ void Progress::write_text_line() {
 }
 
 int64_t Progress::columns() const {
-  if (options_.width > 0) return options_.width;
-  winsize size = {};
-  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
+  return options_.width > 0 ? options_.width : terminal_columns();
 }
 
 }  // namespace cli

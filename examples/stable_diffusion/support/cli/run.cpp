@@ -4,11 +4,8 @@
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
 
-#include <unistd.h>
-
 #include <CLI/Error.hpp>
 #include <algorithm>
-#include <csignal>
 #include <exception>
 #include <filesystem>
 #include <iostream>
@@ -21,6 +18,7 @@
 #include "support/cli/fmt.h"
 #include "support/cli/interrupt.h"
 #include "support/cli/message.h"
+#include "support/cli/process.h"
 #include "support/cli/standard_output.h"
 
 namespace cli {
@@ -91,15 +89,7 @@ std::string message_of(const std::exception& error) {
     line = "error: " + message_line(message_of(error)) + "\n";
   } catch (...) {
   }
-  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) ::_exit(kFailure);
-  ::_exit(kFailure);
-}
-
-// A pipe or a terminal that is gone and a file that has become too large are errors of the calls
-// that meet them, and no end of the program.
-void take_signals() {
-  for (const int number : {SIGPIPE, SIGHUP, SIGXFSZ}) std::signal(number, SIG_IGN);
-  std::set_terminate(end_with_a_line);
+  end_process(kFailure, line);
 }
 
 class NoticeHandler : public c10::WarningHandler {
@@ -169,7 +159,8 @@ int run_all(int argc, const char* const* argv, App& app, const std::function<voi
 }  // namespace
 
 int run(int argc, const char* const* argv, App& app, const std::function<void()>& body) {
-  take_signals();
+  outlive_outputs();
+  std::set_terminate(end_with_a_line);
   StandardOutput output;
   const int status = run_all(argc, argv, app, body);
   const std::string lost = output.finish();

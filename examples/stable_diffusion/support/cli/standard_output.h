@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <streambuf>
@@ -29,5 +30,14 @@ class StandardOutput {
   std::unique_ptr<std::streambuf> buffer_;
   std::streambuf* buffer_before_ = nullptr;
 };
+
+/// Whether somebody looks at the standard output on a terminal that can draw.
+bool standard_output_is_terminal();
+
+/// The terminal's width in characters; 80 if it does not tell.
+int64_t terminal_columns();
+
+/// Nothing of this process is printed any more.
+void silence_standard_output();
 
 }  // namespace cli

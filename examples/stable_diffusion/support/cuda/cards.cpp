@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cuda/cards.h"
 
-#include <dlfcn.h>
-
 #include <array>
 #include <cstddef>
 #include <type_traits>
 
 #include "support/cli/fmt.h"
+#include "support/cuda/libraries.h"
 
 namespace cuda {
 
@@ -29,10 +28,8 @@ struct Driver {
   int (*uuid)(Uuid*, int) = nullptr;
 
   bool load() {
-    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) return false;
     const auto find = [&](auto& function, const char* symbol) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, symbol));
+      function = reinterpret_cast<std::decay_t<decltype(function)>>(find_driver_function(symbol));
       return function != nullptr;
     };
     find(uuid, "cuDeviceGetUuid_v2");

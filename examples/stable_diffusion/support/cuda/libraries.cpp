@@ -20,8 +20,7 @@ constexpr const char* kInstall =
 bool has_cuda() { return at::CUDAHooksRegistry()->Has("CUDAHooks"); }
 
 bool has_driver() {
-  return fs::exists("/proc/driver/nvidia/version") ||
-         dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL) != nullptr;
+  return fs::exists("/proc/driver/nvidia/version") || find_driver_function("cuInit") != nullptr;
 }
 
 // Beside the program, or in lib/ beside its folder. Without it nothing is recorded, and several
@@ -77,6 +76,11 @@ std::string torch_folder() {
   const auto* inside = reinterpret_cast<const void*>(&at::CUDAHooksRegistry);
   if (dladdr(inside, &info) == 0 || info.dli_fname == nullptr) return "";
   return fs::path(info.dli_fname).parent_path().string();
+}
+
+void* find_driver_function(const char* name) {
+  static void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  return library == nullptr ? nullptr : dlsym(library, name);
 }
 
 void* find_function(const char* name) {

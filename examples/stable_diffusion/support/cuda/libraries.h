@@ -22,6 +22,9 @@ std::string load_library(const std::string& torch_folder);
 /// The folder that LibTorch was loaded from.
 std::string torch_folder();
 
+/// A function of NVIDIA's driver; null without one.
+void* find_driver_function(const char* name);
+
 /// A function of the part for CUDA, or of a library that was loaded in front; null without one.
 void* find_function(const char* name);
 

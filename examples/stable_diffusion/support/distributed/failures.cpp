@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/distributed/failures.h"
 
-#include <unistd.h>
-
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -11,6 +9,7 @@
 #include <thread>
 
 #include "support/cli/fmt.h"
+#include "support/cli/process.h"
 
 namespace distributed {
 
@@ -136,7 +135,7 @@ struct Heartbeat::State {
       if (word != Word::none) store->set(key("left", world.rank), why);
     } catch (const std::exception&) {  // they will find out by themselves
     }
-    ::_exit(1);
+    cli::end_process(1);
   }
 
   void beat() {

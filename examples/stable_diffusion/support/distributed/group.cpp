@@ -3,16 +3,16 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <fcntl.h>
 #include <lightlora/config.h>
 #include <torch/cuda.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstdlib>
 #include <optional>
 
 #include "support/cli/fmt.h"
+#include "support/cli/process.h"
+#include "support/cli/standard_output.h"
 #include "support/cuda/cards.h"
 #include "support/cuda/libraries.h"
 #include "support/distributed/backend.h"
@@ -55,11 +55,6 @@ struct Group::State {
 
 namespace {
 
-std::string machine_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
-}
-
 bool is_loopback(const std::string& address) {
   return address.rfind("127.", 0) == 0 || address == "::1";
 }
@@ -81,7 +76,7 @@ Member describe(const cli::App& app, const WorldInfo& world, std::optional<std::
     self.gpu = card.uuid;
     self.gpu_name = card.name;
   }
-  self.machine = machine_name();
+  self.machine = cli::machine_name();
   self.address = address_towards(world.host, world.port);
   self.program = app.get_name() + " " + LIGHTLORA_VERSION;
   for (const auto& setting : app.settings()) {
@@ -100,13 +95,6 @@ std::string own_address(const WorldInfo& world, const std::vector<Member>& membe
     if (!is_loopback(member.address)) return address_towards(member.address, world.port);
   }
   return own;
-}
-
-void silence_standard_output() {
-  const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
-  if (nowhere < 0) return;
-  ::dup2(nowhere, STDOUT_FILENO);
-  ::close(nowhere);
 }
 
 // Whether this process may be shown another GPU than the others, and no more, as
@@ -264,7 +252,7 @@ void run(const cli::App& app, const GroupOptions& options,
          const std::function<void(const Group&)>& body) {
   const WorldInfo world = read_world();
   if (world.alone()) return body(Group());
-  if (world.rank > 0) silence_standard_output();
+  if (world.rank > 0) cli::silence_standard_output();
   const auto state = std::make_shared<Group::State>();
   state->world = world;
   const std::string in_front = fmt::format("rank {}: ", world.rank);

@@ -3,13 +3,12 @@
 
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <system_error>
+
+#include "support/files/disk.h"
 
 namespace sd {
 
@@ -29,17 +28,28 @@ std::string canonical(const std::string& path) {
 
 }  // namespace
 
-void Outputs::add(const std::string& flag, const std::string& path) {
-  if (!path.empty()) files_.emplace_back(flag, path);
+void Outputs::add(const std::string& flag, const std::string& path, int64_t bytes) {
+  if (!path.empty()) files_.push_back({flag, path, bytes});
 }
 
 void Outputs::add_folder(const std::string& flag, const std::string& path) {
   if (!path.empty()) folders_.emplace_back(flag, path);
 }
 
+// Files of one folder share a disk; those of others may.
+void Outputs::check_space() const {
+  std::map<std::string, int64_t> bytes;
+  for (const auto& file : files_) bytes[fs::path(file.path).parent_path().string()] += file.bytes;
+  for (const auto& file : files_) {
+    const int64_t all = bytes[fs::path(file.path).parent_path().string()];
+    require_space(file.path, all, file.flag);
+  }
+}
+
 void Outputs::check() const {
+  check_space();
   std::map<std::string, std::string> taken;
-  for (const auto& [flag, path] : files_) {
+  for (const auto& [flag, path, bytes] : files_) {
     lightlora::AtomicFile probe(path);  // and gone again
     probe.reserve(kProbeBytes);
     probe.write(std::string(kProbeBytes, '\0'));
@@ -58,9 +68,9 @@ void Outputs::check() const {
     }
     TORCH_CHECK(fs::is_directory(existing, error), "'", path, "': expected a folder for ", flag,
                 ", got a file of that name");
-    TORCH_CHECK(::access(existing.c_str(), W_OK | X_OK) == 0, "'", path,
-                "': expected a folder for ", flag, " that can be written to, got '",
-                std::strerror(errno), "'");
+    const std::string problem = why_not_writable(existing.string());
+    TORCH_CHECK(problem.empty(), "'", path, "': expected a folder for ", flag,
+                " that can be written to, got '", problem, "'");
   }
 }
 
