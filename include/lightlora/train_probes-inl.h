@@ -19,18 +19,18 @@ namespace lightlora {
 
 namespace detail {
 
-// Sees the inputs of a linear layer, which it leaves as they are.
-class InputProbe : public AdapterModule<InputProbe> {
+// Looks at the inputs of a linear layer, which it leaves as they are: what watchers of inputs share.
+template <typename Probe>
+class WatchesInputs : public AdapterModule<Probe> {
  public:
-  static constexpr const char* kVariant = "input probe";
-
-  InputProbe(LoRAOptions options, LayerInfo layer)
-      : AdapterModule(std::move(options), std::move(layer)) {
-    TORCH_CHECK(layer_.kernel.empty() && layer_.out_kernel.empty() && !layer_.lookup &&
-                    (layer_.type == "Linear" || layer_.type == "MultiheadAttention"),
-                "'", layer_.name, "': expected a Linear layer to see the inputs of, got ",
-                layer_.type, "; hint: leave it out of the targets, or start with lora_ga");
-    reset();
+  WatchesInputs(LoRAOptions options, LayerInfo layer)
+      : AdapterModule<Probe>(std::move(options), std::move(layer)) {
+    const LayerInfo& own = this->layer_;
+    TORCH_CHECK(own.kernel.empty() && own.out_kernel.empty() && !own.lookup &&
+                    (own.type == "Linear" || own.type == "MultiheadAttention"),
+                "'", own.name, "': expected a Linear layer to see the inputs of, got ", own.type,
+                "; hint: leave it out of the targets", Probe::kElse);
+    this->reset();
   }
 
   void reset_parameters() override {}
@@ -39,7 +39,37 @@ class InputProbe : public AdapterModule<InputProbe> {
   }
   torch::Tensor rotated(const torch::Tensor& x) const override {
     const torch::NoGradGuard no_grad;
-    const torch::Tensor rows = x.detach().reshape({-1, layer_.in}).to(torch::kDouble);
+    const torch::Tensor rows = x.detach().reshape({-1, this->layer_.in}).to(torch::kDouble);
+    static_cast<const Probe*>(this)->see(rows);
+    count += rows.size(0);
+    ++calls;
+    // No sum of the weight is kept for a tensor that changes with every call.
+    torch::Tensor(seen).add_(1);
+    return x;
+  }
+
+  mutable int64_t count = 0, calls = 0;
+  torch::Tensor seen, unused;
+
+ protected:
+  void register_tensors() override {
+    unused = this->register_parameter("unused", torch::zeros({1}));
+    seen = this->register_buffer("seen", torch::zeros({1}));
+  }
+
+ private:
+  bool factorises() const override { return false; }
+  bool rotates() const override { return true; }
+};
+
+// Sees the inputs of a linear layer, which it leaves as they are.
+class InputProbe : public WatchesInputs<InputProbe> {
+ public:
+  static constexpr const char* kVariant = "input probe";
+  static constexpr const char* kElse = ", or start with lora_ga";
+  using WatchesInputs::WatchesInputs;
+
+  void see(const torch::Tensor& rows) const {
     const double largest = rows.numel() > 0 ? rows.max().abs().item<double>() : 0.0;
     const torch::Tensor square = rows.t().mm(rows);
     sum = calls == 0 ? rows.sum(0) : sum + rows.sum(0);
@@ -48,70 +78,24 @@ class InputProbe : public AdapterModule<InputProbe> {
       const torch::Tensor scaled = square / (largest * largest);
       normalised = normalised.defined() ? normalised + scaled : scaled;
     }
-    count += rows.size(0);
-    ++calls;
-    // No sum of the weight is kept for a tensor that changes with every call.
-    torch::Tensor(seen).add_(1);
-    return x;
   }
 
   mutable torch::Tensor sum, products, normalised;  // (in), (in, in), (in, in)
-  mutable int64_t count = 0, calls = 0;
-  torch::Tensor seen, unused;
-
- protected:
-  void register_tensors() override {
-    unused = register_parameter("unused", torch::zeros({1}));
-    seen = register_buffer("seen", torch::zeros({1}));
-  }
-
- private:
-  bool factorises() const override { return false; }
-  bool rotates() const override { return true; }
 };
 
-// Sees how large the channels of a linear layer's inputs are, which it leaves as they are.
-class ChannelProbe : public AdapterModule<ChannelProbe> {
+// Sees how large the channels of a linear layer's inputs are.
+class ChannelProbe : public WatchesInputs<ChannelProbe> {
  public:
   static constexpr const char* kVariant = "channel probe";
+  static constexpr const char* kElse = " of channel_scaling";
+  using WatchesInputs::WatchesInputs;
 
-  ChannelProbe(LoRAOptions options, LayerInfo layer)
-      : AdapterModule(std::move(options), std::move(layer)) {
-    TORCH_CHECK(layer_.kernel.empty() && layer_.out_kernel.empty() && !layer_.lookup &&
-                    (layer_.type == "Linear" || layer_.type == "MultiheadAttention"),
-                "'", layer_.name, "': expected a Linear layer to measure the inputs of, got ",
-                layer_.type, "; hint: leave it out of the targets of channel_scaling");
-    reset();
-  }
-
-  void reset_parameters() override {}
-  torch::Tensor added(const torch::Tensor& weight) const override {
-    return torch::zeros_like(weight, seen.options());
-  }
-  torch::Tensor rotated(const torch::Tensor& x) const override {
-    const torch::NoGradGuard no_grad;
-    const torch::Tensor sizes = x.detach().reshape({-1, layer_.in}).to(torch::kDouble).abs().sum(0);
+  void see(const torch::Tensor& rows) const {
+    const torch::Tensor sizes = rows.abs().sum(0);
     sum = calls == 0 ? sizes : sum + sizes;
-    count += x.numel() / layer_.in;
-    ++calls;
-    // No sum of the weight is kept for a tensor that changes with every call.
-    torch::Tensor(seen).add_(1);
-    return x;
   }
 
   mutable torch::Tensor sum;  // (in), of |x|
-  mutable int64_t count = 0, calls = 0;
-  torch::Tensor seen, unused;
-
- protected:
-  void register_tensors() override {
-    unused = register_parameter("unused", torch::zeros({1}));
-    seen = register_buffer("seen", torch::zeros({1}));
-  }
-
- private:
-  bool factorises() const override { return false; }
-  bool rotates() const override { return true; }
 };
 
 // Gets the gradient of its layer's weight, as that of a difference that is zero.

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from rules import run
+
 SOURCE = Path(os.environ["LIGHTLORA_SOURCE_DIR"])
 CODE = ["include", "examples", "benchmarks"]
 SUFFIXES = {".h", ".cpp"}
@@ -81,16 +83,5 @@ def wrapped_libraries():
 RULES = [system_calls, wrapped_libraries]
 
 
-def main(names):
-    broken = 0
-    for rule in RULES:
-        if names and rule.__name__ not in names:
-            continue
-        offenders = list(rule())
-        broken += len(offenders)
-        print(f"{rule.__name__}: {'ok' if not offenders else len(offenders)}", *offenders, sep="\n  ")
-    return 1 if broken else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(RULES, sys.argv[1:]))

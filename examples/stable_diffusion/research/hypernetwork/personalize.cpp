@@ -5,7 +5,6 @@
 #include <lightlora/files.h>
 #include <torch/utils.h>
 
-#include <chrono>
 #include <filesystem>
 
 #include "generation/options.h"
@@ -14,6 +13,7 @@
 #include "research/hypernetwork/identities.h"
 #include "research/hypernetwork/task.h"
 #include "support/cli/fmt.h"
+#include "support/cli/watch.h"
 #include "support/files/outputs.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
@@ -28,20 +28,6 @@ namespace fs = std::filesystem;
 
 // Weights that were rounded to half precision differ by less, those of another model by more.
 constexpr double kSameWeights = 0.01;
-
-class Watch {
- public:
-  /// Seconds since the last call.
-  double lap() {
-    const auto now = std::chrono::steady_clock::now();
-    const std::chrono::duration<double> passed = now - last_;
-    last_ = now;
-    return passed.count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
 
 // The picture in a folder of its own, as the trainer wants it.
 std::string folder_with(const std::string& image, const fs::path& folder) {
@@ -198,7 +184,7 @@ Personalized personalize(const PersonalizeOptions& given) {
     o.seed = generation::new_seed({});
     fmt::print("seed: {}\n", o.seed);
   }
-  Watch watch;
+  cli::Watch watch;
   Personalized result;
   sd::make_folder(o.output_dir);
   result.prediction = (fs::path(o.output_dir) / "prediction.safetensors").string();

@@ -6,11 +6,11 @@
 #include <lightlora/files.h>
 #include <torch/utils.h>
 
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 
 #include "support/cli/fmt.h"
+#include "support/cli/watch.h"
 #include "support/files/outputs.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
@@ -25,20 +25,6 @@ namespace fs = std::filesystem;
 constexpr uint64_t kPictureSeed = 2026;
 constexpr double kWordRate = 2e-2;
 constexpr const char* kSubject = "<subject>";
-
-class Clock {
- public:
-  /// Seconds since the last call.
-  double lap() {
-    const auto now = std::chrono::steady_clock::now();
-    const std::chrono::duration<double> passed = now - last_;
-    last_ = now;
-    return passed.count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
 
 // Puts the base's weights back when it ends.
 class Restored {
@@ -181,7 +167,7 @@ training::Trainer Workshop::make_trainer(const Job& job, const lightlora::Patche
 }
 
 void Workshop::tune_adapters(const Job& job, Run& run) {
-  Clock clock;
+  cli::Watch clock;
   const auto options = adapter_options(job, settings_);
   const auto start = training::read_start(options);
   const Restored restored(kept_);
@@ -210,7 +196,7 @@ void Workshop::tune_word(const Job& job, Run& run) {
   const fs::path shown = things_[job.thing].shown().path;
   fs::copy_file(shown, fs::path(folder) / shown.filename(), fs::copy_options::overwrite_existing);
   training::Inversion inversion(word_options(settings_, job, folder));
-  Clock clock;
+  cli::Watch clock;
   double seconds = 0;
   for (const int64_t steps : job.method.points) {
     clock.lap();
