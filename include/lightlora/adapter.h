@@ -132,7 +132,8 @@ class Adapter {
   virtual torch::Tensor rotated(const torch::Tensor& x) const;
 
   /// Whether the adapted layer is the layer without its bias whose outputs are rotated, so that no
-  /// delta need be formed: weight + delta = R weight for y' = `rotated_output(y)` = R y.
+  /// delta need be formed: weight + delta = R weight for y' = `rotated_output(y)` = R y. An adapter
+  /// may rotate both: weight + delta = R_output weight R_input.
   bool rotates_output() const { return !dora_ && rotates_outputs(); }
   /// The outputs as such a layer gives them, without the bias; differentiable.
   /// Shapes: y (..., out), and so the result

@@ -240,12 +240,6 @@ LIGHTLORA_INLINE std::string_view TorchFile::bytes_of(const detail::ZipEntry& en
   return file_->bytes().substr(entry.begin, entry.size);
 }
 
-LIGHTLORA_INLINE std::unique_ptr<TensorFile> open_tensors(const std::string& path,
-                                                          const SafetensorsOptions& options) {
-  if (detail::is_zip(detail::MappedFile(path).bytes())) return std::make_unique<TorchFile>(path);
-  return std::make_unique<SafetensorsFile>(path, options);
-}
-
 LIGHTLORA_INLINE std::string read_file(const std::string& path, uint64_t most) {
   return detail::read_whole(path, most);
 }

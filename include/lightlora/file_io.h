@@ -21,6 +21,9 @@
 
 namespace lightlora {
 
+/// How a weight is kept in fewer bits; see `quantize`.
+enum class WeightFormat;
+
 /// Tensors by name.
 using TensorMap = std::map<std::string, at::Tensor>;
 
@@ -34,8 +37,8 @@ struct TensorInfo {
   uint64_t end;                ///< one behind the last byte
 };
 
-/// A file of named tensors, opened for reading: `SafetensorsFile` or `TorchFile`; `open_tensors`
-/// chooses by the first bytes. The values of a tensor are read when it is loaded.
+/// A file of named tensors, opened for reading: `SafetensorsFile`, `BitsandbytesFile`, `GgufFile` or
+/// `TorchFile`; `open_tensors` chooses by what the file begins with and holds. The values of a tensor are read when it is loaded.
 class TensorFile {
  public:
   virtual ~TensorFile() = default;
@@ -52,6 +55,12 @@ class TensorFile {
   /// A dense copy of one tensor on the CPU, in the file's dtype.
   /// Errors: c10::Error if there is none of that name or its dtype cannot be loaded
   virtual at::Tensor load(const std::string& name) const = 0;
+
+  /// A weight as the file holds it, in eight or four bits, for layers that keep it so (`quantize`
+  /// with a `source`); its full form has that dtype. Undefined if the file has it otherwise.
+  /// Errors: those of `load`
+  virtual at::Tensor load_quantized(const std::string& name, WeightFormat format,
+                                    at::ScalarType dtype) const;
 
   /// All tensors, as `load` gives them.
   TensorMap load_all() const;
@@ -154,6 +163,64 @@ class SafetensorsFile : public TensorFile {
 void save_safetensors(const std::string& path, const TensorMap& tensors,
                       const Metadata& metadata = {}, const SafetensorsSaveOptions& options = {});
 
+/// A safetensors file with weights as bitsandbytes keeps them, as folders of diffusers and transformers
+/// have them: `x.weight` with `x.weight.absmax`, `x.weight.quant_map`,
+/// `x.weight.quant_state.bitsandbytes__nf4` (or `fp4`) and perhaps `nested_absmax` and
+/// `nested_quant_map`, or in eight bits with `x.SCB`. Each is one tensor here, with its own shape, whose
+/// full values `load` gives, in the dtype that it was quantised from (eight bits: fp32).
+/// Errors: SafetensorsError as SafetensorsFile, c10::Error for parts that do not belong together
+class BitsandbytesFile : public TensorFile {
+ public:
+  /// Checks the parts of a file that was opened.
+  explicit BitsandbytesFile(SafetensorsFile file);
+
+  at::Tensor load(const std::string& name) const override;
+  at::Tensor load_quantized(const std::string& name, WeightFormat format,
+                            at::ScalarType dtype) const override;
+
+ private:
+  // What one weight is made of, beside its numbers.
+  struct State {
+    bool eight_bits = false;
+    bool nf4 = false;
+    at::ScalarType dtype = at::kFloat;
+    std::vector<int64_t> shape;
+    int64_t block = 0, nested_block = 0;
+    double offset = 0;
+  };
+
+  State four_bits(const std::string& weight, const std::string& key) const;
+  void check_four_bits(const std::string& weight, const State& state) const;
+  State eight_bits(const std::string& weight, const std::string& scales) const;
+  void check_part(const std::string& name, at::ScalarType dtype, int64_t numbers) const;
+  at::Tensor stand_in(const std::string& name, const State& state, at::ScalarType dtype) const;
+
+  SafetensorsFile file_;
+  std::map<std::string, State> states_;
+};
+
+namespace detail {
+struct GgufEntry;
+}  // namespace detail
+
+/// A GGUF file (version 2 or 3), as stable-diffusion.cpp and ComfyUI-GGUF write them, opened for
+/// reading. Its header is checked in full by the constructor. Texts, numbers and short lists among its
+/// keys are the metadata. `load` gives blocks of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K unpacked
+/// in fp32, the numbers that ggml computes with, and F32, F16, BF16, F64 and whole numbers as they are.
+/// Errors: c10::Error naming the file for what is wrong in it
+class GgufFile : public TensorFile {
+ public:
+  /// Opens and checks a file.
+  explicit GgufFile(std::string path);
+
+  at::Tensor load(const std::string& name) const override;
+
+ private:
+  std::shared_ptr<const detail::MappedFile> file_;
+  std::shared_ptr<const std::map<std::string, detail::GgufEntry>> entries_;
+  uint64_t data_start_ = 0;
+};
+
 namespace detail {
 class MappedFile;
 struct PickledTensor;
@@ -193,9 +260,9 @@ class TorchFile : public TensorFile {
   std::shared_ptr<const std::map<std::string, detail::PickledTensor>> layouts_;
 };
 
-/// Opens a file of tensors by its first bytes: a zip archive as one of `torch.save`, anything else
-/// as safetensors, read with `options`.
-/// Errors: those of the two classes
+/// Opens a file of tensors by its first bytes: a zip archive as one of `torch.save`, GGUF as such,
+/// anything else as safetensors, read with `options`, with bitsandbytes' weights if it has some.
+/// Errors: those of the classes
 std::unique_ptr<TensorFile> open_tensors(const std::string& path,
                                          const SafetensorsOptions& options = {});
 
@@ -250,4 +317,5 @@ std::string file_hash(const std::string& path);
 #ifndef LIGHTLORA_COMPILED
 #include <lightlora/file_io-inl.h>
 #include <lightlora/file_io_atomic-inl.h>
+#include <lightlora/file_io_quantized-inl.h>
 #endif

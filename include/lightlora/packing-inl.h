@@ -8,6 +8,7 @@
 
 #include <mutex>
 #include <string_view>
+#include <type_traits>
 #include <variant>
 
 namespace lightlora {
@@ -75,27 +76,60 @@ inline bool is_plain_convolution(const torch::nn::Module& module) {
   return options.groups() == 1;
 }
 
-// Whether the layer calls an operator with its whole weight, so that eight bits are an advantage.
-inline bool takes_quantised(const LayerWeight& weight) {
-  if (!weight.is_member() || !QuantisedWeight::fits(weight.tensor())) return false;
-  const auto device = weight.tensor().device();
-  if (!device.is_cpu() && !device.is_cuda()) return false;
+// Whether a convolution calls its operator with numbers, not with words for its padding.
+inline bool has_numeric_padding(const torch::nn::Module& module) {
+  const auto numeric = [](const auto* layer) {
+    return layer && std::visit(
+                        [](const auto& padding) {
+                          using Kind = std::decay_t<decltype(padding)>;
+                          return !std::is_same_v<Kind, torch::enumtype::kValid> &&
+                                 !std::is_same_v<Kind, torch::enumtype::kSame>;
+                        },
+                        layer->options.padding());
+  };
+  return numeric(dynamic_cast<const torch::nn::Conv1dImpl*>(&module)) ||
+         numeric(dynamic_cast<const torch::nn::Conv2dImpl*>(&module)) ||
+         numeric(dynamic_cast<const torch::nn::Conv3dImpl*>(&module));
+}
+
+// Whether the layer calls an operator with its whole weight, so that fewer bits are an advantage.
+inline bool takes_quantised(const LayerWeight& weight, WeightFormat format) {
+  const bool int8 = format == WeightFormat::int8;
+  const torch::Tensor& tensor = weight.tensor();
+  if (!weight.is_member()) return false;
+  if (!(int8 ? Int8Weight::fits(tensor) : FourBitWeight::fits(tensor))) return false;
+  if (!tensor.is_cpu() && !tensor.is_cuda()) return false;
   if (weight.kind() == LayerKind::linear) return std::string_view(weight.type()) == "Linear";
-  return weight.kind() == LayerKind::convolution && is_plain_convolution(*weight.layer());
+  if (weight.kind() != LayerKind::convolution) return false;
+  return int8 ? is_plain_convolution(*weight.layer()) : has_numeric_padding(*weight.layer());
+}
+
+// What stands for a weight from now on.
+inline torch::Tensor in_fewer_bits(const torch::Tensor& full, const QuantizeOptions& options) {
+  if (options.format() == WeightFormat::int8) {
+    return QuantisedWeight::stand_in(c10::make_intrusive<Int8Weight>(full));
+  }
+  return QuantisedWeight::stand_in(
+      c10::make_intrusive<FourBitWeight>(full, options.double_quant()));
 }
 
 }  // namespace detail
 
 LIGHTLORA_INLINE std::size_t quantize(
     torch::nn::Module& model,
-    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses) {
+    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses,
+    const QuantizeOptions& options) {
   std::size_t count = 0;
   for (const auto& [path, weight] : adaptable_layers(model).weights) {
-    if (!detail::takes_quantised(weight) || (chooses && !chooses(path, weight.tensor()))) continue;
     torch::Tensor& tensor = weight.tensor();
+    if (!detail::takes_quantised(weight, options.format())) continue;
+    if (chooses && !chooses(path, tensor)) continue;
+    const torch::Tensor given = options.source() ? options.source()(path, tensor) : tensor;
+    TORCH_CHECK(given.sizes() == tensor.sizes() && given.scalar_type() == tensor.scalar_type(), "'",
+                path, "': expected a weight ", tensor.sizes(), " in ", tensor.scalar_type(),
+                " from the source, got ", given.sizes(), " in ", given.scalar_type());
     tensor.set_requires_grad(false);
-    tensor.set_data(
-        QuantisedWeight::stand_in(c10::make_intrusive<QuantisedWeight>(tensor), tensor));
+    tensor.set_data(is_quantized(given) ? given : detail::in_fewer_bits(given, options));
     ++count;
   }
   return count;

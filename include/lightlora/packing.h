@@ -2,12 +2,14 @@
 #pragma once
 
 /// \file
-/// The frozen weights of a model, kept in another form: packed for a CPU's kernels, in eight bits, or
-/// grouped for one product.
+/// The frozen weights of a model, kept in another form: packed for a CPU's kernels, in eight or four
+/// bits, or grouped for one product.
 
 #include <lightlora/config.h>
+#include <lightlora/detail/four_bit_weight.h>
 #include <lightlora/detail/interception.h>
 #include <lightlora/detail/quantised_weight.h>
+#include <torch/arg.h>
 #include <torch/nn/modules/linear.h>
 
 #include <cstddef>
@@ -64,27 +66,49 @@ PackedWeights pack_weights(
     torch::nn::Module& model,
     const std::function<bool(const std::string&, const torch::Tensor&)>& chooses = {});
 
-/// Keeps the weights of a model's layers in eight bits from now on, and lets their memory go: a
-/// quarter of fp32's is left, and on a CPU with AVX-512 VNNI products take about half of the time
-/// that they take in bf16. The model's code, adapters of every variant and files of adapters go on
-/// as before, in any thread; gradients reach the input, not the weights, which are frozen.
+/// How, and of what, quantized weights are made.
+struct QuantizeOptions {
+  /// A layer's weight by its path; `weight` is the one that the model has.
+  using Source = std::function<torch::Tensor(const std::string& path, const torch::Tensor& weight)>;
+
+  /// Default: int8.
+  TORCH_ARG(WeightFormat, format) = WeightFormat::int8;
+  /// NF4: keep the factors of the blocks in eight bits too, 4.13 bits for a number in all instead of
+  /// 4.5. Default: false, as in bitsandbytes.
+  TORCH_ARG(bool, double_quant) = false;
+  /// Gives a layer's weight for the one that the model has, which is not read then; full, or
+  /// quantized already, as `TensorFile::load_quantized` gives it. So a model is filled and quantized
+  /// one weight after the other, and never in memory in full. Default: the model's own.
+  TORCH_ARG(Source, source);
+};
+
+/// Keeps the weights of a model's layers in eight or four bits from now on, and lets their memory go.
+/// The model's code, adapters of every variant and files of adapters go on as before, in any thread;
+/// gradients reach the input, not the weights, which are frozen.
+/// `int8`: a quarter of fp32's memory is left, and on a CPU with AVX-512 VNNI products take about half
+/// of the time that they take in bf16. The result differs from the full product by about a percent of
+/// its size. Taken are `Linear`, and `Conv2d` with stride 1, without groups, dilation and padding
+/// modes.
 /// Equation: y = s_x s_o (q_x q_o^T) + b with q = round(v / s), s = max |v| / 127; one s_o for each
 ///           output, one s_x for each row of x, in a convolution for each row of the image. The
-///           gradient of x is computed alike from that of y. The result has x's dtype, and differs
-///           from the full product by about a percent of its size.
-/// Taken are weights in fp32, bf16 and fp16 of `Linear`, and of `Conv2d` with stride 1, without
-/// groups, dilation and padding modes; only those for which `chooses(path, weight)`, if given. Any
-/// other use of such a weight gets it in full, rounded to eight bits. Quantize last: moving or
-/// casting the model, or cloning it, brings full weights back.
-/// Returns how many weights are kept in eight bits by this call.
+///           gradient of x is computed alike from that of y
+/// `nf4`: a seventh of fp32's memory is left; every call makes the full weight, forward and backward,
+/// and computes as ever with it. Taken are `Linear`, `Conv1d`, `Conv2d` and `Conv3d`.
+/// Equation: w = m_b t[q] with q one of 16 values t, m_b = max |w| of each 64 numbers.
+///           Paper: Dettmers et al. 2023, arXiv:2305.14314
+/// Weights have to be in fp32, bf16 or fp16; only those for which `chooses(path, weight)`, if given. Any
+/// other use of such a weight gets it in full, rounded. Quantize last: moving or casting the model, or
+/// cloning it, brings full weights back.
+/// Returns how many weights are quantized by this call.
 /// Errors: c10::Error of what would change such a weight, merging among it, and of training it
 /// Differs from torchao's `quantize_` with Int8DynamicActivationInt8WeightConfig: convolutions too,
-///           and gradients pass
+///           and gradients pass. The bits of NF4 are bitsandbytes', which has it for `Linear` alone
 std::size_t quantize(
     torch::nn::Module& model,
-    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses = {});
+    const std::function<bool(const std::string&, const torch::Tensor&)>& chooses = {},
+    const QuantizeOptions& options = {});
 
-/// Gives the layers full weights again, which are those of `quantize`, rounded to eight bits; to
+/// Gives the layers full weights again, which are those of `quantize`, rounded as they were; to
 /// merge into them, for example. They stay frozen. Returns how many there were.
 std::size_t dequantize(torch::nn::Module& model);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/detail/quantised_weight.h>
 #include <lightlora/patch.h>
 
 #include <lightlora/patch_active-inl.h>
@@ -151,11 +152,12 @@ LIGHTLORA_INLINE void PatchedImpl::require_related(const torch::nn::Module& modu
 // Merging writes to one tensor, which is another layer's weight too where they are tied.
 LIGHTLORA_INLINE void PatchedImpl::require_own_weights(const Site& site) const {
   const torch::Tensor& weight = site.weight.tensor();
-  TORCH_CHECK(
-      !is_quantized(weight), "'", site.path,
-      "': merging cannot be combined with a weight in eight bits, which would round most of ",
-      "a delta away; hint: activate the adapters instead, or lightlora::dequantize the ",
-      "model, merge, and quantize it again");
+  if (const auto* held = QuantisedWeight::of(weight)) {
+    TORCH_CHECK(
+        false, "'", site.path, "': merging cannot be combined with a weight in ", held->kept_in(),
+        ", which would round most of a delta away; hint: activate the adapters instead, or ",
+        "lightlora::dequantize the model, merge, and quantize it again");
+  }
   TORCH_CHECK(
       at::has_internal_overlap(weight) != at::MemOverlap::Yes, "'", site.path,
       "': expected a weight with memory for each of its values, got an expanded one; hint: ",

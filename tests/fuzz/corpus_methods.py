@@ -14,6 +14,8 @@ def keys(flat, layer):
         "lora_te_text_model_final_layer_norm.b_norm",
         "lora_unet_conv_in.diff_b",
         f"base_model.model.{layer}.to_q.lora_E",
+        f"base_model.model.{layer}.to_q.boft_R",
+        f"base_model.model.{layer}.to_q.boft_s",
     ]
 
 
@@ -39,5 +41,7 @@ def files(flat, conv):
             "lora_unet_conv_norm_out.w_norm": [4],
             "lora_unet_conv_norm_out.b_norm": [4],
         },
-        "none_boft": {f"{flat}_to_q.oft_blocks": [1, 2, 3, 3]},
+        "lora_boft": {f"{flat}_to_q.oft_blocks": [2, 2, 4, 4]},
+        "none_oft": {f"{flat}_to_q.oft_blocks": [2, 2]},
+        "none_boft": {f"{flat}_to_q.oft_blocks": [2, 2, 3, 3]},
     }

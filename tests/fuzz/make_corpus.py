@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the seeds of the fuzzers: corpus/<target> for each. Python's standard library only.
 
-The first word of a name is what the reader must say of the file: valid, trailing (accepted only if bytes
-behind the last tensor are allowed) or invalid; of lora_file's it is what they hold: lora, embedding, both or
-none. fuzz_corpus_test.cpp checks it. Seeds that the fuzzers
-found are named by their hash and carry no verdict.
+The first word of a name is what the reader must say of the file: valid, trailing (accepted only if bytes behind the
+last tensor are allowed) or invalid; of lora_file's what they hold: lora, embedding, both or none. fuzz_corpus_test.cpp
+checks it. Seeds that the fuzzers found are named by their hash and carry no verdict.
 """
 
 import io
@@ -14,6 +13,7 @@ import struct
 import zipfile
 
 import corpus_methods
+import gguf_corpus
 
 HERE = pathlib.Path(__file__).parent / "corpus"
 
@@ -378,7 +378,6 @@ LORA_FILE = {
         pair(f"unet.{LAYER}.to_q.lora.down.weight", f"unet.{LAYER}.to_q.lora.up.weight"),
         lora_adapter_metadata=json.dumps({"unet.r": 2, "unet.rank_pattern": {"(.*)*(.*)*x": 3, "(": 1}}),
     ),
-    "none_oft": lora({f"{FLAT}_to_q.oft_blocks": [2, 2]}),
 }
 
 
@@ -386,6 +385,7 @@ def main():
     keys = {f"{verdict}_{i}": name.encode() for verdict, names in LORA_KEYS.items() for i, name in enumerate(names)}
     for folder, seeds in (
         ("safetensors", SAFETENSORS),
+        ("gguf", gguf_corpus.GGUF),
         ("json", JSON),
         ("torch_file", TORCH_FILE),
         ("lora_keys", keys),

@@ -5,7 +5,7 @@
 #
 #   tests/fuzz/run.sh [seconds for each target, default 60] [target ...]
 #
-# Of the library: safetensors (validation of a whole file's header), json (reader and
+# Of the library: safetensors (validation of a whole file's header), gguf (the same), json (reader and
 # writer), torch_file (zip container and pickle), regex (PEFT's patterns), lora_keys (tensor names of every
 # dialect) and lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor). Of
 # the application: tokenizer, model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions
@@ -21,7 +21,7 @@ source_dir="$(cd "$here/../.." && pwd)"
 build="$source_dir/build-fuzz"
 seconds="${1:-60}"
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors json torch_file regex lora_keys lora_file
+[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors gguf json torch_file regex lora_keys lora_file
   tokenizer model_config picture settings data_folder emoji_list training_lists parameters doctor transformer_lora)
 
 # Where LibTorch is: Torch_DIR as for the build, else the wheel that scripts/bootstrap.sh installs.

@@ -3,6 +3,7 @@
 // (fuzz_corpus_test.cpp) share it; it needs no LibTorch.
 #pragma once
 
+#include <lightlora/detail/formats/gguf_header.h>
 #include <lightlora/detail/formats/json.h>
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/pickle.h>
@@ -86,6 +87,35 @@ inline bool safetensors(std::string_view file) {
     check_rewriting(*lenient, file);
   }
   return strict.has_value();
+}
+
+/// Whether a GGUF file is accepted.
+/// Errors: std::logic_error if a promise is broken
+inline bool gguf(std::string_view file) {
+  lightlora::detail::GgufHeader header;
+  try {
+    header = lightlora::detail::parse_gguf_header(file);
+  } catch (const lightlora::detail::GgufError& error) {
+    demand(is_one_line(error.what()), "an error message is one line of UTF-8");
+    return false;
+  }
+  uint64_t end = 0;
+  for (const auto& tensor : header.tensors) {
+    demand(tensor.begin >= end && tensor.end >= tensor.begin, "tensors follow each other");
+    end = tensor.end;
+    long double numbers = 1;
+    for (const int64_t size : tensor.shape) {
+      demand(size >= 0, "sizes are not negative");
+      numbers *= static_cast<long double>(size);
+    }
+    demand(numbers * static_cast<long double>(tensor.type->bytes) ==
+               static_cast<long double>(tensor.end - tensor.begin) *
+                   static_cast<long double>(tensor.type->numbers),
+           "a tensor has the bytes of its shape");
+    demand(!tensor.name.empty() && lightlora::is_utf8(tensor.name), "names are UTF-8");
+  }
+  demand(end == 0 || header.data_start + end <= file.size(), "the data lie in the file");
+  return true;
 }
 
 /// Whether the text is JSON.

@@ -56,6 +56,26 @@ TEST_CASE("combine: cat and svd give the weighted sum, negative weights too", "[
   }
 }
 
+// PEFT's OFT and BOFT have no add_weighted_adapter, and two that are active there turn one after the
+// other; here they add their deltas up, as all variants do.
+TEST_CASE("combine: rotations add up as deltas where the model is known, and else not at all",
+          "[combine]") {
+  const std::map<std::string, double> weights{{"a", 1}, {"b", 0.5}};
+  for (const char* variant : {"oft", "diag_oft", "boft"}) {
+    INFO(variant);
+    auto model = small_model();
+    const auto lora = two_sets(model, variant, variant);
+    const Tensor expected = with(lora, model, weights);
+    combine(lora, "svd", weights, Combine::svd);
+    CHECK(close(with(lora, model, {{"svd", 1}}), expected, 1e-5));
+    CHECK_THROWS_WITH(combine(lora, "cat", weights, Combine::cat),
+                      ContainsSubstring("expected variants with low-rank factors"));
+    const AdapterState a{state_of(*lora->adapters("a")[0])}, b{state_of(*lora->adapters("b")[0])};
+    CHECK_THROWS_WITH(sum({{a, 1}, {b, 1}}, Combine::svd),
+                      ContainsSubstring("'0': expected the layer's weight, which the delta of"));
+  }
+}
+
 TEST_CASE("combine: linear sums the factors with the roots of the weights, as PEFT does",
           "[combine]") {
   auto model = small_model();

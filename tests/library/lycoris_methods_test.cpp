@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// LyCORIS' diag-OFT, GLoRA, (IA)3, T-LoRA, whole differences, biases and norms in its own files.
+// LyCORIS' diag-OFT, BOFT, GLoRA, (IA)3, T-LoRA, whole differences, biases and norms in its own files.
 // tests/parity/make_lycoris_methods.py made them.
 #include <lightlora/lightlora.h>
 
@@ -14,7 +14,8 @@ namespace {
 
 const std::string kData = std::string(LIGHTLORA_TEST_DATA) + "/lycoris_methods/";
 const std::vector<std::string> kCases{
-    "diag_oft", "diag_oft_coft", "diag_oft_rescaled", "glora", "ia3", "ia3_input", "full", "norms"};
+    "diag_oft", "diag_oft_coft", "diag_oft_rescaled", "boft", "boft_coft", "boft_rescaled",
+    "glora",    "ia3",           "ia3_input",         "full", "norms"};
 
 const TensorMap& numbers() {
   static const auto all = SafetensorsFile(kData + "expected.safetensors").load_all();
@@ -137,6 +138,36 @@ TEST_CASE("lycoris methods: T-LoRA's start is the model's, and its file plain Lo
                     ContainsSubstring("which follows from the layer's weight"));
 }
 
+TEST_CASE("lycoris methods: BOFT that LyCORIS cannot hold is refused, fewer factors are filled up",
+          "[lycoris]") {
+  const ScratchFolder folder;
+  const std::string layer = "mid_block.attentions.0.proj_in",
+                    flat = "lora_unet_mid_block_attentions_0";
+  auto model = std::make_shared<torch::nn::Module>("unet");
+  place_module(model, layer, torch::nn::Linear(20, 24).ptr());
+  const auto lora = patch(*model, "boft", BOFTOptions(6).factors(1), {layer});
+  const torch::NoGradGuard no_grad;
+  for (auto& value : lora->parameters()) value.normal_(0, 0.2);
+  const Tensor delta = lora->adapters()[0]->delta(lora->weight_of(layer));
+  save({{"unet", {state_of(*lora->adapters()[0])}}}, folder.file("kohya"), Format::kohya);
+  const auto tensors = SafetensorsFile(folder.file("kohya")).load_all();
+  CHECK(tensors.at(flat + "_proj_in.oft_blocks").sizes() == at::IntArrayRef({3, 4, 6, 6}));
+  const Tensor weight = lora->weight_of(layer).clone();
+  lora->remove();
+  const auto again = patch(*model, read_state(folder.file("kohya")));
+  CHECK(close(again->adapters()[0]->delta(weight), delta, 1e-6));
+  again->remove();
+  const auto inputs = patch(*model, "boft", BOFTOptions(4).input_side(true), {layer});
+  CHECK_THROWS_WITH(
+      save({{"unet", {state_of(*inputs->adapters()[0])}}}, folder.file("x"), Format::kohya),
+      ContainsSubstring("expected rotations of the outputs"));
+  inputs->remove();
+  const auto three = patch(*model, "boft", BOFTOptions(8).factors(1), {layer});
+  CHECK_THROWS_WITH(
+      save({{"unet", {state_of(*three->adapters()[0])}}}, folder.file("x"), Format::kohya),
+      ContainsSubstring("got 3 of 8"));
+}
+
 TEST_CASE("lycoris methods: broken layers are named", "[lycoris]") {
   const ScratchFolder folder;
   const std::string layer = "lora_unet_mid_block_attentions_0_proj_in.";
@@ -153,7 +184,9 @@ TEST_CASE("lycoris methods: broken layers are named", "[lycoris]") {
   };
   using torch::ones;
   CHECK_THAT(error_of({{"oft_blocks", ones({2, 2, 3, 3})}}),
-             ContainsSubstring("got those of BOFT"));
+             ContainsSubstring("that 2 butterfly factors halve each time, got [2, 2, 3, 3]"));
+  CHECK_THAT(error_of({{"oft_blocks", ones({3, 2, 4, 4})}}),
+             ContainsSubstring("that 3 butterfly factors halve each time"));
   CHECK_THAT(error_of({{"oft_blocks", ones({2, 3, 2})}}), ContainsSubstring("square blocks"));
   CHECK_THAT(error_of({{"oft_blocks", ones({2, 3, 3})}, {"rescale", ones({5, 1})}}),
              ContainsSubstring("a length for each of 6 outputs"));

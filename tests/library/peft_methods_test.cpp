@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// HiRA, MiSS, GraLoRA and OFT in PEFT's own files. tests/parity/make_peft_methods.py made them.
+// HiRA, MiSS, GraLoRA, OFT and BOFT in PEFT's own files. tests/parity/make_peft_methods.py made them.
 #include <lightlora/detail/formats/json.h>
 #include <lightlora/lightlora.h>
 
@@ -16,9 +16,9 @@ namespace {
 const std::string kData = std::string(LIGHTLORA_TEST_DATA) + "/peft_methods/";
 
 // Scales that the configuration holds are in the tensors of files written here.
-const std::vector<std::pair<std::string, bool>> kCases{{"hira", true},    {"miss", true},
-                                                       {"gralora", true}, {"gralora_alpha", false},
-                                                       {"oft", true},     {"oft_exact", true}};
+const std::vector<std::pair<std::string, bool>> kCases{
+    {"hira", true}, {"miss", true},      {"gralora", true}, {"gralora_alpha", false},
+    {"oft", true},  {"oft_exact", true}, {"boft", true},    {"boft_2", true}};
 
 TensorMap& numbers() {
   static TensorMap all = SafetensorsFile(kData + "numbers.safetensors").load_all();
@@ -87,7 +87,8 @@ TEST_CASE("PEFT's other methods: a file for PEFT has its names, values and confi
       if (same_values) CHECK(torch::equal(found.at(key), value));
     }
     const auto theirs = config_of(kData + name), ours = config_of(written);
-    for (const char* field : {"r", "gralora_k", "oft_block_size"}) {
+    for (const char* field :
+         {"r", "gralora_k", "oft_block_size", "boft_block_size", "boft_n_butterfly_factor"}) {
       if (const auto* value = theirs.find(field)) {
         REQUIRE(ours.find(field) != nullptr);
         CHECK(ours.find(field)->integer() == value->integer());
@@ -119,6 +120,10 @@ TEST_CASE("PEFT's other methods: what PEFT cannot hold, or what is not read, is 
   CHECK_THROWS_WITH(save(scaled, folder.file("oft"), Format::peft),
                     ContainsSubstring("'0': expected scale 1 of a rotation"));
   scaled->remove();
+  const auto outputs = patch(*model, "boft", LoRAOptions(4), {"0"});
+  CHECK_THROWS_WITH(save(outputs, folder.file("boft"), Format::peft),
+                    ContainsSubstring("'0': expected rotations of the inputs"));
+  outputs->remove();
   const auto ranks = patch(*model, "miss", LoRAOptions(2), Targets{"0", "2"}.rank("2", 4));
   CHECK_THROWS_WITH(save(ranks, folder.file("miss"), Format::peft),
                     ContainsSubstring("'2': expected rank 2 in every layer"));

@@ -60,6 +60,15 @@ const std::vector<PeftCase>& other_cases() {
        "diag_oft",
        LoRAOptions(5).own({{"constraint", "0.01"}}),
        {{"oft_blocks", "oft_blocks"}}},
+      {"boft", "boft", LoRAOptions(10), {{"oft_blocks", "oft_blocks"}}},
+      {"boft_rescaled",
+       "boft",
+       LoRAOptions(10).own({{"rescaled", "1"}}),
+       {{"oft_blocks", "oft_blocks"}, {"rescale", "rescale"}}},
+      {"boft_coft",
+       "boft",
+       LoRAOptions(10).own({{"constraint", "0.01"}}),
+       {{"oft_blocks", "oft_blocks"}}},
       {"glora",
        "glora",
        LoRAOptions(3).network_alpha(6),
@@ -134,6 +143,59 @@ TEST_CASE("variants of PEFT and LyCORIS: delta, output and every gradient are th
           "[variants][parity]") {
   for (const auto& peft : peft_cases()) check_case(peft, /*others=*/false);
   for (const auto& peft : other_cases()) check_case(peft, /*others=*/true);
+}
+
+// PEFT has the halves of a block one behind the other, and half the skew matrix, with the other sign.
+TEST_CASE("boft: of inputs, delta, output and every gradient are PEFT's", "[variants][parity]") {
+  for (const auto& [name, block, factors] :
+       {std::tuple("boft_peft.", 4, 1), std::tuple("boft_peft_3.", 6, 3)}) {
+    INFO(name);
+    const std::string start = name;
+    const auto number = [&](const std::string& key) { return numbers(true).at(start + key); };
+    auto model = base_model(true);
+    const auto lora = patch(
+        *model, "boft", BOFTOptions(block).factors(factors).input_side(true).rescaled(true), {"0"});
+    const auto adapter = lora->adapters()[0];
+    CHECK(adapter->rotates_input());
+    CHECK(adapter->rotates_output());
+    const Tensor order = torch::arange(block).reshape({2, -1}).t().flatten();
+    const auto ours = [&](const Tensor& value) {
+      return value.index_select(2, order).index_select(3, order) * -0.5;
+    };
+    {
+      const torch::NoGradGuard no_grad;
+      adapter->trained()["oft_blocks"].copy_(ours(number("boft_R")));
+      adapter->trained()["rescale"].copy_(number("rescale"));
+    }
+    CHECK(close(adapter->delta(numbers(true).at("weight")), number("delta"), kExact));
+    const Tensor x = numbers(true).at("x").clone().requires_grad_();
+    const Tensor y = lora(model, x);
+    CHECK(close(y, number("y"), kExact));
+    const auto found = torch::autograd::grad(
+        {y}, {x, adapter->trained()["oft_blocks"], adapter->trained()["rescale"]},
+        {numbers(true).at("dy")});
+    CHECK(close(found[0], number("grad.x"), kExact));
+    CHECK(close(found[1], ours(number("grad.boft_R")) * 4, kExact));
+    CHECK(close(found[2], number("grad.rescale"), kExact));
+  }
+}
+
+TEST_CASE("boft: blocks and factors fit the layer, whatever its width", "[variants]") {
+  torch::nn::Sequential model(torch::nn::Linear(35, 320));
+  const auto sizes = [&](const BOFTOptions& options) {
+    const auto lora = patch(*model, "boft", options, {"0"});
+    const auto found = lora->adapters()[0]->trained()["oft_blocks"].sizes().vec();
+    lora->remove();
+    return found;
+  };
+  using Sizes = std::vector<int64_t>;
+  CHECK(sizes(BOFTOptions(4)) == Sizes{6, 32, 10, 10});  // 320 = 5 * 2^6
+  CHECK(sizes(BOFTOptions(25)) == Sizes{5, 16, 20, 20});
+  CHECK(sizes(BOFTOptions(8).factors(2)) == Sizes{2, 40, 8, 8});
+  CHECK(sizes(BOFTOptions(3).factors(9)) == Sizes{6, 32, 10, 10});
+  CHECK(sizes(BOFTOptions(3).input_side(true)) == Sizes{1, 7, 5, 5});
+  CHECK_THROWS_WITH(patch(*model, "boft", BOFTOptions(4).factors(-1), {"0"}),
+                    ContainsSubstring("'0': expected factors >= 0, got -1"));
 }
 
 TEST_CASE("diag_oft: alone at scale 1 the outputs are rotated, and the result is the same",

@@ -13,7 +13,7 @@
 
 #include "support.h"
 
-using lightlora::QuantisedWeight;
+using lightlora::Int8Weight;
 using torch::Tensor;
 
 namespace {
@@ -35,6 +35,16 @@ bool within_rounding(const Tensor& got, const Tensor& expected, const Tensor& a,
   const double unit = dtype == torch::kFloat ? 1e-6 : dtype == torch::kHalf ? 1e-3 : 8e-3;
   const Tensor most = bound * 1.001 + unit * wide(expected).abs() + 1e-6;
   return ((wide(got) - wide(expected)).abs() <= most).all().item<bool>();
+}
+
+// A convolution of stride 1, or the gradient of its input.
+lightlora::ConvolutionSteps steps_of(const std::vector<int64_t>& padding, bool transposed) {
+  lightlora::ConvolutionSteps steps;
+  steps.stride = steps.dilation = {1, 1};
+  steps.output_padding = {0, 0};
+  steps.padding = padding;
+  steps.transposed = transposed;
+  return steps;
 }
 
 void quantize_all(torch::nn::Module& model, std::size_t expected) {
@@ -73,7 +83,7 @@ TEST_CASE("a weight in eight bits is off by half a step at most", "[quantized]")
              {5, 13}, {64, 64}, {130, 70}, {9, 17, 3, 3}, {8, 8, 1, 1}}) {
       Tensor weight = torch::randn(sizes);
       weight[0].zero_();
-      const Tensor dense = QuantisedWeight(weight, native).dense();
+      const Tensor dense = Int8Weight(weight, native).dense();
       REQUIRE(dense.sizes() == weight.sizes());
       const Tensor step = weight.flatten(1).abs().amax(1, true) / 127;
       CHECK(((dense - weight).flatten(1).abs() <= 0.5001 * step).all().item<bool>());
@@ -91,7 +101,7 @@ TEST_CASE("products in eight bits are the fp64 ones within the rounding of their
                {7, 13, 5}, {1, 320, 64}, {97, 64, 130}, {12, 70, 65}}) {
         INFO(c10::toString(dtype) << ", kernels " << native << ", " << rows << "x" << in << "->"
                                   << out);
-        const QuantisedWeight weight(torch::randn({out, in}), native);
+        const Int8Weight weight(torch::randn({out, in}), native);
         const Tensor dense = wide(weight.dense());
         Tensor x = torch::randn({rows, in}).to(dtype), dy = torch::randn({rows, out}).to(dtype);
         x[0].zero_();
@@ -124,15 +134,15 @@ TEST_CASE("convolutions in eight bits are the fp64 ones", "[quantized]") {
       for (const bool native : {true, false}) {
         INFO(c10::toString(dtype) << " " << in << "->" << out << ", " << height << "x" << width
                                   << ", kernel " << ky << "x" << kx << ", kernels " << native);
-        const QuantisedWeight weight(torch::randn({out, in, ky, kx}).to(dtype), native);
+        const Int8Weight weight(torch::randn({out, in, ky, kx}).to(dtype), native);
         const Tensor dense = wide(weight.dense());
         const Tensor x = torch::randn({2, in, height, width}).to(dtype);
         const Tensor bias = torch::randn({out}).to(dtype);
         const std::vector<int64_t> one{1, 1}, padding{py, px};
-        const Tensor y = weight.convolution(x, bias, padding, false);
+        const Tensor y = weight.convolution(x, bias, steps_of(padding, false));
         CHECK(relative(y, torch::conv2d(wide(x), dense, wide(bias), one, padding)) < 0.02);
         const Tensor dy = torch::randn(y.sizes()).to(dtype);
-        const Tensor dx = weight.convolution(dy, {}, padding, true);
+        const Tensor dx = weight.convolution(dy, {}, steps_of(padding, true));
         REQUIRE(dx.sizes() == x.sizes());
         const Tensor expected = at::conv_transpose2d(wide(dy), dense, {}, one, padding);
         CHECK(relative(dx, expected) < 0.02);
@@ -144,7 +154,7 @@ TEST_CASE("convolutions in eight bits are the fp64 ones", "[quantized]") {
 TEST_CASE("what is not finite stays so in its own rows", "[quantized]") {
   torch::manual_seed(4);
   for (const bool native : {true, false}) {
-    const QuantisedWeight weight(torch::randn({9, 20}), native);
+    const Int8Weight weight(torch::randn({9, 20}), native);
     for (const float value :
          {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
       Tensor x = torch::randn({3, 20});
@@ -155,10 +165,10 @@ TEST_CASE("what is not finite stays so in its own rows", "[quantized]") {
       CHECK(y[2].isfinite().all().item<bool>());
     }
   }
-  const QuantisedWeight kernels(torch::randn({4, 4, 3, 3}));
+  const Int8Weight kernels(torch::randn({4, 4, 3, 3}));
   Tensor x = torch::randn({1, 4, 8, 8});
   x[0][1][2][3] = std::numeric_limits<float>::quiet_NaN();
-  const Tensor y = kernels.convolution(x, {}, std::vector<int64_t>{1, 1}, false);
+  const Tensor y = kernels.convolution(x, {}, steps_of({1, 1}, false));
   CHECK(!y[0][0][2][3].isfinite().item<bool>());
   CHECK(y[0][0][6][3].isfinite().item<bool>());
 }

@@ -173,11 +173,10 @@ TEST_CASE("rank 0 and unknown names are errors", "[variants]") {
     CHECK_THROWS_WITH(variant.make(LoRAOptions(0), kLayer),
                       ContainsSubstring("'block.to_q': expected rank > 0, got 0"));
   }
-  CHECK_THROWS_WITH(
-      find_variant("lokr2"),
-      ContainsSubstring(
-          "expected a variant among adalora, classic, diag_oft, full, fused, glora, gralora") &&
-          ContainsSubstring("got 'lokr2'"));
+  CHECK_THROWS_WITH(find_variant("lokr2"),
+                    ContainsSubstring("expected a variant among adalora, boft, classic, diag_oft, "
+                                      "full, fused, glora, gralora") &&
+                        ContainsSubstring("got 'lokr2'"));
   CHECK_THROWS_WITH(parse_init("zero"), ContainsSubstring("up_zero, down_zero, both_zero"));
   CHECK_THROWS_WITH(parse_aux_init("gauss"),
                     ContainsSubstring("orthogonal, normal, normal_scaled"));

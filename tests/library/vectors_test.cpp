@@ -111,6 +111,29 @@ TEST_CASE("vectors: output and gradients are those of a model whose own vectors 
   for (const auto& parameter : net->parameters()) CHECK_FALSE(parameter.requires_grad());
 }
 
+TEST_CASE("vectors: a norm with channels last has gradients where its input has none",
+          "[vectors]") {
+  auto net = make_net(torch::kFloat), plain = make_net(torch::kFloat);
+  const auto lora = patch<ClassicLoRA>(*net, 2, Targets().vectors({Targets::norms()}));
+  const Tensor x = torch::randn({2, 6, 4, 4}), dy = torch::randn({2, 6, 4, 4});
+  const std::vector<Tensor> own{plain->group->weight, plain->group->bias};
+  const auto wanted = torch::autograd::grad({plain->group(x)}, own, {dy});
+  std::vector<Tensor> values(2);
+  for (const auto& adapter : lora->adapters()) {
+    const auto& name = adapter->layer().name;
+    if (name == "group.weight") values[0] = adapter->trained()["diff"];
+    if (name == "group.bias") values[1] = adapter->trained()["diff"];
+  }
+  const auto active = lora->activate();
+  for (const auto format : {at::MemoryFormat::ChannelsLast, at::MemoryFormat::Contiguous}) {
+    const Tensor y = net->group(x.contiguous(format));
+    const auto found = torch::autograd::grad({y}, values, {dy.contiguous(format)});
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      CHECK(close(found[i].flatten(), wanted[i].flatten(), 1e-5));
+    }
+  }
+}
+
 TEST_CASE("vectors: beside adapters of the same layers, merged, and at another weight",
           "[vectors]") {
   auto net = make_net();

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes data/lycoris_methods: files of LyCORIS' (lycoris-lora 4.1.3) diag-OFT, GLoRA, (IA)3, T-LoRA, whole differences with biases
-and norms, and the weights that they make. <case>.safetensors is what a user would have; expected.safetensors holds
+"""Writes data/lycoris_methods: files of LyCORIS' (lycoris-lora 4.1.3) diag-OFT, BOFT, GLoRA, (IA)3, T-LoRA, whole differences with
+biases and norms, and the weights that they make. <case>.safetensors is what a user would have; expected.safetensors holds
 "base.<layer>.weight" and "<case>.<layer>.weight", likewise ".bias" where there is one, with the adapter at strength 1. With
 --check FOLDER, LyCORIS loads the files of these names from FOLDER, and must make the same weights.
 """
@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 import torch
+from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.full import FullModule
 from lycoris.modules.glora import GLoRAModule
@@ -42,6 +43,9 @@ CASES = {
     "full": (FullModule, dict(), MATRICES),
     "tlora": (TLoraModule, dict(lora_dim=4, alpha=2), [LINEAR, OUTPUT, POINT]),
     "norms": (NormModule, dict(), [GROUP, LAYER]),
+    "boft": (ButterflyOFTModule, dict(lora_dim=6), MATRICES),
+    "boft_coft": (ButterflyOFTModule, dict(lora_dim=6, constraint=0.01), MATRICES),
+    "boft_rescaled": (ButterflyOFTModule, dict(lora_dim=6, rescaled=True), MATRICES),
 }
 
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes data/other_variants.safetensors: one Linear with PEFT's (0.21.2) PSOFT and SHiRA and LyCORIS' (lycoris-lora 4.1.3) diag-OFT,
-GLoRA, T-LoRA and full, with trained values that are not zero. For each case, as "<case>.<name>": the trained and the frozen values,
+"""Writes data/other_variants.safetensors: one Linear with PEFT's (0.21.2) PSOFT, SHiRA and BOFT and LyCORIS' (lycoris-lora 4.1.3)
+diag-OFT, BOFT, GLoRA, T-LoRA and full, with trained values that are not zero. For each case, as "<case>.<name>": the trained and the frozen values,
 the delta, and for the shared x and dy the output and the gradients of x and of the trained values.
 """
 
 import pathlib
 
 import torch
+from boft_without_cuda import use_torch_for_boft
+from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.full import FullModule
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.tlora import TLoraModule, clear_timestep_mask, compute_timestep_mask, set_timestep_mask
-from peft import PsoftConfig, ShiraConfig, get_peft_model
+from peft import BOFTConfig, PsoftConfig, ShiraConfig, get_peft_model
 from safetensors.torch import save_file
 
 DATA = pathlib.Path(__file__).parent / "data/other_variants.safetensors"
@@ -56,11 +58,26 @@ def lycoris(module, names):
     return module, trained
 
 
-def diag_oft(layer, **settings):
-    module = DiagOFTModule("x", layer, lora_dim=5, bypass_mode=False, **settings)
+def peft_boft(layer, block, factors):
+    config = BOFTConfig(boft_block_size=block, boft_n_butterfly_factor=factors, target_modules=["0"])
+    model = get_peft_model(torch.nn.Sequential(layer), config).double()
+    own = model.base_model.model[0]
+    return model, {"boft_R": own.boft_R["default"], "rescale": own.boft_s["default"]}, {}
+
+
+def output_rotation(kind, layer, rank, **settings):
+    module = kind("x", layer, lora_dim=rank, bypass_mode=False, **settings)
     names = {"oft_blocks": "oft_blocks", **({"rescale": "rescale"} if module.rescaled else {})}
     module, trained = lycoris(module, names)
     return layer, trained, {}
+
+
+def diag_oft(layer, **settings):
+    return output_rotation(DiagOFTModule, layer, 5, **settings)
+
+
+def boft(layer, **settings):
+    return output_rotation(ButterflyOFTModule, layer, 10, **settings)
 
 
 def glora(layer):
@@ -91,6 +108,11 @@ CASES = {
     "tlora_last": lambda layer: tlora(layer, "last"),
     "tlora_masked": lambda layer: tlora(layer, "middle"),
     "full": full,
+    "boft": boft,
+    "boft_rescaled": lambda layer: boft(layer, rescaled=True),
+    "boft_coft": lambda layer: boft(layer, constraint=0.01),
+    "boft_peft": lambda layer: peft_boft(layer, 4, 1),
+    "boft_peft_3": lambda layer: peft_boft(layer, 6, 3),
 }
 
 
@@ -126,4 +148,5 @@ def main():
 
 
 if __name__ == "__main__":
+    use_torch_for_boft()
     main()

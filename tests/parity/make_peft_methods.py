@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes data/peft_methods: for each of PEFT's (0.21.2) HiRA, MiSS, GraLoRA and OFT a folder as save_pretrained writes it, and
+"""Writes data/peft_methods: for each of PEFT's (0.21.2) HiRA, MiSS, GraLoRA, OFT and BOFT a folder as save_pretrained writes it, and
 numbers.safetensors with the base model, the inputs and the output "<case>.y" with the adapter.
 
     python make_peft_methods.py --check FOLDER
@@ -12,7 +12,8 @@ import shutil
 import sys
 
 import torch
-from peft import GraloraConfig, HiraConfig, MissConfig, OFTConfig, PeftModel, get_peft_model
+from boft_without_cuda import use_torch_for_boft
+from peft import BOFTConfig, GraloraConfig, HiraConfig, MissConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 DATA = pathlib.Path(__file__).parent / "data/peft_methods"
@@ -24,6 +25,8 @@ CASES = {
     "gralora_alpha": GraloraConfig(r=4, alpha=8, gralora_k=4, target_modules=LAYERS),
     "oft": OFTConfig(r=0, oft_block_size=7, target_modules=LAYERS),
     "oft_exact": OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False, target_modules=LAYERS),
+    "boft": BOFTConfig(boft_block_size=4, target_modules=LAYERS),
+    "boft_2": BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2, target_modules=LAYERS),
 }
 
 
@@ -62,4 +65,5 @@ def main():
 
 
 if __name__ == "__main__":
+    use_torch_for_boft()
     check(pathlib.Path(sys.argv[2])) if sys.argv[1:2] == ["--check"] else main()

@@ -115,11 +115,24 @@ inline at::Tensor some_rows(const at::Tensor& matrix, const MatchedRows& part) {
   return part.count == matrix.size(0) ? matrix : matrix.narrow(0, part.first, part.count);
 }
 
-// Whether one adapter alone rotates all outputs of its layer.
-inline bool rotates_output(const MatchedRows& part) {
+// Whether one adapter alone rotates its layer's inputs, its outputs (all of them), or both.
+inline bool rotates(const MatchedRows& part) {
   const auto& active = part.site->active;
-  return active.size() == 1 && active[0].weight == 1.0 && active[0].adapter->rotates_output() &&
-         part.count == active[0].adapter->layer().out;
+  if (active.size() != 1 || active[0].weight != 1.0) return false;
+  const Adapter& adapter = *active[0].adapter;
+  if (adapter.rotates_output()) return part.count == adapter.layer().out;
+  return adapter.rotates_input();
+}
+
+// y = R_out (R_in x) weight^T + bias
+inline at::Tensor rotated_linear(const Adapter& adapter, const at::Tensor& x,
+                                 const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  const at::Tensor seen = adapter.rotates_input() ? adapter.rotated(x) : x;
+  const at::Tensor y = at::linear(seen, weight, bias);
+  if (!adapter.rotates_output()) return y;
+  // As a difference, so that no rotation changes no bit.
+  const at::Tensor plain = bias ? y - *bias : y;
+  return y + (adapter.rotated_output(plain) - plain);
 }
 
 // For what the low-rank route cannot carry: variants without factors, and dropout.
@@ -129,14 +142,8 @@ inline at::Tensor linear_by_parts(const at::Tensor& x, const at::Tensor& weight,
   const AdaptedSite& site = *part.site;
   const at::Tensor matrix = site.weight.matrix();
   const bool dropping = is_dropping(site);
-  const ActiveAdapter& first = site.active[0];
-  const bool rotates =
-      site.active.size() == 1 && first.weight == 1.0 && first.adapter->rotates_input() && !dropping;
-  if (rotates) return at::linear(first.adapter->rotated(x), weight, bias);
-  if (rotates_output(part) && !dropping) {
-    // As a difference, so that no rotation changes no bit.
-    const at::Tensor y = at::linear(x, weight, bias), plain = bias ? y - *bias : y;
-    return y + (first.adapter->rotated_output(plain) - plain);
+  if (!dropping && rotates(part)) {
+    return rotated_linear(*site.active[0].adapter, x, weight, bias);
   }
   // One product with the sum, unless rounding the sum would swallow the delta.
   if (!dropping && !rounds_away(x, weight)) {

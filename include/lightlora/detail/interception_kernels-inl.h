@@ -191,8 +191,14 @@ void convolution_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 inline void norm_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const Below below(kModeKey);
   Arguments arguments = take_arguments(op, stack);
-  const at::ScalarType dtype = arguments[0].toTensor().scalar_type();
+  const at::Tensor x = arguments[0].toTensor();
+  const at::ScalarType dtype = x.scalar_type();
   const bool adapted = exchange_vectors(arguments);
+  // On a CPU, the gradient of a GroupNorm with channels last writes that of x, also where there is
+  // none (LibTorch 2.11).
+  if (adapted && x.is_cpu() && !x.requires_grad()) {
+    arguments[0] = arguments[0].toTensor().contiguous();
+  }
   give_back(stack, std::move(arguments));
   op.callBoxed(stack);
   if (!adapted) return;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The operators that get a weight in eight bits, and what is called in their place.
+// The operators that get a weight in eight or four bits, and what is called in their place.
 #include <lightlora/detail/quantised_weight.h>
 
 #include <ATen/ATen.h>
@@ -12,10 +12,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace lightlora {
 
@@ -32,7 +32,7 @@ inline Held held_in(const at::IValue& value) {
 }
 
 // y = x W^T + bias, or x W. Of the gradients only those of x and the bias are wanted; the former is
-// the other of the two, so that derivatives of any order are right but for what eight bits round.
+// the other of the two, so that derivatives of any order are right but for what the weight rounds.
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             const Held& weight, const OptionalTensor& bias, bool transposed) {
@@ -60,31 +60,36 @@ struct Linear : torch::autograd::Function<Linear> {
   }
 };
 
-// A convolution of stride 1, or the gradient of one.
+using Steps = c10::intrusive_ptr<ConvolutionSteps>;
+
+// A convolution, or the gradient of one.
 struct Convolution : torch::autograd::Function<Convolution> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
-                            const Held& weight, const OptionalTensor& bias, at::IntArrayRef padding,
-                            bool transposed) {
+                            const Held& weight, const OptionalTensor& bias, const Steps& steps) {
     ctx->saved_data["weight"] = capsule_of(weight);
-    ctx->saved_data["padding"] = padding;
-    ctx->saved_data["transposed"] = transposed;
+    ctx->saved_data["steps"] = at::IValue::make_capsule(steps);
+    ctx->saved_data["sizes"] = x.sizes().vec();
     ctx->saved_data["bias"] = bias ? at::IValue(bias->scalar_type()) : at::IValue();
-    return weight->convolution(x, bias, padding, transposed);
+    return weight->convolution(x, bias, *steps);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     at::Tensor dx, db;
     if (ctx->needs_input_grad(0)) {
-      dx = apply(grads[0], held_in(ctx->saved_data["weight"]), OptionalTensor(),
-                 ctx->saved_data["padding"].toIntVector(), !ctx->saved_data["transposed"].toBool());
+      const Held weight = held_in(ctx->saved_data["weight"]);
+      const auto steps = c10::static_intrusive_pointer_cast<ConvolutionSteps>(
+          ctx->saved_data["steps"].toCapsule());
+      dx = apply(grads[0], weight, OptionalTensor(),
+                 steps->reversed(ctx->saved_data["sizes"].toIntVector(), weight->sizes()));
     }
     const auto& bias = ctx->saved_data["bias"];
     if (!bias.isNone() && ctx->needs_input_grad(1)) {
-      db = grads[0].sum({0, 2, 3}).to(bias.toScalarType());
+      std::vector<int64_t> others{0};
+      for (int64_t i = 2; i < grads[0].dim(); ++i) others.push_back(i);
+      db = grads[0].sum(others).to(bias.toScalarType());
     }
-    const at::Tensor none;
-    return {dx, none, db, none, none};
+    return {dx, at::Tensor(), db, at::Tensor()};
   }
 };
 
@@ -92,10 +97,9 @@ struct Convolution : torch::autograd::Function<Convolution> {
 inline at::Tensor dense_of(const at::Tensor& tensor) {
   const QuantisedWeight* weight = QuantisedWeight::of(tensor);
   if (!weight) return tensor;
-  TORCH_CHECK(
-      !(tensor.requires_grad() && at::GradMode::is_enabled()),
-      "expected a frozen weight where it is kept in eight bits, got one that trains; hint: ",
-      "lightlora::dequantize the model first");
+  TORCH_CHECK(!(tensor.requires_grad() && at::GradMode::is_enabled()),
+              "expected a frozen weight where it is kept in ", weight->kept_in(),
+              ", got one that trains; hint: ", "lightlora::dequantize the model first");
   const at::Tensor full = weight->dense();
   if (tensor.sizes() == full.sizes() && tensor.strides() == full.strides()) return full;
   return full.as_strided(tensor.sizes(), tensor.strides(), tensor.storage_offset());
@@ -174,39 +178,58 @@ inline at::Tensor addmm_kernel(const at::Tensor& bias, const at::Tensor& a, cons
   return y.defined() ? y : at::addmm(dense_of(bias), dense_of(a), dense_of(b), beta, alpha);
 }
 
-inline bool all_ones(at::IntArrayRef values) {
-  return std::all_of(values.begin(), values.end(), [](int64_t value) { return value == 1; });
-}
-
-// Whether a convolution can be computed in eight bits, and its gradient too.
-inline bool convolves(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef stride,
-                      at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+// Whether a convolution can be computed here, and its gradient too; what is wrong with any other one
+// LibTorch says.
+inline bool convolves(const at::Tensor& x, const at::Tensor& weight,
+                      const ConvolutionSteps& steps) {
   const QuantisedWeight* held = QuantisedWeight::of(weight);
   if (!held || weight.sizes() != at::IntArrayRef(held->sizes()) || weight.requires_grad()) {
     return false;
   }
-  if (is_quantized(x) || x.dim() != 4 || x.numel() == 0 || x.size(1) != weight.size(1))
+  if (is_quantized(x) || x.dim() != weight.dim() || x.numel() == 0) return false;
+  if (steps.groups < 1 || x.size(1) != weight.size(1) * steps.groups ||
+      weight.size(0) % steps.groups != 0) {
     return false;
-  if (padding.size() != 2 || !all_ones(stride) || !all_ones(dilation) || groups != 1) return false;
-  for (int64_t i = 0; i < 2; ++i) {
-    const int64_t side = weight.size(2 + i), pad = padding[static_cast<size_t>(i)];
-    if (pad < 0 || pad >= side || x.size(2 + i) + 2 * pad < side) return false;
+  }
+  for (std::size_t i = 0; i < steps.stride.size(); ++i) {
+    const auto dim = static_cast<int64_t>(i) + 2;
+    const int64_t reach = steps.dilation[i] * (weight.size(dim) - 1) + 1;
+    if (steps.stride[i] < 1 || steps.dilation[i] < 1 || steps.padding[i] < 0) return false;
+    if (x.size(dim) + 2 * steps.padding[i] < reach) return false;
   }
   return true;
 }
 
-inline at::Tensor conv2d_kernel(const at::Tensor& x, const at::Tensor& weight,
-                                const OptionalTensor& given, at::IntArrayRef stride,
-                                at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+// LibTorch takes one number for all dimensions.
+inline std::vector<int64_t> for_each_dimension(at::IntArrayRef values, std::size_t count) {
+  return values.size() == 1 ? std::vector<int64_t>(count, values[0]) : values.vec();
+}
+
+template <int64_t Dimensions>
+at::Tensor convolution_kernel(const at::Tensor& x, const at::Tensor& weight,
+                              const OptionalTensor& given, at::IntArrayRef stride,
+                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   const BelowQuantised below(kQuantisedKey);
   const auto bias = given && given->defined() ? given : std::nullopt;
-  const std::vector<int64_t> both =
-      padding.size() == 1 ? std::vector<int64_t>(2, padding[0]) : padding.vec();
-  if (convolves(x, weight, stride, both, dilation, groups)) {
-    return Convolution::apply(as_autocast(x), QuantisedWeight::held_by(weight), bias, both,
-                              /*transposed=*/false);
+  const auto steps = c10::make_intrusive<ConvolutionSteps>();
+  steps->stride = for_each_dimension(stride, Dimensions);
+  steps->padding = for_each_dimension(padding, Dimensions);
+  steps->dilation = for_each_dimension(dilation, Dimensions);
+  steps->output_padding.assign(Dimensions, 0);
+  steps->groups = groups;
+  if (weight.dim() == Dimensions + 2 && steps->stride.size() == Dimensions &&
+      steps->padding.size() == Dimensions && steps->dilation.size() == Dimensions &&
+      convolves(x, weight, *steps)) {
+    return Convolution::apply(as_autocast(x), QuantisedWeight::held_by(weight), bias, steps);
   }
-  return at::conv2d(dense_of(x), dense_of(weight), bias, stride, padding, dilation, groups);
+  const at::Tensor input = dense_of(x), full = dense_of(weight);
+  if constexpr (Dimensions == 1) {
+    return at::conv1d(input, full, bias, stride, padding, dilation, groups);
+  } else if constexpr (Dimensions == 2) {
+    return at::conv2d(input, full, bias, stride, padding, dilation, groups);
+  } else {
+    return at::conv3d(input, full, bias, stride, padding, dilation, groups);
+  }
 }
 
 // Every other operator gets the weight in full. What would change it is refused.
@@ -218,8 +241,8 @@ inline void dense_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack
     if (value.isTensor() && is_quantized(value.toTensor())) {
       const auto* alias = arguments[i].alias_info();
       TORCH_CHECK(!(alias && alias->isWrite()), "expected a weight that can be changed, got one ",
-                  "that is kept in eight bits, for ", op.schema().name(),
-                  "; hint: lightlora::dequantize the model first");
+                  "that is kept in ", QuantisedWeight::of(value.toTensor())->kept_in(), ", for ",
+                  op.schema().name(), "; hint: lightlora::dequantize the model first");
       value = dense_of(value.toTensor());
     } else if (value.isTensorList()) {
       c10::List<at::Tensor> list;
@@ -273,7 +296,9 @@ LIGHTLORA_INLINE void register_quantised_kernels() {
   aten->impl("matmul", quantised::matmul_kernel);
   aten->impl("mm", quantised::mm_kernel);
   aten->impl("addmm", quantised::addmm_kernel);
-  aten->impl("conv2d", quantised::conv2d_kernel);
+  aten->impl("conv1d", quantised::convolution_kernel<1>);
+  aten->impl("conv2d", quantised::convolution_kernel<2>);
+  aten->impl("conv3d", quantised::convolution_kernel<3>);
   quantised::let_views_pass(*aten);
 }
 

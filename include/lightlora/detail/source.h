@@ -20,6 +20,8 @@
 #include <lightlora/detail/formats/kohya-inl.h>
 #include <lightlora/detail/formats/native-inl.h>
 #include <lightlora/detail/formats/peft-inl.h>
+#include <lightlora/detail/four_bit_weight-inl.h>
+#include <lightlora/detail/int8_weight-inl.h>
 #include <lightlora/detail/interception-inl.h>
 #include <lightlora/detail/interception_kernels-inl.h>
 #include <lightlora/detail/layer_vectors-inl.h>
@@ -33,6 +35,7 @@
 #include <lightlora/exported_script-inl.h>
 #include <lightlora/file_io-inl.h>
 #include <lightlora/file_io_atomic-inl.h>
+#include <lightlora/file_io_quantized-inl.h>
 #include <lightlora/files-inl.h>
 #include <lightlora/options-inl.h>
 #include <lightlora/packing-inl.h>

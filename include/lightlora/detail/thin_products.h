@@ -4,11 +4,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
-#include <lightlora/detail/thin_kernels.h>
+#include <lightlora/detail/thin_kernels_bf16.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 // The kernels of thin_kernels.h over tensors: dtypes, strides, threads.
@@ -91,7 +91,7 @@ void forward_as(const at::Tensor& y, const at::Tensor& x, const at::Tensor& down
   const Forward<T> call{rows_of<const T>(x), rows_of<T>(y), down.const_data_ptr<float>(),
                         up_t.const_data_ptr<float>(), down.size(0)};
   over_rows(x.size(0), x.numel() + y.numel(),
-            [&](int64_t begin, int64_t end, int64_t) { run(call, begin, end, best_isa()); });
+            [&](int64_t begin, int64_t end, int64_t) { run(call, begin, end); });
 }
 
 template <typename T>
@@ -114,7 +114,7 @@ void backward_as(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& dx
     Backward<T> part = call;
     if (part.grad_down) part.grad_down += thread * down.numel();
     if (part.grad_up_t) part.grad_up_t += thread * up_t.numel();
-    run(part, begin, end, best_isa());
+    run(part, begin, end);
   });
 }
 
@@ -136,7 +136,7 @@ void add_low_rank_by_set_as(const at::Tensor& y, const at::Tensor& x, const at::
                             downs + sets[b] * rank * in,
                             ups + sets[b] * rank * out,
                             rank};
-      run(call, 0, rows, best_isa());
+      run(call, 0, rows);
     }
   });
 }
@@ -159,6 +159,14 @@ inline void add_low_rank_(const at::Tensor& y, const at::Tensor& x, const at::Te
   x.scalar_type() == at::kFloat ? forward_as<float>(y, x, d, u) : forward_as<Half16>(y, x, d, u);
 }
 
+// `parts` matrices like this one, below each other. Operators that fill and select cost a layer of few
+// rows more than the sums themselves.
+inline at::Tensor zero_sums(const at::Tensor& like, int64_t parts) {
+  at::Tensor sums = at::empty({parts * like.size(0), like.size(1)}, like.options());
+  std::memset(sums.mutable_data_ptr(), 0, sums.nbytes());
+  return sums;
+}
+
 /// Gradients of both factors, and dx += scale (dy up) down, in one pass over x, dy and dx.
 /// Shapes: x (N, in), dy (N, out), dx (N, in) or undefined; result (r, in), (out, r), each
 ///         undefined if it is not wanted
@@ -171,11 +179,13 @@ inline std::pair<at::Tensor, at::Tensor> low_rank_gradients(
   const at::Tensor u = transposed(up, scale);
   // One sum for each thread, so that the order of adding up depends on their number alone.
   const int64_t parts = at::get_num_threads();
-  if (want_down) grad_down = at::zeros({parts, d.size(0), d.size(1)}, d.options());
-  if (want_up) grad_up_t = at::zeros({parts, u.size(0), u.size(1)}, u.options());
+  if (want_down) grad_down = zero_sums(d, parts);
+  if (want_up) grad_up_t = zero_sums(u, parts);
   x.scalar_type() == at::kFloat ? backward_as<float>(x, dy, dx, d, u, scale, grad_down, grad_up_t)
                                 : backward_as<Half16>(x, dy, dx, d, u, scale, grad_down, grad_up_t);
-  const auto total = [&](const at::Tensor& sums) { return parts == 1 ? sums[0] : sums.sum(0); };
+  const auto total = [&](const at::Tensor& sums) {
+    return parts == 1 ? sums : sums.view({parts, -1, sums.size(1)}).sum(0);
+  };
   if (want_down) grad_down = total(grad_down);
   if (want_up) return {grad_down, transposed(total(grad_up_t), 1.0)};
   return {grad_down, at::Tensor()};

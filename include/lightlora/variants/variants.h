@@ -4,6 +4,7 @@
 #include <lightlora/adapter.h>
 #include <lightlora/config.h>
 #include <lightlora/variants/adalora.h>
+#include <lightlora/variants/boft.h>
 #include <lightlora/variants/classic_lora.h>
 #include <lightlora/variants/diag_oft.h>
 #include <lightlora/variants/dora.h>
@@ -42,7 +43,7 @@ using LibraryVariants =
                LoKrAdapterImpl, VeRAAdapterImpl, IA3AdapterImpl, LoRAXSAdapterImpl, OFTAdapterImpl,
                HiRAAdapterImpl, MiSSAdapterImpl, GraLoRAAdapterImpl, FullAdapterImpl,
                DiagOFTAdapterImpl, PSOFTAdapterImpl, SHiRAAdapterImpl, GLoRAAdapterImpl,
-               TLoRAAdapterImpl, AdaLoRAAdapterImpl>;
+               TLoRAAdapterImpl, AdaLoRAAdapterImpl, BOFTAdapterImpl>;
 
 /// Makes an adapter of one variant for one layer.
 using AdapterFactory = std::shared_ptr<Adapter> (*)(LoRAOptions, LayerInfo);

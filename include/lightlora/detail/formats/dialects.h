@@ -194,7 +194,7 @@ class DialectReader {
                 state.options.dora() ? "some without it" : "none");
     if (config != nullptr && state.variant == "oft") set_oft(*config, name, state);
     if (state.layer.is_vector()) return state;
-    if (state.variant == "diag_oft") {
+    if (state.variant == "diag_oft" || state.variant == "boft") {
       set_constraint(tensors.alpha, name, state);
       return state;
     }
@@ -228,7 +228,7 @@ class DialectReader {
                 "of rotations, got ", alpha.value_or(0));
     OwnOptions& own = state.options.own();
     own["constraint"] = exact_text(alpha.value_or(0));
-    own = find_variant("diag_oft").canonical(own, name);
+    own = find_variant(state.variant).canonical(own, name);
   }
 
   // alpha of the file comes before a configuration; neither means scale 1.

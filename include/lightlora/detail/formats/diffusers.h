@@ -7,6 +7,8 @@
 
 namespace lightlora::detail {
 
+// diffusers' names are written here; dialects.h reads them, as it reads every other program's.
+
 // The tensors of a file that diffusers' `load_lora_weights` takes as it is: classic factors with
 // the scale folded in, one rank for all layers, no alpha keys.
 // Shapes: down (rank, in) and up (out, rank); (rank, in, kh, kw) and (out, rank, 1, 1) for Conv2d

@@ -9,6 +9,8 @@
 
 namespace lightlora::detail {
 
+// Kohya's names are written here; dialects.h reads them, as it reads every other program's.
+
 // The tensors of a file with kohya's names: classic factors with the scale folded in, one rank,
 // alpha = rank in the dtype of the weights, or fp32 where that would round it. At rank 1 there is
 // no alpha, because one widespread reader divides it by the wrong size there, and without it all

@@ -23,7 +23,7 @@ struct LoRAKey {
   /// down, up, alpha; mid (Tucker); diff (a whole difference), diff_b (of a bias), w_norm and b_norm
   /// (of a norm); magnitude (PEFT) and dora_scale (LyCORIS) of DoRA; LyCORIS' hada_*, lokr_*,
   /// oft_blocks, rescale, a1 to b2, q_layer, p_layer, lambda_layer, ia3 and on_input; PEFT's hira_*,
-  /// miss_block, gralora_*, oft_R and lora_E; down_aux, up_aux, down_up of the seed article
+  /// miss_block, gralora_*, oft_R, boft_* and lora_E; down_aux, up_aux, down_up of the seed article
   std::string role;
   const char* dialect = "";
   std::string algorithm;     ///< a known method that is not read here
@@ -42,8 +42,8 @@ inline bool is_text_component(std::string_view component) {
 
 // Endings of methods that are not read here, and what they are called.
 inline std::string unsupported_algorithm(std::string_view key) {
-  static const std::pair<const char*, const char*> marks[] = {
-      {"oft_diag", "OFT"}, {"boft_", "BOFT"}, {"ia3_l", "IA3"}};
+  static const std::pair<const char*, const char*> marks[] = {{"oft_diag", "OFT"},
+                                                              {"ia3_l", "IA3"}};
   for (const auto& [mark, name] : marks) {
     if (key.find(mark) != key.npos) return name;
   }
@@ -114,6 +114,8 @@ inline constexpr Ending kEndings[] = {{".lora_down", "down", "kohya"},
                                       {".gralora_A", "gralora_A", "peft"},
                                       {".gralora_B", "gralora_B", "peft"},
                                       {".oft_R", "oft_R", "peft"},
+                                      {".boft_R", "boft_R", "peft"},
+                                      {".boft_s", "boft_s", "peft"},
                                       {".lora_E", "lora_E", "peft"},
                                       {".oft_blocks", "oft_blocks", "LyCORIS"},
                                       {".rescale", "rescale", "LyCORIS"},

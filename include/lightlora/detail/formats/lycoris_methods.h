@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-// diag-OFT, GLoRA, (IA)3, whole differences, norms and biases under the names of LyCORIS, most of
+// diag-OFT, BOFT, GLoRA, (IA)3, whole differences, norms and biases under the names of LyCORIS, most of
 // which ComfyUI and A1111 read too.
 
 namespace lightlora::detail {
@@ -44,6 +44,25 @@ inline TensorMap diag_oft_names(const LayerState& layer) {
   const auto lengths = layer.trained.find("rescale");
   if (lengths != layer.trained.end()) {
     tensors["rescale"] = as_pixels(lengths->second, layer.layer);
+  }
+  return tensors;
+}
+
+// LyCORIS makes as many factors as fit, of blocks whose number is a power of two.
+inline TensorMap boft_names(const LayerState& layer) {
+  TensorMap tensors = diag_oft_names(layer);
+  at::Tensor& blocks = tensors.at("oft_blocks");
+  const int64_t factors = blocks.size(0), count = blocks.size(1), block = blocks.size(2);
+  TORCH_CHECK(layer.options.own().count("input_side") == 0, "'", layer.layer.name,
+              "': expected rotations of the outputs, as LyCORIS' BOFT has them, got those of the ",
+              "inputs; hint: --to peft or the native format");
+  TORCH_CHECK(block % 2 == 0 && (count & (count - 1)) == 0, "'", layer.layer.name,
+              "': expected even blocks whose number is a power of two, as LyCORIS' BOFT has them, ",
+              "got ", count, " of ", block, "; hint: write the native format");
+  int64_t most = 1;
+  for (int64_t rest = count; rest > 1; rest /= 2) ++most;
+  if (factors < most) {
+    blocks = at::cat({blocks, at::zeros({most - factors, count, block, block}, blocks.options())});
   }
   return tensors;
 }
@@ -85,6 +104,7 @@ using LycorisNames = TensorMap (*)(const LayerState&);
 /// How the layers of a variant are called there, or null if they are not: then they become factors.
 inline LycorisNames lycoris_names(const LayerState& layer) {
   static const std::map<std::string, LycorisNames> methods{{"diag_oft", diag_oft_names},
+                                                           {"boft", boft_names},
                                                            {"glora", glora_names},
                                                            {"ia3", ia3_names},
                                                            {"full", difference_names}};

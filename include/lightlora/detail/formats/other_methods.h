@@ -18,6 +18,16 @@
 
 namespace lightlora::detail {
 
+// What PEFT's blocks of BOFT are multiplied by to be ours.
+inline constexpr double kBoftOfPeft = -0.5;
+
+// Where in PEFT's block each feature of ours is: the two halves one behind the other there, and
+// feature by feature here.
+inline at::Tensor boft_order(int64_t block) {
+  const at::Tensor order = at::arange(block, at::kLong);
+  return block % 2 == 0 ? order.reshape({2, -1}).t().flatten() : order;
+}
+
 class OtherMethods : protected LayerParts {
  protected:
   using LayerParts::LayerParts;
@@ -69,7 +79,8 @@ class OtherMethods : protected LayerParts {
 
   AssembledLayer oft() {
     const at::Tensor q = require_dims("oft_R", 2);
-    const auto block = static_cast<int64_t>((1 + std::sqrt(1.0 + 8.0 * q.size(1))) / 2);
+    const auto block =
+        static_cast<int64_t>((1 + std::sqrt(1.0 + 8.0 * static_cast<double>(q.size(1)))) / 2);
     const int64_t inputs = saturating_product({q.size(0), block});
     TORCH_CHECK(block * (block - 1) / 2 == q.size(1) && inputs <= kMostFeatures, where_,
                 "expected the upper triangles of square blocks as oft_R, got ", q.sizes());
@@ -90,22 +101,62 @@ class OtherMethods : protected LayerParts {
                         {{"down", down}, {"up", up}, {"lambda", lambda.reshape({rank, 1})}});
   }
 
-  AssembledLayer diag_oft() {
+  // How many features square blocks rotate, those of one factor side by side.
+  // Errors: c10::Error for blocks that are none, and for more factors than there is room for
+  int64_t rotated_features(const at::Tensor& blocks, const char* role) const {
+    const int64_t dims = blocks.dim();
+    TORCH_CHECK((dims == 3 || dims == 4) && blocks.size(dims - 1) == blocks.size(dims - 2) &&
+                    blocks.numel() > 0,
+                where_, "expected square blocks as ", role, ", got ", blocks.sizes());
+    const int64_t block = blocks.size(dims - 1), count = blocks.size(dims - 3);
+    const int64_t factors = dims == 4 ? blocks.size(0) : 1;
+    const bool room = factors == 1 || (factors < 32 && block % 2 == 0 &&
+                                       count % (int64_t{1} << (factors - 1)) == 0);
+    TORCH_CHECK(room, where_, "expected even blocks, and a number of them that ", factors,
+                " butterfly factors halve each time, got ", blocks.sizes());
+    const int64_t features = saturating_product({count, block});
+    TORCH_CHECK(features <= kMostFeatures, where_, "expected a layer with at most ", kMostFeatures,
+                " features, got ", features);
+    return features;
+  }
+
+  AssembledLayer boft_state(const at::Tensor& blocks, int64_t in, int64_t out) const {
+    auto result = method_state("boft", in, out, blocks.size(3), {{"oft_blocks", blocks}});
+    result.state.options.own({{"factors", std::to_string(blocks.size(0))}});
+    return result;
+  }
+
+  // PEFT's BOFT rotates inputs, has the halves of a block one behind the other, and skew matrices of
+  // half the size that turn the other way.
+  AssembledLayer peft_boft() {
+    const at::Tensor blocks = require("boft_R"), lengths = require("boft_s");
+    TORCH_CHECK(blocks.dim() == 4, where_, "expected blocks with 4 dimensions as boft_R, got ",
+                blocks.sizes());
+    const int64_t inputs = rotated_features(blocks, "boft_R");
+    TORCH_CHECK(lengths.numel() > 0 && lengths.numel() == lengths.size(0), where_,
+                "expected one length for each output as boft_s, got ", lengths.sizes());
+    const at::Tensor order = boft_order(blocks.size(3));
+    auto result = boft_state(
+        (blocks.index_select(2, order).index_select(3, order) * kBoftOfPeft).contiguous(), inputs,
+        lengths.numel());
+    result.state.trained["rescale"] = lengths.reshape({-1, 1}).contiguous();
+    result.state.options.own()["input_side"] = "1";
+    result.state.options.own()["rescaled"] = "1";
+    return result;
+  }
+
+  // LyCORIS' two methods that rotate outputs.
+  AssembledLayer oft_blocks() {
     const at::Tensor blocks = require("oft_blocks");
-    TORCH_CHECK(blocks.dim() != 4, where_, "expected OFT's blocks with 3 dimensions, got those of ",
-                "BOFT, which is not supported; hint: merge it with the tool that made it, and ",
-                "extract a LoRA");
-    TORCH_CHECK(blocks.dim() == 3 && blocks.size(1) == blocks.size(2) && blocks.numel() > 0, where_,
-                "expected square blocks as oft_blocks, got ", blocks.sizes());
-    const int64_t block = blocks.size(1), outputs = saturating_product({blocks.size(0), block});
-    TORCH_CHECK(outputs <= kMostFeatures, where_, "expected a layer with at most ", kMostFeatures,
-                " outputs, got ", outputs);
-    auto result = method_state("diag_oft", 0, outputs, block, {{"oft_blocks", blocks}});
+    const int64_t outputs = rotated_features(blocks, "oft_blocks");
+    auto result = blocks.dim() == 4 ? boft_state(blocks, 0, outputs)
+                                    : method_state("diag_oft", 0, outputs, blocks.size(2),
+                                                   {{"oft_blocks", blocks}});
     if (const at::Tensor lengths = take("rescale"); lengths.defined()) {
       TORCH_CHECK(lengths.numel() == outputs, where_, "expected a length for each of ", outputs,
                   " outputs as rescale, got ", lengths.sizes());
       result.state.trained["rescale"] = lengths.reshape({outputs, 1}).contiguous();
-      result.state.options.own({{"rescaled", "1"}});
+      result.state.options.own()["rescaled"] = "1";
       // How many dimensions the kernel has is all that the file tells of it.
       kernel_.assign(static_cast<std::size_t>(std::max<int64_t>(lengths.dim() - 2, 0)), 1);
     }

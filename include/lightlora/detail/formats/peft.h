@@ -8,6 +8,8 @@
 
 namespace lightlora::detail {
 
+// PEFT's folders are written here; dialects.h reads them, as it reads every other program's.
+
 // Writes a folder for PEFT's `PeftModel.from_pretrained`: classic factors with the scale folded
 // in, one rank, alpha = rank. Named components get a folder each, `unet` and `text_encoder`; the
 // unnamed one of a model of one's own is the folder itself. `text_model`: as in `SaveOptions`.

@@ -58,10 +58,12 @@ class PeftConfig {
           "initialisation ", shown(init->string()), "; hint: convert them to plain LoRA with PEFT");
       scales_ = adalora_ || method == "LORA" || method == "LOHA" || method == "LOKR" ||
                 method == "GRALORA";
-      const bool alone = method == "HIRA" || method == "MISS" || method == "OFT";
-      TORCH_CHECK(scales_ || alone, "'", source_,
-                  "': expected the PEFT method LORA, ADALORA, LOHA, LOKR, GRALORA, HIRA, MISS or ",
-                  "OFT, got ", shown(method), ", which is not supported");
+      const bool alone =
+          method == "HIRA" || method == "MISS" || method == "OFT" || method == "BOFT";
+      TORCH_CHECK(
+          scales_ || alone, "'", source_,
+          "': expected the PEFT method LORA, ADALORA, LOHA, LOKR, GRALORA, HIRA, MISS, OFT ",
+          "or BOFT, got ", shown(method), ", which is not supported");
       read_method(field, method);
     } catch (const JsonError& error) {
       TORCH_CHECK(false, "'", source_, "': expected the fields of PEFT's LoraConfig, got '",

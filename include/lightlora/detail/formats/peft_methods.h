@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <lightlora/detail/formats/json.h>
+#include <lightlora/detail/formats/other_methods.h>
 #include <lightlora/detail/formats/peft_adalora.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/detail/option_text.h>
@@ -16,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-// HiRA, MiSS, GraLoRA, OFT and AdaLoRA under PEFT's own names: a method for each file, and a configuration
+// HiRA, MiSS, GraLoRA, OFT, BOFT and AdaLoRA under PEFT's own names: a method for each file, and a configuration
 // without which its tensors mean nothing.
 
 namespace lightlora::detail {
@@ -76,6 +77,45 @@ inline JsonValue::Object oft_fields(const AdapterState& state) {
           {"num_cayley_neumann_terms", terms == 0 ? OFTOptions().neumann_terms() : terms}};
 }
 
+// BOFT of inputs, with a length for each output.
+inline JsonValue::Object boft_fields(const AdapterState& state) {
+  for (const auto& layer : state) {
+    TORCH_CHECK(oft_option(layer, "input_side", 0) == 1, "'", layer.layer.name,
+                "': expected rotations of the inputs, as PEFT's BOFT has them, got those of the ",
+                "outputs; hint: --to kohya or the native format");
+    double constraint = 0;
+    const auto found = layer.options.own().find("constraint");
+    if (found != layer.options.own().end()) read_number(found->second, constraint);
+    TORCH_CHECK(constraint == 0, "'", layer.layer.name,
+                "': expected rotations without a bound, as PEFT's BOFT has them, got the bound ",
+                constraint, "; hint: write the native format");
+  }
+  const auto size = [&](const char* what, int64_t dim) {
+    return common_number(state, what,
+                         [&](const LayerState& l) { return l.trained.at("oft_blocks").size(dim); });
+  };
+  return {{"boft_block_size", size("block width", 3)},
+          {"boft_block_num", 0},
+          {"boft_n_butterfly_factor", size("factors", 0)},
+          {"boft_dropout", 0.0},
+          {"bias", "none"},
+          {"fan_in_fan_out", false}};
+}
+
+// In PEFT's order of features, and turning its way.
+inline AdapterState boft_layers(AdapterState state) {
+  for (auto& layer : state) {
+    at::Tensor& blocks = layer.trained.at("oft_blocks");
+    const at::Tensor back = boft_order(blocks.size(3)).argsort();
+    blocks = blocks.index_select(2, back).index_select(3, back) / kBoftOfPeft;
+    if (layer.trained.count("rescale") > 0) continue;
+    TORCH_CHECK(layer.layer.out > 0, "'", layer.layer.name,
+                "': expected the number of outputs, got none");
+    layer.trained["rescale"] = at::ones({layer.layer.out, 1}, blocks.options());
+  }
+  return state;
+}
+
 inline JsonValue::Object rank_field(const AdapterState& state) {
   return {{"r", common_number(state, "rank",
                               [](const LayerState& layer) { return layer.options.rank(); })}};
@@ -96,6 +136,13 @@ inline const std::vector<PeftMethod>& peft_methods() {
       {"miss", "MISS", {{"block", "miss_block"}}, rank_field},
       {"gralora", "GRALORA", {{"down", "gralora_A"}, {"up", "gralora_B"}}, gralora_fields},
       {"oft", "OFT", {{"q", "oft_R.weight"}}, oft_fields, /*rotates=*/true, is_exact_oft},
+      {"boft",
+       "BOFT",
+       {{"oft_blocks", "boft_R"}, {"rescale", "boft_s"}},
+       boft_fields,
+       /*rotates=*/true,
+       /*turns=*/nullptr,
+       boft_layers},
       {"adalora",
        "ADALORA",
        {{"down", "lora_A"}, {"lambda", "lora_E"}, {"up", "lora_B"}},
