@@ -123,10 +123,8 @@ class Case {
     double forward = 0, backward = 0;
   };
   Seconds time(bool own, const measure::Clock& clock) {
-    const auto& attention = own ? sd::fused_attention : libtorch_attention;
     Seconds result;
-    result.forward =
-        clock.time([&] { out_ = attention(inputs_[0], inputs_[1], inputs_[2], shape_.heads); });
+    result.forward = clock.time([&] { out_ = compute(own); });
     result.backward =
         clock.time([&] { gradients_ = torch::autograd::grad({out_}, inputs_, {gradient_}); });
     return result;
@@ -150,6 +148,12 @@ class Case {
   }
 
  private:
+  at::Tensor compute(bool own) const {
+    const auto& q = inputs_[0];
+    return own ? sd::fused_attention(q, inputs_[1], inputs_[2], shape_.heads)
+               : libtorch_attention(q, inputs_[1], inputs_[2], shape_.heads);
+  }
+
   Shape shape_;
   std::vector<at::Tensor> inputs_, gradients_;
   at::Tensor gradient_, out_;

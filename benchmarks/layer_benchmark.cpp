@@ -122,8 +122,8 @@ void serve(const Flags& flags) {
           bench::LayerSetup{variant, rank, shape, pick_dtype(dtype), device});
       entry.form = bench::parse_form(form);
       bench::inspect(entry, device);
-      TORCH_CHECK(entry.error <= bench::tolerance(entry.layer->setup().dtype), "'", line,
-                  "': expected a correct result, got a relative error of ", entry.error);
+      TORCH_CHECK(entry.error <= bench::tolerance(entry.layer->setup().dtype, entry.form), "'",
+                  line, "': expected a correct result, got a relative error of ", entry.error);
     }
     bench::sample(entry, clock, repeats);
     fmt::print("{:.6g} {:.6g} {}\n", 1e6 * entry.forward.back(), 1e6 * entry.backward.back(),

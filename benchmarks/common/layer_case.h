@@ -8,6 +8,7 @@
 #include <torch/nn/modules/container/sequential.h>
 
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,14 +24,27 @@ struct Shape {
 /// as adapters are usually written. `inactive`: a patched `torch::nn::Linear` while no adapter is
 /// active. The others are routes of one while it is; `packed` is the automatic one while the weight is
 /// kept in the CPU kernels' layout too, `switched` the automatic one with another of two sets of
-/// adapters activated before each call, which the time includes.
-enum class Form { bare, composed, inactive, bypass, merged, automatic, packed, switched };
+/// adapters activated before each call, which the time includes. `int8_bare` and `int8` are `inactive`
+/// and the automatic one over a weight that `lightlora::quantize` keeps in eight bits.
+enum class Form {
+  bare,
+  composed,
+  inactive,
+  bypass,
+  merged,
+  automatic,
+  packed,
+  switched,
+  int8_bare,
+  int8
+};
 
 inline const std::vector<std::pair<Form, std::string>>& forms() {
   static const std::vector<std::pair<Form, std::string>> all{
       {Form::bare, "bare"},     {Form::composed, "composed"}, {Form::inactive, "inactive"},
       {Form::bypass, "bypass"}, {Form::merged, "merged"},     {Form::automatic, "auto"},
-      {Form::packed, "packed"}, {Form::switched, "switched"}};
+      {Form::packed, "packed"}, {Form::switched, "switched"}, {Form::int8_bare, "int8_bare"},
+      {Form::int8, "int8"}};
   return all;
 }
 
@@ -52,7 +66,12 @@ inline Form parse_form(const std::string& text) {
 }
 
 /// Whether no adapter takes part.
-inline bool is_bare(Form form) { return form == Form::bare || form == Form::inactive; }
+inline bool is_bare(Form form) {
+  return form == Form::bare || form == Form::inactive || form == Form::int8_bare;
+}
+
+/// Whether the weight is kept in eight bits.
+inline bool is_int8(Form form) { return form == Form::int8_bare || form == Form::int8; }
 
 struct LayerSetup {
   std::string variant = "classic";
@@ -70,7 +89,7 @@ class LayerCase {
     plain_.model =
         torch::nn::Sequential(torch::nn::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
     plain_.model->to(setup_.device, setup_.dtype);
-    const auto options = lightlora::LoRAOptions(setup_.rank).network_alpha(2);
+    const auto options = adapter_options();
     plain_.lora = lightlora::patch(*plain_.model, setup_.variant, options, {"0"});
     plain_.lora->add(kOther, setup_.variant, options, {"0"});
     plain_.lora->set_active({{kOwn, 1.0}});
@@ -109,6 +128,7 @@ class LayerCase {
     const lightlora::Route route = form == Form::bypass   ? lightlora::Route::bypass
                                    : form == Form::merged ? lightlora::Route::merged
                                                           : lightlora::Route::automatic;
+    if (is_int8(form)) return int8().model->forward(x_);
     if (route != route_) plain_.lora->set_route(route_ = route);
     return plain_.model->forward(x_);
   }
@@ -125,7 +145,7 @@ class LayerCase {
     const auto add = [&](const std::vector<at::Tensor>& trained) {
       leaves.insert(leaves.end(), trained.begin(), trained.end());
     };
-    if (!is_bare(form)) add(plain_.parameters);
+    if (!is_bare(form)) add(form == Form::int8 ? int8().parameters : plain_.parameters);
     if (form != Form::switched) return torch::autograd::grad({y}, leaves, {dy_});
     // Whichever of the two sets was active when y was computed.
     add(plain_.others);
@@ -161,15 +181,46 @@ class LayerCase {
   };
   static constexpr const char* kOwn = "default";
   static constexpr const char* kOther = "other";
+  static constexpr const char* kInt8 = "int8";  // not a set's name, but the other model's own set
 
   const at::Tensor& weight() const {
     return plain_.model->ptr(0)->as<torch::nn::LinearImpl>()->weight;
+  }
+
+  // The same layer and the same adapter once more, over the weight in eight bits.
+  Patched& int8() {
+    if (int8_) return *int8_;
+    const auto& s = setup_.shape;
+    int8_ = std::make_unique<Patched>();
+    int8_->model =
+        torch::nn::Sequential(torch::nn::Linear(torch::nn::LinearOptions(s.k, s.m).bias(false)));
+    int8_->model->to(setup_.device, setup_.dtype);
+    const at::NoGradGuard no_grad;
+    int8_->model->ptr(0)->as<torch::nn::LinearImpl>()->weight.copy_(weight());
+    lightlora::quantize(*int8_->model);
+    int8_->lora = lightlora::patch(*int8_->model, setup_.variant, adapter_options(), {"0"});
+    int8_->parameters = int8_->lora->named_parameters(kOwn).values();
+    for (std::size_t i = 0; i < int8_->parameters.size(); ++i) {
+      int8_->parameters[i].copy_(plain_.parameters[i]);
+    }
+    return *int8_;
+  }
+
+  lightlora::LoRAOptions adapter_options() const {
+    return lightlora::LoRAOptions(setup_.rank).network_alpha(2);
   }
 
   void activate_set(const char* name) {
     active_.reset();
     active_ = std::make_unique<lightlora::Activation>(plain_.lora->activate({{name, 1.0}}));
     active_name_ = name;
+  }
+
+  void activate_int8() {
+    if (active_ && active_name_ == kInt8) return;
+    active_.reset();
+    active_ = std::make_unique<lightlora::Activation>(int8().lora->activate({{kOwn, 1.0}}));
+    active_name_ = kInt8;
   }
 
   // A model activates once for all of its layers, so no layer's time has that in it, but for the
@@ -179,6 +230,8 @@ class LayerCase {
     if (form == Form::switched) {
       others_turn_ = !others_turn_;
       activate_set(others_turn_ ? kOther : kOwn);
+    } else if (form == Form::int8) {
+      activate_int8();
     } else if (adapts && (!active_ || active_name_ != kOwn)) {
       activate_set(kOwn);
     } else if (!adapts) {
@@ -219,6 +272,7 @@ class LayerCase {
 
   LayerSetup setup_;
   Patched plain_;
+  std::unique_ptr<Patched> int8_;
   lightlora::PackedWeights packed_;
   std::shared_ptr<lightlora::Adapter> adapter_;
   lightlora::Route route_ = lightlora::Route::automatic;

@@ -57,8 +57,8 @@ struct Entry {
   std::vector<double> forward = {}, backward = {}, total = {}, ratio = {};
 };
 
-inline double tolerance(at::ScalarType dtype) {
-  return at::isReducedFloatingType(dtype) ? 3e-2 : 1e-5;
+inline double tolerance(at::ScalarType dtype, Form form) {
+  return at::isReducedFloatingType(dtype) || is_int8(form) ? 3e-2 : 1e-5;
 }
 
 // One sample: the mean of `repeats` steps.
@@ -107,7 +107,7 @@ inline std::vector<Entry> measure_group(const Group& group, const measure::Clock
         LayerSetup{variant, group.rank, group.shape, group.dtype, group.device});
     if (entries.empty()) entries.push_back({layer, Form::bare});
     for (const Form form : {Form::composed, Form::inactive, Form::bypass, Form::merged,
-                            Form::automatic, Form::switched}) {
+                            Form::automatic, Form::switched, Form::int8_bare, Form::int8}) {
       entries.push_back({layer, form});
     }
     if (layer->can_pack()) entries.push_back({layer, Form::packed});

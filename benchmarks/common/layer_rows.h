@@ -41,7 +41,7 @@ inline Row to_row(const std::vector<Entry>& entries, const Entry& entry, const P
   row.shape = s;
   row.rank = is_bare(entry.form) ? 0 : entry.layer->inner_rank();
   row.error = entry.error;
-  row.correct = entry.error <= tolerance(setup.dtype);
+  row.correct = entry.error <= tolerance(setup.dtype, entry.form);
   if (!row.correct) return row;
   const auto total = measure::statistics(entry.total);
   const auto ratio = measure::statistics(entry.ratio);

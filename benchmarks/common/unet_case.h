@@ -43,8 +43,9 @@ struct UNetFlags {
         ->check(cli::at_least(1));
     app.add_option("--pack_weights", pack_weights, "As of the programs")
         ->check(cli::one_of({"on", "off"}));
-    app.add_option("--base_precision", base_precision, "As of the programs; int8 packs nothing")
-        ->check(cli::one_of({"same", "int8"}));
+    app.add_option("--base_precision", base_precision,
+                   "As of the programs; int8 and nf4 pack nothing")
+        ->check(cli::one_of({"same", "int8", "nf4"}));
     app.add_choice("--cuda_graph", cuda_graph,
                    {{"auto", std::nullopt}, {"on", true}, {"off", false}}, "As of the programs");
     app.add_option("--attention", attention, "The only kernels for attention that may be used")
@@ -99,8 +100,9 @@ inline sd::UNet2DConditionModel random_unet(const UNetFlags& flags) {
   for (auto& parameter : unet->parameters()) {
     if (parameter.dim() == 4) parameter.set_data(flags.in_format(parameter.detach()));
   }
-  if (flags.base_precision == "int8") {
-    sd::quantise(unet);
+  if (flags.base_precision != "same") {
+    sd::quantise(*unet,
+                 flags.base_precision == "int8" ? sd::BasePrecision::int8 : sd::BasePrecision::nf4);
   } else if (flags.pack_weights == "on") {
     sd::pack_weights(unet);
   }

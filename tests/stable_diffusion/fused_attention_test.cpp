@@ -18,15 +18,22 @@ Tensor by_head(const Tensor& x, int64_t heads) {
   return x.unflatten(2, {heads, x.size(2) / heads}).transpose(1, 2);
 }
 
-Tensor of_operators(const Tensor& query, const Tensor& key, const Tensor& value, int64_t heads) {
+Tensor of_operators(const Tensor& query, const Tensor& key, const Tensor& value, int64_t heads,
+                    bool causal) {
   const double scale = 1 / std::sqrt(static_cast<double>(query.size(2) / heads));
-  const Tensor scores = by_head(query, heads).matmul(by_head(key, heads).transpose(-1, -2)) * scale;
+  Tensor scores = by_head(query, heads).matmul(by_head(key, heads).transpose(-1, -2)) * scale;
+  if (causal) {
+    const auto behind = torch::ones_like(scores).triu(1).to(torch::kBool);
+    scores = scores.masked_fill(behind, -INFINITY);
+  }
   return scores.softmax(-1).matmul(by_head(value, heads)).transpose(1, 2).flatten(2);
 }
 
-Tensor of_libtorch(const Tensor& query, const Tensor& key, const Tensor& value, int64_t heads) {
+Tensor of_libtorch(const Tensor& query, const Tensor& key, const Tensor& value, int64_t heads,
+                   bool causal) {
   return torch::scaled_dot_product_attention(by_head(query, heads), by_head(key, heads),
-                                             by_head(value, heads))
+                                             by_head(value, heads), /*attn_mask=*/{},
+                                             /*dropout_p=*/0.0, causal)
       .transpose(1, 2)
       .flatten(2);
 }
@@ -53,7 +60,7 @@ struct Arguments {
   std::vector<Tensor> run(const Attention& attention, torch::Dtype dtype) const {
     const auto leaf = [&](const Tensor& x) { return x.detach().to(dtype).requires_grad_(); };
     const std::vector<Tensor> leaves{leaf(query), leaf(key), leaf(value)};
-    std::vector<Tensor> all{attention(leaves[0], leaves[1], leaves[2], heads)};
+    std::vector<Tensor> all{attention(leaves[0], leaves[1], leaves[2], heads, causal)};
     for (auto& found : torch::autograd::grad({all[0]}, leaves, {gradient.to(dtype)})) {
       all.push_back(found);
     }
@@ -62,6 +69,7 @@ struct Arguments {
 
   Tensor query, key, value, gradient;
   int64_t heads;
+  bool causal = false;
 };
 
 }  // namespace
@@ -75,7 +83,8 @@ TEST_CASE("fused attention: values and gradients are as near to fp64 as LibTorch
       Sizes{1, 2, 64, 64, 40}, Sizes{2, 3, 129, 77, 40}, Sizes{1, 2, 130, 401, 64},
       Sizes{1, 1, 1, 77, 80}, Sizes{2, 2, 33, 17, 160}, Sizes{1, 2, 1, 1, 40}, Sizes{1, 4, 7, 5, 6},
       Sizes{1, 1, 300, 2, 2}, Sizes{1, 1, 70, 70, 512}, Sizes{3, 1, 515, 97, 46});
-  const Arguments arguments(sizes, score, dtype);
+  Arguments arguments(sizes, score, dtype);
+  arguments.causal = GENERATE(false, true);
   const auto exact = arguments.run(of_operators, torch::kDouble);
   const auto ours = arguments.run(sd::fused_attention, dtype);
   const auto theirs = arguments.run(of_libtorch, dtype);
@@ -84,7 +93,7 @@ TEST_CASE("fused attention: values and gradients are as near to fp64 as LibTorch
   // Where one key takes nearly all, terms of half precision cancel, and what is left is chance.
   const double factor = dtype == torch::kBFloat16 && score > 100 ? 3 : 1.5;
   for (size_t i = 0; i < exact.size(); ++i) {
-    CAPTURE(dtype, score, sizes.queries, sizes.keys, sizes.width, i);
+    CAPTURE(dtype, score, arguments.causal, sizes.queries, sizes.keys, sizes.width, i);
     REQUIRE(ours[i].sizes() == exact[i].sizes());
     CHECK(ours[i].scalar_type() == dtype);
     // Where one key takes all, the gradient is what rounding leaves of terms that cancel.
@@ -140,10 +149,11 @@ TEST_CASE("fused attention: gradients of gradients", "[fused_attention]") {
   torch::manual_seed(1);
   const auto x = torch::randn({2, 5, 12}, torch::kDouble);
   const bool one = GENERATE(true, false);  // query, key and value the same tensor
+  const bool causal = GENERATE(false, true);
   const auto second = [&](const auto& attention, const Tensor& from) {
     const auto leaf = from.clone().requires_grad_();
     const auto key = one ? leaf : leaf * 0.5, value = one ? leaf : leaf.sin();
-    const auto result = attention(leaf, key, value, 3);
+    const auto result = attention(leaf, key, value, 3, causal);
     const auto first = torch::autograd::grad({result.pow(2).sum()}, {leaf}, {},
                                              /*retain_graph=*/true, /*create_graph=*/true)[0];
     return torch::autograd::grad({first.pow(2).sum()}, {leaf})[0];
@@ -159,7 +169,9 @@ TEST_CASE("fused attention: everything else is LibTorch's", "[fused_attention]")
   };
   const auto by_libtorch = [](const Tensor& x, int64_t heads) {
     CHECK_FALSE(sd::has_fused_attention(x, x, x, heads));
-    CHECK(sd::fused_attention(x, x, x, heads).equal(of_libtorch(x, x, x, heads)));
+    CHECK(sd::fused_attention(x, x, x, heads).equal(of_libtorch(x, x, x, heads, /*causal=*/false)));
+    CHECK(sd::fused_attention(x, x, x, heads, /*causal=*/true)
+              .equal(of_libtorch(x, x, x, heads, /*causal=*/true)));
   };
   by_libtorch(tokens(8, torch::kDouble), 2);
   by_libtorch(tokens(8, torch::kHalf), 2);

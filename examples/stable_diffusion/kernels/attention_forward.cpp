@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct QueryBlock {
 
   int64_t width;
   float scale = 0;         // of the scores, times log2(e)
+  int64_t first = -1;      // the first query's place, if the keys behind a query's own do not count
   const T* key = nullptr;  // rows
   int64_t key_stride = 0;
   const T* value = nullptr;  // in pairs of rows
@@ -100,6 +102,19 @@ SD_SIMD_INLINE bool outgrown(const Sums<R, V>& scores, const float* maximum, flo
   return above != 0;
 }
 
+// Scores of R keys from `key` become -inf for the queries before them.
+template <int R, int V>
+SD_SIMD_INLINE void hide(Sums<R, V>& scores, int64_t key, int64_t query) {
+  SD_SIMD_UNROLL
+  for (int r = 0; r < R; ++r) {
+    SD_SIMD_UNROLL
+    for (int v = 0; v < V; ++v) {
+      const __mmask16 hidden = first_lanes(key + r - query - v * kLanes);
+      scores[r][v] = _mm512_mask_mov_ps(scores[r][v], hidden, _mm512_set1_ps(-HUGE_VALF));
+    }
+  }
+}
+
 // R keys from `j` of the keys that begin with `first`: their scores, and from these the weights.
 template <typename T, int V, int R>
 SD_SIMD_TARGET __attribute__((noinline)) void weigh(QueryBlock<T, V>& block, int64_t first,
@@ -108,6 +123,7 @@ SD_SIMD_TARGET __attribute__((noinline)) void weigh(QueryBlock<T, V>& block, int
   const T* key = block.key + (first + j) * block.key_stride;
   product<T, R, V>(scores, {key, block.key_stride, kPair<T>}, block.query.data(),
                    block.width / kPair<T>);
+  if (block.first >= 0) hide<R, V>(scores, first + j, block.first);
   {
     __m512 highest[V];
     if (__builtin_expect(outgrown<R, V>(scores, block.maximum, kLag<T> / block.scale, highest),
@@ -164,8 +180,10 @@ SD_SIMD_TARGET void attend(const AttentionForward<T>& call, QueryBlock<T, V>& bl
   for (auto* totals : {&block.totals, &block.new_totals}) {
     for (auto& each : *totals) std::fill_n(each, V * kLanes, 0.0F);
   }
-  for (int64_t first = 0; first < call.sizes.keys; first += kKeys) {
-    weigh_keys(block, first, std::min(kKeys, call.sizes.keys - first));
+  const int64_t last = block.first + count;  // no query has more keys
+  const int64_t keys = call.causal ? std::min(call.sizes.keys, last) : call.sizes.keys;
+  for (int64_t first = 0; first < keys; first += kKeys) {
+    weigh_keys(block, first, std::min(kKeys, keys - first));
   }
   for (auto& totals : block.totals) {
     for (float& total : totals) total = 1.0F / total;
@@ -210,6 +228,7 @@ void run(const AttentionForward<T>& call) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t pair = i / blocks, b = pair / sizes.heads;
       const int64_t channel = pair % sizes.heads * sizes.width, row = i % blocks * V * kLanes;
+      if (call.causal) block.first = row;
       block.key = call.key.data + b * call.key.batch_stride + channel;
       block.value = kPair<T> == 2 ? pairs.data() + pair * pairs_size
                                   : call.value.data + b * call.value.batch_stride + channel;

@@ -23,6 +23,7 @@ struct AttentionSizes {
 template <typename T>
 struct AttentionForward {
   AttentionSizes sizes;
+  bool causal;  ///< a query has no more keys than its own place and those before it
   Tokens<const T> query, key, value;
   Tokens<T> out;
   float scale;
@@ -34,6 +35,7 @@ struct AttentionForward {
 template <typename T>
 struct AttentionBackward {
   AttentionSizes sizes;
+  bool causal;
   Tokens<const T> query, key, value, out, grad_out;
   Tokens<T> grad_query, grad_key, grad_value;
   float scale;

@@ -25,7 +25,10 @@ struct NormCall {
 };
 
 at::Tensor norm_of_operators(const NormCall& call, const at::Tensor& x) {
-  const at::Tensor y = at::group_norm(x, call.groups, call.weight, call.bias, call.eps);
+  // As in lightlora: LibTorch's gradient for channels last writes that of x, also where there is none.
+  const bool writes_none = x.is_cpu() && !x.requires_grad() && call.weight.requires_grad();
+  const at::Tensor y = at::group_norm(writes_none ? x.contiguous() : x, call.groups, call.weight,
+                                      call.bias, call.eps);
   if (!call.activates) return y;
   return y.requires_grad() ? at::silu(y) : at::silu_(const_cast<at::Tensor&>(y));
 }

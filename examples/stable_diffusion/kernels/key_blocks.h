@@ -76,6 +76,18 @@ SD_SIMD_INLINE void store_pairs(float* to, const Sums<R, V>& rows) {
   }
 }
 
+/// Weights stay of the first `count` keys for the first query, of one more for each after it.
+template <int R, int V>
+SD_SIMD_INLINE void keep_own(Sums<R, V>& weights, int64_t count) {
+  SD_SIMD_UNROLL
+  for (int r = 0; r < R; ++r) {
+    SD_SIMD_UNROLL
+    for (int v = 0; v < V; ++v) {
+      weights[r][v] = _mm512_maskz_mov_ps(first_lanes(count + r - v * kLanes), weights[r][v]);
+    }
+  }
+}
+
 /// R queries from `row`, place `j` of their block: their weights and the gradients of their scores.
 template <typename T, int V, int R>
 SD_SIMD_TARGET __attribute__((noinline)) void weigh_again(Bench<T>& bench, const KeyBlock<T>& keys,
@@ -98,6 +110,7 @@ SD_SIMD_TARGET __attribute__((noinline)) void weigh_again(Bench<T>& bench, const
           _mm512_maskz_mul_ps(mask, weights[r][v], _mm512_set1_ps(head.inverse[row + r]));
     }
   }
+  if (call.causal) keep_own<R, V>(weights, row + 1 - keys.first);
   store_pairs<T, R, V>(bench.weights + place, weights);
   Sums<R, V> grads;
   product<T, R, V>(grads,

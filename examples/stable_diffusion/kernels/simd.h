@@ -73,8 +73,9 @@ SD_SIMD_INLINE __m512i broadcast_word(const void* from) {
   return _mm512_set1_epi32(word);
 }
 
-/// The first `count` of 16 lanes.
+/// The first `count` of 16 lanes; none if it is negative.
 SD_SIMD_INLINE __mmask16 first_lanes(int64_t count) {
+  if (count <= 0) return 0;
   return static_cast<__mmask16>(count >= kLanes ? 0xFFFFU : (1U << count) - 1U);
 }
 
