@@ -18,7 +18,8 @@ readonly wheels=(diffusers==0.42.1 importlib_metadata)
 mkdir -p "$kit"
 for package in "${packages[@]}"; do
   compgen -G "$kit/${package}_*.deb" >/dev/null && continue
-  (cd "$kit" && apt-get download -q "$package")
+  # The user _apt may not enter this folder, which apt would say for each of them.
+  (cd "$kit" && apt-get download -q -o APT::Sandbox::User=root "$package")
 done
 python3 -m pip download --quiet --no-deps --dest "$kit" "${wheels[@]}"
 # diffusers does not load without it, and there is one for each version of Python.

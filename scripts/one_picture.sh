@@ -17,4 +17,4 @@ echo
 echo "The same from one picture, $picture, in seconds"
 "$bin/personalize" --pretrained_model_name_or_path examples/stable_diffusion/assets/base --hypernetwork "$network" \
   --image "$picture" --instance_prompt "a sks thing on a $colour background" --prompt "a sks thing on a blue background" \
-  --output_dir demo/one_picture --overwrite_output_dir --seed 1
+  --learning_rate 8e-3 --guidance_scale 4 --output_dir demo/one_picture --overwrite_output_dir --seed 1

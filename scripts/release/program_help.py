@@ -13,6 +13,8 @@ PROGRAMS = [
     "train_dreambooth_lora",
     "train_dreambooth_lora_sdxl",
     "textual_inversion",
+    "train_hypernetwork",
+    "personalize",
     "convert_lora",
     "before_after",
 ]

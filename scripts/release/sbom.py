@@ -41,6 +41,7 @@ HEADER_ONLY = ["nlohmann-json3-dev", "libcli11-dev", "libstb-dev"]
 BUNDLED = [  # folder below examples/stable_diffusion/assets, what it is, license
     ("clip_tokenizer", "CLIP's byte pairs, of OpenAI", "MIT"),
     ("base", "A small model made from Noto Color Emoji", "Apache-2.0"),
+    ("hypernetwork", "A small network made from Noto Color Emoji", "Apache-2.0"),
     ("measures", "Vectors of Noto Color Emoji", "Apache-2.0"),
     ("teddy_bear", "Pictures made from Noto Color Emoji", "Apache-2.0"),
 ]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The findings about hypernetworks claim what the numbers show and no more, and results are kept.
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <sstream>
 
@@ -107,7 +108,8 @@ TEST_CASE("a study without a network says nothing of it") {
   CHECK(verdict_on(study, "the prediction alone") == "missed: no difference beyond the spread");
   study.settings.without = {"twice"};
   study.settings.train.validation_dir = "somewhere";
-  CHECK_THROWS_WITH(study.settings.check(), ContainsSubstring("--without: expected one of 'once'"));
+  CHECK_THROWS_WITH(study.settings.check(),
+                    ContainsSubstring("--without: expected one of 'word', 'once'"));
 }
 
 TEST_CASE("two likenesses that point apart decide nothing") {
@@ -118,6 +120,44 @@ TEST_CASE("two likenesses that point apart decide nothing") {
     summary.points.front().features.mean -= 0.2;
   }
   CHECK(verdict_on(study, "the prediction alone") == "the two likenesses disagree");
+}
+
+TEST_CASE("of one network the things' own differences decide") {
+  using hyperstudy::compare_by_thing;
+  // Things differ by far more than the two ways do.
+  CHECK(compare_by_thing({0.50, 0.70, 0.91}, {0.48, 0.68, 0.88}) == 1);
+  CHECK(compare_by_thing({0.48, 0.68, 0.88}, {0.50, 0.70, 0.91}) == -1);
+  CHECK(compare_by_thing({0.50, 0.70, 0.90}, {0.48, 0.75, 0.88}) == 0);
+  CHECK(compare_by_thing({0.9}, {0.1}) == 0);
+
+  hyperstudy::Settings settings;
+  settings.network_dir = "network";
+  CHECK(hyperstudy::networks(settings).size() == 1);
+  const auto all = hyperstudy::methods(settings);
+  settings.without = {hyperstudy::kWord};
+  CHECK(hyperstudy::methods(settings).size() + 1 == all.size());
+  // Means over two seeds of each thing: 0.3 and 0.5.
+  const std::vector<std::vector<Run>> runs{
+      {run_with(0.2, 0, {0}, 1), run_with(0.4, 0, {0}, 1)},
+      {run_with(0.399, 1, {0}, 1), run_with(0.599, 1, {0}, 1)}};
+  hyperstudy::Method method = all.front();
+  method.points = {0};
+  const auto point = hyperstudy::summarise(method, runs, /*by_things=*/true).first();
+  REQUIRE(point.likeness_of.size() == 2);
+  CHECK(std::abs(point.likeness_of[0] - 0.3) < 1e-9);
+  CHECK(std::abs(point.likeness.mean - 0.4) < 1e-9);
+  // The standard deviation of 0.3 and 0.5, over the root of two.
+  CHECK(std::abs(point.likeness.deviation - 0.1) < 1e-6);
+  CHECK(hyperstudy::summarise(method, runs).first().likeness_of.empty());
+}
+
+TEST_CASE("rates are doubled from the lowest to the highest") {
+  hyperstudy::Settings settings;
+  CHECK(settings.rate_factors() == std::vector<double>{0.5, 1, 2, 4});
+  settings.lowest_rate_factor = 4;
+  CHECK(settings.rate_factors() == std::vector<double>{4});
+  settings.lowest_rate_factor = 8;
+  CHECK_THROWS_WITH(settings.check(), ContainsSubstring("--highest_rate_factor: expected"));
 }
 
 TEST_CASE("a run is found again with its settings, and not with others") {

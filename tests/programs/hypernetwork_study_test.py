@@ -4,7 +4,7 @@ nothing."""
 
 import pathlib
 
-from hypernetwork_test import identities
+from hypernetwork_test import identities, learn
 from support import MODEL, main, run, run_ok, scratch
 
 FILES = ["hypernetwork.md", "hypernetwork-pictures.png", "hypernetwork-steps.png"]
@@ -58,9 +58,33 @@ def test_quick():
         assert 1 <= again.count("\n[") <= 2 and "\nnetwork: " not in again, again
 
         refused = run("compare_hypernetwork", *flags(folder), "--without", "nothing")
-        assert refused.returncode == 2 and "--without: expected one of 'once', 'few2'" in refused.stderr, refused
+        assert refused.returncode == 2 and "--without: expected one of 'word', 'once', 'few2'" in refused.stderr, (
+            refused
+        )
         refused = run("compare_hypernetwork", *flags(folder), "--validation_dir", folder / "nothing")
         assert refused.returncode == 1 and "sub-folder for each thing" in refused.stderr, refused
+
+
+def test_of_one_network():
+    """A network that is there is measured and none is trained; what starts from nothing is not done again for another."""
+    with scratch() as name:
+        folder = pathlib.Path(name)
+        identities(folder / "things")
+        identities(folder / "others", count=2)
+        learn(folder, "network", "--target_steps", 0, "--prediction_penalty", 0.001, steps=2)
+        given = [*flags(folder), "--network_dir", folder / "network", "--without", "word"]
+        output = "\n" + run_ok("compare_hypernetwork", *given)
+        assert "\nnetwork: " not in output and output.count("/8] ") == 8, output
+        page = (folder / "page/hypernetwork.md").read_text()
+        assert "standard error over the things" in page and "| the network given | 3 |" in page, page
+        assert "prediction for the nearest identity" in page and "textual inversion" not in page, page
+
+        learn(folder, "other", "--target_steps", 0, "--prediction_penalty", 0.001, steps=3)
+        given[given.index(folder / "network")] = folder / "other"
+        again = "\n" + run_ok("compare_hypernetwork", *given)
+        assert again.count("/5] ") == 5, again  # without no hypernetwork, and LoRA DreamBooth twice
+        refused = run("compare_hypernetwork", *flags(folder), "--network_dir", folder / "things")
+        assert refused.returncode == 1 and "is what train_hypernetwork wrote" in refused.stderr, refused
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
 #include <lightlora/file_io.h>
 #include <torch/utils.h>
 
+#include "research/hypernetwork/identities.h"
+#include "research/hypernetwork/personalize.h"
 #include "research/hypernetwork/targets.h"
 #include "support.h"
 #include "training/adapters.h"
@@ -246,4 +248,52 @@ TEST_CASE("equal adapters have equal canonical values") {
   Small fused("fused");
   const auto core = at::randn_like(fused.adapters.values());
   CHECK(largest(fused.adapters.canonical(core) - core) == 0);
+}
+
+namespace {
+
+// The six pictures of the demo's subject, under the name that the bundled network's things have.
+Identities bundled_subject(sd::StableDiffusion& pipeline, const std::string& folder) {
+  Identities data;
+  std::vector<at::Tensor> latents;
+  std::vector<std::string> captions;
+  const std::vector<std::string> colours{"purple", "orange", "yellow", "brown", "white", "green"};
+  for (size_t i = 0; i < colours.size(); ++i) {
+    const auto file = folder + "/" + std::to_string(i) + "_" + colours[i] + ".png";
+    latents.push_back(read_picture(file, pipeline, 64));
+    captions.push_back("a sks thing on a " + colours[i] + " background");
+  }
+  data.names = {"teddy bear"};
+  data.first = {0, 6};
+  data.latents = at::cat(latents);
+  data.caption = at::arange(6);
+  data.text = pipeline.encode_prompt(captions);
+  data.ids = pipeline.token_ids(captions);
+  return data;
+}
+
+}  // namespace
+
+// Which neither the base nor the network has seen.
+TEST_CASE(
+    "the bundled network's prediction draws the bundled subject better than what it is around") {
+  const torch::NoGradGuard no_grad;
+  const std::string assets =
+      std::string(LIGHTLORA_SOURCE_DIR) + "/examples/stable_diffusion/assets";
+  sd::StableDiffusion pipeline(assets + "/base");
+  Predictor predictor(assets + "/hypernetwork", pipeline);
+  const auto mean = predictor.adapters().values().clone();
+  const auto data = bundled_subject(pipeline, assets + "/teddy_bear");
+  const auto predicted =
+      predictor.predict(data.latents.narrow(0, 0, 1)).values().clone().unsqueeze(0);
+  const SubjectLoss loss(pipeline, predictor.adapters());
+  torch::manual_seed(0);
+  const auto batch = loss.draw(data, {0}, /*each=*/48);
+  const auto of = [&](const at::Tensor& values) { return loss(values, batch).item<double>(); };
+  const double ours = of(predicted);
+  // Without adapters every picture is one of its own.
+  const double base = loss({}, batch).mean().item<double>();
+  INFO("prediction " << ours << ", mean adapter " << of(mean.unsqueeze(0)) << ", base " << base);
+  CHECK(ours < 0.9 * of(mean.unsqueeze(0)));
+  CHECK(ours < 0.9 * base);
 }

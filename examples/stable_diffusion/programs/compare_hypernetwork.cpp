@@ -36,6 +36,8 @@ void bind_pictures(cli::App& app, hyperstudy::Settings& s) {
 void bind_networks(cli::App& app, hyperstudy::Settings& s) {
   auto& t = s.train;
   app.group("Networks");
+  app.add_option("--network_dir", s.network_dir,
+                 "Measure the network in this folder, and train none");
   app.add_option("--network_steps", t.max_train_steps, "Updates of each network")
       ->check(cli::at_least(1));
   app.add_option("--network_batch_size", t.train_batch_size, "Things in each")
@@ -50,7 +52,7 @@ void bind_networks(cli::App& app, hyperstudy::Settings& s) {
   app.add_option(
       "--without", s.without,
       "Leave a network out, to save time: once, few50, few200, pictures, weights, fused or "
-      "higher; repeatable");
+      "higher; or word, textual inversion; repeatable");
   app.add_option("--target_steps", t.targets.steps, "Steps of each thing's own adapters")
       ->check(cli::at_least(1));
 }
@@ -63,6 +65,14 @@ void bind_runs(cli::App& app, hyperstudy::Settings& s) {
   app.add_option("--tuning_steps", s.tuning_steps, "Steps after a prediction")
       ->check(cli::at_least(1));
   app.add_option("--long_steps", s.long_steps, "Steps of the longer LoRA DreamBooth")
+      ->check(cli::at_least(1));
+  app.add_option("--lowest_rate_factor", s.lowest_rate_factor,
+                 "Every way of tuning is tried at this multiple of its usual learning rate, ...")
+      ->check(cli::above(0));
+  app.add_option("--highest_rate_factor", s.highest_rate_factor,
+                 "... twice as much, and so on up to this one. If they are one, none is tried")
+      ->check(cli::above(0));
+  app.add_option("--rate_identities", s.rate_identities, "Things that the rates are tried on")
       ->check(cli::at_least(1));
   app.add_option("--inversion_steps", s.inversion_steps, "Steps of textual inversion")
       ->check(cli::at_least(1));

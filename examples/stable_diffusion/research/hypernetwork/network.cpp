@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "kernels/fused_attention.h"
+
 namespace hypernetwork {
 namespace {
 
@@ -90,13 +92,8 @@ TransformerBlockImpl::TransformerBlockImpl(int64_t width, int64_t heads, bool re
 at::Tensor TransformerBlockImpl::attend(torch::nn::Linear& query_of,
                                         torch::nn::Linear& key_value_of, torch::nn::Linear& out_of,
                                         const at::Tensor& x, const at::Tensor& context) const {
-  const auto split = [&](const at::Tensor& tokens) {
-    return tokens.unflatten(-1, {heads_, -1}).transpose(1, 2);
-  };
   const auto both = key_value_of(context).chunk(2, /*dim=*/-1);
-  const auto result =
-      at::scaled_dot_product_attention(split(query_of(x)), split(both[0]), split(both[1]));
-  return out_of(result.transpose(1, 2).flatten(2));
+  return out_of(sd::fused_attention(query_of(x), both[0], both[1], heads_));
 }
 
 at::Tensor TransformerBlockImpl::forward(at::Tensor x, const at::Tensor& picture) {

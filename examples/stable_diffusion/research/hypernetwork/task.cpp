@@ -29,9 +29,10 @@ pretraining::StageOptions stage_options(const TrainOptions& o, const Subjects& s
                                         std::vector<cli::Setting> settings) {
   pretraining::StageOptions options;
   options.output_dir = o.output_dir;
-  options.bf16 = false;  // the network is small beside the UNet
-  options.channels_last = false;
   options.device = subjects.pipeline->options().device();
+  // Of the network's products: a fifth of a step on a CPU. Its values stay fp32.
+  options.bf16 = o.mixed_precision == c10::kBFloat16 && options.device.is_cpu();
+  options.channels_last = false;
   options.group = group;
   options.settings = std::move(settings);
   options.config = {
@@ -45,6 +46,7 @@ pretraining::StageOptions stage_options(const TrainOptions& o, const Subjects& s
         {"decay_share", static_cast<double>(std::min(o.lr_decay_steps, o.max_train_steps)) /
                             static_cast<double>(o.max_train_steps)},
         {"ema_decay", 0.995},
+        {"muon", true},
         {"seed", o.seed},
         {"validate_every", o.validation_steps > 0 ? o.validation_steps : o.max_train_steps},
         {"save_every", o.checkpointing_steps}}}};
@@ -75,7 +77,9 @@ HyperNetworkTask::HyperNetworkTask(const TrainOptions& options, Subjects subject
   network_ = HyperNetwork(sizes_of(options, subjects_));
   network_->set_scale(subjects_.mean, subjects_.spread);
   network_->to(options_.device);
-  train_parts({{*network_, ""}}, {});
+  // The matrices of its blocks. What a layer's token says has a matrix for each layer, and steps by
+  // AdamW as the rest.
+  train_parts({{*network_, ""}}, {"encoder.", "decoder."});
 }
 
 at::Tensor HyperNetworkTask::shown(const Identities& data, const std::vector<int64_t>& identities,
@@ -87,6 +91,23 @@ at::Tensor HyperNetworkTask::shown(const Identities& data, const std::vector<int
     rows.push_back(data.first[static_cast<size_t>(identity)] + picture);
   }
   return data.latents.index_select(0, at::tensor(rows, at::kLong));
+}
+
+// Without adapters to learn from there is none that predictions are around beforehand.
+at::Tensor HyperNetworkTask::mean_adapter() {
+  if (subjects_.targets.defined()) return subjects_.mean.to(options_.device);
+  const torch::NoGradGuard no_grad;
+  constexpr size_t at_once = 32;
+  const auto& chosen = subjects_.chosen;
+  at::Tensor sum = at::zeros_like(subjects_.mean, options_.device);
+  for (size_t first = 0; first < chosen.size(); first += at_once) {
+    const auto end = std::min(chosen.size(), first + at_once);
+    const std::vector<int64_t> some(chosen.begin() + static_cast<int64_t>(first),
+                                    chosen.begin() + static_cast<int64_t>(end));
+    const auto latents = shown(subjects_.learned, some, /*at_random=*/false);
+    sum += network_->forward(latents.to(options_.device)).sum(0);
+  }
+  return sum / static_cast<double>(chosen.size());
 }
 
 double HyperNetworkTask::backward(int64_t /*step*/) {
@@ -140,7 +161,7 @@ training::Numbers HyperNetworkTask::figures(int64_t step) {
   const auto loss = [&](const at::Tensor& values) {
     return (*subjects_.loss)(values, batch).mean().item<double>();
   };
-  const auto mean = subjects_.mean.to(options_.device).expand_as(predicted);
+  const auto mean = mean_adapter().expand_as(predicted);
   training::Numbers numbers{{"validation_loss", loss(predicted)},
                             {"validation_loss_of_shuffled", loss(predicted.roll(1, 0))},
                             {"validation_loss_of_mean", loss(mean)},
@@ -180,7 +201,7 @@ void HyperNetworkTask::save_model(const pretraining::MasterWeights& weights) {
   const fs::path folder = options_.output_dir;
   save_network(file, (folder / kNetworkFile).string(), at::kHalf);
   const at::Tensor before = adapters.values().clone();
-  adapters.assign(subjects_.mean.to(before.device()));
+  adapters.assign(mean_adapter().to(before.device()));
   lightlora::save(adapters.parts().state(), (folder / kMeanFile).string());
   adapters.assign(before);
 }

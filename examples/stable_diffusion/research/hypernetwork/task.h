@@ -50,6 +50,10 @@ class HyperNetworkTask : public pretraining::StageTask {
   /// The latents of one picture of each identity for the network to look at.
   static at::Tensor shown(const Identities& data, const std::vector<int64_t>& identities,
                           bool at_random);
+  /// What predictions are around: the mean of the adapters to learn from or, without any, of the
+  /// predictions for the things that the network learns from.
+  /// Shapes: (n)
+  at::Tensor mean_adapter();
   void draw(int64_t step, const at::Tensor& values);
 
   TrainOptions given_;

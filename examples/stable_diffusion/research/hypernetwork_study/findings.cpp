@@ -20,14 +20,20 @@ struct Words {
 
 // Of two by both likenesses: 1, -1, 0, or 2 if the two measures disagree.
 int by_likeness(const AtPoint& a, const AtPoint& b) {
-  const int first = compare(a.likeness, b.likeness), second = compare(a.features, b.features);
+  const bool by_thing = !a.likeness_of.empty() && !b.likeness_of.empty();
+  const int first =
+      by_thing ? compare_by_thing(a.likeness_of, b.likeness_of) : compare(a.likeness, b.likeness);
+  const int second =
+      by_thing ? compare_by_thing(a.features_of, b.features_of) : compare(a.features, b.features);
   if (first * second < 0) return 2;
   const int sum = first + second;
   return sum > 0 ? 1 : sum < 0 ? -1 : 0;
 }
 
 std::string verdict(const AtPoint& a, const AtPoint& b, const Words& words) {
-  if (std::min(a.likeness.count, b.likeness.count) < 2) return "undecided: one seed";
+  if (std::min(a.likeness.count, b.likeness.count) < 2) {
+    return a.likeness_of.empty() ? "undecided: one seed" : "undecided: one thing";
+  }
   const int side = by_likeness(a, b);
   if (side == 2) return "the two likenesses disagree";
   return side > 0 ? words.better : side < 0 ? words.worse : words.same;
@@ -78,7 +84,8 @@ std::string controls(const Study& study) {
   const auto& ours = study.of(kRelaxed);
   const std::pair<const char*, const char*> all[] = {
       {kMean, "the mean adapter"},
-      {kNearest, "the nearest identity's adapter"},
+      {kNearest, study.settings.by_things() ? "the prediction for the nearest identity"
+                                            : "the nearest identity's adapter"},
       {kShuffled, "the prediction for another picture"}};
   const Words words{"beats it", "it is beaten", "does not beat it beyond the spread"};
   for (const auto& [name, title] : all) {
@@ -97,6 +104,7 @@ std::string paper(const Study& study) {
                          "does not reproduce beyond the spread"};
   std::string text;
   for (const auto* name : {kDreamBooth, kZero, kContinued, kWord}) {
+    if (!study.has(name)) continue;
     const auto& other = study.of(name);
     text += against(fmt::format("{} is more alike than: {}", ours.method.title, other.method.title),
                     ours.last(), other.last(), reproduces);

@@ -60,7 +60,7 @@ std::string alone(const Study& study, const char* method, const std::string& tit
 
 std::string first_table(const Study& study) {
   return head_of(kColumns) + after(study, kRelaxed) + after(study, kDreamBooth) +
-         after(study, kDreamBoothLong) + after(study, kWord) +
+         after(study, kDreamBoothLong) + (study.has(kWord) ? after(study, kWord) : "") +
          alone(study, kZero, "no personalisation");
 }
 
@@ -75,7 +75,9 @@ std::string controls_table(const Study& study) {
   return head_of(kColumns) + after(study, kRelaxed) + after(study, kMean) + after(study, kNearest) +
          after(study, kShuffled) + alone(study, kRelaxed, "the prediction alone") +
          alone(study, kMean, "the mean adapter alone") +
-         alone(study, kNearest, "the nearest identity's adapter alone") +
+         alone(study, kNearest,
+               study.settings.by_things() ? "the prediction for the nearest identity alone"
+                                          : "the nearest identity's adapter alone") +
          alone(study, kShuffled, "the prediction for another picture alone");
 }
 
@@ -93,9 +95,9 @@ std::string networks_table(const Study& study) {
         {study.networks[i].title, fmt::to_string(trained.identities),
          fmt::to_string(trained.values), rounded(static_cast<double>(trained.parameters) / 1e6, 2),
          rounded(static_cast<double>(trained.bytes) / 1e6, 2),
-         with_spread(study::spread(minutes), 1), with_spread(summary.first().likeness, 3),
-         with_spread(summary.first().features, 3), with_spread(summary.last().likeness, 3),
-         with_spread(summary.last().features, 3)});
+         study.settings.by_things() ? "-" : with_spread(study::spread(minutes), 1),
+         with_spread(summary.first().likeness, 3), with_spread(summary.first().features, 3),
+         with_spread(summary.last().likeness, 3), with_spread(summary.last().features, 3)});
   }
   return text;
 }
@@ -116,12 +118,13 @@ std::string steps_table(const Study& study) {
 }
 
 std::string rates_table(const Study& study) {
+  const bool tries = study.settings.rate_factors().size() > 1;
   std::string text = head_of({"way", "mean of both likenesses at each rate", "taken"});
   for (size_t i = 0; i < study.summaries.size(); ++i) {
     std::string line;
     for (const auto& tried : study.tried[i]) {
       line += fmt::format("{}{}: {}", line.empty() ? "" : "; ", rounded(tried.rate, -1),
-                          rounded(tried.score, 3));
+                          tries ? rounded(tried.score, 3) : "not measured");
     }
     const auto& summary = study.summaries[i];
     text += row_of({summary.method.title, line, rounded(summary.rate, -1)});
@@ -131,6 +134,13 @@ std::string rates_table(const Study& study) {
 
 std::string seeds_said(const Study& study) {
   const auto seeds = study.settings.seeds;
+  if (study.settings.by_things()) {
+    return fmt::format(
+        "- **±**: standard error over the things, {} seed{} each. A difference counts in the "
+        "findings if the mean of the things' own differences is larger than twice its standard "
+        "error. The network is one: another training of it might come to other numbers.\n",
+        seeds, seeds == 1 ? "" : "s");
+  }
   if (seeds == 1) return "- One seed: nothing here can be called better than another.\n";
   return fmt::format(
       "- **±**: standard deviation over {} seeds, each the mean over all things. A seed changes "
@@ -141,23 +151,44 @@ std::string seeds_said(const Study& study) {
       seeds);
 }
 
+std::string rates_said(const Study& study) {
+  const auto& s = study.settings;
+  if (s.rate_factors().size() > 1) {
+    return fmt::format(
+        "Every way of tuning is tried at several rates on {} thing{} of the training side, and the "
+        "best one taken: see below.",
+        s.rate_identities, s.rate_identities == 1 ? "" : "s");
+  }
+  return fmt::format("Every way of tuning has {} times its usual rate; no other was tried.",
+                     rounded(s.lowest_rate_factor, -1));
+}
+
+std::string made_by(const Study& study) {
+  const auto& s = study.settings;
+  if (!s.by_things()) return "`make hypernetwork_study` wrote this page.";
+  return fmt::format(
+      "`compare_hypernetwork --network_dir {}` wrote this page: a short study of that one network, "
+      "without others to compare it with; `make hypernetwork_study` is the long one.",
+      s.network_dir);
+}
+
 std::string introduction_of(const Study& study) {
   const auto& s = study.settings;
   return fmt::format(
       R"(# HyperDreamBooth measured
 
-`make hypernetwork_study` wrote this page. Hypernetworks learn from up to {} things of `{}`; {} of {} things of `{}`, none of which any network or the base has seen, are then personalised from one picture each, on `{}` ({}x{} pixels). Of emoji, as `make_dataset --identities` writes them, no subgroup of Unicode is on both sides, so that twins are not either. What is reproduced is the shape of the paper's tables in a small domain, not their numbers.
+{} Hypernetworks learn from up to {} things of `{}`; {} of {} things of `{}`, none of which any network or the base has seen, are then personalised from one picture each, on `{}` ({}x{} pixels). Of emoji, as `make_dataset --identities` writes them, no subgroup of Unicode is on both sides, so that twins are not either. What is reproduced is the shape of the paper's tables in a small domain, not their numbers.
 
 - **likeness**: of {} pictures on backgrounds that the picture shown does not have, with the thing's true pictures. **Pixels**: mean cosine of the cut-out thing, 24x24 with its mask. **Features**: mean cosine in a network that learned to tell the training side's things apart and shares nothing with the models measured; **recognised**: the share that it takes for this thing and none of the {} others.
 - **background as asked**: does the prompt still count? **drift**: root mean square change of {} pictures that have nothing to do with the thing, of 1.
 - **s**: from the picture to the adapters, on {} thread{}, as busy as the machine was, without loading the model. **kB**: the file in fp32.
-{}- Every way of tuning is tried at several rates on {} things of the training side, and the best one taken: see below. {} pictures a step.
+{}- {} {} pictures a step.
 
 )",
-      study.learned, s.train.identities_dir, study.things.size(), study.held_out,
+      made_by(study), study.learned, s.train.identities_dir, study.things.size(), study.held_out,
       s.train.validation_dir, s.train.model.path, study.resolution, study.resolution, s.pictures,
       study.held_out + s.rate_identities - 1, s.class_prompts.size(), at::get_num_threads(),
-      at::get_num_threads() == 1 ? "" : "s", seeds_said(study), s.rate_identities, s.batch_size);
+      at::get_num_threads() == 1 ? "" : "s", seeds_said(study), rates_said(study), s.batch_size);
 }
 
 std::string whole_page(const Study& study) {

@@ -55,6 +55,25 @@ study::Spread over_seeds(const std::vector<std::vector<Run>>& runs, size_t point
   return study::spread(means);
 }
 
+// Of each thing the mean over the seeds.
+std::vector<double> of_things(const std::vector<std::vector<Run>>& runs, size_t point,
+                              const OfPoint& value) {
+  std::vector<double> means(runs.at(0).size(), 0.0);
+  for (const auto& things : runs) {
+    for (size_t i = 0; i < means.size(); ++i) {
+      means[i] += value(things.at(i).points.at(point)) / static_cast<double>(runs.size());
+    }
+  }
+  return means;
+}
+
+// With the standard error of the mean.
+study::Spread over_things(const std::vector<double>& of_things) {
+  auto spread = study::spread(of_things);
+  spread.deviation /= std::sqrt(static_cast<double>(of_things.size()));
+  return spread;
+}
+
 }  // namespace
 
 std::optional<Run> load_run(const std::string& path, const std::string& settings) {
@@ -69,7 +88,7 @@ std::optional<Trained> load_trained(const std::string& path, const std::string& 
 
 void save_trained(const std::string& path, const Trained& trained) { write_as(path, trained); }
 
-Summary summarise(const Method& method, const std::vector<std::vector<Run>>& runs) {
+Summary summarise(const Method& method, const std::vector<std::vector<Run>>& runs, bool by_things) {
   Summary summary;
   summary.method = method;
   const Run& first = runs.at(0).at(0);
@@ -77,8 +96,14 @@ Summary summarise(const Method& method, const std::vector<std::vector<Run>>& run
   summary.bytes = first.bytes;
   summary.trained = first.trained;
   for (size_t i = 0; i < method.points.size(); ++i) {
-    const auto of = [&](const OfPoint& value) { return over_seeds(runs, i, value); };
+    const auto of = [&](const OfPoint& value) {
+      return by_things ? over_things(of_things(runs, i, value)) : over_seeds(runs, i, value);
+    };
     Summary::AtPoint point;
+    if (by_things) {
+      point.likeness_of = of_things(runs, i, [](const Point& p) { return p.scores.likeness; });
+      point.features_of = of_things(runs, i, [](const Point& p) { return p.scores.features; });
+    }
     point.steps = method.points[i];
     point.seconds = of([](const Point& p) { return p.seconds; });
     point.likeness = of([](const Point& p) { return p.scores.likeness; });
@@ -97,6 +122,14 @@ int compare(const study::Spread& a, const study::Spread& b) {
   if (std::min(a.count, b.count) < 2) return 0;
   if (std::abs(difference) <= a.deviation + b.deviation) return 0;
   return difference < 0 ? -1 : 1;
+}
+
+int compare_by_thing(const std::vector<double>& a, const std::vector<double>& b) {
+  std::vector<double> differences;
+  for (size_t i = 0; i < a.size(); ++i) differences.push_back(a[i] - b.at(i));
+  const auto spread = over_things(differences);
+  if (spread.count < 2 || std::abs(spread.mean) <= 2 * spread.deviation) return 0;
+  return spread.mean < 0 ? -1 : 1;
 }
 
 }  // namespace hyperstudy

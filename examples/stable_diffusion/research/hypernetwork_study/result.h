@@ -65,6 +65,8 @@ struct Summary {
     int64_t steps = 0;
     study::Spread seconds, likeness, features, recognised, followed, drift;
     std::vector<std::string> pictures;  ///< the first picture of each thing, of the first seed
+    /// By thing, where the spread is that of the things; otherwise empty.
+    std::vector<double> likeness_of, features_of;
   };
   std::vector<AtPoint> points;
 
@@ -72,10 +74,14 @@ struct Summary {
   const AtPoint& first() const { return points.front(); }
 };
 
-/// `runs[seed][thing]`.
-Summary summarise(const Method& method, const std::vector<std::vector<Run>>& runs);
+/// `runs[seed][thing]`. `by_things`: the spread is the standard error of a mean over the things.
+Summary summarise(const Method& method, const std::vector<std::vector<Run>>& runs,
+                  bool by_things = false);
 
 /// -1: a is smaller beyond the spread; 1: larger; 0: within it, or one seed only.
 int compare(const study::Spread& a, const study::Spread& b);
+/// The same of the same things in two ways: by the mean of their differences, beyond twice its
+/// standard error.
+int compare_by_thing(const std::vector<double>& a, const std::vector<double>& b);
 
 }  // namespace hyperstudy

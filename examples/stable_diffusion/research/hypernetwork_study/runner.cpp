@@ -91,10 +91,44 @@ Runner::Runner(Settings settings, const distributed::Group& group)
   auto& few = settings_.few;
   few.erase(std::remove_if(few.begin(), few.end(), [&](int64_t n) { return n >= most; }),
             few.end());
+  if (settings_.by_things()) take_network();
   networks_ = networks(settings_);
   if (group_.is_main()) judge_.emplace(settings_, learned_, things_);
   group_.barrier();
   if (!judge_) judge_.emplace(settings_, learned_, things_);  // reads what rank 0 learned
+}
+
+// Every way adapts the layers that the network given predicts for, and calls things as it does.
+void Runner::take_network() {
+  const auto path = (fs::path(settings_.network_dir) / hypernetwork::kNetworkFile).string();
+  TORCH_CHECK(fs::exists(path), "'", settings_.network_dir, "': expected ",
+              hypernetwork::kNetworkFile, ", got a folder without it; hint: --network_dir is what ",
+              "train_hypernetwork wrote");
+  const auto file = hypernetwork::read_network(path);
+  distributed::Fingerprint print;
+  for (const auto& [name, tensor] : file.tensors) {
+    const auto values = tensor.contiguous();
+    print.add(name);
+    print.add(values.const_data_ptr(), static_cast<size_t>(values.nbytes()));
+  }
+  given_.settings = ", given: " + print.hexadecimal();
+  given_.bytes = static_cast<int64_t>(fs::file_size(path));
+  given_.values = file.options.values();
+  for (const auto& item : file.tensors) given_.parameters += item.second.numel();
+  given_.identities = static_cast<int64_t>(learned_.size());
+  auto& layers = settings_.train.adapter.target_modules;
+  layers.clear();
+  const std::string unet = "unet.";
+  for (const auto& layer : file.options.layers()) {
+    TORCH_CHECK(layer.path.rfind(unet, 0) == 0, "'", path, "': expected layers of the UNet, got '",
+                layer.path,
+                "'; hint: --network_dir compares networks without --train_text_encoder");
+    layers.push_back(layer.path.substr(unet.size()));
+  }
+  // What starts from nothing depends on them too, and on nothing else of the network.
+  settings_.data += " " + short_hash(fmt::format("{}", fmt::join(layers, " ")));
+  const auto prompt = file.metadata.find("instance_prompt");
+  if (prompt != file.metadata.end()) settings_.train.instance_prompt = prompt->second;
 }
 
 const Network& Runner::network(const std::string& name) const {
@@ -103,16 +137,25 @@ const Network& Runner::network(const std::string& name) const {
 }
 
 std::string Runner::settings_of(const Network& network, uint64_t seed) const {
-  return fmt::format("{}; {}; seed {}", settings_.data, describe(network.options), seed);
+  return fmt::format("{}; {}{}; seed {}", settings_.data, describe(network.options),
+                     given_.settings, seed);
 }
 
-// What another training left does not lie there.
+// What another training left does not lie there; a network given is the same for every seed.
 std::string Runner::folder_of(const Network& network, uint64_t seed) const {
+  if (settings_.by_things()) {
+    return settings_.path("networks/given-" + short_hash(settings_of(network, 0)).substr(0, 8));
+  }
   return settings_.path(fmt::format("networks/{}-seed{}-{}", network.name, seed,
                                     short_hash(settings_of(network, seed)).substr(0, 8)));
 }
 
+std::string Runner::network_folder(const Network& network, uint64_t seed) const {
+  return settings_.by_things() ? settings_.network_dir : folder_of(network, seed);
+}
+
 Trained Runner::train(const Network& network, uint64_t seed) {
+  if (settings_.by_things()) return given_;
   const auto folder = folder_of(network, seed);
   const auto marker = folder + "/trained.json";
   const auto text = settings_of(network, seed);
@@ -147,7 +190,7 @@ void Runner::predict(const Network& network, uint64_t seed) {
   const auto folder = folder_of(network, seed) + "/starts";
   if (fs::exists(folder + "/seconds.json")) return;
   sd::make_folder(folder);
-  hypernetwork::Predictor predictor(folder_of(network, seed), workshop_->pipeline());
+  hypernetwork::Predictor predictor(network_folder(network, seed), workshop_->pipeline());
   std::vector<double> seconds;
   for (size_t i = 0; i < things_.size(); ++i) {
     const auto begin = std::chrono::steady_clock::now();
@@ -158,13 +201,27 @@ void Runner::predict(const Network& network, uint64_t seed) {
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
     seconds.push_back(passed.count());
   }
+  if (settings_.by_things()) predict_nearest(predictor, folder_of(network, seed) + "/nearest");
   lightlora::AtomicFile file(folder + "/seconds.json");
   file.write(nlohmann::json(seconds).dump());
   file.commit();
 }
 
+// What the network says of the most similar thing of the training side.
+void Runner::predict_nearest(hypernetwork::Predictor& predictor, const std::string& folder) {
+  sd::make_folder(folder);
+  for (size_t i = 0; i < things_.size(); ++i) {
+    const auto& other = learned_[nearest(things_[i], learned_)];
+    const auto latents = hypernetwork::read_picture(other.shown().path, workshop_->pipeline(),
+                                                    predictor.resolution());
+    const auto& predicted = predictor.predict(latents);
+    lightlora::save(predicted.parts().state(), fmt::format("{}/{}.safetensors", folder, i));
+  }
+}
+
 // The adapters that the most similar thing of the training side has of its own.
 void Runner::find_nearest() {
+  if (settings_.by_things()) return;
   const auto& main = network(kMain);
   const auto folder = folder_of(main, 0) + "/nearest";
   const auto path = [&](size_t i) { return fmt::format("{}/{}.safetensors", folder, i); };
@@ -190,7 +247,7 @@ std::string Runner::start_file(const Method& method, uint64_t seed, size_t thing
     case Start::zero:
       return "";
     case Start::mean:
-      return folder + "/" + hypernetwork::kMeanFile;
+      return network_folder(network(method.network), seed) + "/" + hypernetwork::kMeanFile;
     case Start::nearest:
       return numbered(folder_of(network(method.network), 0) + "/nearest", thing);
     case Start::shuffled:

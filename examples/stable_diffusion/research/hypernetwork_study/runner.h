@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "research/hypernetwork/personalize.h"
 #include "research/hypernetwork_study/workshop.h"
 #include "support/distributed/group.h"
 
@@ -45,9 +46,13 @@ class Runner {
 
  private:
   std::string folder_of(const Network& network, uint64_t seed) const;
+  /// Where its files are.
+  std::string network_folder(const Network& network, uint64_t seed) const;
   std::string settings_of(const Network& network, uint64_t seed) const;
+  void take_network();
   Trained train(const Network& network, uint64_t seed);
   void predict(const Network& network, uint64_t seed);
+  void predict_nearest(hypernetwork::Predictor& predictor, const std::string& folder);
   void find_nearest();
   std::string start_file(const Method& method, uint64_t seed, size_t thing) const;
   double start_seconds(const Method& method, uint64_t seed, size_t thing) const;
@@ -65,6 +70,7 @@ class Runner {
   size_t held_out_ = 0;                  // how many of `things_`
   std::vector<size_t> measured_;         // among `things_`
   std::vector<Network> networks_;
+  Trained given_;  // with Settings::network_dir
   std::optional<Judge> judge_;
   std::optional<Workshop> workshop_;
 };

@@ -84,8 +84,10 @@ std::vector<Run> Runner::make(const std::vector<Job>& jobs) {
 }
 
 std::vector<Tried> Runner::try_rates(const Method& method) {
+  const auto factors = settings_.rate_factors();
+  if (factors.size() == 1) return {{factors[0] * usual_rate(method), 0}};
   std::vector<Job> jobs;
-  for (const double factor : settings_.rate_factors) {
+  for (const double factor : factors) {
     for (size_t thing = held_out_; thing < things_.size(); ++thing) {
       jobs.push_back(job(method, factor * usual_rate(method), /*seed=*/0, thing));
     }
@@ -147,7 +149,7 @@ void Runner::make_runs(Study& study) {
       of_method.emplace_back(next, end);
       next = end;
     }
-    study.summaries.push_back(summarise(method, of_method));
+    study.summaries.push_back(summarise(method, of_method, settings_.by_things()));
   }
 }
 

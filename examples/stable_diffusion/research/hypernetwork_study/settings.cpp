@@ -34,7 +34,8 @@ void Settings::make_quick() {
   identities = rate_identities = pictures = batch_size = 1;
   tuning_steps = inversion_steps = picture_steps = 2;
   long_steps = 3;
-  rate_factors = {1};
+  lowest_rate_factor = 1;
+  highest_rate_factor = 2;
   class_prompts.resize(1);
   recogniser_steps = 3;
   train.max_train_steps = 2;
@@ -48,14 +49,19 @@ void Settings::make_quick() {
 
 void Settings::check() const {
   train.check();
-  TORCH_CHECK_VALUE(train.targets.steps > 0 && train.weight_loss > 0 && train.diffusion_loss > 0,
+  const bool has_targets =
+      train.targets.steps > 0 && train.weight_loss > 0 && train.diffusion_loss > 0;
+  TORCH_CHECK_VALUE(by_things() || has_targets,
                     "--target_steps: expected adapters to learn from, since networks without them ",
                     "are compared with those that have some, got none");
+  TORCH_CHECK_VALUE(lowest_rate_factor <= highest_rate_factor,
+                    "--highest_rate_factor: expected at least ", lowest_rate_factor, ", got ",
+                    highest_rate_factor);
   TORCH_CHECK_VALUE(!train.validation_dir.empty(),
                     "--validation_dir: expected things that no network learns from, got none");
   auto all = *this;
   all.without.clear();
-  std::vector<std::string> names;
+  std::vector<std::string> names{kWord};
   for (const auto& network : networks(all)) {
     if (network.name != kMain) names.push_back(network.name);
   }
@@ -81,6 +87,16 @@ std::string describe(const hypernetwork::TrainOptions& t) {
       exact(t.prediction_penalty));
 }
 
+std::vector<double> Settings::rate_factors() const {
+  std::vector<double> factors;
+  for (double f = lowest_rate_factor; f <= highest_rate_factor; f *= 2) factors.push_back(f);
+  return factors;
+}
+
+bool Settings::leaves_out(const std::string& name) const {
+  return std::count(without.begin(), without.end(), name) > 0;
+}
+
 std::string Settings::to_string() const {
   return fmt::format(
       "{}; {}, {} and {} steps of {} pictures, rank {}; from '{}'; {} pictures of {} steps, "
@@ -102,6 +118,7 @@ std::vector<std::string> Settings::prompts(const std::string& shown_caption) con
 
 std::vector<Network> networks(const Settings& settings) {
   const auto& base = settings.train;
+  if (settings.by_things()) return {with(settings, kMain, "the network given", base)};
   std::vector<Network> all{with(settings, kMain, "all identities, both losses, rank 1", base)};
   auto one = base;
   one.network.iterations(1);
@@ -125,9 +142,7 @@ std::vector<Network> networks(const Settings& settings) {
   auto higher = base;
   higher.adapter_rank = settings.rank;
   all.push_back(with(settings, "higher", fmt::format("rank {}", settings.rank), higher));
-  const auto left_out = [&](const Network& network) {
-    return std::count(settings.without.begin(), settings.without.end(), network.name) > 0;
-  };
+  const auto left_out = [&](const Network& network) { return settings.leaves_out(network.name); };
   all.erase(std::remove_if(all.begin() + 1, all.end(), left_out), all.end());
   return all;
 }
@@ -141,6 +156,9 @@ std::vector<Method> methods(const Settings& s) {
   const auto steps = s.tuning_steps, most = s.long_steps;
   const auto all = distinct({0, steps / 4, steps / 2, steps});
   const std::string after = fmt::format(" + {} relaxed steps", steps);
+  // A network that learned from pictures alone knows no other adapter of a thing.
+  const std::string nearest =
+      s.by_things() ? "prediction for the nearest identity" : "nearest identity's adapter";
   std::vector<Method> methods{
       {kRelaxed, "hypernetwork" + after, kMain, Start::prediction, true, "light", false, all},
       {kContinued,
@@ -166,10 +184,13 @@ std::vector<Method> methods(const Settings& s) {
        true,
        {s.inversion_steps}},
       {kMean, "mean adapter" + after, kMain, Start::mean, true, "light", false, all},
-      {kNearest, "nearest identity's adapter" + after, kMain, Start::nearest, true, "light", false,
-       all},
+      {kNearest, nearest + after, kMain, Start::nearest, true, "light", false, all},
       {kShuffled, "prediction for another picture" + after, kMain, Start::shuffled, true, "light",
        false, all}};
+  methods.erase(std::remove_if(
+                    methods.begin(), methods.end(),
+                    [&](const Method& method) { return method.word && s.leaves_out(method.name); }),
+                methods.end());
   for (const auto& network : networks(s)) {
     if (network.name == kMain) continue;
     // A core has no rank to relax: it is tuned as it is.

@@ -18,14 +18,17 @@ struct Settings {
   std::string data;  ///< fingerprint of the base's weights and of the things, once they are read
   int64_t seeds = 3;
   std::vector<int64_t> few{50, 200};  ///< identities of networks that learn from fewer than all
-  std::vector<std::string> without;   ///< names of networks that are left out
+  std::vector<std::string> without;   ///< names of networks and methods that are left out
+  /// Folder of a network that is measured in place of training any; empty: none.
+  std::string network_dir;
 
   int64_t identities = 24;  ///< held-out ones that are measured, evenly chosen
   int64_t tuning_steps = 40, long_steps = 400, inversion_steps = 400;
   int64_t rank = 4, batch_size = 4;
-  /// Every way of tuning is tried at these multiples of its usual rate, on `rate_identities` things
-  /// of the side that the networks learn from.
-  std::vector<double> rate_factors{0.5, 1, 2, 4};
+  /// Every way of tuning is tried at these multiples of its usual rate and those between them, each
+  /// twice the last one, on `rate_identities` things of the side that the networks learn from. There
+  /// is nothing to try if the two are one.
+  double lowest_rate_factor = 0.5, highest_rate_factor = 4;
   int64_t rate_identities = 2;
   std::string initializer = "bear";  ///< of the learned word
 
@@ -44,6 +47,10 @@ struct Settings {
   /// Everything that a measured run depends on beside its network.
   std::string to_string() const;
   std::string path(const std::string& name) const { return work_dir + "/" + name; }
+  std::vector<double> rate_factors() const;
+  bool leaves_out(const std::string& name) const;
+  /// One network has no seeds to differ by: what its predictions come to differs by the things.
+  bool by_things() const { return !network_dir.empty(); }
   /// Prompts on backgrounds that the picture shown does not have.
   std::vector<std::string> prompts(const std::string& shown_caption) const;
 };

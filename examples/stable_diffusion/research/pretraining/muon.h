@@ -12,7 +12,10 @@ namespace pretraining {
 /// Equation: five steps of the Newton-Schulz iteration x -> a x + (b xx' + c (xx')^2) x of Muon
 ///           (Jordan et al. 2024), which ends between 0.7 and 1.2
 /// Shapes:   (rows, columns), any; zeros stay zeros
-/// Dtypes:   computed in `compute_dtype`, result in fp32
+/// Dtypes:   computed in `compute_dtype`, in fp32 where one side is much the longer and that costs
+///           less; result in fp32
+/// Error:    relative to the same steps in fp64 below 1e-3 in fp32, and 2e-2 and more in bf16, which
+///           loses the smallest singular values
 at::Tensor orthogonalized(const at::Tensor& matrix, at::ScalarType compute_dtype);
 
 /// The momentum orthogonalised, so that a step moves every direction of a matrix alike.
