@@ -181,8 +181,9 @@ TEST_CASE("cli: a choice is a value of its own type, and is written as its first
   CHECK(painter.wall == Colour::red);
   CHECK(painter.door == Colour::red);
   CHECK(cli::config_text(painter.settings) == "wall = \"red\"\ndoor = \"red\"\n");
-  CHECK(painter.run({"--door", "as_wall"}) == 0);
+  CHECK(painter.run({"--door", "as_wall", "--wall", "Green"}) == 0);
   CHECK_FALSE(painter.door.has_value());
+  CHECK(cli::config_text(painter.settings) == "wall = \"green\"\ndoor = \"as_wall\"\n");
   CHECK_THAT(painter.help, ContainsSubstring("--door as_wall|red|rouge"));
   CHECK_THAT(painter.help, ContainsSubstring("(default red)"));
   Captured err(std::cerr);

@@ -244,6 +244,10 @@ def test_errors():
         )
         write_safetensors(folder / "oft", {"lora_unet_conv_in.oft_diag": ([1, 1], [1.0])})
         fails(1, "got OFT", "--input", folder / "oft", "--output", folder / "out", "--to", "native")
+        rotation = folder / "rotation"
+        write_safetensors(rotation, {"lora_unet_conv_in.oft_blocks": ([2, 2, 2], [0.1] * 8)})
+        two = ["--input", rotation, "--input", rotation]
+        fails(1, "got diag_oft, whose delta depends on the base", *two, "--output", folder / "out", "--to", "kohya")
         fails(2, "--energy", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--energy", 0)
         fails(2, "--json", "--input", folder / "start", "--output", folder / "out", "--to", "kohya", "--json")
         fails(1, "create the folder", "--input", folder / "start", "--output", folder / "no/out", "--to", "native")

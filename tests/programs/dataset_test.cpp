@@ -77,6 +77,17 @@ TEST_CASE("data folder: captions come from text files, metadata.jsonl and N_name
   CHECK(dataset.caption(3, "the prompt") == "the prompt");
 }
 
+TEST_CASE("data folder: a caption is that of all pictures of its name", "[data]") {
+  const ScratchFolder folder;
+  write_grey(folder.file("a.png"), 8, 8);
+  write_grey(folder.file("a.jpg"), 8, 8);  // told apart by content
+  write_text(folder.file("a.txt"), "both");
+  const auto data = read_data_folder(folder.path().string());
+  REQUIRE(data.pictures.size() == 2);
+  for (const auto& picture : data.pictures) CHECK(picture.caption == "both");
+  CHECK(data.notices.empty());
+}
+
 TEST_CASE("data folder: captions of another ending stand in for the usual ones", "[data]") {
   const ScratchFolder folder;
   write_grey(folder.file("a.png"), 8, 8);
@@ -89,6 +100,16 @@ TEST_CASE("data folder: captions of another ending stand in for the usual ones",
   data = read_data_folder(folder.path().string(), ".tags");
   CHECK(data.pictures.at(0).caption == "red, round");
   CHECK_THAT(all_notices(data), ContainsSubstring("'a.txt'"));
+  for (const char* text : {"red, round\nand more\n", "\xEF\xBB\xBFred, round\r\n\r\nmore"}) {
+    write_text(folder.file("a.tags"), text);
+    data = read_data_folder(folder.path().string(), ".tags", /*first_line=*/true);
+    CHECK(data.pictures.at(0).caption == "red, round");
+    CHECK_THAT(all_notices(data), ContainsSubstring("of 'a.tags' in") &&
+                                      ContainsSubstring("the first line alone counts"));
+  }
+  write_text(folder.file("a.tags"), "red, round\n\n");
+  data = read_data_folder(folder.path().string(), ".tags", /*first_line=*/true);
+  CHECK_THAT(all_notices(data), !ContainsSubstring("first line"));
 }
 
 TEST_CASE("masks are those of their pictures' paths, and of one picture each", "[data]") {
@@ -136,6 +157,17 @@ TEST_CASE("data folder: whatever is no picture is left out with a notice", "[dat
   CHECK_THAT(text, ContainsSubstring("'b.jpg'") && ContainsSubstring("a web page"));
   CHECK_THAT(text, ContainsSubstring("'.DS_Store'"));
   CHECK_THAT(text, ContainsSubstring("'more'") && ContainsSubstring("N_name"));
+  std::filesystem::create_directories(folder.path() / "2_sks/3_deeper");
+  write_grey(folder.file("2_sks/b.png"), 8, 8);
+  write_grey(folder.file("more/c.png"), 8, 8);
+  std::filesystem::create_symlink("loop.png", folder.path() / "loop.png");
+  write_text(folder.file("metadata.jsonl"), "{\"file_name\": \"more/c.png\", \"text\": \"x\"}\n");
+  const std::string more = all_notices(read_data_folder(folder.path().string() + "/"));
+  CHECK_THAT(more, ContainsSubstring("'3_deeper'") && ContainsSubstring("in a sub-folder and is"));
+  CHECK_THAT(more, ContainsSubstring("'loop.png'") && ContainsSubstring("a broken link"));
+  CHECK_THAT(more,
+             ContainsSubstring("'c.png' in") && ContainsSubstring("listed in metadata.jsonl"));
+  CHECK_THAT(more, ContainsSubstring("'more'") && ContainsSubstring("N_name"));
 }
 
 TEST_CASE("data folder: metadata.jsonl that does not fit is an error with its line", "[data]") {
@@ -152,6 +184,23 @@ TEST_CASE("data folder: metadata.jsonl that does not fit is an error with its li
   fails("{\"file_name\": \"z.png\", \"text\": \"x\"}", "got no such file");
   fails("{\"file_name\": \"a.png\"}", "expected 'text'");
   fails("{\"file_name\": \"a.png\", \"text\": 3}", "expected text for 'text', got 3");
+  fails("{\"file_name\": \"a.png\\u0000b\", \"text\": \"x\"}", "a byte of zero");
+  write_text(
+      folder.file("metadata.jsonl"),
+      "{\"file_name\": \"a.png\", \"text\": \"x\"}\n{\"file_name\": \"./a.png\", \"text\": \"y\"}");
+  CHECK_THROWS_WITH(read_data_folder(folder.path().string()),
+                    ContainsSubstring("line 2") && ContainsSubstring("a second one for 'a.png'"));
+}
+
+TEST_CASE("data folder: a caption that is no UTF-8 by its letter is named", "[data]") {
+  const ScratchFolder folder;
+  write_grey(folder.file("a.png"), 8, 8);
+  // A surrogate, and a slash in more bytes than it needs.
+  for (const char* text : {"a \xED\xA0\x80 bear", "a \xE0\x80\xAF bear", "a \xF4\x90\x80\x80"}) {
+    write_text(folder.file("a.txt"), text);
+    CHECK_THROWS_WITH(read_data_folder(folder.path().string()),
+                      ContainsSubstring("a.txt'") && ContainsSubstring("(byte 3)"));
+  }
 }
 
 TEST_CASE("data folder: one without pictures is an error that says what it holds", "[data]") {
@@ -307,6 +356,9 @@ TEST_CASE("data set: all damaged pictures are named at once", "[data]") {
   CHECK_THROWS_WITH(read(), ContainsSubstring("2 pictures cannot be read") &&
                                 ContainsSubstring("a.png'") && ContainsSubstring("c.png'") &&
                                 !ContainsSubstring("b.png'"));
+  write_grey(folder.file("c.png"), 1, 51);
+  CHECK_THROWS_WITH(read(), ContainsSubstring("2 pictures cannot be read") &&
+                                ContainsSubstring("c.png': expected a picture at most 50 times"));
   std::filesystem::remove(folder.file("c.png"));
   CHECK_THROWS_WITH(read(), ContainsSubstring("a.png': expected a whole PNG picture") &&
                                 !ContainsSubstring("cannot be read"));

@@ -204,5 +204,20 @@ def test_a1111_lines_behind_the_settings_are_named():
         assert "not used: Template" in output, output
 
 
+def test_an_axis_takes_the_place_of_what_nobody_knows():
+    import generation_test
+
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for name, field, axis in [
+            ("a", "Sampler: Restart", "scheduler=ddim,euler"),
+            ("b", "Clip skip: 99", "clip_skip=0,1"),
+            ("c", "CFG scale: x", "guidance=1,2"),
+            ("d", "Seed: 1.5", "seed=1,2"),
+        ]:
+            generation_test.write_png(folder / f"{name}.png", f"a cat\nSteps: 1, Size: 64x64, Seed: 1, {field}")
+            sheet(folder, name + "-sheet", "--from_png", folder / f"{name}.png", "--xy", axis)
+
+
 if __name__ == "__main__":
     main(globals())

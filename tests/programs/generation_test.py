@@ -259,6 +259,8 @@ def test_flags_that_play_no_part_are_named():
                 "--num_images_per_prompt has no effect with --initial_latents, which are those of 2 pictures",
             ),
             (["--lora_dir", folder], "--lora_dir has no effect without a <lora:name> in the prompt"),
+            (["--model_config", folder], "--model_config has no effect with a folder"),
+            (["--prompt", "a <hypernet:anime:0.5> cat"], "'<hypernet:anime:0.5>' is not used"),
             (["--xy", "seed=1,2", "--batch_size", 2], "--batch_size has no effect with --xy"),
         ]:
             output = draw(*drawing, *flags)

@@ -269,12 +269,12 @@ def test_checkpoints_of_another_run_are_let_be():
 
 
 def changed(path, change):
-    """Rewrites a safetensors file whose data a function changes, given the header."""
+    """Rewrites a safetensors file whose header and data a function changes."""
     header, data = read_safetensors(path)
-    text = path.read_bytes()[: -len(data)]
     data = bytearray(data)
     change(header, data)
-    path.write_bytes(text + data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def test_a_resume_with_another_model_is_noticed():
@@ -329,6 +329,40 @@ def test_counters_that_nothing_reaches_are_one_clear_line():
             done = run("train_dreambooth_lora", *arguments(output, "--resume_from_checkpoint", "latest"))
             assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (place, number, done)
             assert "the checkpoint is damaged" in done.stderr and str(number) in done.stderr, done.stderr
+
+
+def test_a_damaged_state_is_one_line_that_names_the_checkpoint():
+    with scratch() as folder:
+        output = pathlib.Path(folder) / "out"
+        run_ok("train_dreambooth_lora", *arguments(output, "--use_ema", steps=2, every=1))
+        checkpoint = output / "checkpoint-1"
+
+        def no_numbers(name):
+            def change(header, data):
+                begin, end = header[name]["data_offsets"]
+                data[begin:end] = b"\xff" * (end - begin)
+
+            return change
+
+        def other_shape(header, data):
+            header["steps"]["shape"] = [1, *header["steps"]["shape"]]
+
+        for file, change in [
+            ("training_state.safetensors", no_numbers("average.values")),
+            ("training_state.safetensors", no_numbers("average.trained")),
+            ("training_state.safetensors", no_numbers("optimizer.0.first_moment")),
+            ("training_state.safetensors", other_shape),
+            ("training_state.safetensors", lambda header, data: data.extend(b"more")),
+        ]:
+            path = checkpoint / file
+            before = path.read_bytes()
+            changed(path, change)
+            more = ["--use_ema", "--resume_from_checkpoint", checkpoint]
+            done = run("train_dreambooth_lora", *arguments(output, *more, every=1))
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (file, done)
+            assert str(checkpoint) in done.stderr and "--allow_trailing" not in done.stderr, done.stderr
+            assert "Scalar" not in done.stderr and (output / "checkpoint-2").is_dir(), done.stderr
+            path.write_bytes(before)
 
 
 main(globals())

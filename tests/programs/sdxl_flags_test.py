@@ -71,6 +71,35 @@ def test_edm_is_refused_with_the_reason():
         assert "'--do_edm_style_training' is not offered: models of that kind (Playground v2.5)" in done.stderr, done
 
 
+# The flags of diffusers 0.42's train_dreambooth_lora_sdxl.py.
+FLAGS_OF_DIFFUSERS = """pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dataset_name
+    dataset_config_name instance_data_dir cache_dir image_column caption_column repeats class_data_dir instance_prompt
+    class_prompt validation_prompt num_validation_images validation_epochs do_edm_style_training
+    with_prior_preservation prior_loss_weight num_class_images output_dir output_kohya_format seed resolution
+    center_crop random_flip train_text_encoder train_batch_size sample_batch_size num_train_epochs max_train_steps
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint gradient_accumulation_steps
+    gradient_checkpointing learning_rate text_encoder_lr scale_lr lr_scheduler snr_gamma lr_warmup_steps lr_num_cycles
+    lr_power dataloader_num_workers optimizer use_8bit_adam adam_beta1 adam_beta2 prodigy_beta3 prodigy_decouple
+    adam_weight_decay adam_weight_decay_text_encoder adam_epsilon prodigy_use_bias_correction
+    prodigy_safeguard_warmup max_grad_norm push_to_hub hub_token hub_model_id logging_dir allow_tf32 report_to
+    mixed_precision prior_generation_precision local_rank enable_xformers_memory_efficient_attention
+    enable_npu_flash_attention rank lora_dropout use_dora image_interpolation_mode""".split()
+
+
+def test_every_flag_of_diffusers_script_is_understood_or_answered_with_a_reason():
+    known = set(re.findall(r"--(\w+)", run_ok(TRAINER, "--help")))
+    absent = [flag for flag in FLAGS_OF_DIFFUSERS if flag not in known]
+    assert "use_dora" in absent and len(absent) < 25, absent
+    for flag in absent:
+        done = run(TRAINER, *flags("not-written", f"--{flag}"))
+        assert done.returncode == 2 and f"'--{flag}' is not offered: " in done.stderr, done
+    done = run(TRAINER, *flags("not-written", "--variant", "fp16"))
+    assert done.returncode == 2 and "half-precision files of a folder are used" in done.stderr, done
+    # As diffusers' own command lines have it.
+    with scratch() as folder:
+        train(pathlib.Path(folder) / "x", "--optimizer", "AdamW", steps=1)
+
+
 def test_a_model_of_v_with_zero_terminal_snr_learns_also_from_pure_noise():
     with scratch() as folder:
         folder = pathlib.Path(folder)

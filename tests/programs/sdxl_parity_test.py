@@ -138,4 +138,23 @@ def test_sizes_are_refused_for_other_models():
     assert done.returncode == 2 and "only SDXL is told about sizes" in done.stderr, done.stderr
 
 
+def test_sizes_that_no_picture_has_are_refused_and_ones_without_effect_said():
+    with scratch() as folder:
+        base = ["text_to_image", "--pretrained_model_name_or_path", FOLDER, "--device", "cpu", "--prompt", "a cat"]
+        base += ["--num_inference_steps", 1, "--output", pathlib.Path(folder) / "x.png"]
+        for flag, numbers, least in [
+            ("--original_size", (16, -4), 1),
+            ("--target_size", (0, 16), 1),
+            ("--crops_coords_top_left", (-1, 0), 0),
+            ("--negative_original_size", (0, 0), 1),
+        ]:
+            done = run(*base, flag, *numbers)
+            wrong = min(numbers)
+            name = flag.replace("negative_", "")
+            assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+            assert f"{name}: expected numbers from {least} on, got {wrong}" in done.stderr, done.stderr
+        shown = run_ok(*base, "--guidance_scale", 1, "--negative_original_size", 8, 8)
+        assert "--negative_original_size and its like has no effect with a --guidance_scale of 1" in shown, shown
+
+
 main(globals())

@@ -32,6 +32,13 @@ def metrics(output):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+def spoil(folder):
+    """What a user may do to the pictures of a run is no reason for it to fail."""
+    (folder / "step-000000-1.png").unlink()
+    (folder / "step-000002-1.png").write_text("gone")
+    (folder / "photo.png").write_text("no picture")
+
+
 def test_a_validated_run_shows_all_it_should():
     with scratch() as folder:
         output = pathlib.Path(folder) / "out"
@@ -67,16 +74,11 @@ def test_a_validated_run_shows_all_it_should():
             assert sheet.width > 128 and sheet.height > 192
 
         # Going on replaces what came after the checkpoint, in both logs.
-        run_ok(
-            "train_dreambooth_lora",
-            "--config",
-            output / "config.toml",
-            "--max_train_steps",
-            5,
-            "--resume_from_checkpoint",
-            "checkpoint-2",
-        )
+        spoil(output / "validation")
+        more = ["--max_train_steps", 5, "--resume_from_checkpoint", "checkpoint-2"]
+        text = run_ok("train_dreambooth_lora", "--config", output / "config.toml", *more)
         assert [entry["step"] for entry in metrics(output) if "loss" in entry] == [1, 2, 3, 4, 5]
+        assert "not on the contact sheet: " in text and "step-000002-1.png" in text, text
         again = {entry["step"]: entry["loss"] for entry in metrics(output) if "loss" in entry}
         assert {step: again[step] for step in losses} == losses
         assert [event.step for event in events(output).Scalars("loss")] == [1, 2, 3, 4, 5]

@@ -2,6 +2,7 @@
 """Models in one file: ours load in diffusers, those of Stable Diffusion 1.x load here, and both draw the same."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -150,6 +151,9 @@ def test_a_stable_diffusion_1_file_needs_nothing_else():
             safety_checker=None,
         )
         close("file in diffusers", there(pipe, latents, SCHEDULER), expected, 1)
+        tokens = ["--pretrained_model_name_or_path", single, "--prompt", "a", "--print_tokens"]
+        done = run("text_to_image", *tokens, env={**os.environ, "TMPDIR": "/no/such/folder"})
+        assert done.returncode == 0 and done.stdout == run_ok("text_to_image", *tokens), done
         texts = [PROMPT, "Ünïcode ☃ 🍎 and it's 3 o'clock", "antidisestablishmentarianism,,, !!"]
         for text in texts:
             shown = run_ok(

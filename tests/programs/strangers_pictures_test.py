@@ -50,12 +50,12 @@ def from_png(data):
     return arguments
 
 
-def image(data, name="p.png"):
+def image(data, name="p.png", *more):
     """A picture to start from."""
 
     def arguments(folder, out):
         (folder / name).write_bytes(data)
-        return [*drawing(MODEL), "--image", folder / name, "--strength", 1, "--output", out]
+        return [*drawing(MODEL), "--image", folder / name, "--strength", 1, "--output", out, *more]
 
     return arguments
 
@@ -237,15 +237,20 @@ CASES = [
         from_png(png(settings("x\nSteps: nan, Seed: -1, CFG scale: 1e999"))),
         "p.png",
     ),
-    case(
-        "settings of 2^62 steps",
-        from_png(png(settings(f"x\nSteps: {2**62}, Seed: 1"))),
-        "--num_inference_steps",
-        status=2,
-    ),
+    *[
+        case(f"settings with {flag} out of place", from_png(png(settings(f"x\n{text}, Seed: 1"))), "p.png", "--" + flag)
+        for flag, text in {
+            "num_inference_steps": f"Steps: {2**62}",
+            "clip_skip": f"{STEPS}, Clip skip: 99",
+            "height": f"{STEPS}, Size: 65x65",
+            "guidance_start": f"{STEPS}, CFG start: 0.9, CFG end: 0.1",
+        }.items()
+    ],
     case("settings with deep brackets", from_png(png(settings(f'x\n{STEPS}, Model: "{DEEP}"'))), status=0),
     case("settings with a prompt of a megabyte", from_png(png(settings("(" * 900_000 + f"\n{STEPS}"))), "p.png"),
     case("settings with escape codes", from_png(png(settings("x\n\x1b[2J: 1, Steps"))), "p.png"),
+    case("a line of pixels to start from", image(bmp(4, 300, 300), "p.bmp", "--height", 64, "--width", 64), "--image"),
+    case("a start of 17 million pixels", image(bmp(4200, 4000, 4000), "p.bmp"), "p.bmp", "--allow_large"),
     case("a BMP that is cut off", image(bmp(64, 64, 20), "p.bmp"), "p.bmp"),
     case("a TGA that is cut off", image(tga(640, 640), "p.tga"), "p.tga"),
     case("a GIF of 60,000 by 2000 pixels", image(gif(60000, 2000), "p.gif"), "p.gif"),

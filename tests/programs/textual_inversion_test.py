@@ -229,6 +229,7 @@ def test_bad_usage_is_one_clear_line():
         fails(folder, 2, "expected a word of one token", initializer_token="bear on a")
         fails(folder, 1, "does not know yet", placeholder_token="<|endoftext|>")
         fails(folder, 2, "object, style", learnable_property="thing")
+        fails(folder, 2, "--num_vectors: expected at most", num_vectors=2**62)
         fails(folder, 1, "nothing", train_data_dir=folder / "none")
         fails(folder, 2, "safetensors, which diffusers", no_safe_serialization="")
         fails(folder, 2, "nothing is sent anywhere", hub_token="x")

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 
 from support import (
+    BIN,
     LATENTS,
     MODEL,
     SUBJECT,
@@ -266,6 +267,19 @@ def test_help_and_version():
         text = run_ok(program, "--help")
         assert "--pretrained_model_name_or_path" in text and "xample" in text
         assert run_ok(program, "--version").strip()
+
+
+def test_every_program_refuses_what_it_does_not_know():
+    programs = ["before_after", "compare_hypernetwork", "compare_variants", "convert_lora", "file_sizes_benchmark"]
+    programs += ["generate_benchmark", "make_dataset", "personalize", "pretrain", "step_benchmark", "text_to_image"]
+    programs += ["textual_inversion", "train_dreambooth_lora", "train_hypernetwork"]
+    for program in programs:
+        if not (BIN / program).exists():
+            continue
+        assert "Usage: " in run_ok(program, "--help"), program
+        done = run(program, "--no_such_flag")
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, (program, done)
+        assert "unknown flag '--no_such_flag'" in done.stderr, (program, done.stderr)
 
 
 main(globals())

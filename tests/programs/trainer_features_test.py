@@ -308,6 +308,11 @@ def test_flags_that_do_not_go_together():
         ("--pre_compute_text_embeddings", ["--pre_compute_text_embeddings", "--train_text_encoder"]),
         ("--enable_bucket", ["--min_bucket_reso", "32"]),
         ("--loraplus_lr_ratio", ["--loraplus_lr_ratio", "4", "--variant", "fused"]),
+        ("--learning_rate: expected more than 1e-07", ["--lr_scheduler", "polynomial", "--learning_rate", "1e-8"]),
+        # Numbers that PyTorch's and Prodigy's optimizers refuse, and diffusers' schedules.
+        *[(flag, [f"{flag}=1"]) for flag in ["--adam_beta1", "--adam_beta2", "--prodigy_beta3"]],
+        *[(flag, [f"{flag}=-0.1"]) for flag in ["--adam_epsilon", "--sgd_momentum", "--max_grad_norm"]],
+        *[(flag, [f"{flag}=-1"]) for flag in ["--lr_power", "--lr_num_cycles", "--prodigy_d_coef"]],
     ]:
         with scratch() as folder:
             done = run(

@@ -4,6 +4,9 @@
 
 #include "models/unet.h"
 #include "support.h"
+#include "support/images/load.h"
+#include "support/images/png.h"
+#include "support/images/sheet.h"
 #include "training/adapters.h"
 #include "training/captions.h"
 #include "training/checkpoint.h"
@@ -11,6 +14,7 @@
 #include "training/loss.h"
 #include "training/random.h"
 #include "training/tensorboard.h"
+#include "training/validation.h"
 
 using torch::Tensor;
 using namespace training;
@@ -250,6 +254,8 @@ TEST_CASE("captions are shuffled, thinned out and dropped as process_caption of 
   CHECK(use(7) == use(7));
   auto any = generator_for(3, Stream::caption, 0);
   CHECK(process_caption(", a", options, any) == ", a");  // as Python's join of an empty tag
+  CHECK(process_caption("a,", options, any) == "a, ");   // and its split at the end
+  CHECK(process_caption("", options, any).empty());
   options.shuffle = false;
   options.tag_dropout_rate = 1;
   CHECK(use(0) == "sks dog");
@@ -319,6 +325,38 @@ TEST_CASE("checkpoints: a failed one leaves nothing, and the others as they were
   save_checkpoint(output, 10, [](const std::string& into) { std::ofstream(into + "/new"); });
   CHECK_FALSE(std::filesystem::exists(folder.file("checkpoint-10/file")));
   CHECK(find_checkpoint(folder.file("none"), "latest").path.empty());
+}
+
+TEST_CASE("a contact sheet has each picture under its own prompt", "[validation]") {
+  const ScratchFolder folder;
+  ValidationPictureOptions options;
+  options.folder = folder.file("validation");
+  options.sheet = folder.file("sheet.png");
+  std::filesystem::create_directory(options.folder);
+  images::Sheet sheet;
+  sheet.rows.resize(1);
+  sheet.row_labels = {"step 3"};
+  for (int i = 0; i < 12; ++i) {  // names of two numerals sort before those of one
+    const auto level = static_cast<uint8_t>(20 * i);
+    sheet.rows[0].emplace_back(8, 8, images::Colour{level, level, level});
+    sheet.column_labels.push_back("p" + std::to_string(i) + ", seed 1");
+    options.prompts.push_back({"p" + std::to_string(i), "", 1});
+    images::save_png(options.folder + "/step-000003-" + std::to_string(i) + ".png",
+                     sheet.rows[0].back());
+  }
+  const auto drawn = [&](int64_t last_step) {
+    ValidationPictures(options).write_sheet(last_step);
+    return images::load_image(options.sheet);
+  };
+  CHECK(drawn(3) == images::draw_sheet(sheet));
+  // Of a later step, taken away, damaged, and not a run's.
+  images::save_png(options.folder + "/step-000004-0.png", sheet.rows[0][0]);
+  std::filesystem::remove(options.folder + "/step-000003-0.png");
+  std::ofstream(options.folder + "/step-000003-5.png") << "text";
+  std::ofstream(options.folder + "/step-000003-5.png.bak") << "text";
+  std::ofstream(options.folder + "/photo.png") << "text";
+  sheet.rows[0][0] = sheet.rows[0][5] = {};
+  CHECK(drawn(3) == images::draw_sheet(sheet));
 }
 
 TEST_CASE("CRC-32C is that of RFC 3720", "[tensorboard]") {

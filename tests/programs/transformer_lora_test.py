@@ -3,11 +3,13 @@
 
 import json
 import pathlib
+import re
 
 import diffusers.loaders.lora_conversion_utils as converters
 import diffusers.loaders.single_file_utils as single_files
 import torch
 import transformer_support as lora
+from safetensors.torch import load_file, save_file
 from support import main, run_ok, scratch
 
 FORMATS = ["diffusers", "peft", "kohya", "comfyui", "musubi", "ai-toolkit"]
@@ -152,6 +154,75 @@ def test_text_encoders_travel_along():
         peft = lora.convert(start, folder, "peft")
         assert lora.deltas(peft).keys() == found.keys()
         lora.assert_same(lora.convert(folder / "peft.safetensors", folder, "kohya"), start)
+
+
+# A layer of the transformer, and one of its text encoder under ComfyUI's and PEFT's names; of the models' classes in
+# transformers 5.24 and in ComfyUI's comfy/text_encoders.
+LANGUAGE_MODELS = {
+    "Qwen-Image": (
+        "transformer_blocks.0.img_mod.1",
+        "text_encoders.qwen25_7b.transformer.model.layers.3.mlp.gate_proj",
+        "text_encoder.model.language_model.layers.3.mlp.gate_proj",
+    ),
+    "Wan": (
+        "blocks.0.cross_attn.q",
+        "text_encoders.umt5xxl.transformer.encoder.block.2.layer.0.SelfAttention.q",
+        "text_encoder.encoder.block.2.layer.0.SelfAttention.q",
+    ),
+    "Z-Image": (
+        "noise_refiner.0.feed_forward.w1",
+        "text_encoders.qwen3_4b.transformer.model.layers.3.self_attn.o_proj",
+        "text_encoder.layers.3.self_attn.o_proj",
+    ),
+    "Anima": (
+        "blocks.0.mlp.layer1",
+        "text_encoders.qwen3_06b.transformer.model.layers.3.self_attn.q_proj",
+        "text_encoder.layers.3.self_attn.q_proj",
+    ),
+}
+
+
+def test_language_models_travel_where_a_program_reads_them():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        for family, (layer, comfyui, peft) in LANGUAGE_MODELS.items():
+            start = lora.dotted(lora.factors({f"diffusion_model.{layer}": (32, 24), comfyui: (16, 12)}, seed=6), "")
+            made = lora.convert(start, folder, "peft")
+            assert any(name.startswith(peft + ".") for name in made), (family, made.keys())
+            lora.assert_same(lora.convert(folder / "peft.safetensors", folder, "comfyui"), start)
+            save_file(start, folder / "start.safetensors")
+            for name in ["diffusers", "musubi"]:
+                printed = run_ok(
+                    "convert_lora", "--input", folder / "start.safetensors", "--output", folder / "x", "--to", name
+                )
+                assert f"no program reads adapters of the text encoder of {family} from {name}'s" in printed, printed
+                assert len(load_file(folder / "x")) == (3 if name == "musubi" else 2)
+        kohya = load_file(lora_in_kohya(folder, start))
+        assert "lora_te_layers_3_self_attn_q_proj.lora_down.weight" in kohya, kohya.keys()
+        lora.assert_same(lora.convert(kohya, folder, "comfyui"), start)
+
+
+def lora_in_kohya(folder, tensors):
+    save_file(tensors, folder / "anima.safetensors")
+    run_ok("convert_lora", "--input", folder / "anima.safetensors", "--output", folder / "kohya", "--to", "kohya")
+    return folder / "kohya"
+
+
+def test_inspect_shows_what_the_doctor_reads():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        files = {
+            "FLUX": lora.kohya(lora.factors({"double_blocks.1.img_attn.qkv": (96, 32)}), alpha=2.0),
+            "Z-Image": lora.dotted(lora.factors({"diffusion_model.context_refiner.0.attention.to_q": (32, 32)}), ""),
+        }
+        for family, tensors in files.items():
+            save_file(tensors, folder / "a.safetensors")
+            text = run_ok("convert_lora", "--input", folder / "a.safetensors", "--inspect")
+            assert re.search(rf"^for +{family}$", text, re.M) and "*" in text, text
+            shown = json.loads(run_ok("convert_lora", "--input", folder / "a.safetensors", "--inspect", "--json"))
+            assert shown["families"] == [family] and shown["tensors"] == len(tensors), shown
+            (layers,) = shown["components"].values()
+            assert layers[0]["methods"] == ["LoRA"] and layers[0]["rank"] == 4, layers
 
 
 READERS = {"FLUX.1": "Flux", "SD 3": "SD3", "Wan": "Wan", "Qwen-Image": "QwenImage", "Z-Image": "ZImage"}

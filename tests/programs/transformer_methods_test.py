@@ -26,6 +26,17 @@ def rand(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def rotations(tensors, layer):
+    """LyCORIS' (4.1.3) get_r of a layer, whose alpha bounds all of its blocks together."""
+    blocks, alpha = tensors[f"{layer}.oft_blocks"], tensors[f"{layer}.alpha"].item()
+    skew = blocks - blocks.transpose(1, 2)
+    bound = alpha * blocks.shape[0] * blocks.shape[1]
+    if alpha > 0 and skew.norm() > bound:
+        skew = skew * bound / skew.norm()
+    one = torch.eye(blocks.shape[1])
+    return (one + skew) @ torch.linalg.inv(one - skew)
+
+
 def refused(expected, tensors, folder, *arguments):
     source = lora.save(tensors, folder / "refused.safetensors")
     done = run("convert_lora", "--input", source, "--output", folder / "out.safetensors", *arguments)
@@ -133,12 +144,28 @@ def test_other_methods():
 
         oft = {f"{Z_KOHYA}_qkv.oft_blocks": rand(6, 16, 16), f"{Z_KOHYA}_qkv.alpha": torch.tensor(0.5)}
         made = lora.convert(oft, folder, "musubi")
+        parts = [rotations(made, f"{Z_KOHYA}_to_{name}") for name in "qkv"]
+        assert (torch.cat(parts) - rotations(oft, f"{Z_KOHYA}_qkv")).norm() < 1e-5
+        again = lora.convert(folder / "musubi.safetensors", folder, "kohya")
+        assert (rotations(again, f"{Z_KOHYA}_qkv") - torch.cat(parts)).norm() < 1e-5
+        free = oft | {f"{Z_KOHYA}_qkv.alpha": torch.tensor(0.0)}
+        made = lora.convert(free, folder, "musubi")
         assert torch.equal(made[f"{Z_KOHYA}_to_k.oft_blocks"], oft[f"{Z_KOHYA}_qkv.oft_blocks"][2:4])
-        assert made[f"{Z_KOHYA}_to_k.alpha"] == 0.5
         butterfly = {f"{Z_KOHYA}_qkv.oft_blocks": rand(2, 6, 16, 16)}
         refused("delta can be cut", butterfly, folder, "--to", "musubi")
         kept = lora.convert(butterfly, folder, "comfyui")
         assert torch.equal(kept[f"diffusion_model.{Z}.qkv.oft_blocks"], butterfly[f"{Z_KOHYA}_qkv.oft_blocks"])
+
+
+def test_sizes_of_every_method_tell_families_apart():
+    layer = "lora_unet_single_blocks_0_linear1"  # seven times as wide as its input in FLUX.1, nine times in FLUX.2
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        factors = {f"{layer}.lokr_w1": rand(7, 4), f"{layer}.lokr_w2": rand(WIDTH, WIDTH // 4)}
+        made = lora.convert(factors, folder, "diffusers")
+        assert "transformer.single_transformer_blocks.0.proj_mlp.lokr_w1" in made, made.keys()
+        made = lora.convert({f"{layer}.diff": rand(9 * WIDTH, WIDTH)}, folder, "diffusers")
+        assert "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight" in made, made.keys()
 
 
 def test_biases_and_norms():

@@ -75,7 +75,7 @@ TEST_CASE("clip: clip_skip equals diffusers', through the final layer norm", "[c
           close(fixture.model->hidden_state(fixture["ids"], skip), fixture[key], kFloatTolerance));
     }
     REQUIRE_THROWS_WITH(fixture.model->hidden_state(fixture["ids"], layers + 1),
-                        ContainsSubstring("expected clip_skip from 0 to"));
+                        ContainsSubstring("--clip_skip: expected a number from 0 to"));
   }
 }
 

@@ -252,7 +252,7 @@ TEST_CASE("sdxl: the second text encoder's states and pooled output equal transf
     CHECK(close(result.pooled, numbers["text_embeds"], kFloatTolerance));
   }
   CHECK_THROWS_WITH(model->penultimate(numbers["ids"], 4),
-                    ContainsSubstring("expected clip_skip from 0 to 3, got 4"));
+                    ContainsSubstring("--clip_skip: expected a number from 0 to 3, got 4"));
 }
 
 TEST_CASE("sdxl: both encoders' states stand side by side as in diffusers, each behind its padding",
@@ -322,6 +322,15 @@ TEST_CASE("sdxl: models of other kinds are refused by name with a reason", "[sdx
   SECTION("another preconditioning") {
     copy.change("scheduler/scheduler_config.json", "_class_name", "EDMDPMSolverMultistepScheduler");
     CHECK_THAT(copy.error(), ContainsSubstring("scaled in another way (EDM)"));
+  }
+  SECTION("straight paths") {
+    copy.change("scheduler/scheduler_config.json", "_class_name",
+                "FlowMatchEulerDiscreteScheduler");
+    CHECK_THAT(copy.error(), ContainsSubstring("flow matching"));
+  }
+  SECTION("straight paths with another solver") {
+    copy.change("scheduler/scheduler_config.json", "use_flow_sigmas", true);
+    CHECK_THAT(copy.error(), ContainsSubstring("flow matching"));
   }
   SECTION("a second encoder without a projection") {
     copy.change("model_index.json", "text_encoder_2", {"transformers", "CLIPTextModel"});

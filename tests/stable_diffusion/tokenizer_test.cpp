@@ -115,6 +115,9 @@ TEST_CASE("tokenizer: a text that fills the encoder exactly is not cut", "[token
   const auto warning = demo().truncation_warning(fits + "red apple");
   REQUIRE_THAT(warning, ContainsSubstring("reads 75 tokens"));
   REQUIRE_THAT(warning, ContainsSubstring("'red apple'"));
+  REQUIRE(demo().truncation_warning(fits + "red apple", 2).empty());
+  const auto of_two = demo().truncation_warning(fits + fits + "red apple", 2);
+  REQUIRE_THAT(of_two, ContainsSubstring("reads 150 tokens") && ContainsSubstring("'red apple'"));
 }
 
 TEST_CASE("tokenizer: decode gives the text back in lower case", "[tokenizer]") {

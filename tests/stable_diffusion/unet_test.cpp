@@ -148,6 +148,7 @@ TEST_CASE("unet: packed weights and grouped projections change rounding only", "
     Fixture f(name);
     for (auto& parameter : f.model->parameters()) parameter.set_requires_grad(false);
     f.model->packed = lightlora::pack_weights(*f.model);
+    f.model->use_winograd();
     REQUIRE(f.model->packed.size() > 20);
     for (const bool grouped : {false, true}) {
       if (grouped) f.model->group_projections();

@@ -73,6 +73,13 @@ void check_limits(const GenerationOptions& options, const std::vector<Axis>& axe
   TORCH_CHECK(problem.empty(), "'", options.from_png, "': ", problem, hint);
 }
 
+void check_start(const GenerationOptions& options, int64_t width, int64_t height) {
+  TORCH_CHECK(
+      options.allow_large || (width <= kSide && height <= kSide && height * width <= kPixels), "'",
+      options.image, "': expected a start of at most ", kPixels, " pixels, got ", width, " by ",
+      height, "; hint: --width or --height makes it smaller, --allow_large lifts ", "this limit");
+}
+
 std::string with_suffix(const std::string& path, const std::string& suffix) {
   if (!images::ends_as_png(path)) return path + suffix;
   constexpr std::size_t kEnding = 4;

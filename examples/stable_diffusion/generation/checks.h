@@ -15,6 +15,10 @@ namespace generation {
 /// Errors: c10::ValueError, or c10::Error naming the picture that the settings are from
 void check_limits(const GenerationOptions& options, const std::vector<Axis>& axes);
 
+/// The same for the size of the picture to start from, which is the result's.
+/// Errors: c10::Error naming the picture
+void check_start(const GenerationOptions& options, int64_t width, int64_t height);
+
 /// The files that will be written can be.
 /// Errors: those of `sd::Outputs::check`
 void check_outputs(const GenerationOptions& options);

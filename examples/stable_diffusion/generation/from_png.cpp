@@ -240,7 +240,7 @@ void apply_loras(const Parameters& parameters, const cli::App& app, GenerationOp
   const auto files = listed ? files_in_list(*listed) : std::vector<std::string>();
   const bool plain = options.syntax() == sd::PromptSyntax::plain;
   const auto picture =
-      plain ? TaggedPrompt{parameters.prompt, {}} : take_lora_tags(parameters.prompt);
+      plain ? TaggedPrompt{parameters.prompt, {}, {}} : take_lora_tags(parameters.prompt);
   const bool own_prompt = is_given(app, "prompt");
   const bool own_tags = own_prompt && !plain && !take_lora_tags(given).tags.empty();
   if (is_given(app, "lora") || own_tags) {
@@ -300,14 +300,35 @@ std::vector<std::string> apply_png(const std::string& path, cli::App& app,
     set_flag(app, syntax->first, syntax->second, path);
   }
   apply_loras(parameters, app, options, settings);
+  const Said said(app, options);
   for (const auto& [flag, value] : settings) {
-    if (!value.empty() && !is_given(app, flag)) set_flag(app, flag, value, path);
+    if (value.empty() || !said.by(flag).empty()) continue;
+    set_flag(app, flag, value, path);
+    options.picture_flags.push_back(flag);
   }
   if (const auto* words = parameters.find("Learned embeds");
       words && !is_given(app, "learned_embeds")) {
     options.learned_embeds = files_in_list(*words);
   }
   return unused;
+}
+
+void naming_picture(const GenerationOptions& options, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const c10::ValueError& error) {
+    const std::string message = error.what_without_backtrace();
+    const auto begin = message.find_first_not_of('\'');
+    for (const auto& flag : options.picture_flags) {
+      const std::string name = "--" + flag;
+      const bool is_named = begin != std::string::npos &&
+                            message.compare(begin, name.size(), name) == 0 &&
+                            message.find_first_of(": '", begin) == begin + name.size();
+      TORCH_CHECK(!is_named, "'", options.from_png, "': ", message, "; hint: give ", name,
+                  " beside --from_png");
+    }
+    throw;
+  }
 }
 
 }  // namespace generation

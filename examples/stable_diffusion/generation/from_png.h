@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,5 +19,9 @@ namespace generation {
 /// Errors: c10::Error if the file has none; c10::ValueError for a value that its flag refuses
 std::vector<std::string> apply_png(const std::string& path, cli::App& app,
                                    GenerationOptions& options);
+
+/// Does the work; what is wrong with a setting of the picture is said with the picture's name, as
+/// what is wrong in a file, and not as a flag that nobody gave.
+void naming_picture(const GenerationOptions& options, const std::function<void()>& work);
 
 }  // namespace generation

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "generation/checks.h"
 #include "generation/lora_tags.h"
 #include "pipeline/device.h"
 #include "pipeline/embeddings.h"
@@ -30,9 +31,9 @@ sd::StableDiffusionOptions pipeline_options(const GenerationOptions& options) {
   if (options.deterministic) sd::use_deterministic_algorithms();
   const auto folder = std::filesystem::path(options.output).parent_path();
   auto load = sd::load_beside(folder.string(), options.model);
-  TORCH_CHECK_VALUE(
-      options.merge_to.empty() || load.base_precision() == sd::BasePrecision::same,
-      "--merge_to cannot be combined with --base_precision int8, which would round what is merged");
+  TORCH_CHECK_VALUE(options.merge_to.empty() || load.base_precision() == sd::BasePrecision::same,
+                    "--merge_to cannot be combined with --base_precision ",
+                    sd::to_string(load.base_precision()), ", which would round what is merged");
   load.device(sd::pick_device(options.device));
   load.dtype(options.precision_on(load.device()));
   // The autoencoder's own decoder is not needed then, but its encoder may be.
@@ -73,6 +74,7 @@ images::Image starting_picture(const images::Image& image, int64_t factor,
   TORCH_CHECK_VALUE(w % factor == 0 && h % factor == 0,
                     "--height and --width: expected multiples of ", factor, ", got ", h, " and ",
                     w);
+  images::check_shape("--image", image.width, image.height);
   if (w == own_width && h == own_height) {
     return images::resize(image, w, h, images::Filter::kLanczos);
   }
@@ -148,6 +150,7 @@ Generator::Generator(const GenerationOptions& options, const distributed::Group&
   const auto picture =
       starting_picture(images::load_image(options.image), pipeline_.vae_scale_factor(),
                        options.sample.width(), options.sample.height());
+  check_start(options, picture.width, picture.height);
   image_ = images::to_tensor(picture).unsqueeze(0);
 }
 

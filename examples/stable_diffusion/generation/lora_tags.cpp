@@ -141,6 +141,10 @@ TaggedPrompt take_lora_tags(const std::string& prompt) {
       result.text += prompt.substr(at, open - at);
       result.tags.push_back(parse_tag("<" + inner + ">", inner.substr(5)));
       at = close + 1;
+    } else if (inner.rfind("hypernet:", 0) == 0) {
+      result.text += prompt.substr(at, open - at);
+      result.unused.push_back("<" + inner + ">");
+      at = close + 1;
     } else {
       result.text += prompt.substr(at, open + 1 - at);
       at = open + 1;

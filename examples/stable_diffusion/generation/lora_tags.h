@@ -12,11 +12,12 @@ namespace generation {
 struct TaggedPrompt {
   std::string text;
   std::vector<sd::LoRAChoice> tags;  ///< with the name in place of the path
+  std::vector<std::string> unused;   ///< <hypernet:name:1>, which play no part here
 };
 
 /// Takes A1111's <lora:name>, <lora:name:weight>, <lora:name:text encoder's:unet's>, also with the
-/// weights as te=0.5 and unet=1, and <lyco:...> out of a prompt; any other <word> stays, since it
-/// may be a learned token.
+/// weights as te=0.5 and unet=1, <lyco:...> and <hypernet:...> out of a prompt; any other <word>
+/// stays, since it may be a learned token.
 /// Errors: c10::ValueError for a weight that is no number
 TaggedPrompt take_lora_tags(const std::string& prompt);
 

@@ -13,9 +13,9 @@ namespace generation {
 
 namespace {
 
-bool has_tags(const GenerationOptions& options) {
-  return options.syntax() == sd::PromptSyntax::a1111 &&
-         !take_lora_tags(options.sample.prompt()).tags.empty();
+TaggedPrompt tagged(const GenerationOptions& options) {
+  if (options.syntax() == sd::PromptSyntax::plain) return {options.sample.prompt(), {}, {}};
+  return take_lora_tags(options.sample.prompt());
 }
 
 }  // namespace
@@ -39,6 +39,8 @@ void Generator::add_unused(std::vector<std::string>& lines) const {
        no_guidance},
       {!guides() && limited, "--guidance_start or --guidance_end", no_guidance},
       {!guides() && sample.guidance_rescale() > 0, "--guidance_rescale", no_guidance},
+      {!guides() && !sample.negative_size().empty(), "--negative_original_size and its like",
+       no_guidance},
       {uses_scheduler("lcm") && !sample.timestep_spacing().empty(), "--timestep_spacing",
        "with --scheduler lcm"},
       {latents > 0 && batched && sample.num_images_per_prompt() != latents,
@@ -47,7 +49,7 @@ void Generator::add_unused(std::vector<std::string>& lines) const {
                    latents == 1 ? "" : "s")},
       {options_.split_rank && choices_.empty(), "--split_rank", "without a LoRA file"},
       {options_.vae_tiling && !pipeline_.options().load_vae(), "--vae_tiling", "with --taesd"},
-      {!options_.lora_dir.empty() && !has_tags(options_), "--lora_dir",
+      {!options_.lora_dir.empty() && tagged(options_).tags.empty(), "--lora_dir",
        "without a <lora:name> in the prompt"},
       {sample.batch_size() > 1 && group_.size() > 1 && options_.xy.empty(), "--batch_size",
        "with several processes, of which each draws one picture at once"},
@@ -118,6 +120,9 @@ std::vector<std::string> Generator::notices() const {
                     options_.from_png));
   }
   add_unused(lines);
+  for (const auto& tag : tagged(options_).unused) {
+    lines.push_back(fmt::format("'{}' is not used: there are no hypernetworks here", tag));
+  }
   for (const auto& file : options_.learned_embeds) {
     for (const auto& word : sd::read_embeddings(file)) {
       const bool used = sample.prompt().find(word.token) != std::string::npos ||

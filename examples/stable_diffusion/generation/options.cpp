@@ -125,6 +125,7 @@ void bind_files(cli::App& app, GenerationOptions& f) {
   sd::bind_single_file(app, f.model);
   sd::bind_prediction_type(app, f.model);
   sd::bind_vae(app, f.model);
+  sd::bind_unet(app, f.model);
   app.add_option(
       "--lora", f.loras,
       "LoRA of any common dialect, or a PEFT folder, as FILE or FILE:WEIGHT; repeatable");

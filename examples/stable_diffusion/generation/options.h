@@ -39,8 +39,9 @@ struct GenerationOptions {
   /// and those that no tag names.
   std::vector<std::string> tag_files;
   std::vector<sd::LoRAChoice> picture_loras;
-  bool picture_sizes = false;  ///< what SDXL is told about sizes is the picture's alone
-  bool allow_large = false;    ///< no limits of `check_limits`
+  std::vector<std::string> picture_flags;  ///< names of those whose values are the picture's
+  bool picture_sizes = false;              ///< what SDXL is told about sizes is the picture's alone
+  bool allow_large = false;                ///< no limits of `check_limits`
   bool grid = false;
   std::vector<std::string> xy;
 

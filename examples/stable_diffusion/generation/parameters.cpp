@@ -246,8 +246,8 @@ Parameters describe(const GenerationOptions& options, const std::vector<sd::LoRA
   // As A1111 says it; nothing here reads it back, since a preview is not what to draw again.
   add("VAE Decoder", options.model.load.taesd().empty() ? "" : "TAESD");
   // Likewise: drawn again, the picture is that of the full weights.
-  const bool int8 = options.model.load.base_precision() == sd::BasePrecision::int8;
-  add("Base precision", int8 ? "int8" : "");
+  add("UNet", std::filesystem::path(options.model.load.unet()).filename().string());
+  add("Base precision", sd::to_string(options.model.load.base_precision()));
   if (!options.image.empty()) add("Denoising strength", fmt::to_string(options.sample.strength()));
   add("Init image", options.image);
   for (const auto& [field, number] : sampling_fields(options.sample)) add(field, number);

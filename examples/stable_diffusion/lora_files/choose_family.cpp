@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -52,14 +53,33 @@ struct Sizes {
   int64_t in = 0, out = 0;
 };
 
+// Those that a part tells.
+Sizes sizes_told(const Candidate& tensor, const std::string& in, const std::string& out,
+                 const std::string& both) {
+  constexpr int64_t kMost = 1'000'000;
+  const int64_t rows = std::min(tensor.shape[0], kMost), columns = std::min(tensor.shape[1], kMost);
+  const bool whole = tensor.part == both;
+  return {whole || tensor.part == in ? columns : 0, whole || tensor.part == out ? rows : 0};
+}
+
 std::map<std::string, Sizes> sizes_of(const std::vector<Candidate>& tensors) {
   std::map<std::string, Sizes> sizes;
+  std::map<std::string, std::array<Sizes, 2>> products;  // the factors of a LoKr
+  const auto keep = [](Sizes& kept, const Sizes& told) {
+    if (told.in > 0) kept.in = told.in;
+    if (told.out > 0) kept.out = told.out;
+  };
   for (const auto& tensor : tensors) {
     if (tensor.shape.size() < 2) continue;
-    const bool down = tensor.part == "down" || tensor.part == "hada_w1_b";
-    const bool up = tensor.part == "up" || tensor.part == "hada_w1_a";
-    if (down) sizes[tensor.layer].in = tensor.shape[1];
-    if (up) sizes[tensor.layer].out = tensor.shape[0];
+    keep(sizes[tensor.layer], sizes_told(tensor, "down", "up", "diff"));
+    keep(sizes[tensor.layer], sizes_told(tensor, "hada_w1_b", "hada_w1_a", ""));
+    auto& [first, second] = products[tensor.layer];
+    keep(first, sizes_told(tensor, "lokr_w1_b", "lokr_w1_a", "lokr_w1"));
+    keep(second, sizes_told(tensor, "lokr_w2_b", "lokr_w2_a", "lokr_w2"));
+  }
+  for (const auto& [layer, factors] : products) {
+    const auto& [first, second] = factors;
+    keep(sizes[layer], {first.in * second.in, first.out * second.out});
   }
   return sizes;
 }

@@ -19,6 +19,16 @@ void refuse_dora(const Weighted& input, const LayerState& layer) {
               "files into a model with text_to_image --merge_to");
 }
 
+// Rotations and their like: what they add follows from the layer's weight.
+void refuse_model_dependent(const Weighted& input, const LayerState& layer) {
+  const auto sample =
+      lightlora::find_variant(layer.variant).make(lightlora::LoRAOptions(4), {"layer", 64, 64});
+  TORCH_CHECK(!sample->needs_weight(), "'", input.path, "': layer '", layer.layer.name,
+              "': expected adapters whose deltas can be added up, got ", layer.variant,
+              ", whose delta depends on the base model; hint: merge the files into a model with ",
+              "text_to_image --merge_to");
+}
+
 Components weighted(const Weighted& input) {
   Components result = input.components;
   if (input.weight == 1.0) return result;
@@ -39,7 +49,10 @@ Components combine(const std::vector<Weighted>& inputs) {
   std::map<std::string, std::vector<lightlora::Weighted>> states;
   for (const auto& input : inputs) {
     for (const auto& [component, state] : weighted(input)) {
-      for (const auto& layer : state) refuse_dora(input, layer);
+      for (const auto& layer : state) {
+        refuse_dora(input, layer);
+        refuse_model_dependent(input, layer);
+      }
       states[component].push_back({lightlora::to_classic(state), 1.0});
     }
   }

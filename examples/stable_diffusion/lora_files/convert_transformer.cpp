@@ -68,13 +68,40 @@ TransformerFile computed(const std::vector<Input>& inputs, const Flags& flags) {
   return with_components(first.file, components);
 }
 
+// Without what no program would read under the format's names.
+TransformerFile without_unread(TransformerFile file, const Flags& flags) {
+  const auto& components = file.family->components;
+  std::size_t dropped = 0;
+  std::string kept_by;
+  for (auto layer = file.layers.begin(); layer != file.layers.end();) {
+    const auto& formats = components.at(static_cast<size_t>(layer->first.component)).formats;
+    if (formats.empty() || std::count(formats.begin(), formats.end(), flags.to) > 0) {
+      ++layer;
+      continue;
+    }
+    kept_by = fmt::format("{}", fmt::join(formats, " or "));
+    layer = file.layers.erase(layer);
+    ++dropped;
+  }
+  if (dropped == 0) return file;
+  const auto what = fmt::format(
+      "no program reads adapters of the text encoder of {} from {}'s names: {} layers are left "
+      "out; "
+      "hint: --to {} keeps them",
+      file.family->name, flags.to, dropped, kept_by);
+  TORCH_CHECK(!file.layers.empty(), "'", cli::printable(flags.inputs.front()),
+              "': nothing is left to write: ", what);
+  fmt::print("notice: {}\n", what);
+  return file;
+}
+
 }  // namespace
 
 bool convert_transformer(const Flags& flags) {
   const auto inputs = read_all(flags);
   if (inputs.empty()) return false;
   for (const auto& input : inputs) print_ignored(input);
-  const auto file = computed(inputs, flags);
+  const auto file = without_unread(computed(inputs, flags), flags);
   write_transformer(file, flags.to, flags.output, flags.dtype);
   fmt::print("{} layers of {}\n", file.layers.size(), file.family->name);
   return true;

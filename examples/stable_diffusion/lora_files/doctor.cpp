@@ -45,17 +45,6 @@ struct Examined {
   std::vector<std::string> unknown, infinite;
 };
 
-std::string weights_in(const std::string& path) {
-  if (!fs::is_directory(path)) return path;
-  for (const char* name : {"adapter_model.safetensors", "adapter_model.bin",
-                           "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"}) {
-    const auto file = fs::path(path) / name;
-    if (fs::exists(file)) return file.string();
-  }
-  TORCH_CHECK(false, "'", path, "': expected a LoRA file, or a folder with ",
-              "adapter_model.safetensors or pytorch_lora_weights.safetensors, got neither");
-}
-
 void look_at(const TensorName& name, const at::Tensor& value, Examined& examined) {
   Layer& layer = examined.layers[name.layer];
   layer.model = name.model;
@@ -290,6 +279,17 @@ std::string translated_family(const std::string& path, bool trailing) {
 }
 
 }  // namespace
+
+std::string weights_in(const std::string& path) {
+  if (!fs::is_directory(path)) return path;
+  for (const char* name : {"adapter_model.safetensors", "adapter_model.bin",
+                           "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"}) {
+    const auto file = fs::path(path) / name;
+    if (fs::exists(file)) return file.string();
+  }
+  TORCH_CHECK(false, "'", path, "': expected a LoRA file, or a folder with ",
+              "adapter_model.safetensors or pytorch_lora_weights.safetensors, got neither");
+}
 
 Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
   Examined examined = read(path, allow_trailing_bytes);

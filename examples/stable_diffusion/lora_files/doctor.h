@@ -26,6 +26,10 @@ struct Diagnosis {
   std::vector<Verdict> verdicts;  ///< lightlora first
 };
 
+/// The file of weights: the path itself, or the one in a folder of PEFT or diffusers.
+/// Errors: c10::Error for a folder without one
+std::string weights_in(const std::string& path);
+
 /// Examines a LoRA file of any family, or a folder of PEFT. Reads every tensor.
 /// Errors: c10::Error for a file that is none of tensors
 Diagnosis examine(const std::string& path, bool allow_trailing_bytes = false);

@@ -2,6 +2,7 @@
 #include "lora_files/extract.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <set>
 #include <utility>
@@ -108,6 +109,10 @@ class Extractor {
 sd::StableDiffusion load(const std::string& model, const ExtractOptions& options, bool unet) {
   auto load = options.base.load;
   load.pack_weights(sd::PackWeights::off).load_unet(unet).load_vae(false).load_text_encoder(!unet);
+  // It is for the one of the two that is a file.
+  const bool other_is_file = !std::filesystem::is_directory(options.base.path) ||
+                             !std::filesystem::is_directory(options.tuned);
+  if (std::filesystem::is_directory(model) && other_is_file) load.model_config("");
   return sd::StableDiffusion(model, load);
 }
 

@@ -66,6 +66,16 @@ Component t5(const char* diffusers) {
   return {"lora_te3_", "text_encoders.t5xxl.transformer.", diffusers, kinds_of(kT5)};
 }
 
+// Language models of which ComfyUI alone reads adapters in a file of the whole pipeline: diffusers'
+// pipelines pass over them, and musubi-tuner trains the transformer alone. sd-scripts trains Anima's.
+Component language_model(const char* comfyui, const std::vector<LayerPair>& pairs,
+                         const char* kohya = "") {
+  std::vector<std::string> formats{"comfyui", "peft"};
+  if (*kohya != '\0') formats.emplace_back("kohya");
+  return {kohya, std::string("text_encoders.") + comfyui, "text_encoder.", kinds_of(pairs),
+          formats};
+}
+
 std::vector<Family> all() {
   Family flux{
       "FLUX.1",
@@ -80,7 +90,10 @@ std::vector<Family> all() {
              {transformer(kSd3), clip("lora_te1_", "clip_l", "text_encoder."),
               clip("lora_te2_", "clip_g", "text_encoder_2."), t5("text_encoder_3.")}};
   sd3.ai_toolkit = AiToolkit::diffusers;
-  Family z{"Z-Image", {"ZImageTransformer2DModel"}, {3840}, {transformer(kZImage)}};
+  Family z{"Z-Image",
+           {"ZImageTransformer2DModel"},
+           {3840},
+           {transformer(kZImage), language_model("qwen3_4b.transformer.model.", kQwen3)}};
   z.ai_toolkit = AiToolkit::mixed;
   z.musubi_original = false;
   return {
@@ -89,8 +102,11 @@ std::vector<Family> all() {
       {"Wan",
        {"WanTransformer3DModel", "WanVACETransformer3DModel"},
        {1536, 3072, 5120},
-       {transformer(kWan)}},
-      {"Qwen-Image", {"QwenImageTransformer2DModel"}, {3072}, {transformer(kQwenImage)}},
+       {transformer(kWan), language_model("umt5xxl.transformer.", kT5)}},
+      {"Qwen-Image",
+       {"QwenImageTransformer2DModel"},
+       {3072},
+       {transformer(kQwenImage), language_model("qwen25_7b.transformer.", kQwenVL)}},
       std::move(z),
       {"LTX",
        {"LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel"},
@@ -102,7 +118,8 @@ std::vector<Family> all() {
        {2048},
        {transformer(kAnima),
         {"lora_unet_llm_adapter_", "diffusion_model.llm_adapter.", "text_conditioner.",
-         kinds_of(kAnimaText)}}},
+         kinds_of(kAnimaText)},
+        language_model("qwen3_06b.transformer.model.", kQwen3, "lora_te_")}},
   };
 }
 

@@ -32,10 +32,12 @@ struct LayerKind {
 
 /// A model of a pipeline, and what the names of its layers begin with.
 struct Component {
-  std::string kohya;      ///< in names with underscores
+  std::string kohya;      ///< in names with underscores; empty: there are none
   std::string comfyui;    ///< in original names with dots
   std::string diffusers;  ///< also the folder's name, without the dot
   std::vector<LayerKind> kinds;
+  /// The formats under whose names a program reads it; empty: all.
+  std::vector<std::string> formats = {};
 };
 
 /// Which names ai-toolkit gives to the layers of a family.

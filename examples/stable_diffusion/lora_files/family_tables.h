@@ -31,6 +31,16 @@ inline const std::vector<LayerPair> kClip{
 inline const std::vector<LayerPair> kT5{
     alike("encoder.block.*.layer.{0.SelfAttention.{q,k,v,o},1.DenseReluDense.{wi_0,wi_1,wo}}")};
 
+// Qwen's language models as transformers calls their layers.
+inline const std::vector<LayerPair> kQwen3{
+    alike("layers.*.{self_attn.{q_proj,k_proj,v_proj,o_proj},mlp.{gate_proj,up_proj,down_proj}}")};
+// In Qwen2.5-VL transformers has had the language model beside the one of pictures since 4.52.
+inline const std::vector<LayerPair> kQwenVL{
+    {"model.layers.*.{self_attn.{q_proj,k_proj,v_proj,o_proj},mlp.{gate_proj,up_proj,down_proj}}",
+     "model.language_model.layers.*.{self_attn.{q_proj,k_proj,v_proj,o_proj},mlp.{gate_proj,up_"
+     "proj,"
+     "down_proj}}"}};
+
 // _convert_kohya_flux_lora_to_diffusers; the last three are _convert_xlabs_flux_lora_to_diffusers,
 // the norms _convert_bfl_flux_control_lora_to_diffusers.
 inline const std::vector<LayerPair> kFlux1{

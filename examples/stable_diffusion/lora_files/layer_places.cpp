@@ -100,7 +100,8 @@ struct Start {
 
 std::vector<Start> starts_of(const Family& family, int component) {
   const auto& own = family.components[static_cast<size_t>(component)];
-  std::vector<Start> starts{{own.kohya, true}, {own.comfyui, false}, {own.diffusers, false}};
+  std::vector<Start> starts{{own.comfyui, false}, {own.diffusers, false}};
+  if (!own.kohya.empty()) starts.insert(starts.begin(), Start{own.kohya, true});
   if (component == 0) {
     starts.insert(starts.end(), {{"lora_transformer_", true},
                                  {"lycoris_", true},

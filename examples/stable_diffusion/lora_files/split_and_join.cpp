@@ -22,6 +22,21 @@ using Values = LayerValues;
               "one naming keep it as it is");
 }
 
+// COFT's bound, which diag-OFT calls alpha, is one for all blocks of a layer together: other layers
+// keep the rotations that it leaves, and need none.
+Values with_bound_inside(Values values) {
+  const auto blocks = values.parts.find("oft_blocks"), alpha = values.parts.find("alpha");
+  if (blocks == values.parts.end() || alpha == values.parts.end()) return values;
+  const auto share = alpha->second.numel() == 1 ? alpha->second.item<double>() : 0;
+  if (blocks->second.dim() != 3 || !(share > 0)) return values;
+  const at::Tensor skew = blocks->second - blocks->second.transpose(1, 2);
+  const double bound = share * static_cast<double>(skew.size(0) * skew.size(1));
+  const double norm = skew.norm().item<double>() + 1e-8;
+  if (norm > bound) blocks->second = blocks->second * (bound / norm);
+  alpha->second = at::zeros_like(alpha->second);
+  return values;
+}
+
 // The rows of one part of a layer.
 struct Range {
   int64_t begin = 0, size = 0, all = 0;
@@ -249,7 +264,8 @@ void join_blocks(const Join& join, Values& result) {
 
 }  // namespace
 
-std::vector<std::optional<Values>> split(const Values& whole, const std::vector<int64_t>& sizes) {
+std::vector<std::optional<Values>> split(const Values& given, const std::vector<int64_t>& sizes) {
+  const Values whole = with_bound_inside(given);
   const auto all = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   TORCH_CHECK(whole.out() == all, whole.where, "expected ", all, " outputs, got ", whole.out(),
               "; hint: --model_config names the model's config.json");
@@ -281,16 +297,16 @@ Values joined(const std::vector<const Values*>& parts, const std::vector<int64_t
     given = std::find_if(parts.begin(), parts.end(), [](const auto* part) { return part; });
   }
   TORCH_CHECK(given != parts.end(), "expected a part of a layer, got none");
-  // Of several strengths none is the whole's.
+  // Of several strengths none is the whole's, and of rotations' bounds neither.
   const bool same = std::all_of(parts.begin(), parts.end(), [&](const Values* part) {
-    return part == nullptr || part->scale == (*given)->scale;
+    return part == nullptr || (part->scale == (*given)->scale && !part->has("oft_blocks"));
   });
   std::vector<Values> scaled;
   scaled.reserve(parts.size());
   std::vector<const Values*> used = parts;
   for (size_t i = 0; i < parts.size() && !same; ++i) {
     if (parts[i] == nullptr) continue;
-    scaled.push_back(with_scale_inside(*parts[i]));
+    scaled.push_back(with_bound_inside(with_scale_inside(*parts[i])));
     used[i] = &scaled.back();
   }
   const auto at = static_cast<size_t>(given - parts.begin());

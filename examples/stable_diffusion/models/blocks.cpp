@@ -60,15 +60,21 @@ at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& act
     const at::Tensor hidden = norm_silu_conv(norm1, conv1, x, rows);
     return add_shortcut(norm_silu_conv(norm2, conv2, hidden, rows), conv_shortcut, x, rows);
   }
-  at::Tensor hidden = conv1(norm_silu(norm1, x));
+  at::Tensor hidden = winograd_convolution(*conv1, norm_silu(norm1, x), kernels1_.get());
   if (time_emb_proj) {
     const at::Tensor shift = linear(*time_emb_proj, activated_temb);
     hidden = add_to(std::move(hidden), shift.unsqueeze(-1).unsqueeze(-1));
   }
   hidden = group_norm_silu_of(*norm2, std::move(hidden));
   if (options.dropout() > 0) hidden = at::dropout(hidden, options.dropout(), is_training());
-  hidden = add_to(conv2(hidden), conv_shortcut ? conv_shortcut(x) : x);
+  hidden = add_to(winograd_convolution(*conv2, hidden, kernels2_.get()),
+                  conv_shortcut ? conv_shortcut(x) : x);
   return options.output_scale_factor() == 1 ? hidden : hidden / options.output_scale_factor();
+}
+
+void ResnetBlock2DImpl::use_winograd() {
+  kernels1_ = std::make_shared<WinogradKernels>();
+  kernels2_ = std::make_shared<WinogradKernels>();
 }
 
 Downsample2DImpl::Downsample2DImpl(int64_t channels, int64_t padding)
@@ -94,7 +100,10 @@ at::Tensor Upsample2DImpl::forward(const at::Tensor& x, int64_t height, int64_t 
   // The channels-last CUDA kernel refuses results of 2^31 elements and more (pytorch#141831).
   const bool huge =
       x.size(0) * x.size(1) * height * width > int64_t{std::numeric_limits<int32_t>::max()};
-  return conv(at::upsample_nearest2d(huge ? x.contiguous() : x, {height, width}));
+  return winograd_convolution(
+      *conv, at::upsample_nearest2d(huge ? x.contiguous() : x, {height, width}), kernels_.get());
 }
+
+void Upsample2DImpl::use_winograd() { kernels_ = std::make_shared<WinogradKernels>(); }
 
 }  // namespace sd

@@ -7,10 +7,12 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "kernels/winograd.h"
 #include "models/gradient_checkpointing.h"
 #include "models/streaming.h"
 
@@ -97,11 +99,16 @@ class ResnetBlock2DImpl : public torch::nn::Cloneable<ResnetBlock2DImpl> {
 
   /// `activated_temb` may be undefined for a block without time embedding.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& activated_temb);
+  /// Has `winograd_convolution` compute where it can, for more memory.
+  void use_winograd();
 
   ResnetBlock2DOptions options;
   torch::nn::GroupNorm norm1{nullptr}, norm2{nullptr};
   torch::nn::Conv2d conv1{nullptr}, conv2{nullptr}, conv_shortcut{nullptr};
   torch::nn::Linear time_emb_proj{nullptr};
+
+ private:
+  std::shared_ptr<WinogradKernels> kernels1_, kernels2_;
 };
 TORCH_MODULE(ResnetBlock2D);
 
@@ -131,11 +138,14 @@ class Upsample2DImpl : public torch::nn::Cloneable<Upsample2DImpl> {
   void reset() override;
 
   at::Tensor forward(const at::Tensor& x, int64_t height, int64_t width);
+  /// Has `winograd_convolution` compute where it can, for more memory.
+  void use_winograd();
 
   torch::nn::Conv2d conv{nullptr};
 
  private:
   int64_t channels_;
+  std::shared_ptr<WinogradKernels> kernels_;
 };
 TORCH_MODULE(Upsample2D);
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "kernels/fused_attention.h"
 #include "models/blocks.h"
 #include "models/config.h"
 
@@ -16,10 +17,6 @@ namespace {
 torch::nn::LayerNorm layer_norm(const CLIPTextModelOptions& options) {
   return torch::nn::LayerNorm(
       torch::nn::LayerNormOptions({options.hidden_size()}).eps(options.layer_norm_eps()));
-}
-
-torch::Tensor split_heads(const torch::Tensor& x, int64_t heads) {
-  return x.view({x.size(0), x.size(1), heads, -1}).transpose(1, 2);
 }
 
 }  // namespace
@@ -93,14 +90,9 @@ void CLIPAttentionImpl::reset() {
 }
 
 torch::Tensor CLIPAttentionImpl::forward(const torch::Tensor& x) {
-  const int64_t heads = options.num_attention_heads();
-  const auto query = split_heads(linear(*q_proj, x), heads);
-  const auto key = split_heads(linear(*k_proj, x), heads);
-  const auto value = split_heads(linear(*v_proj, x), heads);
-  const auto attended =
-      at::scaled_dot_product_attention(query, key, value, /*attn_mask=*/{}, /*dropout_p=*/0.0,
-                                       /*is_causal=*/true);
-  return linear(*out_proj, attended.transpose(1, 2).reshape(x.sizes()));
+  return linear(*out_proj, fused_attention(linear(*q_proj, x), linear(*k_proj, x),
+                                           linear(*v_proj, x), options.num_attention_heads(),
+                                           /*causal=*/true));
 }
 
 CLIPMLPImpl::CLIPMLPImpl(CLIPTextModelOptions options_) : options(std::move(options_)) { reset(); }
@@ -148,8 +140,8 @@ void CLIPEncoderImpl::reset() {
 
 torch::Tensor CLIPEncoderImpl::forward(torch::Tensor x, int64_t skip) {
   const int64_t count = options.num_hidden_layers();
-  TORCH_CHECK_VALUE(skip >= 0 && skip <= count, "sd::CLIPTextModel: expected clip_skip from 0 to ",
-                    count, ", got ", skip);
+  TORCH_CHECK_VALUE(skip >= 0 && skip <= count, "--clip_skip: expected a number from 0 to ", count,
+                    ", got ", skip);
   return run(std::move(x), 0, count - skip);
 }
 
@@ -194,7 +186,7 @@ torch::Tensor CLIPTextModelImpl::hidden_state(const torch::Tensor& ids, int64_t 
 
 PromptEmbeds CLIPTextModelImpl::penultimate(const torch::Tensor& ids, int64_t clip_skip) {
   const int64_t count = options.num_hidden_layers(), end = count - 1 - clip_skip;
-  TORCH_CHECK_VALUE(clip_skip >= 0 && end >= 0, "'CLIPTextModel': expected clip_skip from 0 to ",
+  TORCH_CHECK_VALUE(clip_skip >= 0 && end >= 0, "--clip_skip: expected a number from 0 to ",
                     count - 1, ", got ", clip_skip);
   auto& encoder = *text_model->encoder;
   const auto state = encoder.run(text_model->embeddings(ids), 0, end);

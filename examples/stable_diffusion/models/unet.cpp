@@ -115,6 +115,14 @@ void UNet2DConditionModelImpl::group_projections() {
   }
 }
 
+void UNet2DConditionModelImpl::use_winograd() {
+  uses_winograd_ = true;
+  for (const auto& module : modules()) {
+    if (auto* resnet = module->as<ResnetBlock2DImpl>()) resnet->use_winograd();
+    if (auto* upsampler = module->as<Upsample2DImpl>()) upsampler->use_winograd();
+  }
+}
+
 std::vector<std::string> UNet2DConditionModelImpl::attention_names() const {
   const size_t levels = options.levels();
   std::vector<std::string> names;
@@ -256,6 +264,8 @@ at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at:
   const auto packing = packed.activate();
   const at::Tensor temb = embed_time(sample, timesteps, added);
   at::Tensor x = conv_in(options.center_input_sample() ? 2 * sample - 1 : sample);
+  const bool uses_winograd = uses_winograd_ && has_winograd(x);
+  if (uses_winograd) x = x.contiguous(at::MemoryFormat::ChannelsLast);
   std::vector<at::Tensor> skips{x};
   for (size_t i = 0; i < options.levels(); ++i) {
     x = down_blocks->at<UNetDownBlockImpl>(i).forward(x, temb, encoder_hidden_states, skips);
@@ -264,7 +274,8 @@ at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at:
   for (size_t i = 0; i < options.levels(); ++i) {
     x = up_blocks->at<UNetUpBlockImpl>(i).forward(x, temb, encoder_hidden_states, skips);
   }
-  return conv_out(norm_silu(conv_norm_out, x));
+  x = conv_out(norm_silu(conv_norm_out, x));
+  return uses_winograd ? x.contiguous(sample.suggest_memory_format()) : x;
 }
 
 bool may_be_quantised(const std::string& path, const torch::Tensor& weight) {
@@ -273,12 +284,32 @@ bool may_be_quantised(const std::string& path, const torch::Tensor& weight) {
   return weight.dim() >= 2 && !end && !starts("time_embedding") && !starts("add_embedding");
 }
 
-void quantise(UNet2DConditionModel& unet) { lightlora::quantize(*unet, may_be_quantised); }
+std::string to_string(BasePrecision precision) {
+  if (precision == BasePrecision::same) return "";
+  return precision == BasePrecision::int8 ? "int8" : "nf4";
+}
+
+double bits_of(BasePrecision precision) {
+  // Each 64 numbers have a factor of eight bits, each 256 of those one of 32.
+  return precision == BasePrecision::int8 ? 8 : 4 + 8.0 / 64 + 32.0 / (64 * 256);
+}
+
+void quantise(UNet2DConditionModelImpl& unet, BasePrecision precision,
+              const lightlora::QuantizeOptions::Source& source) {
+  const bool int8 = precision == BasePrecision::int8;
+  auto options = lightlora::QuantizeOptions().double_quant(true).source(source);
+  options.format(int8 ? lightlora::WeightFormat::int8 : lightlora::WeightFormat::nf4);
+  lightlora::quantize(unet, may_be_quantised, options);
+}
 
 void pack_weights(UNet2DConditionModel& unet) {
   constexpr int64_t kLargeKernels = 640 * 640 * 9;
-  unet->packed = lightlora::pack_weights(*unet, [](const auto& /*path*/, const auto& weight) {
-    return weight.dim() == 2 || weight.numel() >= kLargeKernels;
+  unet->use_winograd();
+  // Maps are then by rows already, as packed kernels read them.
+  const bool by_rows = has_winograd(unet->conv_in->weight);
+  unet->packed = lightlora::pack_weights(*unet, [&](const auto& /*path*/, const auto& weight) {
+    const bool is_1x1 = weight.dim() == 4 && weight.size(2) == 1;
+    return weight.dim() == 2 || weight.numel() >= kLargeKernels || (by_rows && is_1x1);
   });
 }
 

@@ -148,8 +148,11 @@ class UNet2DConditionModelImpl : public torch::nn::Cloneable<UNet2DConditionMode
   torch::nn::GroupNorm conv_norm_out{nullptr};
   /// What `forward` computes from instead, if anything; see sd::pack_weights.
   lightlora::PackedWeights packed;
+  /// ResnetBlock2DImpl::use_winograd everywhere; the maps in between are then channels last.
+  void use_winograd();
 
  private:
+  bool uses_winograd_ = false;
   int64_t time_embed_dim() const;
   ResnetBlock2DOptions resnet_options(int64_t in, int64_t out) const;
   Transformer2DModelOptions transformer_options(size_t level) const;

@@ -135,10 +135,12 @@ void check_shapes(const std::map<std::string, torch::Tensor>& targets,
                 "': tensor '", source.info->name, "': expected shape ", target.sizes(), ", got ",
                 at::IntArrayRef(source.info->shape),
                 "; hint: config.json beside the file describes another model");
-    TORCH_CHECK(at::isFloatingType(source.info->dtype) == target.is_floating_point(), "'",
-                source.file->path(), "': tensor '", source.info->name, "': expected ",
-                target.dtype().name(), ", got ", source.info->dtype_name,
-                "; hint: a quantised model? Use its fp16, bf16 or fp32 files");
+    TORCH_CHECK(
+        at::isFloatingType(source.info->dtype) == target.is_floating_point(), "'",
+        source.file->path(), "': tensor '", source.info->name, "': expected ",
+        target.dtype().name(), ", got ", source.info->dtype_name,
+        "; hint: a quantised model of another kind than bitsandbytes' or GGUF? Use its fp16, ",
+        "bf16 or fp32 files");
   }
 }
 
@@ -198,16 +200,29 @@ std::string find_weights(const std::string& folder, const std::string& stem) {
 }
 
 void load_weights(torch::nn::Module& module, const std::string& path, const RenameTensor& rename,
-                  const lightlora::SafetensorsOptions& options) {
+                  const lightlora::SafetensorsOptions& options,
+                  const BeforeFilling& before_filling) {
   if (weights_are_skipped) return;
   const Files files = open_files(path, options);
   const auto sources = sources_of(files, rename);
   auto targets = targets_of(module);
   check_names(targets, sources, path);
   check_shapes(targets, sources);
+  if (before_filling) {
+    before_filling([&](const std::string& name, lightlora::WeightFormat format) {
+      const Source& source = sources.at(name);
+      const at::Tensor& target = targets.at(name);
+      const auto kept =
+          source.file->load_quantized(source.info->name, format, target.scalar_type());
+      if (kept.defined() && kept.sizes() == target.sizes()) return kept;
+      return source.file->load(source.info->name).view(target.sizes()).to(target.scalar_type());
+    });
+  }
   // In the order of the bytes, so that a file that is not in memory yet is read from front to back.
   std::vector<std::pair<Source, torch::Tensor>> order;
-  for (const auto& [name, target] : targets) order.emplace_back(sources.at(name), target);
+  for (const auto& [name, target] : targets) {
+    if (!lightlora::is_quantized(target)) order.emplace_back(sources.at(name), target);
+  }
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
     return std::tie(a.first.file->path(), a.first.info->begin) <
            std::tie(b.first.file->path(), b.first.info->begin);

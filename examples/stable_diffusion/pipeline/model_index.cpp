@@ -98,6 +98,11 @@ void check_scheduler_class(const json& scheduler, const std::string& source) {
   const bool edm = name.is_string() && name.get<std::string>().rfind("EDM", 0) == 0;
   TORCH_CHECK(!edm, "'", source, "': expected a model of noise or v, got one for ", name.dump(),
               ", whose inputs and outputs are scaled in another way (EDM), which is not supported");
+  // Read as any other, such a file would give a schedule that the model has never seen.
+  const bool flow = (name.is_string() && name.get<std::string>().rfind("FlowMatch", 0) == 0) ||
+                    scheduler.value("use_flow_sigmas", json()) == true;
+  TORCH_CHECK(!flow, "'", source, "': expected a model of noise or v, got one for ", name.dump(),
+              ", of straight paths (flow matching), which is not supported");
 }
 
 }  // namespace sd

@@ -24,7 +24,7 @@ void bind_model(cli::App& app, ModelOptions& options) {
   app.add_option(
          "--pretrained_model_name_or_path", options.path,
          "Stable Diffusion model (1.x, 2.x or XL): a folder in diffusers layout, or a single "
-         ".safetensors or .ckpt file")
+         ".safetensors, .ckpt or .gguf file")
       ->required()
       ->free_on_resume();
 }
@@ -66,11 +66,20 @@ void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& 
           exception);
 }
 
+void bind_unet(cli::App& app, ModelOptions& options) {
+  app.add_option("--unet", options.load.unet(),
+                 "File with another UNet of the model's kind, .gguf or .safetensors, such as a "
+                 "quantised one (default: the model's own)")
+      ->free_on_resume();
+}
+
 void bind_base_precision(cli::App& app, ModelOptions& options) {
-  app.add_choice("--base_precision", options.load.base_precision(),
-                 {{"same", BasePrecision::same}, {"int8", BasePrecision::int8}},
-                 "How the UNet's frozen weights are kept: same as the other weights, or in eight "
-                 "bits: a quarter of fp32's memory, faster on a CPU with AVX-512 VNNI, less exact");
+  app.add_choice(
+      "--base_precision", options.load.base_precision(),
+      {{"same", BasePrecision::same}, {"int8", BasePrecision::int8}, {"nf4", BasePrecision::nf4}},
+      "How the UNet's frozen weights are kept: same as the other weights; int8, eight "
+      "bits: a quarter of fp32's memory, faster on a CPU with AVX-512 VNNI, less exact; "
+      "nf4, four bits: an eighth, unpacked for each use, so somewhat slower");
 }
 
 void bind_memory_limit(cli::App& app, ModelOptions& options) {
@@ -96,6 +105,9 @@ std::string model_arguments(const ModelOptions& options) {
   if (!config.empty()) text += " --model_config " + cli::format_word(config);
   if (const auto& vae = options.load.vae(); !vae.empty()) {
     text += " --pretrained_vae_model_name_or_path " + cli::format_word(vae);
+  }
+  if (const auto& unet = options.load.unet(); !unet.empty()) {
+    text += " --unet " + cli::format_word(unet);
   }
   if (options.load.allow_trailing_bytes()) text += " --allow_trailing_bytes";
   if (options.load.prediction_type()) {

@@ -30,6 +30,9 @@ void bind_vae(cli::App& app, ModelOptions& options);
 /// Puts --pack_weights into the current group; `exception` ends the sentence on what "auto" means.
 void bind_pack_weights(cli::App& app, ModelOptions& options, const std::string& exception = "");
 
+/// Puts --unet into the current group.
+void bind_unet(cli::App& app, ModelOptions& options);
+
 /// Puts --base_precision into the current group.
 void bind_base_precision(cli::App& app, ModelOptions& options);
 

@@ -13,6 +13,7 @@
 #include "models/weights.h"
 #include "pipeline/device.h"
 #include "pipeline/single_file.h"
+#include "pipeline/unet_file.h"
 #include "support/cli/process.h"
 #include "support/files/json_file.h"
 
@@ -23,7 +24,8 @@ namespace fs = std::filesystem;
 
 template <typename Module>
 void finish(Module& module, const StableDiffusionOptions& options) {
-  module->to(options.device());
+  // Casts and moves bring weights in fewer bits back in full, also those to where they are.
+  if (!options.device().is_cpu()) module->to(options.device());
   module->eval();
   for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
 }
@@ -76,11 +78,12 @@ void check_streaming(const StableDiffusionOptions& options) {
 }
 
 void check_base_precision(const StableDiffusionOptions& options) {
-  if (options.base_precision() != BasePrecision::int8) return;
-  TORCH_CHECK_VALUE(options.streaming().memory_limit == 0, "--base_precision int8 cannot be ",
-                    "combined with --memory_limit: weights in eight bits do not lie in a file");
-  TORCH_CHECK_VALUE(options.pack_weights() != PackWeights::on, "--base_precision int8 cannot be ",
-                    "combined with --pack_weights on: weights in eight bits have a layout of ",
+  const auto kept = to_string(options.base_precision());
+  if (kept.empty()) return;
+  TORCH_CHECK_VALUE(options.streaming().memory_limit == 0, "--base_precision ", kept, " cannot be ",
+                    "combined with --memory_limit: such weights do not lie in a file");
+  TORCH_CHECK_VALUE(options.pack_weights() != PackWeights::on, "--base_precision ", kept,
+                    " cannot be combined with --pack_weights on: such weights have a layout of ",
                     "their own");
 }
 
@@ -108,6 +111,11 @@ StableDiffusion::StableDiffusion(const std::string& model, StableDiffusionOption
   } else {
     index_ = read_model_index(folder_);
     scheduler_config_ = read_scheduler_config(part("scheduler"));
+    if (!options_.model_config().empty()) {
+      TORCH_WARN_ONCE(
+          "--model_config has no effect with a folder, which has configurations of its ", "own: '",
+          folder_, "'");
+    }
   }
   check_scheduler_class(scheduler_config_->values(), scheduler_config_->source());
   NoiseSchedule{*scheduler_config_};  // refuses a file that no scheduler could use
@@ -207,15 +215,23 @@ void StableDiffusion::load_unet() {
   const UninitializedModules uninitialized(options_.dtype());
   unet_ = UNet2DConditionModel(unet_options_);
   stream_weights(*unet_, options_.streaming());
-  if (file_) {
-    file_->load_unet(*unet_, unet_options_);
-  } else {
-    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"), {},
-                 file_options(options_));
+  const auto precision = options_.base_precision();
+  const bool quantises = precision != BasePrecision::same;
+  BeforeFilling before_filling;
+  if (quantises && options_.device().is_cpu()) {
+    // One after the other, so that the full weights are never in memory together.
+    before_filling = [&](const ReadWeight& read) {
+      const auto format = precision == BasePrecision::int8 ? lightlora::WeightFormat::int8
+                                                           : lightlora::WeightFormat::nf4;
+      quantise(*unet_, precision, [&](const std::string& layer, const at::Tensor&) {
+        return read(layer + ".weight", format);
+      });
+    };
   }
+  fill_unet(before_filling);
   finish(unet_, options_);
-  if (options_.base_precision() == BasePrecision::int8) {
-    sd::quantise(unet_);
+  if (quantises) {
+    if (!options_.device().is_cpu()) quantise(*unet_, precision);
     return;
   }
   if (options_.device().is_cuda()) unet_->group_projections();
@@ -223,6 +239,17 @@ void StableDiffusion::load_unet() {
   const bool may_pack = packs == PackWeights::if_small && options_.streaming().memory_limit == 0;
   if (packs == PackWeights::on || (may_pack && is_small(*unet_))) {
     sd::pack_weights(unet_);
+  }
+}
+
+void StableDiffusion::fill_unet(const BeforeFilling& before_filling) {
+  if (!options_.unet().empty()) {
+    load_unet_file(*unet_, options_.unet(), unet_options_, file_options(options_), before_filling);
+  } else if (file_) {
+    file_->load_unet(*unet_, unet_options_, before_filling);
+  } else {
+    load_weights(*unet_, find_weights(part("unet"), "diffusion_pytorch_model"), {},
+                 file_options(options_), before_filling);
   }
 }
 

@@ -18,6 +18,7 @@
 #include "models/tiny_decoder.h"
 #include "models/unet.h"
 #include "models/vae.h"
+#include "models/weights.h"
 #include "pipeline/model_index.h"
 #include "pipeline/size_conditions.h"
 #include "schedulers/schedulers.h"
@@ -46,13 +47,16 @@ struct StableDiffusionOptions {
   /// A file or folder with TAESD's decoder, see `read_tiny_decoder`: pictures are decoded with it
   /// instead, in a small part of the time and memory, as previews. Default: none.
   TORCH_ARG(std::string, taesd);
+  /// A file with another UNet of the same kind, which may be of GGUF, under diffusers' or the original
+  /// names. Default: the model's own.
+  TORCH_ARG(std::string, unet);
   /// Accept bytes behind the last tensor of the model's safetensors files, which some published
   /// ones have. Default: false.
   TORCH_ARG(bool, allow_trailing_bytes) = false;
   /// What the UNet predicts, if not what the scheduler's file says.
   TORCH_ARG(std::optional<PredictionType>, prediction_type) = std::nullopt;
   TORCH_ARG(PackWeights, pack_weights) = PackWeights::off;
-  /// How the UNet's frozen weights are kept; in eight bits they are not packed.
+  /// How the UNet's frozen weights are kept; in fewer bits they are not packed.
   TORCH_ARG(BasePrecision, base_precision) = BasePrecision::same;
   /// Let weights lie in a file where the process would take more memory than this: see
   /// `stream_weights`. On a CPU only, and without packed weights. Default: no limit.
@@ -240,6 +244,7 @@ class StableDiffusion {
   nlohmann::json config(const std::string& name) const;
   CLIPTextModelOptions text_options(const std::string& name) const;
   void load_unet();
+  void fill_unet(const BeforeFilling& before_filling);
   void load_vae();
   void load_tiny_decoder();
   void load_text_encoder(Text& text);

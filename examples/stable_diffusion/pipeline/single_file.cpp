@@ -106,8 +106,20 @@ void SingleFile::check_kind() const {
         "an SDXL refiner, which only finishes the pictures of a base model and is not "
         "supported; hint: the base model draws without it");
   }
+  // stable-diffusion.cpp gives OpenCLIP's encoders the names, and partly the layout, of CLIP's.
+  const auto* tokens =
+      find(std::string(kLdmTextEncoder) + "text_model.embeddings.token_embedding.weight");
+  const bool wide = tokens != nullptr && tokens->shape.size() == 2 && tokens->shape[1] == 1024;
+  if (has("cond_stage_model.1.") || wide) {
+    refuse(
+        "one whose text encoders another program has renamed; hint: give it as --unet, with the "
+        "folder of a model of its kind");
+  }
   if (has("lora_unet_") || has("unet.")) refuse("a LoRA; hint: give it as --lora");
   if (!has(kLdmUnet)) {
+    if (has("input_blocks.0.0.")) {
+      refuse("a UNet alone; hint: give it as --unet, with the folder of a model of its kind");
+    }
     refuse(has("down_blocks.")
                ? "a part of a folder in diffusers layout; hint: name the folder that "
                  "holds model_index.json"
@@ -265,7 +277,8 @@ void SingleFile::name_others() const {
 }
 
 void SingleFile::load(torch::nn::Module& module, const std::string& prefix,
-                      const std::function<std::string(const std::string&)>& original) const {
+                      const std::function<std::string(const std::string&)>& original,
+                      const BeforeFilling& before_filling) const {
   std::map<std::string, std::string> ours;
   for (const auto& item : module.named_parameters()) ours[original(item.key())] = item.key();
   for (const auto& item : module.named_buffers()) ours[original(item.key())] = item.key();
@@ -279,16 +292,18 @@ void SingleFile::load(torch::nn::Module& module, const std::string& prefix,
     leftovers.push_back(name);
     return "";
   };
-  load_weights(module, path_, rename, options_);
+  load_weights(module, path_, rename, options_, before_filling);
   if (leftovers.empty()) return;
   TORCH_WARN("'", path_, "': ", leftovers.size(),
              " tensors of its training are not used, the first ", "is '", leftovers.front(), "'");
 }
 
-void SingleFile::load_unet(torch::nn::Module& module,
-                           const UNet2DConditionModelOptions& options) const {
+void SingleFile::load_unet(torch::nn::Module& module, const UNet2DConditionModelOptions& options,
+                           const BeforeFilling& before_filling) const {
   name_others();
-  load(module, kLdmUnet, [&](const std::string& name) { return ldm_unet_name(name, options); });
+  load(
+      module, kLdmUnet, [&](const std::string& name) { return ldm_unet_name(name, options); },
+      before_filling);
 }
 
 void SingleFile::load_vae(torch::nn::Module& module, const AutoencoderKLOptions& options) const {

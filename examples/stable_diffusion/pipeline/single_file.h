@@ -13,6 +13,7 @@
 #include "models/clip.h"
 #include "models/unet.h"
 #include "models/vae.h"
+#include "models/weights.h"
 #include "pipeline/model_index.h"
 #include "pipeline/single_file_scheduler.h"
 
@@ -47,9 +48,11 @@ class SingleFile {
   /// The texts of its files, by name.
   nlohmann::json tokenizer_texts(const std::string& name = "tokenizer") const;
 
-  /// Fill a module of the part. The UNet's says too what the file holds beside the parts.
+  /// Fill a module of the part. The UNet's says too what the file holds beside the parts; its
+  /// `before_filling` is that of `load_weights`.
   /// Errors: those of `load_weights`
-  void load_unet(torch::nn::Module& module, const UNet2DConditionModelOptions& options) const;
+  void load_unet(torch::nn::Module& module, const UNet2DConditionModelOptions& options,
+                 const BeforeFilling& before_filling = {}) const;
   void load_vae(torch::nn::Module& module, const AutoencoderKLOptions& options) const;
   void load_text_encoder(CLIPTextModelImpl& module, const std::string& text_encoder) const;
 
@@ -77,7 +80,8 @@ class SingleFile {
   nlohmann::json vae_config() const;
   nlohmann::json text_config(const std::string& text_encoder) const;
   void load(torch::nn::Module& module, const std::string& prefix,
-            const std::function<std::string(const std::string&)>& original) const;
+            const std::function<std::string(const std::string&)>& original,
+            const BeforeFilling& before_filling = {}) const;
 
   std::string path_, folder_, parent_, wrapper_;
   lightlora::SafetensorsOptions options_;

@@ -22,7 +22,7 @@ struct SizeConditions {
 };
 
 /// The six numbers in the UNet's order for a picture of that size: (1, 6) fp32.
-/// Errors: c10::ValueError for a list that is no pair
+/// Errors: c10::ValueError for a list that is no pair, sizes below 1 and crops below 0
 torch::Tensor time_ids(const SizeConditions& conditions, int64_t height, int64_t width);
 
 }  // namespace sd

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 
 #include "lora_files/combine.h"
 #include "lora_files/convert_transformer.h"
@@ -67,12 +68,39 @@ lightlora::AdapterFile read(const Flags& flags, const std::string& path) {
                 .allow_trailing_bytes(flags.extract.base.load.allow_trailing_bytes()));
 }
 
+// Files of transformer models are no adapters of a model here, and have names that tell enough.
+// Returns whether this is one.
+bool inspect_transformer(const Flags& flags, const std::string& input) {
+  const bool trailing = flags.extract.base.load.allow_trailing_bytes();
+  try {
+    const auto families = lora_files::examine(input, trailing).families;
+    for (const auto& family : families) {
+      if (family == "SD 1.x" || family == "SD 2.x" || family == "SDXL") return false;
+    }
+    return !families.empty() && lora_files::print_names(input, families, trailing, flags.json);
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+void inspect_one(const Flags& flags, const std::string& input) {
+  std::optional<lightlora::AdapterFile> contents;
+  try {
+    contents = read(flags, input);
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
+  } catch (const c10::Error&) {
+    if (inspect_transformer(flags, input)) return;
+    throw;
+  }
+  flags.json ? lora_files::print_json(input, *contents)
+             : lora_files::print_contents(input, *contents);
+}
+
 void inspect(const Flags& flags) {
   for (const auto& input : flags.inputs) {
     if (&input != &flags.inputs.front()) fmt::print("\n");
-    const auto contents = read(flags, input);
-    flags.json ? lora_files::print_json(input, contents)
-               : lora_files::print_contents(input, contents);
+    inspect_one(flags, input);
   }
 }
 

@@ -145,14 +145,14 @@ void check(const cli::App& app, const GenerationOptions& options) {
                     "--xy: expected one picture in each place, got more; hint: --xy seed=1,2,3");
 }
 
+void read_png(cli::App& app, GenerationOptions& options) {
+  const auto unused = generation::apply_png(options.from_png, app, options);
+  if (unused.empty()) return;
+  fmt::print("notice: '{}': not used: {}\n", cli::printable(options.from_png),
+             cli::printable(fmt::format("{}", fmt::join(unused, ", "))));
+}
+
 void draw(cli::App& app, GenerationOptions& options, const distributed::Group& group) {
-  if (!options.from_png.empty()) {
-    const auto unused = generation::apply_png(options.from_png, app, options);
-    if (!unused.empty()) {
-      fmt::print("notice: '{}': not used: {}\n", cli::printable(options.from_png),
-                 cli::printable(fmt::format("{}", fmt::join(unused, ", "))));
-    }
-  }
   check(app, options);
   if (options.print_tokens) {
     generation::check_limits(options, {});
@@ -182,7 +182,9 @@ int main(int argc, char** argv) {
                "--seed 1 --output dog.png");
   generation::bind(app, options);
   return cli::run(argc, argv, app, [&] {
-    distributed::run(app, options.group,
-                     [&](const distributed::Group& group) { draw(app, options, group); });
+    distributed::run(app, options.group, [&](const distributed::Group& group) {
+      if (!options.from_png.empty()) read_png(app, options);
+      generation::naming_picture(options, [&] { draw(app, options, group); });
+    });
   });
 }

@@ -345,9 +345,9 @@ std::vector<std::vector<int64_t>> Tokenizer::encode_chunks(const std::string& te
   return chunks;
 }
 
-std::string Tokenizer::truncation_warning(const std::string& text) const {
+std::string Tokenizer::truncation_warning(const std::string& text, int64_t chunks) const {
   const auto ids = tokenize(text);
-  const auto room = static_cast<size_t>(length_ - 2);
+  const auto room = static_cast<size_t>(chunks * (length_ - 2));
   if (ids.size() <= room) return "";
   const std::string lost = decode({ids.begin() + static_cast<std::ptrdiff_t>(room), ids.end()});
   return c10::str("the text encoder reads ", room, " tokens; this part of the prompt (",

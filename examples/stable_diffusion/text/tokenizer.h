@@ -44,8 +44,9 @@ class Tokenizer {
   /// The count must be at most `model_max_length() - 2`.
   std::vector<int64_t> wrap(const int64_t* ids, size_t count) const;
 
-  /// One line that names what `encode` cuts off; empty if it cuts off nothing.
-  std::string truncation_warning(const std::string& text) const;
+  /// One line that names what does not fit into so many chunks of `encode`'s length; empty if all
+  /// does.
+  std::string truncation_warning(const std::string& text, int64_t chunks = 1) const;
 
   /// The text behind ids, a space after each word; bytes that are no UTF-8 become U+FFFD.
   std::string decode(const std::vector<int64_t>& ids) const;

@@ -5,7 +5,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <sstream>
 #include <utility>
 
 #include "support/cli/fmt.h"
@@ -40,8 +39,9 @@ std::string process_caption(std::string caption, const CaptionOptions& options,
   caption = fixed_caption(std::move(caption), options);
   if (!options.varies()) return caption;
   std::vector<std::string> tags;
-  std::istringstream stream(caption);
-  for (std::string tag; std::getline(stream, tag, ',');) {
+  for (std::size_t at = 0, end = 0; at <= caption.size(); at = end + 1) {
+    end = std::min(caption.find(',', at), caption.size());
+    const auto tag = caption.substr(at, end - at);
     const auto begin = tag.find_first_not_of(' ');
     tags.push_back(
         begin == std::string::npos ? "" : tag.substr(begin, tag.find_last_not_of(' ') + 1 - begin));

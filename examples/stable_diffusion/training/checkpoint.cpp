@@ -66,8 +66,10 @@ std::vector<Checkpoint> list_checkpoints(const std::string& output_dir) {
   for (fs::directory_iterator entry(output_dir, error), end; !error && entry != end;
        entry.increment(error)) {
     const int64_t step = number_after(entry->path().filename().string(), kPrefix);
-    if (step >= 0 && fs::is_directory(entry->path()))
+    std::error_code broken;  // a link to nothing or to itself is none
+    if (step >= 0 && fs::is_directory(entry->path(), broken)) {
       found.push_back({step, entry->path().string()});
+    }
   }
   std::sort(found.begin(), found.end(),
             [](const Checkpoint& a, const Checkpoint& b) { return a.step < b.step; });
@@ -88,6 +90,27 @@ Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wan
               "; hint: ", names.empty() ? "the output folder has none" : known);
   if (path.filename().empty()) path = path.parent_path();  // a slash at the end
   return {std::max<int64_t>(0, number_after(path.filename().string(), kPrefix)), path.string()};
+}
+
+// The bytes that some published files have behind their tensors are none that a run writes.
+lightlora::SafetensorsFile open_state(const std::string& path) {
+  try {
+    return lightlora::SafetensorsFile(path);
+  } catch (const lightlora::SafetensorsError& error) {
+    if (error.fault() != lightlora::SafetensorsFault::trailing_bytes) throw;
+    const std::string message = error.what_without_backtrace();
+    TORCH_CHECK(false, message.substr(0, message.find("; hint:")),
+                "; hint: the checkpoint is damaged");
+  }
+}
+
+lightlora::TensorMap load_numbers(const lightlora::SafetensorsFile& file) {
+  auto state = file.load_all();
+  for (const auto& [name, values] : state) {
+    const bool good = !values.is_floating_point() || !values.isnan().any().item<bool>();
+    TORCH_CHECK(good, "expected numbers as '", name, "', got NaN; hint: the checkpoint is damaged");
+  }
+  return state;
 }
 
 void save_checkpoint(const std::string& output_dir, int64_t step,

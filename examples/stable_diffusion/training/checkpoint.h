@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <lightlora/file_io.h>
+
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -27,6 +29,14 @@ std::vector<Checkpoint> list_checkpoints(const std::string& output_dir);
 /// of that path, or of that name in the output folder. Step 0 and no path if "latest" finds none.
 /// Errors: c10::Error if the folder is no checkpoint
 Checkpoint find_checkpoint(const std::string& output_dir, const std::string& wanted);
+
+/// The file of a checkpoint's state.
+/// Errors: lightlora::SafetensorsError or c10::Error naming the file if it is damaged
+lightlora::SafetensorsFile open_state(const std::string& path);
+
+/// Its tensors.
+/// Errors: c10::Error if one of them holds NaN
+lightlora::TensorMap load_numbers(const lightlora::SafetensorsFile& file);
 
 /// Lets `write` fill a new folder, and gives it the name checkpoint-<step> when that has succeeded.
 /// Errors: what `write` throws; nothing is left of the folder then, and older ones are as they were

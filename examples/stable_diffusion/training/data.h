@@ -78,11 +78,13 @@ struct DataFolder {
 /// - captions in `metadata.jsonl` (Hugging Face), one object a line with `file_name`, relative to
 ///   its folder, and `text` (or `caption`, or `prompt`); it wins over text files, with a notice.
 /// Whatever else lies there is left out with a notice. `extension` is the ending of captions' files
-/// in place of the usual ones.
+/// in place of the usual ones; of these `first_line` takes the first line alone, as sd-scripts does,
+/// with a notice.
 /// Errors: c10::Error if the folder is missing or holds no picture, or if metadata.jsonl is
 ///         malformed or names a picture that is not there
 DataFolder read_data_folder(const std::string& folder,
-                            const std::optional<std::string>& extension = {});
+                            const std::optional<std::string>& extension = {},
+                            bool first_line = false);
 
 /// How many pictures a folder and its sub-folders `N_name` hold; none if there is no such folder.
 int64_t count_pictures(const std::string& folder);
@@ -90,7 +92,8 @@ int64_t count_pictures(const std::string& folder);
 /// The pictures of a folder, after a line on standard output for everything else in it.
 /// Errors: as read_data_folder
 std::vector<PictureFile> read_pictures(const std::string& folder,
-                                       const std::optional<std::string>& extension = {});
+                                       const std::optional<std::string>& extension = {},
+                                       bool first_line = false);
 
 void print_notices(const std::vector<std::string>& lines);
 

@@ -31,6 +31,12 @@ const std::vector<std::string>& usual_extensions() {
   return extensions;
 }
 
+// Links may lead nowhere, or to themselves.
+bool is_folder(const fs::path& path) {
+  std::error_code broken;
+  return fs::is_directory(path, broken);
+}
+
 std::vector<fs::path> sorted_entries(const fs::path& folder) {
   std::vector<fs::path> entries;
   std::error_code error;
@@ -52,25 +58,6 @@ std::string one_line(const std::string& text) {
   return line;
 }
 
-// Where a text stops being UTF-8; npos if it does not. Overlong forms and surrogates are let pass.
-std::size_t first_wrong_byte(const std::string& text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    const std::size_t length = lead < 0x80   ? 1
-                               : lead < 0xC2 ? 0
-                               : lead < 0xE0 ? 2
-                               : lead < 0xF0 ? 3
-                               : lead < 0xF5 ? 4
-                                             : 0;
-    if (length == 0 || i + length > text.size()) return i;
-    for (std::size_t k = 1; k < length; ++k) {
-      if ((static_cast<unsigned char>(text[i + k]) & 0xC0U) != 0x80U) return i;
-    }
-    i += length;
-  }
-  return std::string::npos;
-}
-
 // Takes the byte order mark of Windows' editors off.
 // Errors: c10::Error naming the file and its encoding if that is not UTF-8
 void check_encoding(std::string& text, const std::string& where) {
@@ -78,7 +65,7 @@ void check_encoding(std::string& text, const std::string& where) {
   const bool wide = text.rfind("\xFF\xFE", 0) == 0 || text.rfind("\xFE\xFF", 0) == 0 ||
                     text.find('\0') != std::string::npos;
   TORCH_CHECK(!wide, where, ": expected text in UTF-8, got UTF-16; hint: save it as UTF-8");
-  const auto wrong = first_wrong_byte(text);
+  const auto wrong = cli::first_wrong_byte(text);
   TORCH_CHECK(wrong == std::string::npos, where, ": expected text in UTF-8, got another encoding (",
               "byte ", wrong + 1, "), such as Latin-1; hint: save it as UTF-8");
 }
@@ -92,10 +79,6 @@ std::string read_text(const std::string& path, uint64_t most) {
 }
 
 namespace {
-
-std::string read_caption(const fs::path& path) {
-  return one_line(read_text(path.string(), kCaptionBytes));
-}
 
 using Captions = std::map<fs::path, std::string>;
 
@@ -111,7 +94,10 @@ std::pair<fs::path, std::string> read_metadata_line(const fs::path& folder, cons
     const auto found = entry.find(key);
     if (found == entry.end()) return std::nullopt;
     TORCH_CHECK(found->is_string(), where, ": expected text for '", key, "', got ", found->dump());
-    return found->get<std::string>();
+    const auto text = found->get<std::string>();
+    TORCH_CHECK(text.find('\0') == std::string::npos, where, ": expected text for '", key,
+                "', got one with a byte of zero");
+    return text;
   };
   const auto name = text_of("file_name");
   TORCH_CHECK(name, where, ": expected a 'file_name', got none");
@@ -140,7 +126,9 @@ void read_metadata(const fs::path& folder, Captions& captions) {
     const auto where = fmt::format("'{}' line {}", (folder / kMetadata).string(), number);
     check_encoding(line, where);
     if (one_line(line).empty()) continue;
-    captions.insert(read_metadata_line(folder, line, where));
+    const auto [entry, is_new] = captions.insert(read_metadata_line(folder, line, where));
+    TORCH_CHECK(is_new, where, ": expected one line for each picture, got a second one for '",
+                entry->first.filename().string(), "'");
   }
 }
 
@@ -165,18 +153,31 @@ bool is_picture(const fs::path& path) {
 struct Reading {
   Captions listed;                      // in metadata.jsonl
   std::vector<std::string> extensions;  // of captions beside pictures
+  bool first_line = false;              // is all that counts of these
+  std::vector<fs::path> cut;            // those that have more
   std::set<fs::path> others;            // what is no picture, and nobody has asked for
+  std::set<fs::path> captions;          // taken off these, for another picture of the same name
   std::vector<fs::path> overruled;      // captions beside pictures that are listed
 };
 
-// The caption's file beside a picture, which is then taken off the others.
+// The caption's file beside a picture, which is then taken off the others. As in sd-scripts it is
+// that of all pictures of the name, a.jpg as well as a.png.
 std::optional<fs::path> caption_beside(const fs::path& picture, Reading& reading) {
   for (const auto& extension : reading.extensions) {
     fs::path path = picture;
     path.replace_extension(extension);
-    if (reading.others.erase(path) > 0) return path;
+    if (reading.others.erase(path) > 0) reading.captions.insert(path);
+    if (reading.captions.count(path) > 0) return path;
   }
   return std::nullopt;
+}
+
+std::string read_caption(const fs::path& path, Reading& reading) {
+  const auto text = read_text(path.string(), kCaptionBytes);
+  const auto end = std::min(text.find_first_of("\r\n"), text.size());
+  if (!reading.first_line || one_line(text.substr(end)).empty()) return one_line(text);
+  reading.cut.push_back(path);
+  return one_line(text.substr(0, end));
 }
 
 // The pictures directly in a folder.
@@ -196,7 +197,7 @@ std::vector<PictureFile> pictures_in(const fs::path& folder, Reading& reading) {
       picture.caption = listed->second;
       if (beside) reading.overruled.push_back(*beside);
     } else if (beside) {
-      picture.caption = read_caption(*beside);
+      picture.caption = read_caption(*beside, reading);
     }
   }
   return pictures;
@@ -217,11 +218,29 @@ std::string overruled_notice(const std::vector<fs::path>& captions) {
       captions.size(), shown(captions.front()));
 }
 
-std::string notice(const fs::path& path) {
+std::string cut_notice(const std::vector<fs::path>& captions) {
+  if (captions.size() == 1) return "of " + shown(captions.front()) + " the first line alone counts";
+  return fmt::format("of {} captions the first line alone counts, such as {}", captions.size(),
+                     shown(captions.front()));
+}
+
+// Lines of metadata.jsonl whose pictures are left out.
+std::string unused_notice(const Captions& captions) {
+  const auto name = shown(captions.begin()->first);
+  if (captions.size() == 1) return name + " is listed in metadata.jsonl, but left out";
+  return fmt::format("{} pictures are listed in metadata.jsonl, but left out, such as {}",
+                     captions.size(), name);
+}
+
+std::string notice(const fs::path& folder, const fs::path& path) {
   const auto name = shown(path);
-  if (fs::is_directory(path)) {
+  const auto place = (folder / "").parent_path();  // without a slash at the end
+  if (is_folder(path) && path.parent_path() != place) {
+    return name + " is a folder in a sub-folder and is left out";
+  }
+  if (is_folder(path)) {
     return name + " is a folder and is left out; hint: sub-folders are used if they are called " +
-           "N_name, N being how often their pictures come";
+           "N_name, N being how often their pictures come, from 1";
   }
   return name + " is left out: it is " + images::describe_other_file(path.string());
 }
@@ -229,31 +248,32 @@ std::string notice(const fs::path& path) {
 }  // namespace
 
 int64_t count_pictures(const std::string& folder) {
-  if (!fs::is_directory(folder)) return 0;
+  if (!is_folder(folder)) return 0;
   const auto directly_in = [](const fs::path& where) {
     const auto entries = sorted_entries(where);
     return std::count_if(entries.begin(), entries.end(), is_picture);
   };
   int64_t count = directly_in(folder);
   for (const auto& path : sorted_entries(folder)) {
-    const auto repeats = fs::is_directory(path) ? repeats_of(path) : std::nullopt;
+    const auto repeats = is_folder(path) ? repeats_of(path) : std::nullopt;
     if (repeats && repeats->first > 0) count += directly_in(path);
   }
   return count;
 }
 
-DataFolder read_data_folder(const std::string& folder,
-                            const std::optional<std::string>& extension) {
+DataFolder read_data_folder(const std::string& folder, const std::optional<std::string>& extension,
+                            bool first_line) {
   TORCH_CHECK(fs::is_directory(folder), "'", folder, "': expected a folder with pictures, got ",
               fs::exists(folder) ? "a file" : "nothing of that name");
   Reading reading;
+  reading.first_line = first_line;
   reading.extensions = extension ? std::vector<std::string>{*extension} : usual_extensions();
   read_metadata(folder, reading.listed);
   auto& others = reading.others;
   DataFolder result;
   result.pictures = pictures_in(folder, reading);
   for (const auto& path : std::set<fs::path>(others)) {
-    const auto repeats = fs::is_directory(path) ? repeats_of(path) : std::nullopt;
+    const auto repeats = is_folder(path) ? repeats_of(path) : std::nullopt;
     if (!repeats || repeats->first < 1) continue;
     others.erase(path);
     read_metadata(path, reading.listed);
@@ -267,8 +287,13 @@ DataFolder read_data_folder(const std::string& folder,
   for (const auto& picture : result.pictures) samples += picture.repeats;
   TORCH_CHECK(samples <= kMostSamples, "'", folder, "': expected at most ", kMostSamples,
               " pictures with their repetitions, got ", samples);
-  for (const auto& path : others) result.notices.push_back(notice(path));
+  for (const auto& path : others) result.notices.push_back(notice(folder, path));
   if (!reading.overruled.empty()) result.notices.push_back(overruled_notice(reading.overruled));
+  if (!reading.cut.empty()) result.notices.push_back(cut_notice(reading.cut));
+  for (const auto& picture : result.pictures) {
+    reading.listed.erase(fs::path(picture.path).lexically_normal());
+  }
+  if (!reading.listed.empty()) result.notices.push_back(unused_notice(reading.listed));
   TORCH_CHECK(!result.pictures.empty(), "'", folder,
               "': expected a folder with pictures, got one without",
               result.notices.empty() ? "" : " (" + result.notices.front() + ")",
@@ -293,7 +318,7 @@ std::map<std::string, std::string> masks_in(const fs::path& folder,
   std::set<fs::path> folders{folder};
   for (const auto& file : files) {
     const auto own = folder / fs::path(stem_in(pictures, file.path)).parent_path();
-    if (fs::is_directory(own)) folders.insert((own / "").parent_path());
+    if (is_folder(own)) folders.insert((own / "").parent_path());
   }
   std::map<std::string, std::string> masks;
   for (const auto& where : folders) {
@@ -342,8 +367,9 @@ void print_notices(const std::vector<std::string>& lines) {
 }
 
 std::vector<PictureFile> read_pictures(const std::string& folder,
-                                       const std::optional<std::string>& extension) {
-  auto data = read_data_folder(folder, extension);
+                                       const std::optional<std::string>& extension,
+                                       bool first_line) {
+  auto data = read_data_folder(folder, extension, first_line);
   print_notices(data.notices);
   return std::move(data.pictures);
 }

@@ -132,6 +132,7 @@ ImageDataset::ImageDataset(std::vector<PictureFile> files, const DatasetOptions&
     images::Loaded picture;
     try {
       picture = images::load_reduced(file.path, kReducingGap * options.resolution);
+      images::check_shape("'" + file.path + "'", picture.width, picture.height);
     } catch (const c10::Error& error) {
       damaged.push_back(error.what_without_backtrace());
       continue;

@@ -168,7 +168,7 @@ void read_subset(const Level& subset, const std::string& path, DatasetConfig& co
   TORCH_CHECK(folder, "'", path, "': expected an image_dir in each subset, got none");
   auto extension = subset.find<std::string>("caption_extension");
   if (extension) extension = lightlora::path_component(*extension, path);
-  auto pictures = read_pictures(*folder, extension);
+  auto pictures = read_pictures(*folder, extension, /*first_line=*/true);
   if (const auto masks = subset.find<std::string>("conditioning_data_dir")) {
     print_notices(add_masks(pictures, *folder, *masks));
   }

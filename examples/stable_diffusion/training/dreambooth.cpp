@@ -6,11 +6,13 @@
 #include <lightlora/files.h>
 
 #include <filesystem>
+#include <set>
 #include <utility>
 
 #include "pipeline/embeddings.h"
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
+#include "support/cli/message.h"
 #include "support/distributed/fingerprint.h"
 #include "training/adapters.h"
 #include "training/checkpoint.h"
@@ -78,6 +80,21 @@ void add_word(distributed::Fingerprint& print, const lightlora::LearnedEmbedding
 
 void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
   to.insert(to.end(), more.begin(), more.end());
+}
+
+// What of the captions is not read. One of them is enough to show.
+void print_cut_off(const sd::Tokenizer& tokenizer, const std::vector<std::string>& captions,
+                   int64_t chunks) {
+  std::string first;
+  int64_t count = 0;
+  for (const auto& caption : std::set<std::string>(captions.begin(), captions.end())) {
+    const auto warning = tokenizer.truncation_warning(caption, chunks);
+    if (!warning.empty() && ++count == 1) first = warning;
+  }
+  if (count == 0) return;
+  fmt::print("notice: {}{}{}\n", cli::message_line(first),
+             count > 1 ? fmt::format("; {} captions are too long", count) : "",
+             chunks < 3 ? "; hint: --max_token_length 225" : "");
 }
 
 DatasetConfig config_of(const DreamBoothOptions& options) {
@@ -251,13 +268,7 @@ void DreamBooth::adapt() {
 // A text encoder that nothing needs any more is dropped.
 PromptStates DreamBooth::encode_prompts(const std::vector<std::string>& captions, bool vary) {
   const int64_t chunks = options_.max_token_length / 75;
-  for (const auto& caption : captions) {
-    const auto& tokenizer = pipeline_->tokenizer();
-    const auto room = static_cast<size_t>(chunks * (tokenizer.model_max_length() - 2));
-    if (tokenizer.tokenize(caption).size() <= room) continue;
-    fmt::print("notice: {}{}\n", tokenizer.truncation_warning(caption),
-               chunks < 3 ? "; hint: --max_token_length 225" : "");
-  }
+  print_cut_off(pipeline_->tokenizer(), captions, chunks);
   begin_phase("captions");
   if (options_.adapter.train_text_encoder)
     return trained_prompts(*pipeline_, options_.clip_skip, chunks);

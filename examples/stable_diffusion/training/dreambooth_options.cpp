@@ -3,6 +3,8 @@
 #include <lightlora/variants/variants.h>
 
 #include <filesystem>
+#include <string>
+#include <utility>
 
 #include "training/adapters.h"
 #include "training/options.h"
@@ -25,6 +27,16 @@ cli::Choices<Value> named(std::initializer_list<Value> values) {
   return choices;
 }
 
+// In diffusers' scripts the flag names a folder's files of half precision.
+CLI::Validator no_precision() {
+  const auto read = [](const std::string& word) {
+    if (word != "fp16" && word != "bf16") return std::string();
+    return "expected a kind of adapter, got '" + word +
+           "'; hint: half-precision files of a folder are used if it has no others";
+  };
+  return CLI::Validator([read](std::string& word) { return read(word); }, "");
+}
+
 void bind_kind(cli::App& app, AdapterOptions& o) {
   app.add_option(
       "--init_from", o.init_from,
@@ -34,7 +46,9 @@ void bind_kind(cli::App& app, AdapterOptions& o) {
          "With --init_from: add the file to the weights and train new adapters of this rank; "
          "the result holds both")
       ->check(cli::at_least(1));
-  app.add_option("--variant", o.variant, "Kind of adapter")->check(cli::one_of(variant_names()));
+  app.add_option("--variant", o.variant, "Kind of adapter")
+      ->check(no_precision())
+      ->check(cli::one_of(variant_names()));
   app.add_option("--rank", o.lora.rank(), "Rank of the trained factors")->check(cli::at_least(1));
   app.add_option("--network_alpha", o.lora.network_alpha(),
                  "Scale times rank (default: the rank, so that the scale is 1)");
@@ -99,9 +113,41 @@ void bind_required(cli::App& app, DreamBoothOptions& o) {
   app.add_config_flag();
   sd::bind_single_file(app, o.model);
   sd::bind_vae(app, o.model);
+  sd::bind_unet(app, o.model);
   app.add_option("--learned_embeds", o.learned_embeds,
                  "Learned embedding to start from (textual_inversion writes one), as FILE or "
                  "FILE:TOKEN; the prompts may then use its token; repeatable");
+}
+
+// Flags of diffusers' scripts, and the ones of sd-scripts that people have in their commands for SDXL.
+void add_absent(cli::App& app) {
+  const char* const local = "nothing is downloaded; --instance_data_dir names the pictures";
+  const char* const captions = "captions lie beside the pictures, in .txt files or metadata.jsonl";
+  const std::pair<const char*, const char*> table[] = {
+      {"--do_edm_style_training",
+       "models of that kind (Playground v2.5) scale inputs and outputs in another way"},
+      {"--output_kohya_format", "convert_lora --to kohya writes such a file of the result"},
+      {"--dataset_name", local},
+      {"--dataset_config_name", local},
+      {"--cache_dir", local},
+      {"--image_column", "the pictures are the files of --instance_data_dir"},
+      {"--caption_column", captions},
+      {"--repeats", "pictures in a folder named 10_NAME come ten times in an epoch"},
+      {"--lora_alpha", "its name is --network_alpha, as in sd-scripts"},
+      {"--use_dora", "DoRA is an option of the library, and not of this program"},
+      {"--use_8bit_adam", "adapters are small; --optimizer adafactor keeps almost no state"},
+      {"--prodigy_decouple", "the decay of prodigy is always decoupled, as by default"},
+      {"--adam_weight_decay_text_encoder", "--adam_weight_decay counts for all that trains"},
+      {"--enable_npu_flash_attention", "attention saves memory anyway"},
+      {"--network_module", "--variant says which kind of adapter"},
+      {"--network_dim", "its name is --rank, as in diffusers"},
+      {"--network_train_unet_only", "only --train_text_encoder trains more than the UNet"},
+      {"--cache_text_encoder_outputs", "captions are encoded once anyway"},
+      {"--no_half_vae", "the autoencoder stays in fp32 where its configuration says force_upcast"},
+      {"--v_parameterization", "its name is --prediction_type v_prediction"},
+      {"--zero_terminal_snr", "rescale_betas_zero_snr of the model's scheduler says it"},
+  };
+  for (const auto& [flag, reason] : table) app.absent(flag, reason);
 }
 
 }  // namespace
@@ -159,9 +205,7 @@ void bind(cli::App& app, DreamBoothOptions& o) {
       "How many tokens of a caption are read, in chunks of the text encoder's 75");
   bind_cuda_graph(app, o.cuda_graph);
   distributed::bind(app, o.group);
-  app.absent("--do_edm_style_training",
-             "models of that kind (Playground v2.5) scale inputs and outputs in another way");
-  app.absent("--output_kohya_format", "convert_lora --to kohya writes such a file of the result");
+  add_absent(app);
 }
 
 void AdapterOptions::check() const {

@@ -102,13 +102,16 @@ class PhaseBook {
   double operations_ = 0;
 };
 
-// The layouts of the CPU's kernels for both passes, each as large as the weights.
+// The layouts of the CPU's kernels for both passes, each as large as the weights or larger.
 int64_t packed_bytes(const DreamBoothOptions& options, const torch::nn::Module& unet) {
-  if (options.model.load.base_precision() == sd::BasePrecision::int8) return 0;
+  if (options.model.load.base_precision() != sd::BasePrecision::same) return 0;
   int64_t bytes = 0, all = 0;
   for (const auto& parameter : unet.parameters()) {
     all += static_cast<int64_t>(parameter.nbytes());
-    if (parameter.dim() >= 2) bytes += static_cast<int64_t>(parameter.nbytes());
+    if (parameter.dim() < 2) continue;
+    // Kernels of 3x3 are kept as 16 numbers, see sd::winograd_convolution.
+    const bool is_3x3 = parameter.dim() == 4 && parameter.size(2) == 3;
+    bytes += static_cast<int64_t>(parameter.nbytes()) * (is_3x3 ? 16 : 9) / 9;
   }
   const auto choice = options.model.load.pack_weights();
   const bool small =
@@ -118,14 +121,16 @@ int64_t packed_bytes(const DreamBoothOptions& options, const torch::nn::Module& 
   return packs ? 2 * bytes : 0;
 }
 
-// What eight bits take off the UNet's weights.
-int64_t saved_by_int8(const DreamBoothOptions& options, const torch::nn::Module& unet) {
-  if (options.model.load.base_precision() != sd::BasePrecision::int8) return 0;
+// What fewer bits take off the UNet's weights.
+int64_t saved_by_precision(const DreamBoothOptions& options, const torch::nn::Module& unet) {
+  const auto precision = options.model.load.base_precision();
+  if (precision == sd::BasePrecision::same) return 0;
   int64_t bytes = 0;
   for (const auto& item : unet.named_parameters()) {
     const auto& weight = item.value();
     if (!sd::may_be_quantised(item.key(), weight)) continue;
-    bytes += static_cast<int64_t>(weight.nbytes()) - weight.numel();
+    const auto kept = static_cast<double>(weight.numel()) * sd::bits_of(precision) / 8;
+    bytes += static_cast<int64_t>(weight.nbytes()) - static_cast<int64_t>(kept);
   }
   return bytes;
 }
@@ -254,7 +259,7 @@ DryReport dry_run(DreamBoothOptions options) {
   report.memory = report.on_cpu ? book.tensors() + cli::resident_memory() +
                                       packed_bytes(asked, *task.pipeline().unet())
                                 : book.needed() + kCudaItself;
-  report.memory -= saved_by_int8(asked, *task.pipeline().unet());
+  report.memory -= saved_by_precision(asked, *task.pipeline().unet());
   return report;
 }
 

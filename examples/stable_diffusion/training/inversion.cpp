@@ -109,6 +109,9 @@ void Inversion::learn_word() {
   TORCH_CHECK_VALUE(!options_.layerwise || !pipeline_->is_sdxl(),
                     "'--layerwise': cannot be combined with SDXL: its UNet reads a pooled text ",
                     "that belongs to no layer");
+  const int64_t room = pipeline_->tokenizer().model_max_length() - 2;
+  TORCH_CHECK_VALUE(options_.num_vectors <= room, "--num_vectors: expected at most ", room,
+                    ", which the text encoder reads, got ", options_.num_vectors);
   if (options_.layerwise) {
     embedding.layers = pipeline_->unet()->attention_names();
     layers = {static_cast<int64_t>(embedding.layers.size())};

@@ -1,10 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "training/learning_rate.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cmath>
 
 namespace training {
+
+namespace {
+
+constexpr double kPolynomialEnd = 1e-7;  // diffusers' lr_end
+
+}  // namespace
+
+LearningRate::LearningRate(Schedule schedule, double base, int64_t warmup_steps,
+                           int64_t total_steps, double cycles, double power, int64_t decay_steps)
+    : schedule_(schedule),
+      base_(base),
+      warmup_(warmup_steps),
+      total_(total_steps),
+      cycles_(cycles),
+      power_(power),
+      decay_(decay_steps) {
+  TORCH_CHECK_VALUE(schedule != Schedule::polynomial || base > kPolynomialEnd,
+                    "--learning_rate: expected more than ", kPolynomialEnd,
+                    ", with which --lr_scheduler polynomial ends, got ", base);
+}
 
 const cli::Choices<Schedule>& schedule_choices() {
   static const cli::Choices<Schedule> choices{
@@ -37,7 +59,7 @@ double LearningRate::factor(int64_t step) const {
   if (schedule_ == Schedule::cosine_with_restarts) {
     return std::max(0.0, 0.5 * (1.0 + std::cos(pi * std::fmod(cycles_ * progress, 1.0))));
   }
-  const double last = 1e-7 / base_;  // diffusers' lr_end
+  const double last = kPolynomialEnd / base_;
   if (progress >= 1.0) return last;
   return (1.0 - last) * std::pow(1.0 - progress, power_) + last;
 }

@@ -27,15 +27,9 @@ class LearningRate {
  public:
   /// `cycles`, `power` and `decay_steps` are those of cosine_with_restarts, polynomial and
   /// warmup_stable_decay.
+  /// Errors: c10::ValueError if polynomial begins below the rate that it ends with
   LearningRate(Schedule schedule, double base, int64_t warmup_steps, int64_t total_steps,
-               double cycles = 1, double power = 1, int64_t decay_steps = 0)
-      : schedule_(schedule),
-        base_(base),
-        warmup_(warmup_steps),
-        total_(total_steps),
-        cycles_(cycles),
-        power_(power),
-        decay_(decay_steps) {}
+               double cycles = 1, double power = 1, int64_t decay_steps = 0);
 
   /// The rate of a step, counted from 0.
   double at(int64_t step) const { return base_ * factor(step); }

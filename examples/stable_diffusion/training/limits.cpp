@@ -24,11 +24,9 @@ void check_prompt(const std::string& what, const std::string& text) {
                     " bytes, got ", text.size(), kHint);
 }
 
-void check_samples(const RunOptions& run) {
+void check_samples(const RunOptions& run, const std::vector<SamplePrompt>& samples) {
   check_prompt("--validation_prompt", run.validation_prompt);
   at_most("--num_validation_images", run.num_validation_images, kPictures);
-  if (run.sample_prompts.empty()) return;
-  const auto samples = read_sample_prompts(run.sample_prompts, 0);
   const auto what = fmt::format("'{}'", run.sample_prompts);
   TORCH_CHECK_VALUE(samples.size() <= kPictures, what, ": expected at most ", kPictures,
                     " prompts, got ", samples.size(), kHint);
@@ -47,6 +45,10 @@ void check_picture_size(const std::string& what, int64_t width, int64_t height) 
 }
 
 void check_limits(const TrainingOptions& options) {
+  // What is wrong in the file is found now in any case, and not after the pictures are encoded.
+  const auto& prompts = options.run.sample_prompts;
+  const auto samples =
+      prompts.empty() ? std::vector<SamplePrompt>() : read_sample_prompts(prompts, /*seed=*/0);
   if (options.machine.allow_large) return;
   const auto& data = options.data;
   const int64_t resolution = data.resolution.value_or(512);
@@ -55,12 +57,12 @@ void check_limits(const TrainingOptions& options) {
   at_most("--train_batch_size", options.optimization.train_batch_size, kBatch);
   at_most("--gradient_accumulation_steps", options.optimization.gradient_accumulation_steps,
           kBatches);
-  check_samples(options.run);
+  check_samples(options.run, samples);
 }
 
 void check_limits(const DreamBoothOptions& options) {
-  if (options.machine.allow_large) return;
   check_limits(static_cast<const TrainingOptions&>(options));
+  if (options.machine.allow_large) return;
   check_prompt("--instance_prompt", options.instance_prompt);
   check_prompt("--class_prompt", options.prior.class_prompt);
   at_most("--num_class_images", options.prior.num_class_images, kClassPictures);
@@ -68,8 +70,8 @@ void check_limits(const DreamBoothOptions& options) {
 }
 
 void check_limits(const InversionOptions& options) {
-  if (options.machine.allow_large) return;
   check_limits(static_cast<const TrainingOptions&>(options));
+  if (options.machine.allow_large) return;
   at_most("--repeats", options.repeats, kRepeats);
 }
 

@@ -38,7 +38,7 @@ void MovingAverage::update() {
   const torch::NoGradGuard no_grad;
   const auto before = static_cast<double>(updates_++);
   const double decay = before == 0 ? 0 : std::min(decay_, (1 + before) / (10 + before));
-  average_.sub_((average_ - bank_.values()) * (1 - decay));
+  average_.lerp_(bank_.values(), 1 - decay);
 }
 
 MovingAverage::InPlace::InPlace(const MovingAverage& average)

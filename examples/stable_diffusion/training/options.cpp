@@ -81,21 +81,25 @@ void bind_rate(cli::App& app, OptimizationOptions& o) {
   app.add_option("--lr_decay_steps", o.lr_decay_steps,
                  "Last steps of falling rate of warmup_stable_decay")
       ->check(cli::at_least(0));
-  app.add_option("--lr_num_cycles", o.lr_num_cycles, "Restarts of cosine_with_restarts");
-  app.add_option("--lr_power", o.lr_power, "Power of polynomial");
+  app.add_option("--lr_num_cycles", o.lr_num_cycles, "Restarts of cosine_with_restarts")
+      ->check(cli::at_least(0));
+  app.add_option("--lr_power", o.lr_power, "Power of polynomial")->check(cli::at_least(0));
 }
 
 void bind_optimizer(cli::App& app, OptimizationOptions& o) {
   app.group("Optimizer");
   app.add_choice("--optimizer", o.optimizer.kind, optimizer_choices(), "Optimizer");
-  app.add_option("--adam_beta1", o.optimizer.beta1, "adamw, lion, prodigy: decay of the mean");
+  app.add_option("--adam_beta1", o.optimizer.beta1, "adamw, lion, prodigy: decay of the mean")
+      ->check(cli::below(0, 1));
   app.add_option("--adam_beta2", o.optimizer.beta2,
-                 "adamw, lion, prodigy: decay of the variance (default: 0.999, lion 0.99)");
+                 "adamw, lion, prodigy: decay of the variance (default: 0.999, lion 0.99)")
+      ->check(cli::below(0, 1));
   app.add_option("--adam_weight_decay", o.optimizer.decay,
                  "Weight decay (default: 0.01; adafactor and sgd 0)")
       ->check(cli::at_least(0));
   app.add_option("--adam_epsilon", o.optimizer.epsilon,
-                 "adamw, prodigy: added to the root of the variance");
+                 "adamw, prodigy: added to the root of the variance")
+      ->check(cli::at_least(0));
   app.add_flag(
       "--use_ema", o.use_ema,
       "Save, validate and show a moving average of what trains, which is smoother than the "
@@ -103,11 +107,15 @@ void bind_optimizer(cli::App& app, OptimizationOptions& o) {
   app.add_option("--ema_decay", o.ema_decay,
                  "Its decay; less in the first steps: n / (n + 9) after n of them")
       ->check(cli::between(0, 1));
-  app.add_option("--max_grad_norm", o.max_grad_norm, "Largest gradient norm; 0 switches it off");
-  app.add_option("--sgd_momentum", o.optimizer.momentum, "sgd: share of the last direction kept");
+  app.add_option("--max_grad_norm", o.max_grad_norm, "Largest gradient norm; 0 switches it off")
+      ->check(cli::at_least(0));
+  app.add_option("--sgd_momentum", o.optimizer.momentum, "sgd: share of the last direction kept")
+      ->check(cli::at_least(0));
   app.add_option("--prodigy_beta3", o.optimizer.beta3,
-                 "prodigy: decay of what it finds the rate from (default: the root of beta2)");
-  app.add_option("--prodigy_d_coef", o.optimizer.d_coef, "prodigy: factor of the rate it finds");
+                 "prodigy: decay of what it finds the rate from (default: the root of beta2)")
+      ->check(cli::below(0, 1));
+  app.add_option("--prodigy_d_coef", o.optimizer.d_coef, "prodigy: factor of the rate it finds")
+      ->check(cli::above(0));
   app.add_choice("--prodigy_use_bias_correction", o.optimizer.bias_correction, kTrueOrFalse,
                  "prodigy: Adam's bias correction");
   app.add_choice("--prodigy_safeguard_warmup", o.optimizer.safeguard_warmup, kTrueOrFalse,

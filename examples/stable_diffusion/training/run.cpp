@@ -145,7 +145,7 @@ void Run::load_checkpoint(const std::string& folder) {
   const std::string path = file_in(folder, kStateFile);
   TORCH_CHECK(std::filesystem::exists(path), "'", folder, "': expected a checkpoint with ",
               kStateFile, ", got a folder without it");
-  const lightlora::SafetensorsFile file(path);
+  const auto file = open_state(path);
   const auto text = [&](const std::string& key) {
     const auto found = file.metadata().find(key);
     TORCH_CHECK(found != file.metadata().end(), "'", path, "': expected metadata '", key,
@@ -156,10 +156,14 @@ void Run::load_checkpoint(const std::string& folder) {
               "', got '", text("format"), "'");
   task_.load(folder);
   try {
-    engine_.load_state(file.load_all());
+    engine_.load_state(load_numbers(file));
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
   }
+  TORCH_CHECK(
+      engine_.is_finite(), "'", folder,
+      "': expected finite values to go on from, got some that are not; hint: the checkpoint ",
+      "is damaged");
   const std::string loss = text("smoothed_loss");
   char* end = nullptr;
   smoothed_loss_ = std::strtod(loss.c_str(), &end);

@@ -295,7 +295,8 @@ void Trainer::load_state(const lightlora::TensorMap& state) {
   const auto steps = state.find("steps");
   // The first checkpoints did not count all skipped steps.
   const int64_t numbers = steps == state.end() ? 0 : steps->second.numel();
-  TORCH_CHECK((numbers == 2 || numbers == 3) && steps->second.scalar_type() == torch::kLong,
+  TORCH_CHECK((numbers == 2 || numbers == 3) && steps->second.dim() == 1 &&
+                  steps->second.scalar_type() == torch::kLong,
               "training: expected the number of steps in the state, got none");
   constexpr int64_t kMostSteps = int64_t{1} << 40;
   done_ = steps->second[0].item<int64_t>();

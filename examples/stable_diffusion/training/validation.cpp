@@ -8,8 +8,10 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <system_error>
 
 #include "support/cli/fmt.h"
+#include "support/cli/message.h"
 #include "support/cli/progress.h"
 #include "support/images/load.h"
 #include "support/images/png.h"
@@ -118,6 +120,12 @@ void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, R
   int64_t all = 0, before = 0;
   for (const auto& prompt : options_.prompts) all += prompt.steps.value_or(kDrawingSteps);
   cli::Progress progress("Validation pictures", all);
+  // As sd-scripts cuts sizes to what the model can draw.
+  const auto drawable = [&](std::optional<int64_t> side) {
+    const int64_t factor = pipeline.vae_scale_factor();
+    if (side) side = std::max(factor, *side - *side % factor);
+    return side;
+  };
   for (std::size_t i = 0; i < options_.prompts.size(); ++i) {
     const auto& prompt = options_.prompts[i];
     const int64_t steps = prompt.steps.value_or(kDrawingSteps);
@@ -127,8 +135,8 @@ void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, R
                       .prompt_syntax(sd::PromptSyntax::plain)  // as captions
                       .clip_skip(options_.clip_skip)
                       .num_inference_steps(steps)
-                      .height(prompt.height)
-                      .width(prompt.width)
+                      .height(drawable(prompt.height))
+                      .width(drawable(prompt.width))
                       .scheduler("dpmpp_2m")
                       .seed(prompt.seed)
                       .callback([&](int64_t step, int64_t) { progress.update(before + step); });
@@ -146,17 +154,36 @@ void ValidationPictures::draw(sd::StableDiffusion& pipeline, Trainer& trainer, R
   progress.finish();
 }
 
-void ValidationPictures::write_sheet(int64_t last_step) const {
-  if (!std::filesystem::is_directory(options_.folder)) return;
+// The pictures by step, each in its prompt's column, of those that this run has drawn: one that went
+// back to an earlier checkpoint has left what it drew beyond. What else lies in the folder, or has
+// been changed or taken away there, is no reason for a run to fail at its end.
+std::map<int64_t, std::vector<images::Image>> ValidationPictures::drawn(int64_t last_step) const {
   std::map<int64_t, std::vector<images::Image>> rows;
-  for (const auto& file : images::list_images(options_.folder).images) {
-    long long step = 0, index = 0;
-    const std::string name = std::filesystem::path(file).filename().string();
-    if (std::sscanf(name.c_str(), "step-%lld-%lld.png", &step, &index) != 2) continue;
-    // A run that went back to an earlier checkpoint has left what it drew beyond.
-    if (step <= last_step && index < static_cast<long long>(options_.prompts.size()))
-      rows[step].push_back(images::load_image(file));
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(options_.folder, error), end;
+       !error && entry != end; entry.increment(error)) {
+    unsigned long long step = 0, index = 0;
+    const std::string name = entry->path().filename().string();
+    const bool named = std::sscanf(name.c_str(), "step-%llu-%llu.png", &step, &index) == 2;
+    if (!named || step > static_cast<unsigned long long>(last_step)) continue;
+    if (index >= options_.prompts.size()) continue;
+    const auto own = path(static_cast<int64_t>(step), static_cast<int64_t>(index));
+    if (std::filesystem::path(own).filename().string() != name) continue;
+    try {
+      auto picture = images::load_image(entry->path().string());
+      auto& row = rows[static_cast<int64_t>(step)];
+      row.resize(options_.prompts.size());
+      row[index] = std::move(picture);
+    } catch (const c10::Error& problem) {
+      fmt::print("notice: not on the contact sheet: {}\n",
+                 cli::message_line(problem.what_without_backtrace()));
+    }
   }
+  return rows;
+}
+
+void ValidationPictures::write_sheet(int64_t last_step) const {
+  auto rows = drawn(last_step);
   if (rows.empty()) return;
   images::Sheet sheet;
   sheet.title = options_.title;

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "pipeline/pipeline.h"
+#include "support/images/image.h"
 #include "training/options.h"
 #include "training/run_log.h"
 #include "training/trainer.h"
@@ -74,6 +76,7 @@ class ValidationPictures {
 
  private:
   std::string path(int64_t step, int64_t index) const;
+  std::map<int64_t, std::vector<images::Image>> drawn(int64_t last_step) const;
 
   ValidationPictureOptions options_;
 };

@@ -351,6 +351,11 @@ CLI::Validator between(double minimum, double maximum) {
                  [=](double value) { return value >= minimum && value <= maximum; });
 }
 
+CLI::Validator below(double minimum, double end) {
+  return numeric(fmt::format("at least {} and less than {}", minimum, end),
+                 [=](double value) { return value >= minimum && value < end; });
+}
+
 CLI::Validator one_of(const std::vector<std::string>& words) {
   return CLI::Validator(
       [words](std::string& value) -> std::string {
@@ -362,7 +367,13 @@ CLI::Validator one_of(const std::vector<std::string>& words) {
       fmt::format("{}", fmt::join(words, "|")));
 }
 
-CLI::Validator App::one_of_words(const std::vector<std::string>& words) { return one_of(words); }
+CLI::Validator App::one_of_words(const std::vector<std::string>& words) {
+  const auto exact = one_of(words);
+  const auto loose = [exact](std::string& word) {
+    return exact(word = CLI::detail::to_lower(word));  // a copy; diffusers' scripts say AdamW
+  };
+  return CLI::Validator(loose, exact.get_description());
+}
 
 std::string closest(const std::string& typed, const std::vector<std::string>& candidates) {
   const std::string wanted = with('_', typed);

@@ -102,13 +102,14 @@ class App : public CLI::App {
   Flag add_bytes(const std::string& flag, int64_t& bytes, const std::string& description);
 
   /// A flag whose value is one of a few words, which `--help` lists, and which stand for values of
-  /// any type that can be compared: an enumeration, say, or an optional one.
+  /// any type that can be compared: an enumeration, say, or an optional one. The words are in small
+  /// letters; capital ones are read as such.
   template <typename Value>
   Flag add_choice(const std::string& flag, Value& value, const Choices<Value>& choices,
                   const std::string& description) {
     const auto read = [&value, choices](const CLI::results_t& words) {
       for (const auto& [word, meaning] : choices) {
-        if (word != words.back()) continue;
+        if (word != CLI::detail::to_lower(words.back())) continue;
         value = meaning;
         return true;
       }
@@ -234,6 +235,8 @@ class App : public CLI::App {
 CLI::Validator at_least(double minimum);
 CLI::Validator above(double minimum);
 CLI::Validator between(double minimum, double maximum);
+/// From the first on, and less than the second.
+CLI::Validator below(double minimum, double end);
 /// One of a few words, which `--help` lists.
 CLI::Validator one_of(const std::vector<std::string>& words);
 

@@ -71,14 +71,16 @@ std::string with_short_values(const std::string& line) {
 
 }  // namespace
 
-bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const auto length = character_at(text).first;
-    if (length == 0) return false;
-    text.remove_prefix(length);
+std::size_t first_wrong_byte(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const auto length = character_at(text.substr(at)).first;
+    if (length == 0) return at;
+    at += length;
   }
-  return true;
+  return text.npos;
 }
+
+bool is_utf8(std::string_view text) { return first_wrong_byte(text) == text.npos; }
 
 std::string printable(std::string_view text) {
   std::string result;

@@ -2,6 +2,7 @@
 // Text from elsewhere on a terminal: names of files, and what files say.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -11,6 +12,9 @@ namespace cli {
 /// codes, marks that turn the direction of writing and bytes that are no UTF-8 are written as `\n`,
 /// `\x1b`, `\u202e` and `\xff`.
 std::string printable(std::string_view text);
+
+/// Where a text stops being whole characters of UTF-8; npos if it does not.
+std::size_t first_wrong_byte(std::string_view text);
 
 /// Whether a text is nothing but whole characters of UTF-8.
 bool is_utf8(std::string_view text);

@@ -58,9 +58,19 @@ FolderLock::~FolderLock() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
+namespace {
+
+// A TMPDIR that is no folder is passed over, as Python's tempfile does.
+std::filesystem::path temporary_place() {
+  std::error_code error;
+  const auto place = std::filesystem::temp_directory_path(error);
+  return error ? std::filesystem::path("/tmp") : place;
+}
+
+}  // namespace
+
 TemporaryFolder::TemporaryFolder(const std::string& purpose)
-    : path_((std::filesystem::temp_directory_path() / ("lightlora-" + purpose + "-XXXXXX"))
-                .string()) {
+    : path_((temporary_place() / ("lightlora-" + purpose + "-XXXXXX")).string()) {
   TORCH_CHECK(::mkdtemp(path_.data()) != nullptr, "'", path_,
               "': expected a folder for a moment, got '", std::strerror(errno),
               "'; hint: is the disk full?");

@@ -162,6 +162,13 @@ Loaded load_reduced(const std::string& path, int64_t least) {
   return decode_reduced(read_file(path), path, least);
 }
 
+void check_shape(const std::string& what, int64_t width, int64_t height) {
+  constexpr int64_t kLongest = 50;
+  TORCH_CHECK(width <= kLongest * height && height <= kLongest * width, what,
+              ": expected a picture at most ", kLongest, " times as long as wide, got ", width, "x",
+              height, " pixels; hint: cut a part out of it");
+}
+
 Image load_image(const std::string& path) { return load_reduced(path, 0).image; }
 
 bool has_transparency(const std::string& path) {

@@ -34,6 +34,10 @@ Loaded load_reduced(const std::string& path, int64_t least);
 /// The same from memory; `name` stands for the file in messages.
 Image decode_image(const std::vector<uint8_t>& bytes, const std::string& name);
 
+/// What fills a given shape has to be stretched along both sides: of a line of pixels, gigabytes.
+/// Errors: c10::Error, with `what` in front, for pictures more than 50 times as long as wide
+void check_shape(const std::string& what, int64_t width, int64_t height);
+
 /// Whether the file begins as a picture that load_image reads; false if it cannot be opened.
 bool is_image_file(const std::string& path);
 
