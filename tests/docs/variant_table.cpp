@@ -46,6 +46,7 @@ const std::vector<Row>& rows() {
       {"classic from svd_down", "classic", LoRAOptions(4).own({{"init_lora_weights", "svd_down"}})},
       {"psoft (rank 16)", "psoft", LoRAOptions(16)},
       {"diag_oft (blocks of 8)", "diag_oft", LoRAOptions(8)},
+      {"boft (blocks of 10)", "boft", LoRAOptions(10)},
       {"glora", "glora", LoRAOptions(4)},
       {"shira", "shira", LoRAOptions(4)},
       {"tlora", "tlora", LoRAOptions(4)},

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws with text_to_image and with diffusers on a model of full size, and prints how far the latents are apart.
+"""Draws with text_to_image and with diffusers on a model, of full size say, and prints how far the latents are apart.
 
 Usage: compare_with_diffusers.py <folder of the programs> <model of make_model.py> [dtype, bf16] [side, 512] [steps, 2]
 With an fp32 run of diffusers as the measure, if the dtype is bf16: half precision's own error is the limit. Needs the
 model's size in fp32 in memory, torch, diffusers and transformers; some minutes.
 """
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def distance(one, other):
 @torch.no_grad()
 def main(programs, model, dtype="bf16", side=512, steps=2):
     side, steps = int(side), int(steps)
-    latents = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+    vae = json.loads((pathlib.Path(model) / "vae/config.json").read_text())
+    length = side // 2 ** (len(vae["block_out_channels"]) - 1)
+    latents = torch.randn(1, vae["latent_channels"], length, length, generator=torch.Generator().manual_seed(0))
     ours = here(pathlib.Path(programs), model, dtype, latents, side, steps)
     exact = there(model, torch.float32, latents, side, steps)
     error = distance(ours, exact)

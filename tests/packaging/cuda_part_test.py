@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -120,13 +121,13 @@ def driver_stub(folder):
     output_of("cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "stub.c")
 
 
-def draw(folder, device, *more, **environment):
+def draw(folder, device, *more, program=BIN / "text_to_image", **environment):
     done = subprocess.run(
         list(
             map(
                 str,
                 [
-                    *[BIN / "text_to_image", "--pretrained_model_name_or_path", MODEL, "--prompt", "a bear"],
+                    *[program, "--pretrained_model_name_or_path", MODEL, "--prompt", "a bear"],
                     *[
                         "--num_inference_steps",
                         1,
@@ -149,6 +150,47 @@ def draw(folder, device, *more, **environment):
     return done
 
 
+def link_libtorch_without_cuda(folder):
+    """LibTorch as its CPU build is: the loader takes this folder first."""
+    for library in LIBRARIES.glob("lib*.so*"):
+        if "cuda" not in library.name:
+            (folder / library.name).symlink_to(library)
+
+
+LOADED = """#include <unistd.h>
+__attribute__((constructor)) static void say(void) { (void)!write(1, "loaded our part\\n", 16); }
+"""
+
+
+def test_libtorchs_cuda_libraries_and_our_part_are_loaded_while_the_program_runs():
+    with tempfile.TemporaryDirectory(prefix="lightlora-") as name:
+        folder = pathlib.Path(name)
+        driver_stub(folder)
+        link_libtorch_without_cuda(folder)
+        (folder / "libtorch_cuda.so").symlink_to(PART.parent / "libfake_cuda.so")
+        (folder / "part.c").write_text(LOADED)
+        program = folder / "bin/text_to_image"
+        program.parent.mkdir()
+        shutil.copy2(BIN / "text_to_image", program)
+        done = draw(folder, "cpu", program=program)
+        assert done.returncode == 0 and "loaded" not in done.stdout, done
+        picture = (folder / "bear.png").read_bytes()
+        for place in ["lib", "lib64", "bin"]:
+            (folder / place).mkdir(exist_ok=True)
+            part = folder / place / PART.name
+            output_of("cc", "-shared", "-fPIC", "-o", part, folder / "part.c")
+            for device in ["auto", "cuda"] if place == "lib" else ["cuda"]:
+                done = draw(folder, device, "--dtype", "fp32", program=program)
+                assert done.returncode == 0 and "warning" not in done.stdout + done.stderr, done
+                assert "device: NVIDIA Stub (cuda:0), fp32, LibTorch" in done.stdout, (place, device, done)
+                assert done.stdout.count("loaded our part\n") == 1, (place, device, done)
+                assert (folder / "bear.png").read_bytes() == picture, (place, device)
+            part.unlink()
+        # Without our part nothing is recorded, and all the rest works.
+        done = draw(folder, "cuda", "--dtype", "fp32", program=program)
+        assert done.returncode == 0 and "(cuda:0), fp32" in done.stdout and "loaded" not in done.stdout, done
+
+
 def test_a_gpu_that_cannot_be_used_is_named_with_the_reason():
     with tempfile.TemporaryDirectory(prefix="lightlora-") as name:
         folder = pathlib.Path(name)
@@ -156,10 +198,7 @@ def test_a_gpu_that_cannot_be_used_is_named_with_the_reason():
         done = draw(folder, "cpu")
         assert done.returncode == 0 and "warning" not in done.stdout, done
         assert "device: cpu, fp32, LibTorch" in done.stdout, done
-        # LibTorch without CUDA libraries, as its CPU build is: the loader takes this folder first.
-        for library in LIBRARIES.glob("lib*.so*"):
-            if "cuda" not in library.name:
-                (folder / library.name).symlink_to(library)
+        link_libtorch_without_cuda(folder)
         cases = [("has no CUDA libraries", None), ("cannot be loaded", "no library")]
         for reason, text in cases:
             if text:
@@ -256,11 +295,12 @@ def main():
     test_a_program_of_the_cuda_flavour_links_and_loads()
     test_the_programs_need_no_cuda_libraries()
     test_waits_for_a_real_gpu_are_counted_through_libtorchs_own_debug_mode()
+    test_libtorchs_cuda_libraries_and_our_part_are_loaded_while_the_program_runs()
     test_a_gpu_that_cannot_be_used_is_named_with_the_reason()
     test_auto_is_the_precision_that_the_gpu_is_fast_in_and_fp32_for_a_file()
     test_a_training_settles_what_auto_is_and_goes_on_with_it()
     test_processes_that_compute_on_one_gpu_are_named_and_a_gpu_of_its_own_is_told_by_its_uuid()
-    print("8 passed, 0 failed")
+    print("9 passed, 0 failed")
 
 
 if __name__ == "__main__":
