@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "models.h"
+#include "paths.h"
 
 using namespace lightlora_tests;
 using namespace lightlora;

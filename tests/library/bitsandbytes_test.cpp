@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "paths.h"
 #include "support.h"
 
 using lightlora::TensorMap;

@@ -2,6 +2,7 @@
 #include <lightlora/embeddings.h>
 #include <lightlora/file_io.h>
 
+#include "paths.h"
 #include "support.h"
 
 using namespace lightlora;

@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 
+#include "paths.h"
 #include "support.h"
 
 using namespace lightlora;

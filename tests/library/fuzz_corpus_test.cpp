@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "fuzz/file_targets.h"
+#include "paths.h"
 #include "support.h"
 
 namespace {
@@ -82,6 +83,16 @@ TEST_CASE("fuzz: the promises hold for whole files of every dialect", "[fuzz]") 
     CHECK(embedding == (verdict == "embedding" || verdict == "both"));
   }
   CHECK(with_verdict == 32);
+}
+
+TEST_CASE("fuzz: the promises hold for files with quantised weights", "[fuzz]") {
+  const ScratchFolder folder;
+  const std::string file = folder.file("input");
+  CHECK(replay("quantized", [&](std::string_view bytes) {
+          std::ofstream(file, std::ios::binary)
+              .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+          return fuzz::quantized_file(file);
+        }) == 20);
 }
 
 TEST_CASE("fuzz: a broken promise is noticed", "[fuzz]") {

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "paths.h"
 #include "support.h"
 
 using namespace lightlora;

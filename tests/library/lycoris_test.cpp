@@ -3,6 +3,7 @@
 // parity/make_lycoris.py made the files and the numbers.
 #include <lightlora/lightlora.h>
 
+#include "paths.h"
 #include "support.h"
 
 using namespace lightlora;

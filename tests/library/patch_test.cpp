@@ -220,7 +220,7 @@ TEST_CASE("patch: patterns and excludes may be regular expressions over the whol
 TEST_CASE("patch: a pattern that is malformed or matches no layer is an error", "[patch]") {
   Zoo model;
   CHECK_THROWS_WITH(Targets{"first"}.rank(matches("("), 2),
-                    ContainsSubstring("'(': expected a regular expression"));
+                    ContainsSubstring("'(': expected ')' in a regular expression"));
   CHECK_THROWS_WITH(patch<ClassicLoRA>(*model, 2, Targets{"first"}.alpha("irst", 2.0)),
                     ContainsSubstring("target 'irst': expected at least one layer") &&
                         ContainsSubstring("'first'"));

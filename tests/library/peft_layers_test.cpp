@@ -3,6 +3,7 @@
 #include <lightlora/lightlora.h>
 
 #include "models.h"
+#include "paths.h"
 
 using namespace lightlora_tests;
 using namespace lightlora;

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "models.h"
+#include "paths.h"
 
 using namespace lightlora_tests;
 using namespace lightlora;
@@ -17,29 +18,41 @@ const std::string kData = std::string(LIGHTLORA_TEST_DATA) + "/peft_methods/";
 
 // Scales that the configuration holds are in the tensors of files written here.
 const std::vector<std::pair<std::string, bool>> kCases{
-    {"hira", true}, {"miss", true},      {"gralora", true}, {"gralora_alpha", false},
-    {"oft", true},  {"oft_exact", true}, {"boft", true},    {"boft_2", true}};
+    {"hira", true},      {"miss", true},       {"gralora", true}, {"gralora_alpha", false},
+    {"oft", true},       {"oft_exact", true},  {"boft", true},    {"boft_2", true},
+    {"conv_boft", true}, {"conv_boft_2", true}};
 
 TensorMap& numbers() {
   static TensorMap all = SafetensorsFile(kData + "numbers.safetensors").load_all();
   return all;
 }
 
-torch::nn::Sequential base_of_peft() {
-  torch::nn::Sequential model(torch::nn::Linear(24, 20), torch::nn::Tanh(),
-                              torch::nn::Linear(20, 16));
+// What the names of a case's model and inputs begin with.
+std::string start_of(const std::string& name) { return name.rfind("conv_", 0) == 0 ? "conv_" : ""; }
+
+torch::nn::Sequential base_of_peft(const std::string& start = "") {
+  torch::nn::Sequential model;
+  if (start.empty()) {
+    model->push_back(torch::nn::Linear(24, 20));
+    model->push_back(torch::nn::Tanh());
+    model->push_back(torch::nn::Linear(20, 16));
+  } else {
+    model->push_back(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 8, 3).stride(2).padding(1)));
+    model->push_back(torch::nn::Tanh());
+    model->push_back(torch::nn::Conv2d(torch::nn::Conv2dOptions(8, 5, 1)));
+  }
   const torch::NoGradGuard no_grad;
   for (auto& item : model->named_parameters()) {
-    item.value().copy_(numbers().at("base." + item.key()));
+    item.value().copy_(numbers().at(start + "base." + item.key()));
   }
   return model;
 }
 
-Tensor output_of(const std::string& folder) {
-  auto model = base_of_peft();
+Tensor output_of(const std::string& folder, const std::string& start = "") {
+  auto model = base_of_peft(start);
   const auto lora = patch(*model, read_state(folder));
   const torch::NoGradGuard no_grad;
-  return lora(model, numbers().at("x"));
+  return lora(model, numbers().at(start + "x"));
 }
 
 TensorMap tensors_of(const std::string& folder) {
@@ -63,7 +76,8 @@ TEST_CASE("PEFT's other methods: a file of PEFT computes what PEFT computes", "[
   for (const auto& item : kCases) {
     INFO(item.first);
     // fp32 on both sides.
-    CHECK(close(output_of(kData + item.first), numbers().at(item.first + ".y"), 1e-5));
+    CHECK(close(output_of(kData + item.first, start_of(item.first)),
+                numbers().at(item.first + ".y"), 1e-5));
   }
 }
 
@@ -74,10 +88,10 @@ TEST_CASE("PEFT's other methods: a file for PEFT has its names, values and confi
   for (const auto& [name, same_values] : kCases) {
     INFO(name);
     const std::string written = (keep ? keep + std::string("/") : folder.file("")) + name;
-    auto model = base_of_peft();
+    auto model = base_of_peft(start_of(name));
     const auto lora = patch(*model, read_state(kData + name));
     save(lora, written, Format::peft);
-    CHECK(close(output_of(written), numbers().at(name + ".y"), 1e-5));
+    CHECK(close(output_of(written, start_of(name)), numbers().at(name + ".y"), 1e-5));
     const auto expected = tensors_of(kData + name), found = tensors_of(written);
     REQUIRE(found.size() == expected.size());
     for (const auto& [key, value] : expected) {
@@ -96,6 +110,23 @@ TEST_CASE("PEFT's other methods: a file for PEFT has its names, values and confi
     }
     CHECK(ours.find("peft_type")->string() == theirs.find("peft_type")->string());
   }
+}
+
+TEST_CASE("PEFT's other methods: BOFT of convolutions is passed on without a model", "[peft]") {
+  const ScratchFolder folder;
+  const auto state = read_state(kData + "conv_boft_2");
+  CHECK(state[0].layer.in == 0);
+  CHECK(state[0].layer.out == 8);
+  save({{"", state}}, folder.file("passed"), Format::peft);
+  CHECK(tensors_of(folder.file("passed")).at("base_model.model.0.boft_s").sizes() ==
+        torch::IntArrayRef({1, 8}));
+  CHECK(close(output_of(folder.file("passed"), "conv_"), numbers().at("conv_boft_2.y"), 1e-5));
+  torch::nn::Sequential wide(torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 8, {3, 1})));
+  const auto lora = patch(*wide, "boft", BOFTOptions(4).factors(1).input_side(true), {"0"});
+  CHECK_THROWS_WITH(save(lora, folder.file("wide"), Format::peft),
+                    ContainsSubstring("'0': expected a square kernel"));
+  auto linear = base_of_peft();
+  CHECK_THROWS(patch(*linear, state));
 }
 
 TEST_CASE("PEFT's other methods: a size that the file does not tell is the model's", "[peft]") {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <string>
 
+#include "paths.h"
 #include "safetensors_bytes.h"
 #include "support.h"
 

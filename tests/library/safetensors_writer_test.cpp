@@ -3,6 +3,7 @@
 #include <lightlora/file_io.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -15,6 +16,21 @@
 #include "support.h"
 
 using namespace lightlora;
+
+namespace {
+
+std::vector<std::string> synced;  // what the process asked the disk to hold, in its order
+
+}  // namespace
+
+/// The C library's own, which also notes what it is called for.
+extern "C" int fsync(int descriptor) {
+  char path[4096];
+  const auto link = "/proc/self/fd/" + std::to_string(descriptor);
+  const ssize_t length = readlink(link.c_str(), path, sizeof(path));
+  if (length > 0) synced.emplace_back(path, static_cast<size_t>(length));
+  return static_cast<int>(syscall(SYS_fsync, descriptor));
+}
 
 namespace {
 
@@ -255,6 +271,49 @@ TEST_CASE("AtomicFile: without commit nothing appears", "[safetensors]") {
     CHECK(names_in(folder.path())[0] != "x");
   }
   CHECK(names_in(folder.path()).empty());
+}
+
+TEST_CASE("AtomicFile: the file, then its name reach the disk", "[safetensors]") {
+  const ScratchFolder folder;
+  synced.clear();
+  lightlora::AtomicFile file(folder.file("x"));
+  file.write("content");
+  file.commit();
+  REQUIRE(synced.size() == 2);
+  CHECK(synced[0].find(folder.file(".lightlora-")) == 0);
+  CHECK(synced[1] == folder.path().string());
+}
+
+TEST_CASE("AtomicFile: links stay links, also of links, and a file keeps its mode",
+          "[safetensors]") {
+  namespace fs = std::filesystem;
+  const ScratchFolder folder;
+  fs::create_directories(folder.path() / "real");
+  fs::create_directory_symlink("real", folder.path() / "folder");
+  fs::create_symlink("folder/file", folder.path() / "near");
+  fs::create_symlink(folder.path() / "near", folder.path() / "far");
+  const auto save = [&](const std::string& name, const std::string& content) {
+    lightlora::AtomicFile file(folder.file(name));
+    file.write(content);
+    file.commit();
+  };
+  save("far", "first");  // what the links lead to is not there yet
+  CHECK(bytes::read(folder.file("real/file")) == "first");
+  REQUIRE(chmod(folder.file("real/file").c_str(), 0640) == 0);
+  save("far", "second");
+  CHECK(bytes::read(folder.file("real/file")) == "second");
+  struct stat status{};
+  REQUIRE(stat(folder.file("real/file").c_str(), &status) == 0);
+  CHECK((status.st_mode & 07777) == 0640);
+  for (const std::string name : {"far", "near", "folder"}) {
+    CHECK(fs::is_symlink(folder.path() / name));
+  }
+  CHECK(names_in(folder.path() / "real") == std::vector<std::string>{"file"});
+
+  fs::create_symlink("loop", folder.path() / "loop");
+  CHECK(message_of([&] { save("loop", "x"); }) ==
+        "'" + folder.file("loop") +
+            "': expected a name that a file can have, got 'Too many levels of symbolic links'");
 }
 
 TEST_CASE("save_safetensors: places that cannot be written are named", "[safetensors]") {

@@ -41,7 +41,17 @@ TEST_CASE("selection keeps the model's order and counts each pattern", "[targets
 TEST_CASE("regular expressions match whole paths", "[targets]") {
   CHECK(Targets{matches("enc\\.[01]\\..*to_q")}.select(kLayers) ==
         Paths{"enc.0.attn.to_q", "enc.1.attn.to_q"});
-  CHECK_THROWS_WITH(matches("to_(q"), ContainsSubstring("'to_(q': expected a regular"));
+  CHECK_THROWS_WITH(
+      matches("to_(q"),
+      ContainsSubstring("'to_(q': expected ')' in a regular expression, got its end"));
+  CHECK_THROWS_WITH(matches("(?!enc).*"), ContainsSubstring("expected a plain group"));
+}
+
+TEST_CASE("a regular expression over a long path takes time in proportion to it", "[targets]") {
+  // std::regex would take longer than the universe has lasted, or fill the stack.
+  const std::string path(20'000, 'a');
+  CHECK_FALSE(matches("(a*)*b").selects({path, "Linear", ""}));
+  CHECK(matches("(a|aa)+").selects({path, "Linear", ""}));
 }
 
 TEST_CASE("predicates see the path or the layer; all() and all_linear() need no names",

@@ -6,6 +6,7 @@
 
 #include <map>
 
+#include "paths.h"
 #include "support.h"
 
 using namespace lightlora;

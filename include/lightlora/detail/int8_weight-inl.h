@@ -128,13 +128,21 @@ void convolve(const QuantiseImage<T>& image, const ImageProduct<T>& product) {
 
 #endif
 
+inline bool is_narrow(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+// What a kernel, which knows fp32 and bf16, makes of inputs in any of the three.
+template <typename Kernel>
+at::Tensor through_float(const at::Tensor& x, const Kernel& kernel) {
+  return x.scalar_type() == at::kHalf ? kernel(x.to(at::kFloat)).to(at::kHalf) : kernel(x);
+}
+
 }  // namespace detail::int8
 
 LIGHTLORA_INLINE bool Int8Weight::fits(const at::Tensor& weight) {
   using namespace detail::int8;
-  const auto dtype = weight.scalar_type();
-  const bool narrow = dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
-  if (!narrow || weight.numel() == 0 || is_quantized(weight)) return false;
+  if (!is_narrow(weight.scalar_type()) || weight.numel() == 0 || is_quantized(weight)) return false;
   if (weight.dim() == 2) return std::max(weight.size(0), weight.size(1)) < kLongestSum;
   return weight.dim() == 4 && std::max(weight.size(2), weight.size(3)) <= kWidestKernel &&
          std::max(weight.size(0), weight.size(1)) * weight.size(3) < kLongestSum;
@@ -204,9 +212,8 @@ LIGHTLORA_INLINE int64_t Int8Weight::nbytes() const {
 }
 
 LIGHTLORA_INLINE bool Int8Weight::computes(const at::Tensor& x) const {
-  const auto dtype = x.scalar_type();
-  const bool narrow = dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
-  return narrow && x.numel() > 0 && x.device() == values_.device();
+  return detail::int8::is_narrow(x.scalar_type()) && x.numel() > 0 &&
+         x.device() == values_.device();
 }
 
 LIGHTLORA_INLINE at::Tensor Int8Weight::product(const at::Tensor& x,
@@ -219,10 +226,8 @@ LIGHTLORA_INLINE at::Tensor Int8Weight::product(const at::Tensor& x,
     return QuantisedWeight::product(x, bias, transposed);
   }
   if (!tiled_) return composed_product(x, bias, transposed);
-  const auto dtype = x.scalar_type();
-  const bool half = dtype == at::kHalf;
-  const at::Tensor y = kernel_product(half ? x.to(at::kFloat) : x, bias, transposed);
-  return half ? y.to(dtype) : y;
+  return detail::int8::through_float(
+      x, [&](const at::Tensor& input) { return kernel_product(input, bias, transposed); });
 }
 
 // The same of LibTorch's operators.
@@ -280,10 +285,8 @@ LIGHTLORA_INLINE at::Tensor Int8Weight::convolution(const at::Tensor& x,
   bool narrow = steps.plain() && sizes_.size() == 4;
   for (std::size_t i = 0; narrow && i < 2; ++i) narrow = steps.padding[i] < sizes_[i + 2];
   if (!computes(x) || !tiled_ || !narrow) return QuantisedWeight::convolution(x, bias, steps);
-  const auto dtype = x.scalar_type();
-  const bool half = dtype == at::kHalf;
-  const at::Tensor y = kernel_convolution(half ? x.to(at::kFloat) : x, bias, steps);
-  return half ? y.to(dtype) : y;
+  return detail::int8::through_float(
+      x, [&](const at::Tensor& input) { return kernel_convolution(input, bias, steps); });
 }
 
 LIGHTLORA_INLINE at::Tensor Int8Weight::kernel_convolution(const at::Tensor& given,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/linalg_solve.h>
 #include <lightlora/adapter.h>
+#include <lightlora/detail/cayley.h>
 #include <lightlora/layers.h>
 #include <torch/nn/init.h>
 
@@ -154,13 +154,9 @@ class BOFTAdapterImpl : public AdapterModule<BOFTAdapterImpl, BOFTOptions> {
 
   // The blocks of all factors: (m, features / b, b, b).
   torch::Tensor rotations() const {
-    torch::Tensor skew = oft_blocks - oft_blocks.transpose(-1, -2);
-    if (own().constraint() > 0) {
-      const double bound = own().constraint() * static_cast<double>(skew.size(1) * block_);
-      skew = skew * (bound / (skew.norm() + 1e-8)).clamp_max(1.0);
-    }
-    const torch::Tensor one = torch::eye(block_, skew.options());
-    return at::linalg_solve(one - skew, one + skew);  // they commute
+    const torch::Tensor skew = oft_blocks - oft_blocks.transpose(-1, -2);
+    const auto features = static_cast<double>(skew.size(1) * block_);
+    return detail::cayley_transform(detail::within_norm(skew, own().constraint() * features));
   }
 
   // M v for each row v, or with `back` M^T v: (..., features).

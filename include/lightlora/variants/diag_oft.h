@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/linalg_solve.h>
 #include <lightlora/adapter.h>
+#include <lightlora/detail/cayley.h>
 #include <lightlora/layers.h>
 #include <lightlora/variants/lokr.h>
 #include <torch/nn/init.h>
@@ -105,13 +105,9 @@ class DiagOFTAdapterImpl : public AdapterModule<DiagOFTAdapterImpl, DiagOFTOptio
 
   // The blocks of R: (out / b, b, b).
   torch::Tensor rotations() const {
-    torch::Tensor skew = oft_blocks - oft_blocks.transpose(1, 2);
-    if (own().constraint() > 0) {
-      const double bound = own().constraint() * static_cast<double>(layer_.out);
-      skew = skew * (bound / (skew.norm() + 1e-8)).clamp_max(1.0);
-    }
-    const torch::Tensor one = torch::eye(block_, skew.options());
-    return at::linalg_solve(one - skew, one + skew);  // they commute
+    const torch::Tensor skew = oft_blocks - oft_blocks.transpose(1, 2);
+    const auto features = static_cast<double>(layer_.out);
+    return detail::cayley_transform(detail::within_norm(skew, own().constraint() * features));
   }
 
   int64_t block_ = 1;

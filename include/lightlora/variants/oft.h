@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/linalg_solve.h>
 #include <lightlora/adapter.h>
+#include <lightlora/detail/cayley.h>
 #include <lightlora/layers.h>
 #include <torch/nn/init.h>
 
@@ -104,9 +104,9 @@ class OFTAdapterImpl : public AdapterModule<OFTAdapterImpl, OFTOptions> {
                                     .index_copy(1, places[0] * block_ + places[1], q)
                                     .view({-1, block_, block_});
     const torch::Tensor skew = upper - upper.transpose(1, 2);
-    const torch::Tensor one = torch::eye(block_, q.options());
     const int64_t terms = own().neumann_terms();
-    if (terms == 0) return at::linalg_solve(one - skew, one + skew);  // they commute
+    if (terms == 0) return detail::cayley_transform(skew);
+    const torch::Tensor one = torch::eye(block_, q.options());
     if (terms == 1) return one.expand_as(skew);
     // As PEFT counts: from three on up to Q^3 at least, and the last power once instead of twice.
     const int64_t last = terms == 2 ? 1 : std::max<int64_t>(3, terms - 1);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/ops/linalg_solve.h>
 #include <ATen/ops/linalg_svd.h>
 #include <lightlora/adapter.h>
+#include <lightlora/detail/cayley.h>
 #include <lightlora/layers.h>
 #include <torch/nn/init.h>
 
@@ -50,7 +50,7 @@ class PSOFTAdapterImpl : public AdapterModule<PSOFTAdapterImpl> {
     const torch::Tensor upper =
         torch::zeros({r * r}, q.options()).index_copy(0, places[0] * r + places[1], q).view({r, r});
     const torch::Tensor skew = upper - upper.t(), one = torch::eye(r, q.options());
-    const torch::Tensor turn = at::linalg_solve(one - skew, one + skew);  // they commute
+    const torch::Tensor turn = detail::cayley_transform(skew);
     return {(beta.unsqueeze(1) * turn * alpha - one).mm(down_aux), up_aux};
   }
 

@@ -187,7 +187,7 @@ class DialectReader {
                          const std::string& name, const LayerTensors& tensors) {
     auto [state, divisor] =
         LayerAssembler(where(name), component, name, tensors.factors, budget_).assemble();
-    state.layer.type = tensors.type;
+    if (!tensors.type.empty()) state.layer.type = tensors.type;
     state.layer.lookup = tensors.type == "Embedding";
     TORCH_CHECK(config == nullptr || config->dora() == state.options.dora(), where(name),
                 "expected DoRA magnitudes exactly if the configuration says use_dora, got ",

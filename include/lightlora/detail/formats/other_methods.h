@@ -127,18 +127,21 @@ class OtherMethods : protected LayerParts {
   }
 
   // PEFT's BOFT rotates inputs, has the halves of a block one behind the other, and skew matrices of
-  // half the size that turn the other way.
+  // half the size that turn the other way. A convolution's lengths are a row and a Linear layer's a
+  // column; the kernel of one, whose numbers are inputs here, is the model's.
   AssembledLayer peft_boft() {
     const at::Tensor blocks = require("boft_R"), lengths = require("boft_s");
     TORCH_CHECK(blocks.dim() == 4, where_, "expected blocks with 4 dimensions as boft_R, got ",
                 blocks.sizes());
     const int64_t inputs = rotated_features(blocks, "boft_R");
-    TORCH_CHECK(lengths.numel() > 0 && lengths.numel() == lengths.size(0), where_,
+    const bool row = lengths.dim() == 2 && lengths.size(0) == 1 && lengths.size(1) > 1;
+    TORCH_CHECK(lengths.numel() > 0 && (row || lengths.numel() == lengths.size(0)), where_,
                 "expected one length for each output as boft_s, got ", lengths.sizes());
     const at::Tensor order = boft_order(blocks.size(3));
     auto result = boft_state(
-        (blocks.index_select(2, order).index_select(3, order) * kBoftOfPeft).contiguous(), inputs,
-        lengths.numel());
+        (blocks.index_select(2, order).index_select(3, order) * kBoftOfPeft).contiguous(),
+        row ? 0 : inputs, lengths.numel());
+    if (row) result.state.layer.type = "Conv2d";
     result.state.trained["rescale"] = lengths.reshape({-1, 1}).contiguous();
     result.state.options.own()["input_side"] = "1";
     result.state.options.own()["rescaled"] = "1";

@@ -105,13 +105,18 @@ inline JsonValue::Object boft_fields(const AdapterState& state) {
 // In PEFT's order of features, and turning its way.
 inline AdapterState boft_layers(AdapterState state) {
   for (auto& layer : state) {
+    const auto& kernel = layer.layer.kernel;
+    TORCH_CHECK(kernel.size() != 2 || kernel[0] == kernel[1], "'", layer.layer.name,
+                "': expected a square kernel, as PEFT's BOFT takes every one to be, got ", kernel,
+                "; hint: write the native format");
     at::Tensor& blocks = layer.trained.at("oft_blocks");
     const at::Tensor back = boft_order(blocks.size(3)).argsort();
     blocks = blocks.index_select(2, back).index_select(3, back) / kBoftOfPeft;
-    if (layer.trained.count("rescale") > 0) continue;
-    TORCH_CHECK(layer.layer.out > 0, "'", layer.layer.name,
+    at::Tensor& lengths = layer.trained["rescale"];
+    TORCH_CHECK(lengths.defined() || layer.layer.out > 0, "'", layer.layer.name,
                 "': expected the number of outputs, got none");
-    layer.trained["rescale"] = at::ones({layer.layer.out, 1}, blocks.options());
+    if (!lengths.defined()) lengths = at::ones({layer.layer.out, 1}, blocks.options());
+    if (layer.layer.type == "Conv2d" || kernel.size() == 2) lengths = lengths.reshape({1, -1});
   }
   return state;
 }
@@ -142,7 +147,8 @@ inline const std::vector<PeftMethod>& peft_methods() {
        boft_fields,
        /*rotates=*/true,
        /*turns=*/nullptr,
-       boft_layers},
+       boft_layers,
+       /*convolutions=*/true},
       {"adalora",
        "ADALORA",
        {{"down", "lora_A"}, {"lambda", "lora_E"}, {"up", "lora_B"}},
@@ -174,8 +180,10 @@ inline std::map<std::string, at::Tensor> method_tensors(const PeftMethod& method
                                                         at::ScalarType dtype) {
   const LayerInfo& info = layer.layer;
   const bool linear = (info.type.empty() || info.type == "Linear") && info.kernel.empty();
-  const bool convolution = method.convolutions && is_plain_type(info.type) && info.groups == 1 &&
-                           info.kernel.size() == 2;
+  // Of some files' convolutions the model alone knows the kernel.
+  const bool with_kernel = info.kernel.size() == 2 || (info.in == 0 && info.type == "Conv2d");
+  const bool convolution =
+      method.convolutions && is_plain_type(info.type) && info.groups == 1 && with_kernel;
   TORCH_CHECK(linear || convolution, "'", info.name, "': expected a Linear layer, whose ",
               layer.variant, " PEFT computes alike, got ",
               info.type.empty() ? "a convolution" : info.type, "; hint: write the native format");
