@@ -5,6 +5,7 @@
 
 #include <c10/util/Exception.h>
 #include <lightlora/file_io.h>
+#include <lightlora/files.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -16,6 +17,7 @@
 
 #include "generation/parameters.h"
 #include "lora_files/doctor.h"
+#include "lora_files/inspect.h"
 #include "lora_files/translate.h"
 #include "models/unet.h"
 #include "models/vae.h"
@@ -195,11 +197,21 @@ inline bool parameters(std::string_view input) {
   });
 }
 
-/// A LoRA file of any family, for the doctor.
+/// A LoRA file of any family, for the doctor and --inspect, which print to the standard output.
 inline bool doctor(std::string_view input) {
   const auto path = write("lora.safetensors", input);
+  reads([&] {
+    const auto contents = lightlora::read_adapters(path);
+    lora_files::print_contents(path, contents);
+    lora_files::print_json(path, contents);
+  });
   return reads([&] {
     const auto diagnosis = lora_files::examine(path);
+    lora_files::print_diagnosis(path, diagnosis);
+    lora_files::print_diagnosis_json(path, diagnosis);
+    const bool any = lora_files::print_names(path, diagnosis.families, /*trailing=*/false, false);
+    demand(any == lora_files::print_names(path, diagnosis.families, false, /*json=*/true),
+           "text and JSON show the same");
     demand(!diagnosis.verdicts.empty() || !diagnosis.findings.empty(),
            "every program has a verdict, or the file is no LoRA");
     demand(diagnosis.layers <= diagnosis.tensors, "layers have tensors");

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <lightlora/embeddings.h>
+#include <lightlora/file_io.h>
 #include <lightlora/files.h>
+#include <lightlora/packing.h>
 
 #include <cmath>
 #include <string>
@@ -53,6 +55,29 @@ inline bool embedding_file(const std::string& path) {
       demand(embedding.layers.empty() ||
                  vectors.size(0) == static_cast<int64_t>(embedding.layers.size()),
              "each layer has its vectors");
+    }
+  } catch (const c10::Error& error) {
+    demand(is_one_line(error.what_without_backtrace()), "an error message is one line of UTF-8");
+    return false;
+  }
+  return true;
+}
+
+/// Opens a file of tensors and makes full weights of all that it holds, quantised ones too. Returns
+/// whether it is one.
+/// Errors: std::logic_error if a promise is broken
+inline bool quantized_file(const std::string& path) {
+  try {
+    const auto file = lightlora::open_tensors(path);
+    for (const auto& info : file->tensors()) {
+      if (info.dtype == at::ScalarType::Undefined) continue;
+      const auto full = file->load(info.name);
+      demand(full.sizes() == at::IntArrayRef(info.shape) && full.scalar_type() == info.dtype,
+             "a tensor is of the shape and type that are said of it");
+      for (const auto format : {lightlora::WeightFormat::int8, lightlora::WeightFormat::nf4}) {
+        const auto kept = file->load_quantized(info.name, format, at::kFloat);
+        demand(!kept.defined() || kept.sizes() == full.sizes(), "a kept weight is of its shape");
+      }
     }
   } catch (const c10::Error& error) {
     demand(is_one_line(error.what_without_backtrace()), "an error message is one line of UTF-8");

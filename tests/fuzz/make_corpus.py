@@ -14,6 +14,7 @@ import zipfile
 
 import corpus_methods
 import gguf_corpus
+import quantized_corpus
 
 HERE = pathlib.Path(__file__).parent / "corpus"
 
@@ -383,14 +384,10 @@ LORA_FILE = {
 
 def main():
     keys = {f"{verdict}_{i}": name.encode() for verdict, names in LORA_KEYS.items() for i, name in enumerate(names)}
-    for folder, seeds in (
-        ("safetensors", SAFETENSORS),
-        ("gguf", gguf_corpus.GGUF),
-        ("json", JSON),
-        ("torch_file", TORCH_FILE),
-        ("lora_keys", keys),
-        ("lora_file", LORA_FILE),
-    ):
+    folders = {"safetensors": SAFETENSORS, "json": JSON, "torch_file": TORCH_FILE}
+    folders |= {"lora_keys": keys, "lora_file": LORA_FILE}
+    folders |= {"gguf": gguf_corpus.GGUF, "quantized": quantized_corpus.QUANTIZED}
+    for folder, seeds in folders.items():
         (HERE / folder).mkdir(parents=True, exist_ok=True)
         for name, content in seeds.items():
             (HERE / folder / name).write_bytes(content)

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Runs the fuzzers of the file readers. They need clang with libFuzzer (Debian: clang libclang-rt-14-dev);
-# lora_file and the application's also need LibTorch and the packages of the build.
+# lora_file, quantized and the application's also need LibTorch and the packages of the build.
 #
 #   tests/fuzz/run.sh [seconds for each target, default 60] [target ...]
 #
 # Of the library: safetensors (validation of a whole file's header), gguf (the same), json (reader and
 # writer), torch_file (zip container and pickle), regex (PEFT's patterns), lora_keys (tensor names of every
-# dialect) and lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor). Of
-# the application: tokenizer, model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions
-# and metadata.jsonl), emoji_list, training_lists (prompts to sample), parameters (A1111's settings),
-# doctor (LoRA files of every family) and transformer_lora (those that are translated by name). Each starts from corpus/<target>, which make_corpus.py writes. Builds and new inputs go to build-fuzz/ in the source folder; a failing input is left
-# there as crash-*, and the script exits with 1.
+# dialect), lora_file (adapters and embeddings of every dialect, pickles among them, to the last tensor) and
+# quantized (weights of bitsandbytes and of GGUF, to the last number). Of the application: tokenizer,
+# model_config, picture (also a PNG's texts), settings (TOML), data_folder (captions and metadata.jsonl),
+# emoji_list, training_lists (prompts to sample), parameters (A1111's settings), doctor (LoRA files of every
+# family, also as --inspect shows them) and transformer_lora (those that are translated by name). Each starts
+# from corpus/<target>, which make_corpus.py and make_application_corpus.py write. Builds and new inputs go to
+# build-fuzz/ in the source folder; a failing input is left there as crash-*, and the script exits with 1.
 # To keep a failing or otherwise telling input, copy it to corpus/<target>: fuzz_corpus_test.cpp replays
 # these files in every test run.
 set -euo pipefail
@@ -21,7 +23,7 @@ source_dir="$(cd "$here/../.." && pwd)"
 build="$source_dir/build-fuzz"
 seconds="${1:-60}"
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors gguf json torch_file regex lora_keys lora_file
+[[ ${#targets[@]} -gt 0 ]] || targets=(safetensors gguf json torch_file regex lora_keys lora_file quantized
   tokenizer model_config picture settings data_folder emoji_list training_lists parameters doctor transformer_lora)
 
 # Where LibTorch is: Torch_DIR as for the build, else the wheel that scripts/bootstrap.sh installs.
@@ -49,7 +51,7 @@ sources_of() {
     emoji_list) echo "support/cli/message research/pretraining/emoji" ;;
     training_lists) echo "$files support/cli/format support/cli/config $images training/data_folder training/sample_prompts" ;;
     parameters) echo "support/cli/message support/cli/format support/cli/app support/cli/flag support/cli/config generation/lora_tags generation/parameters" ;;
-    doctor) echo "$translator support/cli/format lora_files/doctor lora_files/readers" ;;
+    doctor) echo "$translator support/cli/format lora_files/doctor lora_files/doctor_print lora_files/readers lora_files/diffusers_reader lora_files/inspect" ;;
     transformer_lora) echo "$translator" ;;
   esac
 }
@@ -76,8 +78,11 @@ for target in "${targets[@]}"; do
   # A single allocation above this would be more than any input of 64 KiB may ask for; a list of names may
   # unfold into 16 MB.
   limit=8
+  # What the doctor prints is no news here.
+  silent=0
+  [[ $target != doctor ]] || silent=1
   # LibTorch itself is built without sanitizers, and leaks what lives as long as the process.
-  if [[ $target == lora_file || -n $(sources_of "$target") ]]; then
+  if [[ $target == lora_file || $target == quantized || -n $(sources_of "$target") ]]; then
     read -ra libraries < <(torch_flags)
     limit=64
     export ASAN_OPTIONS=detect_leaks=0
@@ -93,5 +98,5 @@ for target in "${targets[@]}"; do
     -o "$build/${target}_fuzz" "${libraries[@]}"
   "$build/${target}_fuzz" "$build/$target" "$here/corpus/$target" -dict="$here/$target.dict" \
     -max_total_time="$seconds" -max_len=65536 -malloc_limit_mb="$limit" -rss_limit_mb=2048 -timeout=10 \
-    -artifact_prefix="$build/" -print_final_stats=1
+    -artifact_prefix="$build/" -print_final_stats=1 -close_fd_mask="$silent"
 done

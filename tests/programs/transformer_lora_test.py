@@ -10,7 +10,7 @@ import diffusers.loaders.single_file_utils as single_files
 import torch
 import transformer_support as lora
 from safetensors.torch import load_file, save_file
-from support import main, run_ok, scratch
+from support import main, run, run_ok, scratch
 
 FORMATS = ["diffusers", "peft", "kohya", "comfyui", "musubi", "ai-toolkit"]
 
@@ -223,6 +223,16 @@ def test_inspect_shows_what_the_doctor_reads():
             assert shown["families"] == [family] and shown["tensors"] == len(tensors), shown
             (layers,) = shown["components"].values()
             assert layers[0]["methods"] == ["LoRA"] and layers[0]["rank"] == 4, layers
+
+
+def test_peft_s_boft_is_passed_on_under_no_other_names():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        layer = "base_model.model.blocks.0.self_attn.q"
+        save_file({f"{layer}.boft_R": torch.zeros(1, 8, 4, 4), f"{layer}.boft_s": torch.ones(32, 1)}, folder / "a")
+        for name in FORMATS:
+            done = run("convert_lora", "--input", folder / "a", "--output", folder / "out", "--to", name)
+            assert done.returncode == 1 and "BOFT of inputs, which PEFT alone has" in done.stderr, (name, done.stderr)
 
 
 READERS = {"FLUX.1": "Flux", "SD 3": "SD3", "Wan": "Wan", "Qwen-Image": "QwenImage", "Z-Image": "ZImage"}

@@ -8,9 +8,9 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "lora_files/peft_scales.h"
 #include "lora_files/ranges.h"
 #include "lora_files/translate.h"
 #include "support/cli/fmt.h"
@@ -80,6 +80,27 @@ Examined read_native(const std::string& path, const lightlora::ReadOptions& opti
   return examined;
 }
 
+// LyCORIS' (IA)3 has a tensor whose name could end anything; the other one of its layer tells.
+void find_weights_of_ia3(Examined& examined) {
+  const std::string ending = ".weight";
+  std::vector<std::string> others;
+  for (const auto& key : examined.unknown) {
+    const auto at = key.size() - std::min(key.size(), ending.size());
+    const auto flag = key.substr(at) == ending ? parse_name(key.substr(0, at) + ".on_input")
+                                               : std::optional<TensorName>();
+    if (!flag || examined.layers.count(flag->layer) == 0) {
+      others.push_back(key);
+      continue;
+    }
+    TensorName name = *flag;
+    name.name = key;
+    name.part = "weight";
+    name.ending = ending;
+    examined.contents.names.push_back(std::move(name));
+  }
+  examined.unknown = std::move(others);
+}
+
 Examined read(const std::string& path, bool allow_trailing_bytes) {
   Examined examined;
   const auto file = lightlora::open_tensors(
@@ -107,9 +128,11 @@ Examined read(const std::string& path, bool allow_trailing_bytes) {
     if (info.dtype != at::ScalarType::Undefined) look_at(*name, file->load(info.name), examined);
     if (name->part == "down" && info.shape.size() > 1) widths[name->layer] = info.shape[1];
   }
+  find_weights_of_ia3(examined);
   examined.contents.families = families_of(examined.contents.names, widths);
-  examined.contents.configured =
-      fs::exists(fs::path(weights_in(path)).parent_path() / "adapter_config.json");
+  const auto config = fs::path(weights_in(path)).parent_path() / "adapter_config.json";
+  examined.contents.configured = fs::exists(config);
+  if (examined.contents.configured) examined.contents.peft_type = peft_type_in(config.string());
   return examined;
 }
 
@@ -176,7 +199,8 @@ bool ranks_differ(const Layer& layer) {
 // Nothing of the layer reaches the result.
 bool is_dead(const Layer& layer) {
   for (const char* part : {"up", "down", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
-                           "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "oft_blocks"}) {
+                           "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "oft_blocks", "oft_R",
+                           "diff", "hira_A", "hira_B", "miss_block", "gralora_B", "lora_E"}) {
     const auto found = layer.zero.find(part);
     if (found != layer.zero.end() && found->second) return true;
   }
@@ -266,15 +290,21 @@ Verdict own_verdict(const std::string& path, const Contents& contents, bool trai
   return verdict;
 }
 
-// Files of transformer models are translated by their names, without being read as adapters here;
-// which kind of model that is, or nothing.
-std::string translated_family(const std::string& path, bool trailing) {
+// Files of transformer models are translated by their names, without being read as adapters here.
+std::optional<TransformerFile> translated(const std::string& path, bool trailing) {
   try {
-    const auto file = read_transformer(path, {"", "", /*ignore_unmatched=*/false, trailing});
-    if (!file) return "";
-    return file->family->name == "FLUX.1" ? "FLUX" : file->family->name;
+    return read_transformer(path, {"", "", /*ignore_unmatched=*/false, trailing});
   } catch (const c10::Error&) {
-    return "";
+    return std::nullopt;
+  }
+}
+
+// Whether the translation that is said to mend it can be made.
+bool can_be_written(const TransformerFile& file, const std::string& format) {
+  try {
+    return !tensors_of(file, format, at::kFloat).empty();
+  } catch (const c10::Error&) {
+    return false;
   }
 }
 
@@ -293,10 +323,10 @@ std::string weights_in(const std::string& path) {
 
 Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
   Examined examined = read(path, allow_trailing_bytes);
-  const auto translated = translated_family(path, allow_trailing_bytes);
+  const auto file = translated(path, allow_trailing_bytes);
   auto& families = examined.contents.families;
-  if (!translated.empty() && (families.size() != 1 || translated == "FLUX.2")) {
-    families = {translated};
+  if (file && (families.size() != 1 || file->family->name == "FLUX.2")) {
+    families = {file->family->name == "FLUX.1" ? "FLUX" : file->family->name};
   }
   Diagnosis diagnosis;
   std::set<std::string> methods, namings;
@@ -329,69 +359,17 @@ Diagnosis examine(const std::string& path, bool allow_trailing_bytes) {
   diagnosis.verdicts = verdicts(examined.contents);
   diagnosis.verdicts.insert(diagnosis.verdicts.begin(),
                             own_verdict(path, examined.contents, allow_trailing_bytes));
+  if (file && diagnosis.verdicts[0].fails) {
+    diagnosis.verdicts[0].why =
+        fmt::format("no program here draws with {}; convert_lora translates it", families.front());
+  }
   // What cannot be read cannot be translated either.
-  if (diagnosis.verdicts[0].fails && translated.empty()) {
-    for (auto& verdict : diagnosis.verdicts) verdict.mend.clear();
+  const bool unread = diagnosis.verdicts[0].fails && !file;
+  for (auto& verdict : diagnosis.verdicts) {
+    if (verdict.mend.empty()) continue;
+    if (unread || (file && !can_be_written(*file, verdict.mend))) verdict.mend.clear();
   }
   return diagnosis;
-}
-
-void print_diagnosis(const std::string& path, const Diagnosis& d) {
-  const auto row = [](const char* name, const std::string& value) {
-    fmt::print("{:<9} {}\n", name, cli::printable(value));
-  };
-  const auto list = [](const std::vector<std::string>& values, const char* none) {
-    return values.empty() ? none : fmt::format("{}", fmt::join(values, ", "));
-  };
-  row("file", path);
-  row("for", d.families.size() > 1 ? fmt::format("{}; its names alone do not tell which",
-                                                 fmt::join(d.families, " or "))
-                                   : list(d.families, "unknown"));
-  row("trainer", d.trainer.empty() ? "not said" : d.trainer);
-  row("method", list(d.methods, "none"));
-  row("names", list(d.namings, "none"));
-  row("layers",
-      fmt::format("{} in {} tensors, rank {}, alpha {}", d.layers, d.tensors, d.ranks, d.alphas));
-  fmt::print("\n{}\n", d.findings.empty() ? "Nothing is wrong with it." : "What is wrong with it");
-  for (const auto& finding : d.findings) {
-    const auto mend = finding.mend.empty() ? "" : "; hint: " + finding.mend;
-    fmt::print("- {}\n", cli::printable(finding.what + mend));
-  }
-  if (d.verdicts.empty()) return;
-  fmt::print("\n{:<11} {:<16} {}\n", "program", "loads", "why not all, and what mends it");
-  for (const auto& verdict : d.verdicts) {
-    const bool whole = verdict.loads == d.tensors;
-    const std::string loads = whole           ? "all"
-                              : verdict.fails ? "nothing, error"
-                              : verdict.loads ? fmt::format("{} of {}", verdict.loads, d.tensors)
-                                              : "nothing";
-    const std::string mend =
-        verdict.mend.empty() ? "" : fmt::format("; convert_lora --to {}", verdict.mend);
-    const std::string line =
-        fmt::format("{:<11} {:<16} {}{}", verdict.program, loads, verdict.why, mend);
-    fmt::print("{}\n", cli::printable(line.substr(0, line.find_last_not_of(' ') + 1)));
-  }
-}
-
-void print_diagnosis_json(const std::string& path, const Diagnosis& d) {
-  nlohmann::ordered_json json{
-      {"file", path},         {"families", d.families}, {"trainer", d.trainer},
-      {"methods", d.methods}, {"names", d.namings},     {"layers", d.layers},
-      {"tensors", d.tensors}, {"ranks", d.ranks},       {"alphas", d.alphas}};
-  json["findings"] = nlohmann::ordered_json::array();
-  for (const auto& finding : d.findings) {
-    json["findings"].push_back({{"what", finding.what}, {"hint", finding.mend}});
-  }
-  json["programs"] = nlohmann::ordered_json::array();
-  for (const auto& v : d.verdicts) {
-    json["programs"].push_back({{"program", v.program},
-                                {"loads", v.loads},
-                                {"fails", v.fails},
-                                {"why", v.why},
-                                {"to", v.mend}});
-  }
-  fmt::print("{}\n",
-             json.dump(2, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace));
 }
 
 }  // namespace lora_files

@@ -67,12 +67,39 @@ constexpr Ending kEndings[] = {
     {".p_layer.weight", "p_layer", "T-LoRA"},
     {".lambda_layer", "lambda", "T-LoRA"},
     {".on_input", "on_input", "(IA)3"},
+    // PEFT's other methods.
+    {".ia3_l", "ia3_l", "(IA)3"},
+    {".lora_E", "lora_E", "AdaLoRA"},
+    {".hira_A", "hira_A", "HiRA"},
+    {".hira_B", "hira_B", "HiRA"},
+    {".miss_block", "miss_block", "MiSS"},
+    {".gralora_A", "gralora_A", "GraLoRA"},
+    {".gralora_B", "gralora_B", "GraLoRA"},
+    {".vera_lambda_b", "vera_lambda_b", "VeRA"},
+    {".vera_lambda_d", "vera_lambda_d", "VeRA"},
+    {".vera_A", "vera_A", "VeRA"},
+    {".vera_B", "vera_B", "VeRA"},
+    {".shira_weight", "shira_weight", "SHiRA"},
+    {".shira_indices", "shira_indices", "SHiRA"},
+    {".randlora_A", "randlora_A", "RandLoRA"},
+    {".randlora_B", "randlora_B", "RandLoRA"},
+    {".randlora_lambda", "randlora_lambda", "RandLoRA"},
+    {".randlora_gamma", "randlora_gamma", "RandLoRA"},
+    {".hra_u", "hra_u", "HRA"},
+    {".delora_A", "delora_A", "DeLoRA"},
+    {".delora_B", "delora_B", "DeLoRA"},
+    {".delora_lambda", "delora_lambda", "DeLoRA"},
+    {".delora_w_norm", "delora_w_norm", "DeLoRA"},
     {".diff", "diff", "whole differences"},
     {".diff_b", "diff_b", "biases"},
     {".set_weight", "set_weight", "whole weights"},
     {".w_norm", "w_norm", "norms"},
     {".b_norm", "b_norm", "norms"},
 };
+
+// xlabs', of its attention processors alone; elsewhere they could end anything.
+constexpr Ending kProcessorEndings[] = {{".down.weight", "down", "LoRA"},
+                                        {".up.weight", "up", "LoRA"}};
 
 struct Prefix {
   const char* text;
@@ -92,8 +119,11 @@ constexpr Prefix kPrefixes[] = {
     {"unet.", Naming::diffusers, "unet"},
     {"text_encoder_2.", Naming::diffusers, "text_encoder_2"},
     {"text_encoder.", Naming::diffusers, "text_encoder"},
+    {"text_encoder_3.", Naming::diffusers, "text_encoder_3"},
+    {"text_conditioner.", Naming::diffusers, "text_conditioner"},
     {"transformer.", Naming::diffusers, "transformer"},
-    {"base_model.model.", Naming::peft, ""},
+    {"base_model.", Naming::peft, ""},
+    {"text_encoders.", Naming::original, "text_encoder"},
     {"diffusion_model.", Naming::original, "unet"},
 };
 
@@ -111,6 +141,18 @@ bool is_original_block(std::string_view layer) {
     if (starts_with(layer, std::string("lora_unet_") + block)) return true;
   }
   return layer == "lora_unet_out_2";
+}
+
+const Ending* find_ending(std::string_view name) {
+  const bool xlabs = name.find(".processor.qkv_lora") != name.npos ||
+                     name.find(".processor.proj_lora") != name.npos;
+  for (const auto& ending : kProcessorEndings) {
+    if (xlabs && ends_with(name, ending.text)) return &ending;
+  }
+  for (const auto& ending : kEndings) {
+    if (ends_with(name, ending.text)) return &ending;
+  }
+  return nullptr;
 }
 
 // Parts of names that one kind of model alone has.
@@ -151,13 +193,7 @@ std::string describe(Naming naming) {
 }
 
 std::optional<TensorName> parse_name(const std::string& name) {
-  const Ending* ending = nullptr;
-  for (const auto& candidate : kEndings) {
-    if (ends_with(name, candidate.text)) {
-      ending = &candidate;
-      break;
-    }
-  }
+  const auto* ending = find_ending(name);
   if (!ending) return std::nullopt;
   TensorName result;
   result.name = name;

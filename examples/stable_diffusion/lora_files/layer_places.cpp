@@ -103,7 +103,9 @@ std::vector<Start> starts_of(const Family& family, int component) {
   std::vector<Start> starts{{own.comfyui, false}, {own.diffusers, false}};
   if (!own.kohya.empty()) starts.insert(starts.begin(), Start{own.kohya, true});
   if (component == 0) {
-    starts.insert(starts.end(), {{"lora_transformer_", true},
+    // VideoX-Fun has the second underscore.
+    starts.insert(starts.end(), {{"lora_unet__", true},
+                                 {"lora_transformer_", true},
                                  {"lycoris_", true},
                                  {"model.diffusion_model.", false},
                                  {"base_model.model.", false},

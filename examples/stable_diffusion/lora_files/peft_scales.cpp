@@ -113,4 +113,10 @@ double PeftScales::scale(const std::string& component, const std::string& layer,
   return alpha / (model->rslora ? std::sqrt(divisor) : divisor);
 }
 
+std::string peft_type_in(const std::string& config) {
+  const auto json = sd::read_json_file(config);
+  const auto type = json.find("peft_type");
+  return type != json.end() && type->is_string() ? type->get<std::string>() : "";
+}
+
 }  // namespace lora_files

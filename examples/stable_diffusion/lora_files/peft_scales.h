@@ -41,4 +41,8 @@ class PeftScales {
   std::vector<Model> models_;
 };
 
+/// The method that PEFT's configuration names; nothing where it does not say, and LoRA is meant.
+/// Errors: c10::Error for a file that is no JSON object
+std::string peft_type_in(const std::string& config);
+
 }  // namespace lora_files

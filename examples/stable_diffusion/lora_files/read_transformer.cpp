@@ -43,18 +43,6 @@ std::vector<Source> sources_of(const std::string& path) {
   return sources;
 }
 
-// xlabs' endings, which parse_name does not know as they could end anything.
-std::string with_usual_ending(const std::string& name) {
-  if (name.find(".processor.") == std::string::npos) return name;
-  for (const char* side : {"down", "up"}) {
-    const std::string ending = fmt::format(".{}.weight", side);
-    const auto at = name.size() - std::min(name.size(), ending.size());
-    if (name.substr(at) == ending)
-      return fmt::format("{}.lora_{}.weight", name.substr(0, at), side);
-  }
-  return name;
-}
-
 // A tensor of an adapter, and the layers that it can be of.
 struct Entry {
   size_t source = 0;
@@ -75,7 +63,7 @@ std::optional<Entry> entry_of(const Source& source, size_t index,
                               const lightlora::TensorInfo& info) {
   const std::string& key = info.name;
   Entry entry{index, key, info.shape, {}, {}};
-  if (auto name = parse_name(with_usual_ending(key))) {
+  if (auto name = parse_name(key)) {
     entry.name = std::move(*name);
     entry.places = places_of(layer_with_component(source, entry.name.layer));
     return entry;

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <set>
 
+#include "lora_files/diffusers_reader.h"
 #include "support/cli/fmt.h"
 
 namespace lora_files {
@@ -96,45 +98,6 @@ Verdict diffusers_of_kohya(Verdict verdict, const Contents& contents) {
   return verdict;
 }
 
-// Whose names of transformer models diffusers 0.42.1 has converters for; see its
-// loaders/lora_pipeline.py, `lora_state_dict` of each model.
-struct TransformerNames {
-  const char* family;
-  bool kohya, original;
-};
-
-constexpr TransformerNames kTransformerNames[] = {
-    {"FLUX", true, true},   {"FLUX.2", true, true},  {"Qwen-Image", true, true},
-    {"Wan", true, true},    {"Z-Image", true, true}, {"LTX", false, true},
-    {"SD 3", false, false}, {"Anima", false, true}};
-
-const TransformerNames* transformer_names(const Contents& contents) {
-  for (const auto& names : kTransformerNames) {
-    if (is_for(contents, names.family)) return &names;
-  }
-  return nullptr;
-}
-
-Verdict diffusers_of_transformer(Verdict verdict, const Contents& contents,
-                                 const TransformerNames& names) {
-  const bool flux = is_for(contents, "FLUX");
-  leave_out(
-      verdict, contents,
-      [&](const TensorName& name) {
-        if (name.ending == ".dora_scale") return false;
-        const bool peft =
-            name.ending.rfind(".lora_A", 0) == 0 || name.ending.rfind(".lora_B", 0) == 0;
-        // FLUX.1's converter goes by kohya's endings, Z-Image's cuts layers that have them alone.
-        const bool fused = name.layer.rfind(".attention.qkv") != std::string::npos;
-        const bool original = names.original && !(peft && (flux || fused));
-        return name.naming == Naming::diffusers || (is_kohya(name) && names.kohya) ||
-               (name.naming == Naming::original && original);
-      },
-      "naming");
-  if (!verdict.why.empty()) verdict.mend = "diffusers";
-  return verdict;
-}
-
 // In sorted order the first name decides how all are read.
 bool drops_old_spelling(const Contents& contents) {
   std::string first;
@@ -150,9 +113,7 @@ bool drops_old_spelling(const Contents& contents) {
 Verdict diffusers(const Contents& contents) {
   Verdict verdict;
   verdict.program = "diffusers";
-  if (const auto* names = transformer_names(contents)) {
-    return diffusers_of_transformer(verdict, contents, *names);
-  }
+  if (auto of_transformer = diffusers_of_transformer(contents)) return *of_transformer;
   const auto all_kohya = std::all_of(contents.names.begin(), contents.names.end(), is_kohya);
   if (all_kohya) return diffusers_of_kohya(verdict, contents);
   const bool without_lora = any(contents, [](const TensorName& name) {
@@ -177,8 +138,30 @@ Verdict diffusers(const Contents& contents) {
   return verdict;
 }
 
+// What PEFT takes for the method of its configuration; a folder has one.
+const Methods& methods_of(const std::string& peft_type) {
+  static const std::map<std::string, Methods> all{{"LORA", {"LoRA", "DoRA", "biases"}},
+                                                  {"ADALORA", {"LoRA", "AdaLoRA"}},
+                                                  {"LOHA", {"LoHa"}},
+                                                  {"LOKR", {"LoKr"}},
+                                                  {"IA3", {"(IA)3"}},
+                                                  {"VERA", {"VeRA"}},
+                                                  {"OFT", {"OFT v2"}},
+                                                  {"BOFT", {"BOFT"}},
+                                                  {"HIRA", {"HiRA"}},
+                                                  {"MISS", {"MiSS"}},
+                                                  {"GRALORA", {"GraLoRA"}},
+                                                  {"SHIRA", {"SHiRA"}},
+                                                  {"RANDLORA", {"RandLoRA"}},
+                                                  {"HRA", {"HRA"}},
+                                                  {"DELORA", {"DeLoRA"}}};
+  const auto found = all.find(peft_type);
+  return found == all.end() ? all.at("LORA") : found->second;
+}
+
 Verdict peft(const Contents& contents) {
-  Verdict verdict = by_tables("PEFT", contents, {Naming::peft}, {"LoRA", "DoRA"}, "peft");
+  Verdict verdict =
+      by_tables("PEFT", contents, {Naming::peft}, methods_of(contents.peft_type), "peft");
   if (verdict.loads > 0 && !contents.configured) {
     return fails(verdict, "wants an adapter_config.json beside the file", "peft");
   }
@@ -239,11 +222,30 @@ Verdict sd_scripts(const Contents& contents) {
   return verdict;
 }
 
+// Parts of methods whose delta depends on the model's weights, so that no other method can hold it.
+const std::set<std::string> kOfModel{"oft_R", "boft_R",   "hira_A",     "miss_block",  "oft_blocks",
+                                     "a1",    "q_layer",  "on_input",   "ia3_l",       "vera_A",
+                                     "hra_u", "delora_A", "randlora_A", "shira_weight"};
+
+// Whether the file can be written in a format without the model.
+bool can_be_in(const Contents& contents, const std::string& format) {
+  return !any(contents, [&](const TensorName& name) {
+    if (kOfModel.count(name.part) == 0) return false;
+    const bool of_lycoris =
+        name.part == "oft_blocks" || name.part == "a1" || name.part == "on_input";
+    return format == "peft" ? name.naming != Naming::peft : format != "kohya" || !of_lycoris;
+  });
+}
+
 }  // namespace
 
 std::vector<Verdict> verdicts(const Contents& contents) {
-  return {diffusers(contents), peft(contents), comfyui(contents), a1111(contents),
-          sd_scripts(contents)};
+  std::vector<Verdict> all{diffusers(contents), peft(contents), comfyui(contents), a1111(contents),
+                           sd_scripts(contents)};
+  for (auto& verdict : all) {
+    if (!can_be_in(contents, verdict.mend)) verdict.mend.clear();
+  }
+  return all;
 }
 
 }  // namespace lora_files

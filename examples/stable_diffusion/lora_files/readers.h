@@ -23,6 +23,7 @@ struct Contents {
   std::vector<std::string> families;
   bool bundled = false;     ///< with embeddings of textual inversion
   bool configured = false;  ///< PEFT's configuration is beside it
+  std::string peft_type;    ///< what that says
 };
 
 /// What other programs make of it. The rules for diffusers 0.42.1 and PEFT 0.21.2 were found by

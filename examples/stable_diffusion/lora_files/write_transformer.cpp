@@ -48,8 +48,6 @@ constexpr PartEnding kPartEndings[] = {
     {"b_norm", nullptr, ".b_norm"},
     {"oft_blocks", nullptr, ".oft_blocks"},
     {"rescale", nullptr, ".rescale"},
-    {"boft_R", nullptr, ".boft_R"},
-    {"boft_s", nullptr, ".boft_s"},
     {"oft_R", nullptr, ".oft_R.weight"},
     {"a1", nullptr, ".a1.weight"},
     {"a2", nullptr, ".a2.weight"},
@@ -68,6 +66,10 @@ std::string ending_of(const std::string& part, const Spelling& spelling, const L
                       const std::string& format) {
   const auto* found = std::find_if(std::begin(kPartEndings), std::end(kPartEndings),
                                    [&](const PartEnding& ending) { return part == ending.part; });
+  // LyCORIS' BOFT is one of outputs, and no program reads PEFT's under another one's names.
+  TORCH_CHECK(part.rfind("boft_", 0) != 0, values.where, "expected a method that the ", format,
+              " format has names for, got BOFT of inputs, which PEFT alone has; hint: keep PEFT's ",
+              "folder");
   const bool factor = part == "down" || part == "up";
   const bool lycoris = factor ? spelling.down_up : is_lycoris(spelling);
   const char* text = found == std::end(kPartEndings) ? nullptr
