@@ -8,11 +8,13 @@
 #include <torch/nn/modules/upsampling.h>
 
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "models/config.h"
 #include "models/weights.h"
 #include "support/cli/fmt.h"
 #include "support/files/json_file.h"
@@ -21,6 +23,10 @@ namespace sd {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Several times what TAESD's decoders have.
+constexpr int64_t kWidest = 1024;  // channels
+constexpr int64_t kDeepest = 100;  // layers
 
 torch::nn::Conv2d tiny_conv(int64_t in, int64_t out, bool bias = true) {
   return torch::nn::Conv2d(
@@ -95,13 +101,11 @@ TinyDecoderOptions tiny_sizes(const std::string& path) {
       "of diffusers' AutoencoderTiny");
   TinyDecoderOptions options;
   const auto& first = kernels.begin()->second;
-  constexpr int64_t kWidest = 1024;
-  constexpr size_t kDeepest = 100;
   const auto fits = [&](int64_t size) { return 0 < size && size <= kWidest; };
-  TORCH_CHECK(fits(first[0]) && fits(first[1]) && kernels.size() <= kDeepest, "'", path,
-              "': expected a decoder of TAESD of at most ", kWidest, " channels and ", kDeepest,
-              " layers, got ", first[0], " and ", first[1], " channels and ", kernels.size(),
-              " layers");
+  TORCH_CHECK(fits(first[0]) && fits(first[1]) && static_cast<int64_t>(kernels.size()) <= kDeepest,
+              "'", path, "': expected a decoder of TAESD of at most ", kWidest, " channels and ",
+              kDeepest, " layers, got ", first[0], " and ", first[1], " channels and ",
+              kernels.size(), " layers");
   options.width(first[0]).latent_channels(first[1]).blocks({0});
   for (const auto& [place, kernel] : kernels) {
     if (kernel.empty()) {
@@ -111,6 +115,21 @@ TinyDecoderOptions tiny_sizes(const std::string& path) {
     }
   }
   return options;
+}
+
+// Where no weights are read, the configuration alone says how large the decoder is.
+void read_tiny_sizes(const ConfigReader& reader, TinyDecoderOptions& options) {
+  const auto blocks = reader.positives("num_decoder_blocks", options.blocks());
+  int64_t layers = 0;
+  for (const int64_t count : blocks) {
+    if (count <= kDeepest) layers += count;
+    if (count > kDeepest || layers > kDeepest) {
+      reader.fail("num_decoder_blocks", fmt::format("at most {} blocks in all", kDeepest));
+    }
+  }
+  const int64_t channels = reader.positive("latent_channels", options.latent_channels());
+  if (channels > kWidest) reader.fail("latent_channels", fmt::format("at most {}", kWidest));
+  options.blocks(blocks).latent_channels(channels);
 }
 
 // What a folder's configuration says beyond the tensors; where none are read, the sizes too.
@@ -127,15 +146,13 @@ void read_tiny_config(const std::string& folder, bool sizes, TinyDecoderOptions&
   expect("act_fn", "relu");
   expect("upsample_fn", "nearest");
   expect("upsampling_scaling_factor", 2);
-  if (sizes) {
-    options.blocks(config.value("num_decoder_blocks", options.blocks()))
-        .latent_channels(config.value("latent_channels", options.latent_channels()));
-  }
+  if (sizes) read_tiny_sizes(ConfigReader(config, path), options);
   const auto factor = config.find("scaling_factor");
   if (factor == config.end()) return;
-  TORCH_CHECK(factor->is_number() && factor->get<double>() > 0, "'", path,
+  const double value = factor->is_number() ? factor->get<double>() : 0;
+  TORCH_CHECK(value > 0 && std::isfinite(value), "'", path,
               "': expected scaling_factor to be a number above 0, got ", factor->dump());
-  options.scaling_factor(factor->get<double>());
+  options.scaling_factor(value);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // <unseen> unseen, <subjects> subjects".
 #include <lightlora/file_io.h>
 
+#include <filesystem>
 #include <map>
 #include <set>
 #include <string>
@@ -125,6 +126,27 @@ void write_identities(pretraining::Composer& composer, const nlohmann::json& con
   }
 }
 
+// Another data set in the folder would be mixed with this one: its pictures have names of the same
+// kind. The same settings make the same pictures again.
+void claim_folder(const nlohmann::json& config, const Options& options) {
+  namespace fs = std::filesystem;
+  constexpr uint64_t kMostBytes = 32'000'000;
+  const nlohmann::json settings{{"dataset", config},
+                                {"instance_pictures", options.instance_pictures},
+                                {"instance_size", options.instance_size},
+                                {"pictures", options.pictures},
+                                {"identities", options.identities}};
+  const std::string text = settings.dump(1) + "\n", path = options.output_dir + "/settings.json";
+  const bool other = fs::exists(path) ? lightlora::read_file(path, kMostBytes) != text
+                                      : fs::exists(options.output_dir + "/emoji.safetensors");
+  TORCH_CHECK(
+      !other, "'", options.output_dir,
+      "': expected a folder without a data set, got one that was made with other settings; ",
+      "hint: another --output_dir, or remove it");
+  sd::make_folder(options.output_dir);
+  pretraining::write_text(path, text);
+}
+
 void make(const Options& options) {
   using pretraining::Role;
   const auto file = sd::read_json_file(options.config);
@@ -132,7 +154,7 @@ void make(const Options& options) {
               "': expected an object 'dataset', got none");
   const auto& config = file["dataset"];
   auto emoji = pretraining::make_emoji_set(config, options.font, options.names);
-  sd::make_folder(options.output_dir);
+  claim_folder(config, options);
   emoji.save(options.output_dir + "/emoji.safetensors");
   const auto count = [&](Role role) { return emoji.with_roles({role}).size(); };
   pretraining::Composer composer(emoji, emoji.with_roles({Role::kNamed}), config);
@@ -161,16 +183,16 @@ int main(int argc, char** argv) {
   app.group("Output");
   app.add_option("--output_dir", options.output_dir, "Folder to write")->required();
   app.add_option("--instance_pictures", options.instance_pictures, "Pictures of each subject")
-      ->check(cli::at_least(0));
+      ->check(cli::between(0, 10'000));
   app.add_option("--instance_size", options.instance_size, "Their height and width")
-      ->check(cli::at_least(16));
+      ->check(cli::between(16, 1023));  // as the data set's own `size`
   app.add_option("--pictures", options.pictures,
                  "Also write this many training pictures as PNG, with their captions")
-      ->check(cli::at_least(0));
+      ->check(cli::between(0, 10'000'000));
   app.add_option("--identities", options.identities,
                  "Also write this many pictures of each emoji outside the vocabulary, for "
                  "train_hypernetwork: folders identities and held_out")
-      ->check(cli::at_least(0));
+      ->check(cli::between(0, 10'000));
   return cli::run(argc, argv, app,
                   [&] { pretraining::with_config_name(options.config, [&] { make(options); }); });
 }

@@ -63,6 +63,9 @@ torch::Tensor betas_from(const SchedulerConfig& config) {
   const auto name =
       config.text("beta_schedule", "linear", {"linear", "scaled_linear", "squaredcos_cap_v2"});
   if (name == "squaredcos_cap_v2") return cosine_betas(count);
+  // Before LibTorch sees what no float can be.
+  TORCH_CHECK_VALUE(start > 0 && start < 1 && end > 0 && end < 1, "'", config.source(),
+                    "': expected betas between 0 and 1, got ", start, " to ", end);
   if (name == "linear") return at::linspace(start, end, count, at::kFloat);
   return at::linspace(std::sqrt(start), std::sqrt(end), count, at::kFloat).pow(2);
 }

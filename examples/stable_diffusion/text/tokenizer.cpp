@@ -134,7 +134,7 @@ Tokenizer::Tokenizer(const std::string& folder, int64_t default_length) : folder
     TORCH_CHECK(false, "'", folder,
                 "': expected a CLIP tokenizer's JSON files, got a field of another "
                 "type (",
-                error.what(), ")");
+                words_of(error), ")");
   }
 }
 

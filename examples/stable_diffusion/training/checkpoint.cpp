@@ -219,6 +219,14 @@ void remove_left_checkpoints(const fs::path& folder) {
   for (const auto& path : left) fs::remove_all(path, error);
 }
 
+// Whether a folder that a flag names, as `--logging_dir ../logs`, is a run's own.
+bool is_inside(const fs::path& inner, const fs::path& outer) {
+  std::error_code error;
+  const fs::path relative =
+      fs::weakly_canonical(inner, error).lexically_relative(fs::weakly_canonical(outer, error));
+  return !error && !relative.empty() && *relative.begin() != "..";
+}
+
 // What a new run would not write over. A user's own file or folder may have such a name by chance.
 void remove_results(const fs::path& folder, const RunOptions& options) {
   for (const auto& checkpoint : list_checkpoints(folder.string())) {
@@ -228,7 +236,9 @@ void remove_results(const fs::path& folder, const RunOptions& options) {
   remove_files(folder, "learned_embeds-steps-", ".safetensors");
   remove_files(folder, "contact_sheet.png", "");
   remove_files(folder / "validation", "step-", ".png");
-  remove_files(folder / options.logging_dir, "events.out.tfevents.", std::nullopt);
+  // A folder elsewhere may be shared with other runs, whose files have names of the same kind.
+  const auto logs = folder / options.logging_dir;
+  if (is_inside(logs, folder)) remove_files(logs, "events.out.tfevents.", std::nullopt);
 }
 
 // What a run ends with can be written: found now, and not after its last step.

@@ -15,7 +15,6 @@
 #include "support/cli/message.h"
 #include "support/distributed/fingerprint.h"
 #include "training/adapters.h"
-#include "training/checkpoint.h"
 #include "training/class_pictures.h"
 #include "training/memory.h"
 #include "training/phases.h"
@@ -361,17 +360,7 @@ std::string draw_command(const DreamBoothOptions& options, const std::string& lo
 }
 
 Outcome train_dreambooth(const DreamBoothOptions& given, const distributed::Group& group) {
-  given.check();
-  DreamBoothOptions options = given;
-  settle_seed(options, group);
-  settle_precision(options, group);
-  std::optional<OutputFolder> folder;
-  if (group.is_main()) {
-    const bool resumes = !options.run.resume_from_checkpoint.empty();
-    folder.emplace(options.run, resumes || group.restarts() > 0 || group.may_restart());
-  }
-  DreamBooth task(options, group);
-  return train(task, options.run);
+  return train_as<DreamBooth>(given, group);
 }
 
 }  // namespace training

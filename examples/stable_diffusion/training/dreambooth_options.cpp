@@ -283,6 +283,8 @@ void DreamBoothOptions::check() const {
               "': expected a folder with the subject's pictures, got ",
               std::filesystem::exists(instance_data_dir) ? "a file" : "nothing of that name",
               "; hint: check --instance_data_dir");
+  check_apart("--instance_data_dir", instance_data_dir, run.output_dir);
+  check_apart("--class_data_dir", prior.class_data_dir, run.output_dir);
 }
 
 }  // namespace training

@@ -9,7 +9,6 @@
 #include "support/cli/fmt.h"
 #include "support/cli/format.h"
 #include "support/cuda/graph.h"
-#include "training/checkpoint.h"
 #include "training/model_card.h"
 
 namespace training {
@@ -188,17 +187,7 @@ std::string draw_command(const InversionOptions& options, const std::string& fil
 }
 
 Outcome train_inversion(const InversionOptions& given, const distributed::Group& group) {
-  given.check();
-  InversionOptions options = given;
-  settle_seed(options, group);
-  settle_precision(options, group);
-  std::optional<OutputFolder> folder;
-  if (group.is_main()) {
-    const bool resumes = !options.run.resume_from_checkpoint.empty();
-    folder.emplace(options.run, resumes || group.restarts() > 0 || group.may_restart());
-  }
-  Inversion task(options, group);
-  return train(task, options.run);
+  return train_as<Inversion>(given, group);
 }
 
 }  // namespace training

@@ -1,4 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <string>
+
+#include "support/cli/message.h"
+#include "support/files/limits.h"
 #include "training/inversion.h"
 #include "training/options.h"
 
@@ -13,9 +20,26 @@ InversionOptions::InversionOptions() {
   optimization.max_train_steps = 5000;
 }
 
+namespace {
+
+// What readers of the file refuse is said before the word is learned.
+void check_token(const std::string& token) {
+  const bool control = std::any_of(token.begin(), token.end(), [](char c) {
+    return static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
+  });
+  TORCH_CHECK_VALUE(!control && token.find_first_not_of(' ') != std::string::npos &&
+                        token.size() <= sd::limits::kTokenBytes && cli::is_utf8(token),
+                    "--placeholder_token: expected a word of 1 to ", sd::limits::kTokenBytes,
+                    " bytes of UTF-8 without control characters, got '", token, "'");
+}
+
+}  // namespace
+
 void InversionOptions::check() const {
+  check_token(placeholder_token);
   data.check();
   check_limits(*this);
+  check_apart("--train_data_dir", train_data_dir, run.output_dir);
   if (save_as_full_pipeline) check_full_pipeline(model.path, layerwise, run.output_dir);
 }
 

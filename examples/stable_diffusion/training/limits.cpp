@@ -2,6 +2,9 @@
 // How large the numbers of a run may be unless --allow_large is given. docs/limits.md lists them.
 #include <c10/util/Exception.h>
 
+#include <filesystem>
+#include <system_error>
+
 #include "support/cli/fmt.h"
 #include "training/options.h"
 #include "training/validation.h"
@@ -58,6 +61,14 @@ void check_limits(const TrainingOptions& options) {
   at_most("--gradient_accumulation_steps", options.optimization.gradient_accumulation_steps,
           kBatches);
   check_samples(options.run, samples);
+}
+
+void check_apart(const std::string& flag, const std::string& pictures,
+                 const std::string& output_dir) {
+  std::error_code error;
+  const bool same = std::filesystem::equivalent(pictures, output_dir, error);
+  TORCH_CHECK_VALUE(error || !same, "--output_dir: expected another folder than ", flag, ", got '",
+                    pictures, "' for both; hint: a contact sheet in it would be learned from");
 }
 
 void check_limits(const DreamBoothOptions& options) {

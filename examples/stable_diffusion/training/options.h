@@ -192,6 +192,10 @@ struct InversionOptions : TrainingOptions {
 void check_limits(const TrainingOptions& options);
 void check_limits(const DreamBoothOptions& options);
 void check_limits(const InversionOptions& options);
+/// What a run writes, such as its contact sheet, must not be among the pictures of the next one.
+/// Errors: c10::ValueError naming the flag and the folder if the two folders are one
+void check_apart(const std::string& flag, const std::string& pictures,
+                 const std::string& output_dir);
 /// Of one size in pixels; `what` names it.
 void check_picture_size(const std::string& what, int64_t width, int64_t height);
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
+#include "training/checkpoint.h"
 #include "training/options.h"
 #include "training/task.h"
 
@@ -22,5 +24,23 @@ struct Outcome {
 ///         take an earlier run's checkpoint for its own; those of Engine::step, after which
 ///         earlier checkpoints are as they were
 Outcome train(Task& task, const RunOptions& options);
+
+/// Settles what options leave open, takes the output folder for this run alone, and trains a task of
+/// them: `train_as<DreamBooth>(options, group)`.
+/// Errors: those of the options, of `OutputFolder`, of the task and of `train`
+template <typename Learned, typename Options>
+Outcome train_as(const Options& given, const distributed::Group& group) {
+  given.check();
+  Options options = given;
+  settle_seed(options, group);
+  settle_precision(options, group);
+  std::optional<OutputFolder> folder;
+  if (group.is_main()) {
+    const bool resumes = !options.run.resume_from_checkpoint.empty();
+    folder.emplace(options.run, resumes || group.restarts() > 0 || group.may_restart());
+  }
+  Learned task(options, group);
+  return train(task, options.run);
+}
 
 }  // namespace training

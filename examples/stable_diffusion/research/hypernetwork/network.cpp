@@ -6,10 +6,12 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "kernels/fused_attention.h"
+#include "support/files/json_file.h"
 
 namespace hypernetwork {
 namespace {
@@ -17,6 +19,34 @@ namespace {
 // What a network says at first is next to nothing, as in the public reproductions of the paper.
 constexpr double kFirstOutputs = 1e-3;
 constexpr const char* kOptions = "hypernetwork";
+
+// The least that a network of these sizes has, also where sizes are so large that integers overflow.
+double least_parameters(const HyperNetworkOptions& o) {
+  const auto width = static_cast<double>(o.width()), grid = static_cast<double>(o.grid());
+  const double patch = std::floor(static_cast<double>(o.side()) / grid);
+  const auto layers = static_cast<double>(o.layers().size());
+  double most = 0;
+  for (const auto& layer : o.layers()) most = std::max(most, static_cast<double>(layer.values));
+  const double blocks =
+      width * width *
+      (12 * static_cast<double>(o.encoder_layers()) + 16 * static_cast<double>(o.decoder_layers()));
+  return blocks + width * (grid * grid + patch * patch * static_cast<double>(o.channels())) +
+         layers * width * most;
+}
+
+// A few bytes that claim sizes take no more memory and time than the tensors beside them stand for.
+void check_claims(const HyperNetworkFile& file, const std::string& path) {
+  try {
+    file.options.check();
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, "'", path, "': ", error.what_without_backtrace());
+  }
+  int64_t held = 0;
+  for (const auto& [name, tensor] : file.tensors) held += tensor.numel();
+  TORCH_CHECK(least_parameters(file.options) <= static_cast<double>(held), "'", path,
+              "': expected tensors for the sizes that the file says, got ", held,
+              " values; hint: a damaged file? Download it again");
+}
 
 }  // namespace
 
@@ -28,7 +58,12 @@ int64_t HyperNetworkOptions::values() const {
 
 void HyperNetworkOptions::check() const {
   TORCH_CHECK_VALUE(!layers_.empty(), "hypernetwork: expected layers to predict, got none");
-  TORCH_CHECK_VALUE(heads_ > 0 && width_ % heads_ == 0,
+  for (const auto& layer : layers_) {
+    TORCH_CHECK_VALUE(layer.values > 0, "hypernetwork: expected layer '", layer.path,
+                      "' to have values to predict, got ", layer.values);
+  }
+  TORCH_CHECK_VALUE(channels_ > 0, "hypernetwork: expected latents with channels, got ", channels_);
+  TORCH_CHECK_VALUE(heads_ > 0 && width_ > 0 && width_ % heads_ == 0,
                     "hypernetwork: expected a width that the heads divide, got ", width_, " and ",
                     heads_, " heads");
   TORCH_CHECK_VALUE(grid_ > 0 && side_ >= grid_ && side_ % grid_ == 0,
@@ -38,6 +73,8 @@ void HyperNetworkOptions::check() const {
       iterations_ > 0 && decoder_layers_ > 0 && encoder_layers_ >= 0,
       "hypernetwork: expected at least one iteration and one layer of the decoder, got ",
       iterations_, " and ", decoder_layers_);
+  TORCH_CHECK_VALUE(iterations_ <= kMostIterations, "hypernetwork: expected at most ",
+                    kMostIterations, " iterations, got ", iterations_);
 }
 
 nlohmann::json HyperNetworkOptions::to_json() const {
@@ -188,14 +225,18 @@ HyperNetworkFile read_network(const std::string& path) {
   TORCH_CHECK(found != result.metadata.end(), "'", path,
               "': expected a hypernetwork of train_hypernetwork, got a file without its sizes; ",
               "hint: a LoRA is for text_to_image --lora");
+  const auto sizes = sd::parse_json(
+      found->second,
+      "'" + path + "': expected the sizes of a hypernetwork; metadata '" + kOptions + "'");
   try {
-    result.options = HyperNetworkOptions::from_json(nlohmann::json::parse(found->second));
-  } catch (const nlohmann::json::exception& error) {
-    TORCH_CHECK(false, "'", path,
-                "': expected the sizes of a hypernetwork, got others: ", error.what());
+    result.options = HyperNetworkOptions::from_json(sizes);
+  } catch (const nlohmann::json::exception&) {  // its words are for who writes programs
+    TORCH_CHECK(false, "'", path, "': expected the sizes of a hypernetwork, got others; ",
+                "hint: a file of another version, or a damaged one?");
   }
   result.metadata.erase(kOptions);
   result.tensors = file.load_all();
+  check_claims(result, path);
   return result;
 }
 

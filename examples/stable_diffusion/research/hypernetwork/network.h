@@ -26,6 +26,9 @@ struct PredictedLayer {
   }
 };
 
+/// A prediction is refined so often at most; two or three times is usual.
+constexpr int64_t kMostIterations = 1000;
+
 /// Sizes of a HyperNetwork.
 struct HyperNetworkOptions {
   /// Of the pictures' latents.
@@ -117,7 +120,7 @@ struct HyperNetworkFile {
 
 /// Writes a network with its parameters in this dtype; what the values are measured in stays fp32.
 void save_network(const HyperNetworkFile& file, const std::string& path, at::ScalarType dtype);
-/// Errors: c10::Error naming the file if it is no hypernetwork's
+/// Errors: c10::Error naming the file if it is no hypernetwork's, or holds less than its sizes say
 HyperNetworkFile read_network(const std::string& path);
 /// The network of a file, fp32.
 /// Errors: c10::Error naming a tensor that is missing or of another shape

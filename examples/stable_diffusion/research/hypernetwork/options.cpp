@@ -33,7 +33,7 @@ void bind_network(cli::App& app, TrainOptions& o) {
                  "Layers of the decoder, which has a token for each adapted layer")
       ->check(cli::at_least(1));
   app.add_option("--iterations", o.network.iterations(), "How often a prediction is refined")
-      ->check(cli::at_least(1));
+      ->check(cli::between(1, kMostIterations));
 }
 
 void bind_targets(cli::App& app, TrainOptions& o) {
@@ -212,7 +212,7 @@ void bind(cli::App& app, PersonalizeOptions& o) {
                  "What the thing is called (default: as in the network's training)");
   app.add_option("--iterations", o.iterations,
                  "How often the prediction is refined (default: as in training)")
-      ->check(cli::at_least(1));
+      ->check(cli::between(1, kMostIterations));
   app.add_option("--max_train_steps", o.max_train_steps,
                  "Steps of fine-tuning after the prediction; 0: none")
       ->check(cli::at_least(0));

@@ -2,10 +2,13 @@
 #include "research/hypernetwork/personalize.h"
 
 #include <ATen/ATen.h>
+#include <lightlora/file_io.h>
 #include <lightlora/files.h>
 #include <torch/utils.h>
 
+#include <charconv>
 #include <filesystem>
+#include <string_view>
 
 #include "generation/options.h"
 #include "pipeline/device.h"
@@ -15,6 +18,7 @@
 #include "support/cli/fmt.h"
 #include "support/cli/watch.h"
 #include "support/files/outputs.h"
+#include "support/images/file.h"
 #include "support/images/png.h"
 #include "support/images/tensor.h"
 #include "training/checkpoint.h"
@@ -29,10 +33,26 @@ namespace fs = std::filesystem;
 // Weights that were rounded to half precision differ by less, those of another model by more.
 constexpr double kSameWeights = 0.01;
 
-// The picture in a folder of its own, as the trainer wants it.
+// Of what a network's file says.
+constexpr std::size_t kPromptBytes = 20'000;
+constexpr int64_t kMostResolution = 4096;
+
+// The picture in a folder of its own, as the trainer wants it. It is read first: `image` may be the
+// copy that an earlier run left, which goes, as the trainer would learn from both.
 std::string folder_with(const std::string& image, const fs::path& folder) {
+  constexpr const char* kName = "picture";
   sd::make_folder(folder.string());
-  fs::copy_file(image, folder / fs::path(image).filename(), fs::copy_options::overwrite_existing);
+  const auto bytes = images::read_file(image);
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const auto path = entry.path();
+    TORCH_CHECK(path.stem() == kName, "'", path.string(), "': expected nothing in '",
+                folder.string(), "' but the picture of an earlier run, got a file of another ",
+                "name; hint: another --output_dir");
+    fs::remove(path);
+  }
+  lightlora::AtomicFile file((folder / (kName + fs::path(image).extension().string())).string());
+  file.write(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  file.commit();
   return folder.string();
 }
 
@@ -81,6 +101,29 @@ void check_size(const sd::SampleOptions& sample, const sd::StableDiffusion& pipe
                     " by ", width);
 }
 
+std::string picture_path(const PersonalizeOptions& o, int64_t number) {
+  return (fs::path(o.output_dir) / fmt::format("{}.png", number)).string();
+}
+
+// That all can be written is said before the work; pictures of an earlier run, which may have been
+// more and of another thing, go.
+void prepare_folder(const PersonalizeOptions& o, const std::string& prediction) {
+  sd::make_folder(o.output_dir);
+  const bool earlier = fs::exists(prediction);
+  TORCH_CHECK(o.overwrite_output_dir || !earlier, "'", o.output_dir,
+              "': expected a folder without results, got those of an earlier run; hint: ",
+              "--overwrite_output_dir, or another --output_dir");
+  for (int64_t i = 0; earlier && fs::is_regular_file(picture_path(o, i)); ++i) {
+    fs::remove(picture_path(o, i));
+  }
+  sd::Outputs outputs;
+  outputs.add("--output_dir", prediction);
+  for (int64_t i = 0; i < o.sample.num_images_per_prompt(); ++i) {
+    outputs.add("--output_dir", picture_path(o, i));
+  }
+  outputs.check();
+}
+
 std::vector<std::string> draw(const PersonalizeOptions& o, const std::string& file) {
   sd::StableDiffusion pipeline = load(o);
   const sd::AppliedLoRAs loras(pipeline, {sd::LoRAChoice{file}});
@@ -93,7 +136,7 @@ std::vector<std::string> draw(const PersonalizeOptions& o, const std::string& fi
   const auto pictures = pipeline.sample(options).pictures;
   std::vector<std::string> written;
   for (size_t i = 0; i < seeds.size(); ++i) {
-    written.push_back((fs::path(o.output_dir) / fmt::format("{}.png", i)).string());
+    written.push_back(picture_path(o, static_cast<int64_t>(i)));
     const auto picture = images::to_image(pictures[static_cast<int64_t>(i)] * 2 - 1);
     images::save_png(
         written.back(), picture,
@@ -141,9 +184,23 @@ Predictor::Predictor(const std::string& folder, sd::StableDiffusion& pipeline) {
     return found->second;
   };
   instance_prompt_ = text("instance_prompt");
-  resolution_ = std::atoll(text("resolution").c_str());
-  TORCH_CHECK(resolution_ >= 8 && resolution_ <= 4096, "'", path, "': expected a resolution, got '",
-              text("resolution"), "'");
+  TORCH_CHECK(instance_prompt_.size() <= kPromptBytes, "'", path,
+              "': expected a prompt of at most ", kPromptBytes, " bytes, got ",
+              instance_prompt_.size());
+  const std::string side = text("resolution");
+  const auto* const end = side.data() + side.size();
+  const auto number = std::from_chars(side.data(), end, resolution_);
+  TORCH_CHECK(number.ec == std::errc() && number.ptr == end && resolution_ >= 8 &&
+                  resolution_ <= kMostResolution,
+              "'", path, "': expected a resolution from 8 to ", kMostResolution, ", got '", side,
+              "'");
+  const auto& sizes = file.options;
+  const int64_t channels = pipeline.unet()->options.in_channels();
+  TORCH_CHECK(
+      sizes.side() == resolution_ / pipeline.vae_scale_factor() && sizes.channels() == channels,
+      "'", path, "': expected a network for latents of ", channels, " channels and ",
+      resolution_ / pipeline.vae_scale_factor(), " a side, got one for ", sizes.channels(), " and ",
+      sizes.side(), "; hint: it was trained for another model");
 }
 
 void Predictor::check_base(const HyperNetworkFile& file, const std::string& path) const {
@@ -186,11 +243,8 @@ Personalized personalize(const PersonalizeOptions& given) {
   }
   cli::Watch watch;
   Personalized result;
-  sd::make_folder(o.output_dir);
   result.prediction = (fs::path(o.output_dir) / "prediction.safetensors").string();
-  TORCH_CHECK(o.overwrite_output_dir || !fs::exists(result.prediction), "'", o.output_dir,
-              "': expected a folder without results, got those of an earlier run; hint: ",
-              "--overwrite_output_dir, or another --output_dir");
+  prepare_folder(o, result.prediction);
   std::string prompt;
   bool adapts_text = false;
   {

@@ -88,6 +88,9 @@ struct ColorFont::Impl {
 };
 
 ColorFont::ColorFont(const std::string& path) : impl_(std::make_unique<Impl>()) {
+  TORCH_CHECK(std::filesystem::is_regular_file(path), "'", path, "': expected a font, got ",
+              std::filesystem::exists(path) ? "a folder, a device or a pipe" : "nothing there",
+              "; hint: apt-get install fonts-noto-color-emoji");
   TORCH_CHECK(FT_Init_FreeType(&impl_->library) == 0,
               "FreeType: expected it to start, got an error");
   TORCH_CHECK(FT_New_Face(impl_->library, path.c_str(), /*face_index=*/0, &impl_->face) == 0, "'",

@@ -114,10 +114,8 @@ void with_config_name(const std::string& path, const std::function<void()>& work
   try {
     work();
   } catch (const nlohmann::json::exception& error) {
-    // Without the number of the library's exception: "key 'emoji' not found".
-    const std::string text = error.what();
-    TORCH_CHECK(false, "'", path, "': expected the fields that this stage needs: ",
-                text.substr(text.find("] ") == text.npos ? 0 : text.find("] ") + 2),
+    TORCH_CHECK(false, "'", path,
+                "': expected the fields that this stage needs: ", sd::words_of(error),
                 "; hint: base.json has all of them");
   } catch (const c10::ValueError& error) {
     const std::string message = error.what_without_backtrace();

@@ -26,12 +26,16 @@ namespace {
 using nlohmann::json;
 
 // What cannot be read counts as missing: the run is then done again.
-std::optional<json> read_json(const std::string& path, const std::string& settings) {
+template <typename Value, typename Read>
+std::optional<Value> read_as(const std::string& path, const std::string& settings,
+                             const Read& read) {
   try {
-    auto value = sd::read_json_file(path);
+    const json value = sd::read_json_file(path);
     if (value.value("settings", json()) != json(settings)) return std::nullopt;
-    return value;
+    return read(value).template get<Value>();
   } catch (const c10::Error&) {
+    return std::nullopt;
+  } catch (const json::exception&) {
     return std::nullopt;
   }
 }
@@ -49,10 +53,14 @@ std::string weights_fingerprint(const std::string& model) {
   std::vector<fs::path> files;
   if (fs::is_directory(model)) {
     for (const auto& entry : fs::recursive_directory_iterator(model)) {
-      if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+      const bool weights = entry.path().extension() == ".safetensors";
+      if (weights && entry.is_regular_file()) files.push_back(entry.path());  // no pipe or device
     }
     std::sort(files.begin(), files.end());
   } else {
+    TORCH_CHECK(fs::is_regular_file(model), "'", model,
+                "': expected a model, a folder or a file, got ",
+                fs::exists(model) ? "a device or a pipe" : "nothing there");
     files.push_back(model);
   }
   distributed::Fingerprint print;
@@ -68,16 +76,13 @@ std::string weights_fingerprint(const std::string& model) {
 }
 
 std::optional<Result> load_result(const std::string& path, const std::string& settings) {
-  const auto value = read_json(path, settings);
-  if (!value) return std::nullopt;
-  return value->get<Result>();
+  return read_as<Result>(path, settings, [](const json& value) { return value; });
 }
 
 std::optional<std::vector<Split>> load_splits(const std::string& path,
                                               const std::string& settings) {
-  const auto value = read_json(path, settings);
-  if (!value) return std::nullopt;
-  return value->at("splits").get<std::vector<Split>>();
+  return read_as<std::vector<Split>>(path, settings,
+                                     [](const json& value) { return value.at("splits"); });
 }
 
 void save_result(const std::string& path, const Result& result) { write_json(path, result); }

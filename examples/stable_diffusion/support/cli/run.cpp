@@ -20,6 +20,7 @@
 #include "support/cli/message.h"
 #include "support/cli/process.h"
 #include "support/cli/standard_output.h"
+#include "support/files/json_file.h"
 
 namespace cli {
 
@@ -68,12 +69,12 @@ std::string message_of(const std::exception& error) {
     return fmt::format("'{}': expected a file or folder that can be used, got '{}'",
                        file->path1().string(), file->code().message());
   }
-  if (dynamic_cast<const std::logic_error*>(&error) != nullptr ||
-      dynamic_cast<const nlohmann::json::exception*>(&error) != nullptr) {
+  const auto* json = dynamic_cast<const nlohmann::json::exception*>(&error);
+  if (json != nullptr || dynamic_cast<const std::logic_error*>(&error) != nullptr) {
     return fmt::format(
         "expected input that the program understands, got the error '{}'; hint: is "
         "one of the files damaged?",
-        error.what());
+        json != nullptr ? sd::words_of(*json) : error.what());
   }
   return error.what();
 }

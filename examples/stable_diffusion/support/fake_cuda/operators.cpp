@@ -49,7 +49,8 @@ bool takes_cpu_indices(const std::string& name) {
 }
 
 bool waits_for_result(const std::string& name) {
-  // A result whose size depends on values, a truth value, or an error code that is looked at.
+  // A result whose size depends on values, a truth value, or an error code that is looked at. The
+  // operators of linear algebra that end in _ex leave that to their callers.
   static const Names names{"nonzero",
                            "masked_select",
                            "equal",
@@ -66,12 +67,8 @@ bool waits_for_result(const std::string& name) {
                            "_linalg_svd",
                            "_linalg_eigh",
                            "linalg_eig",
-                           "linalg_lu_factor_ex",
                            "_linalg_det",
                            "linalg_lstsq",
-                           "_linalg_solve_ex",
-                           "linalg_inv_ex",
-                           "linalg_cholesky_ex",
                            "_ctc_loss"};
   return has(names, name);
 }

@@ -55,6 +55,12 @@ nlohmann::json parse_json(const std::string& text, const std::string& source) {
   return value;
 }
 
+std::string words_of(const nlohmann::json::exception& error) {
+  const std::string text = error.what();
+  const auto number = text.find("] ");  // "[json.exception.out_of_range.403] "
+  return number == text.npos ? text : text.substr(number + 2);
+}
+
 nlohmann::json read_json_file(const std::string& path) {
   TORCH_CHECK(std::filesystem::exists(path), "'", path,
               "': expected a JSON file, got none; hint: is the folder a complete diffusers model?");

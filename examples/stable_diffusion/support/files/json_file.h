@@ -16,4 +16,8 @@ nlohmann::json read_json_file(const std::string& path);
 /// Errors: c10::Error if it is not JSON, or goes beyond the limits of support/files/limits.h
 nlohmann::json parse_json(const std::string& text, const std::string& source);
 
+/// What a field of the wrong type or a missing one is, without the number of nlohmann's exception:
+/// "key 'emoji' not found".
+std::string words_of(const nlohmann::json::exception& error);
+
 }  // namespace sd

@@ -146,6 +146,15 @@ Loaded decode_reduced(const Bytes& bytes, const std::string& name, int64_t least
   return loaded;
 }
 
+// A whole file, if it is not larger than any picture is.
+Bytes read_picture_file(const std::string& path) {
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  TORCH_CHECK(error || size <= kMostFileBytes, "'", path, "': expected a picture of at most ",
+              kMostFileBytes, " bytes, got ", size);
+  return read_file(path);
+}
+
 }  // namespace
 
 Image decode_image(const Bytes& bytes, const std::string& name) {
@@ -155,11 +164,7 @@ Image decode_image(const Bytes& bytes, const std::string& name) {
 Loaded load_reduced(const std::string& path, int64_t least) {
   const Bytes head = read_file(path, kHeadBytes);
   check_is_picture(format_of(head, path), head, path);
-  std::error_code error;
-  const std::uintmax_t size = std::filesystem::file_size(path, error);
-  TORCH_CHECK(error || size <= kMostFileBytes, "'", path, "': expected a picture of at most ",
-              kMostFileBytes, " bytes, got ", size);
-  return decode_reduced(read_file(path), path, least);
+  return decode_reduced(read_picture_file(path), path, least);
 }
 
 void check_shape(const std::string& what, int64_t width, int64_t height) {
@@ -183,7 +188,7 @@ bool has_transparency(const std::string& path) {
 }
 
 Image load_alpha(const std::string& path) {
-  const Bytes bytes = read_file(path);
+  const Bytes bytes = read_picture_file(path);
   const Format format = format_of(bytes, path);
   const bool gif = has(bytes, 0, "GIF");
   if (format != Format::kPng && format != Format::kWebp && !gif) return {};

@@ -2,9 +2,12 @@
 #include "support/images/text.h"
 
 #include <stb/stb_easy_font.h>
+#include <utf8proc.h>
 
 #include <array>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
 #include <sstream>
 
 namespace images {
@@ -20,11 +23,24 @@ static_assert(sizeof(Vertex) == 16, "stb_easy_font writes 16 bytes per corner");
 
 constexpr int64_t kLineHeight = 12;
 
+// "piñata" as "pinata", an ellipsis as three dots; as it is where it is no UTF-8.
+std::string without_marks(const std::string& text) {
+  utf8proc_uint8_t* raw = nullptr;
+  const auto length =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                   static_cast<utf8proc_ssize_t>(text.size()), &raw,
+                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPAT |
+                                                  UTF8PROC_DECOMPOSE | UTF8PROC_STRIPMARK));
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(raw, &std::free);
+  if (length <= 0) return text;
+  return std::string(reinterpret_cast<const char*>(raw), static_cast<size_t>(length));
+}
+
 }  // namespace
 
 std::string printable(const std::string& text) {
   std::string result;
-  for (const char c : text) {
+  for (const char c : without_marks(text)) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte >= 0x80 && byte < 0xC0) continue;  // the rest of a character that already became '?'
     if (c == '\n' || c == '\t') {

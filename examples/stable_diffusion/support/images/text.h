@@ -9,8 +9,8 @@
 
 namespace images {
 
-/// A text as it is drawn: UTF-8 characters outside ASCII and control characters become '?', a line
-/// feed or a tab a space.
+/// A text as it is drawn: letters without their marks, any other UTF-8 characters outside ASCII and
+/// control characters as '?', a line feed or a tab as a space.
 std::string printable(const std::string& text);
 
 /// Width in pixels of one line of printable text; `factor` is the size of a font pixel.
