@@ -144,6 +144,7 @@ phase_parity() {
     programs a_word
   else
     programs training_has the_recorded dropout a_run a_word pictures recorded_steps || return 1
+    file=simulated_cuda_variants programs || return 1
     file=simulated_cuda_sdxl programs || return 1
     file=simulated_cuda_encoding programs
   fi

@@ -183,6 +183,9 @@ TEST_CASE("kernels and waits are counted by operator, in every thread", "[device
   CHECK(waits([&] { torch::equal(x, x); }) == 1);
   CHECK(waits([&] { torch::zeros({8}, torch::kCUDA).add_(x.detach(), 2).fill_(3); }) == 0);
   CHECK(waits([&] { torch::cuda::synchronize(); }) == 1);
+  const auto square = torch::eye(3, torch::kCUDA);
+  CHECK(waits([&] { at::linalg_solve_ex(square, square); }) == 0);
+  CHECK(waits([&] { at::linalg_solve(square, square); }) == 1);  // its error code
 }
 
 TEST_CASE("memory is counted, now and at its most", "[device]") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The simulated device must see what a GPU would punish. Each mutant is a training step with one
 // mistake that the CPU forgives; the step without one is in the list too, and must pass.
+#include <c10/core/CachingDeviceAllocator.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -186,6 +187,14 @@ TEST_CASE("the CPU forgives nearly all of them, which is why the device is there
     }
   }
   CHECK(forgiven >= 4);
+}
+
+TEST_CASE("statistics of a device without an index are refused", "[mutants]") {
+  auto* allocator = c10::getDeviceAllocator(torch::kCUDA);
+  const auto index = torch::Device(torch::kCUDA).index();
+  CHECK_THROWS_WITH(allocator->getDeviceStats(index), ContainsSubstring("Invalid device"));
+  CHECK_THROWS_WITH(allocator->resetPeakStats(index), ContainsSubstring("Invalid device"));
+  CHECK_NOTHROW(allocator->getDeviceStats(kOther.index()));
 }
 
 TEST_CASE("a raw pointer into the device's memory ends the program at its line", "[mutants]") {

@@ -3,7 +3,7 @@
 
 Usage: compare_with_diffusers.py <folder of the programs> <model of make_model.py> [dtype, bf16] [side, 512] [steps, 2]
 With an fp32 run of diffusers as the measure, if the dtype is bf16: half precision's own error is the limit. Needs the
-model's size in fp32 in memory, torch, diffusers and transformers; some minutes.
+UNet's size in fp32 in memory (SDXL's: 10.3 GB, and 1 to 2 more), torch, diffusers and transformers; some minutes.
 """
 
 import json
@@ -20,12 +20,25 @@ from safetensors.torch import load_file, save_file
 PROMPT = "a photo of a sks bear on a blue background"
 
 
+def encoded(model, dtype):
+    """What the text encoders make of the prompt and of none; they are gone before the UNet comes."""
+    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, safety_checker=None, unet=None, vae=None)
+    if getattr(pipe, "text_encoder_2", None) is None:
+        states, without = pipe.encode_prompt(PROMPT, "cpu", 1, True)
+        return dict(prompt_embeds=states, negative_prompt_embeds=without)
+    names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+    return dict(zip(names, pipe.encode_prompt(PROMPT, device="cpu")))
+
+
 def there(model, dtype, latents, side, steps):
     start = time.time()
-    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, safety_checker=None)
+    texts = encoded(model, dtype)
+    index = json.loads((pathlib.Path(model) / "model_index.json").read_text())
+    absent = {name: None for name in index if name.startswith(("text_encoder", "tokenizer"))}
+    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype, safety_checker=None, **absent)
     pipe.set_progress_bar_config(disable=True)
     sizes = dict(height=side, width=side, num_inference_steps=steps, guidance_scale=7.5)
-    result = pipe(PROMPT, latents=latents.to(dtype), output_type="latent", **sizes).images
+    result = pipe(latents=latents.to(dtype), output_type="latent", **texts, **sizes).images
     print(f"diffusers, {dtype}: {time.time() - start:.0f} s with loading", flush=True)
     return result.double()
 

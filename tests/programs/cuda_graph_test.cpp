@@ -5,6 +5,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "paths.h"
 #include "pipeline/pipeline.h"
 #include "support.h"
 #include "support/images/image.h"

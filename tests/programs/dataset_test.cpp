@@ -282,6 +282,29 @@ TEST_CASE("buckets are those of sd-scripts, and pictures go to the nearest shape
   CHECK(dataset.sample(2, generator).sizes() == torch::IntArrayRef({3, 32, 32}));
 }
 
+TEST_CASE("data set: SDXL is told a picture's own size, the cut and the bucket",
+          "[dataset][sdxl]") {
+  const ScratchFolder folder;
+  write_pictures(folder, {{40, 80}, {80, 40}});
+  using Numbers = std::vector<int64_t>;
+  auto options = at_resolution(32);
+  // The shorter side becomes 32: pictures of 32x64 and 64x32, of which squares are cut.
+  const auto squares = read_dataset(folder, options);
+  CHECK(squares.time_ids(0, {0, 5, false}) == Numbers{80, 40, 5, 0, 32, 32});
+  CHECK(squares.time_ids(1, {7, 0, false}) == Numbers{40, 80, 0, 7, 32, 32});
+  // Pictures that cover their buckets of 24x40 and 40x24 are 24x48 and 48x24.
+  options.buckets = BucketOptions::of(32);
+  const auto buckets = read_dataset(folder, options);
+  CHECK(buckets.time_ids(0, {0, 5, false}) == Numbers{80, 40, 5, 0, 40, 24});
+  CHECK(buckets.time_ids(1, {3, 0, false}) == Numbers{40, 80, 0, 3, 24, 40});
+  // In the mirrored picture the cut begins where it ended before.
+  CHECK(buckets.time_ids(1, {3, 0, true}) == Numbers{40, 80, 0, 48 - 3 - 40, 24, 40});
+  options.center_crop = true;
+  const auto centred = read_dataset(folder, options);
+  auto generator = generator_for(0, Stream::sample, 0);
+  CHECK(centred.time_ids(0, centred.draw_view(0, generator)) == Numbers{80, 40, 4, 0, 40, 24});
+}
+
 TEST_CASE("batches are full, of one size, and see every picture equally often", "[batches]") {
   const ScratchFolder folder;
   write_pictures(folder, {{40, 80}, {42, 80}, {44, 80}, {80, 40}, {70, 70}});

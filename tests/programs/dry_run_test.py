@@ -209,6 +209,15 @@ def test_kernels_waits_and_memory_are_those_of_a_run_that_computes():
             assert abs(peak / counts[1]["peak_bytes"] - 1) < 0.05, (more, peak, counts[1]["peak_bytes"])
 
 
+def test_every_variant_is_counted_and_waits_once_in_a_step():
+    variants = re.search(r"--variant (\w+(?:\|\w+)+)", run_ok("train_dreambooth_lora", "--help"))[1].split("|")
+    assert len(variants) > 18, variants
+    for variant in variants:
+        _, phases, output = dry_run(MODEL, "--device", "cuda", "--variant", variant)
+        waits = sum(phases[name][2] for name in ["batch", "forward", "backward", "optimizer"])
+        assert waits == 1, (variant, output)
+
+
 def test_an_optimizer_is_a_few_kernels_however_many_layers_there_are():
     for optimizer in ["adamw", "adafactor", "lion", "prodigy", "sgd"]:
         _, phases, output = dry_run(MODEL, "--device", "cuda", "--optimizer", optimizer, "--variant", "classic")

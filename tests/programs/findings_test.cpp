@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The study's findings claim what the numbers show and no more.
+#include <sys/stat.h>
+
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "research/study/page.h"
 #include "research/study/result.h"
 #include "support.h"
+#include "support/distributed/fingerprint.h"
 
 namespace {
 
@@ -227,4 +231,25 @@ TEST_CASE("study: another model under the same path is another study", "[study]"
   CHECK(print() != first);
   write("alone.safetensors", std::string(3 << 20, 'a'));
   CHECK(study::weights_fingerprint(folder.file("alone.safetensors")) == first);
+}
+
+TEST_CASE("study: results that cannot be read are made again", "[study]") {
+  const ScratchFolder folder;
+  const auto path = folder.file("result.json");
+  for (const std::string text : {R"({"settings":"s"})", R"({"settings":"s","rate":"x"})", "{", "[]",
+                                 R"({"settings":"s","splits":[1]})"}) {
+    INFO(text);
+    std::ofstream(path) << text;
+    CHECK_FALSE(study::load_result(path, "s").has_value());
+    CHECK_FALSE(study::load_splits(path, "s").has_value());
+  }
+}
+
+TEST_CASE("study: a pipe among a model's weights is not waited for", "[study]") {
+  const ScratchFolder folder;
+  REQUIRE(mkfifo(folder.file("a.safetensors").c_str(), 0600) == 0);
+  const auto none = study::weights_fingerprint(folder.path().string());
+  CHECK(none == distributed::Fingerprint().hexadecimal());
+  CHECK_THROWS_WITH(study::weights_fingerprint(folder.file("a.safetensors")),
+                    ContainsSubstring("got a device or a pipe"));
 }

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "fuzz/application_targets.h"
+#include "paths.h"
 #include "support.h"
 
 namespace {

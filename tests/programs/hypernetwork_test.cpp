@@ -6,6 +6,7 @@
 #include <lightlora/file_io.h>
 #include <torch/utils.h>
 
+#include "paths.h"
 #include "research/hypernetwork/identities.h"
 #include "research/hypernetwork/personalize.h"
 #include "research/hypernetwork/targets.h"

@@ -8,6 +8,7 @@
 
 #include <fstream>
 
+#include "paths.h"
 #include "support.h"
 #include "support/images/load.h"
 #include "support/images/png.h"
@@ -225,6 +226,18 @@ TEST_CASE("image: a missing file, a folder and an unreadable size are errors", "
       error_of_content("huge.bmp", huge) ==
       "whole BMP picture, got a damaged or unusual one: it claims 60000x60000 pixels, the limit is "
       "178956970 in all");
+}
+
+TEST_CASE("image: a file larger than any picture is not read, for its mask neither", "[image]") {
+  const ScratchFolder folder;
+  const std::string path = folder.file("large.png");
+  const std::string head = bytes_of(kData + "colour.png").substr(0, 64);
+  std::ofstream(path, std::ios::binary) << head;
+  std::filesystem::resize_file(path, 70'000'000'000);  // takes no room
+  const std::string expected =
+      "'" + path + "': expected a picture of at most 1000000000 bytes, got 70000000000";
+  CHECK_THROWS_WITH(images::load_image(path), ContainsSubstring(expected));
+  CHECK_THROWS_WITH(images::load_alpha(path), ContainsSubstring(expected));
 }
 
 TEST_CASE("image: a picture that ends too early is an error in every format", "[image]") {

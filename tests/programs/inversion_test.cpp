@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "paths.h"
 #include "support.h"
 #include "training/captions.h"
 

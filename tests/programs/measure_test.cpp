@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "paths.h"
 #include "support.h"
 #include "support/images/load.h"
 #include "support/images/measures.h"

@@ -6,6 +6,7 @@
 
 #include <fstream>
 
+#include "paths.h"
 #include "support.h"
 #include "support/images/load.h"
 

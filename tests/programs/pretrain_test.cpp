@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "models/weights.h"
+#include "paths.h"
 #include "pipeline/pipeline.h"
 #include "research/pretraining/classifier.h"
 #include "research/pretraining/dataset.h"

@@ -26,14 +26,7 @@ def clean_environment(**more):
 
 def training_flags(output, *more, steps=3, batch=1):
     return [
-        "--pretrained_model_name_or_path",
-        support.MODEL,
-        "--instance_data_dir",
-        support.SUBJECT,
-        "--instance_prompt",
-        "a sks bear",
-        "--output_dir",
-        output,
+        *support.subject_flags(output),
         "--device",
         "cpu",
         "--report_to",

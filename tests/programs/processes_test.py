@@ -8,7 +8,7 @@ import shutil
 import struct
 
 from processes_support import Processes, relative_difference, run_ok, training_flags
-from support import MODEL, SOURCE, SUBJECT, main, read_safetensors, scratch
+from support import SOURCE, main, read_safetensors, scratch, word_flags
 from support import run_ok as run_alone
 
 TRAINER = "train_dreambooth_lora"
@@ -68,16 +68,7 @@ def test_a_word_that_processes_learn_is_the_one_that_one_learns():
             for size in (1, 2):
                 output = folder / f"{name}-{size}"
                 flags = [
-                    "--pretrained_model_name_or_path",
-                    MODEL,
-                    "--train_data_dir",
-                    SUBJECT,
-                    "--placeholder_token",
-                    "<toy>",
-                    "--initializer_token",
-                    "bear",
-                    "--output_dir",
-                    output,
+                    *word_flags(output),
                     "--device",
                     "cpu",
                     "--report_to",

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 
-from support import BIN, MODEL, SUBJECT, main, read_safetensors, run, run_ok, scratch
+from support import BIN, MODEL, SUBJECT, main, read_safetensors, run, run_ok, scratch, subject_flags
 
 FILES = ["lightlora.safetensors", "pytorch_lora_weights.safetensors"]
 
@@ -20,14 +20,7 @@ def arguments(output, *more, steps=10, every=2):
     return [
         str(part)
         for part in [
-            "--pretrained_model_name_or_path",
-            MODEL,
-            "--instance_data_dir",
-            SUBJECT,
-            "--instance_prompt",
-            "a sks bear",
-            "--output_dir",
-            output,
+            *subject_flags(output),
             "--train_batch_size",
             2,
             "--gradient_accumulation_steps",

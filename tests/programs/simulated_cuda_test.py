@@ -10,7 +10,20 @@ import shutil
 import sys
 
 from processes_support import Processes
-from support import BIN, MODEL, SUBJECT, distance, main, read_latents, read_safetensors, run, run_ok, scratch
+from support import (
+    BIN,
+    MODEL,
+    SUBJECT,
+    distance,
+    main,
+    read_latents,
+    read_safetensors,
+    run,
+    run_ok,
+    scratch,
+    subject_flags,
+    word_flags,
+)
 
 LIBRARY = BIN.parent / "lib/libfake_cuda.so"
 REAL = bool(os.environ.get("LIGHTLORA_REAL_GPU"))
@@ -36,23 +49,7 @@ def simulated(program, *arguments, counts=None):
 
 
 def training(output, device, *more, steps=3):
-    return [
-        "--pretrained_model_name_or_path",
-        MODEL,
-        "--instance_data_dir",
-        SUBJECT,
-        "--instance_prompt",
-        "a sks bear",
-        "--output_dir",
-        output,
-        "--train_batch_size",
-        2,
-        "--max_train_steps",
-        steps,
-        "--device",
-        device,
-        *more,
-    ]
+    return [*subject_flags(output), "--train_batch_size", 2, "--max_train_steps", steps, "--device", device, *more]
 
 
 def losses(folder):
@@ -186,16 +183,7 @@ def test_a_run_goes_on_on_the_other_device():
 
 def invert(output, device, *more):
     return [
-        "--pretrained_model_name_or_path",
-        MODEL,
-        "--train_data_dir",
-        SUBJECT,
-        "--placeholder_token",
-        "<toy>",
-        "--initializer_token",
-        "bear",
-        "--output_dir",
-        output,
+        *word_flags(output),
         "--train_batch_size",
         2,
         "--num_vectors",

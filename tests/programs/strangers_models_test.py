@@ -252,6 +252,7 @@ CASES = [
             ("trained_betas", [0.5, 0.6]),
             ("trained_betas", [0.5] * 200_000),
             ("beta_start", -1),
+            ("beta_end", 1e308),
             ("prediction_type", "x\n"),
         )
     ],
@@ -260,6 +261,15 @@ CASES = [
     case("200,000 added tokens", tokens(added(200_000)), status=0),
     case("20,000 added tokens that begin alike", tokens(added(20_000, "a" * 200 + "{}")), status=0),
     case("an added token of a page", tokens(added(1, "a" * 5000)), "tokenizer"),
+    *[
+        case(f"an added token with {field} 5", tokens(tokenizer(added_tokens_decoder={"5000": fields})), "tokenizer")
+        for field in ("content", "single_word", "normalized", "special")
+        for fields in [{"content": "w", field: 5}]
+    ],
+    *[
+        case(f"added tokens that are {value}", tokens(tokenizer(added_tokens_decoder=value)), "tokenizer")
+        for value in (5, "x", {"5000": 5}, {"5000": []}, {"x": {"content": "y"}}, {"-1": {"content": "y"}})
+    ],
     case("an id near 2^63", tokens(tokenizer(added_tokens_decoder={str(2**63 - 1): {"content": "x"}})), "tokenizer"),
     case("an id below 0", tokens({"tokenizer/added_tokens.json": '{"x": -5}'}), "added_tokens.json"),
     case("an id of 1.5", tokens({"tokenizer/added_tokens.json": '{"x": 1.5}'}), "added_tokens.json"),

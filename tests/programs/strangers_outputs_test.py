@@ -5,6 +5,7 @@ import os
 import pathlib
 import pty
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -52,6 +53,21 @@ def trains(*more, before=None, program="train_dreambooth_lora"):
             out.mkdir()
             before(out)
         return [*training(program, MODEL, SUBJECT, out), *more]
+
+    return arguments
+
+
+def called(name):
+    """A word that no program would read from the file."""
+    return lambda folder, out: [*training("textual_inversion", MODEL, SUBJECT, out), "--placeholder_token=" + name]
+
+
+def among_its_pictures(program):
+    """Its contact sheet would be one of the next run's pictures."""
+
+    def arguments(folder, out):
+        shutil.copytree(SUBJECT, folder / "data")
+        return training(program, MODEL, folder / "data", folder / "data/../data")
 
     return arguments
 
@@ -156,6 +172,21 @@ TABLE = [
         "in/x",
         program="train_dreambooth_lora",
     ),
+    *[
+        case(
+            f"{program} among its pictures",
+            among_its_pictures(program),
+            "in/data",
+            "--output_dir",
+            program=program,
+            status=2,
+        )
+        for program in ("train_dreambooth_lora", "textual_inversion")
+    ],
+    *[
+        case(f"a word called {name[:9]!r}", called(name), "--placeholder_token", program="textual_inversion", status=2)
+        for name in ("", "  ", "a\x1b[2J", "a\nb", "\x7f", "\udcff", "a" * 257)
+    ],
     case(
         "training below a file",
         lambda f, out: training("train_dreambooth_lora", MODEL, SUBJECT, made(f / "x", "file") / "y"),
@@ -296,6 +327,18 @@ def test_a_users_file_that_is_called_as_a_checkpoint_stays(folder):
     assert ended.status == 0 and "checkpoint-1" in ended.out, ended
     for name in ("checkpoint-1", "checkpoint-7/notes", "contact_sheet.png.old"):
         assert (out / name).read_text() == "mine", name
+
+
+def test_files_of_other_runs_in_a_shared_folder_of_logs_stay(folder):
+    logs, other = folder / "logs", folder / "logs/events.out.tfevents.1.other"
+    logs.mkdir()
+    other.write_text("of another run")
+    flags = [*steps(folder / "out", 1), "--report_to", "tensorboard", "--overwrite_output_dir", "--logging_dir"]
+    for where in ("../logs", logs, "logs"):
+        ended = run_measured("train_dreambooth_lora", [*flags, where], 120)
+        assert ended.status == 0 and other.read_text() == "of another run", ended
+    ended = run_measured("train_dreambooth_lora", [*flags, "logs"], 120)
+    assert ended.status == 0 and len(list((folder / "out/logs").iterdir())) == 1, ended
 
 
 def test_a_killed_training_leaves_nothing_that_a_later_one_does_not_clear(folder):

@@ -38,18 +38,41 @@ def run_ok(program, *arguments):
     return done.stdout
 
 
-def train(output, *more, steps=3, model=MODEL):
-    """A few training steps on the bundled subject."""
-    return run_ok(
-        "train_dreambooth_lora",
+def subject_flags(output, prompt="a sks bear", model=MODEL):
+    """What the trainer asks for, with the bundled subject."""
+    return [
         "--pretrained_model_name_or_path",
         model,
         "--instance_data_dir",
         SUBJECT,
         "--instance_prompt",
-        "a sks bear",
+        prompt,
         "--output_dir",
         output,
+    ]
+
+
+def word_flags(output):
+    """What textual inversion asks for, with a word for the bundled subject."""
+    return [
+        "--pretrained_model_name_or_path",
+        MODEL,
+        "--train_data_dir",
+        SUBJECT,
+        "--placeholder_token",
+        "<toy>",
+        "--initializer_token",
+        "bear",
+        "--output_dir",
+        output,
+    ]
+
+
+def train(output, *more, steps=3, model=MODEL):
+    """A few training steps on the bundled subject."""
+    return run_ok(
+        "train_dreambooth_lora",
+        *subject_flags(output, model=model),
         "--train_batch_size",
         2,
         "--max_train_steps",

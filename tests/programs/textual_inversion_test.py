@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import LATENTS, MODEL, SUBJECT, WIDTH, draw, main, read_latents, run, run_ok, scratch, train
+from support import LATENTS, MODEL, SUBJECT, WIDTH, draw, main, read_latents, run, run_ok, scratch, train, word_flags
 
 FILE = "learned_embeds.safetensors"
 PROMPT = "a <toy> on a blue background"
@@ -19,16 +19,7 @@ PROMPT = "a <toy> on a blue background"
 def invert(output, *more, steps=3, vectors=1):
     return run_ok(
         "textual_inversion",
-        "--pretrained_model_name_or_path",
-        MODEL,
-        "--train_data_dir",
-        SUBJECT,
-        "--placeholder_token",
-        "<toy>",
-        "--initializer_token",
-        "bear",
-        "--output_dir",
-        output,
+        *word_flags(output),
         "--train_batch_size",
         2,
         "--learning_rate",
@@ -233,21 +224,7 @@ def test_bad_usage_is_one_clear_line():
         fails(folder, 1, "nothing", train_data_dir=folder / "none")
         fails(folder, 2, "safetensors, which diffusers", no_safe_serialization="")
         fails(folder, 2, "nothing is sent anywhere", hub_token="x")
-        done = run(
-            "textual_inversion",
-            "--pretrained_model_name_or_path",
-            MODEL,
-            "--train_data_dir",
-            SUBJECT,
-            "--placeholder_token",
-            "<toy>",
-            "--initializer_token",
-            "bear",
-            "--output_dir",
-            folder / "out",
-            "--save_as_full_pipeline",
-            "--layerwise",
-        )
+        done = run("textual_inversion", *word_flags(folder / "out"), "--save_as_full_pipeline", "--layerwise")
         assert done.returncode == 2 and "expected a plain word" in done.stderr, done
 
 

@@ -21,6 +21,7 @@ from support import (
     run,
     run_ok,
     scratch,
+    subject_flags,
     train,
 )
 
@@ -122,20 +123,7 @@ def test_what_cannot_be_gone_on_from_is_one_clear_line():
                 ["--init_from", folder / "fused" / FILES[0], "--train_text_encoder"],
             ),
         ]:
-            done = run(
-                "train_dreambooth_lora",
-                "--pretrained_model_name_or_path",
-                MODEL,
-                "--instance_data_dir",
-                SUBJECT,
-                "--instance_prompt",
-                "a sks bear",
-                "--output_dir",
-                folder / "out",
-                "--device",
-                "cpu",
-                *flags,
-            )
+            done = run("train_dreambooth_lora", *subject_flags(folder / "out"), "--device", "cpu", *flags)
             assert done.returncode == status and len(done.stderr.splitlines()) == 1, done
             assert expected in done.stderr, (expected, done.stderr)
 

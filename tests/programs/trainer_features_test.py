@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 
-from support import MODEL, SUBJECT, main, read_safetensors, run, scratch, train
+from support import SUBJECT, main, read_safetensors, run, scratch, subject_flags, train
 
 NATIVE = "lightlora.safetensors"
 
@@ -119,33 +119,9 @@ def test_rank_and_rate_of_single_blocks():
         header, _ = read_safetensors(folder / "a" / NATIVE)
         ranks = {header["__metadata__"][f"{i}.rank"] for i in range(int(header["__metadata__"]["groups"]))}
         assert ranks == {"4", "2"}, ranks
-        done = run(
-            "train_dreambooth_lora",
-            "--pretrained_model_name_or_path",
-            MODEL,
-            "--instance_data_dir",
-            SUBJECT,
-            "--instance_prompt",
-            "x",
-            "--output_dir",
-            folder / "b",
-            "--rate_pattern",
-            "midblock=2",
-        )
+        done = run("train_dreambooth_lora", *subject_flags(folder / "b", "x"), "--rate_pattern", "midblock=2")
         assert done.returncode == 1 and "midblock" in done.stderr, done
-        done = run(
-            "train_dreambooth_lora",
-            "--pretrained_model_name_or_path",
-            MODEL,
-            "--instance_data_dir",
-            SUBJECT,
-            "--instance_prompt",
-            "x",
-            "--output_dir",
-            folder / "b",
-            "--rank_pattern",
-            "mid_block",
-        )
+        done = run("train_dreambooth_lora", *subject_flags(folder / "b", "x"), "--rank_pattern", "mid_block")
         assert done.returncode == 2 and "PATTERN=NUMBER" in done.stderr, done
 
 
@@ -201,14 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_weights():
         output = pathlib.Path(folder) / "out"
         done = run(
             "train_dreambooth_lora",
-            "--pretrained_model_name_or_path",
-            MODEL,
-            "--instance_data_dir",
-            SUBJECT,
-            "--instance_prompt",
-            "a sks bear",
-            "--output_dir",
-            output,
+            *subject_flags(output),
             "--max_train_steps",
             30,
             "--train_batch_size",
@@ -315,18 +284,7 @@ def test_flags_that_do_not_go_together():
         *[(flag, [f"{flag}=-1"]) for flag in ["--lr_power", "--lr_num_cycles", "--prodigy_d_coef"]],
     ]:
         with scratch() as folder:
-            done = run(
-                "train_dreambooth_lora",
-                "--pretrained_model_name_or_path",
-                MODEL,
-                "--instance_data_dir",
-                SUBJECT,
-                "--instance_prompt",
-                "x",
-                "--output_dir",
-                pathlib.Path(folder) / "out",
-                *flags,
-            )
+            done = run("train_dreambooth_lora", *subject_flags(pathlib.Path(folder) / "out", "x"), *flags)
             assert done.returncode == 2 and expected in done.stderr, (flags, done.stderr)
 
 

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "paths.h"
 #include "support.h"
 #include "training/dreambooth.h"
 #include "training/inversion.h"

@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "paths.h"
 #include "support.h"
 #include "training/learning_rate.h"
 #include "training/loss_scaler.h"

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "models/weights.h"
+#include "paths.h"
 #include "support.h"
 #include "support/files/json_file.h"
 

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <memory>
 
+#include "paths.h"
 #include "support.h"
 
 namespace {

@@ -11,6 +11,7 @@
 #include "models/unet.h"
 #include "models/vae.h"
 #include "models/weights.h"
+#include "paths.h"
 #include "pipeline/device.h"
 #include "support.h"
 #include "support/files/json_file.h"

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "paths.h"
 #include "support.h"
 #include "support/files/json_file.h"
 

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "models/weights.h"
+#include "paths.h"
 #include "pipeline/embeddings.h"
 #include "pipeline/pipeline.h"
 #include "support.h"

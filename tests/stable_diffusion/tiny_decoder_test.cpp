@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "paths.h"
 #include "pipeline/pipeline.h"
 #include "support.h"
 

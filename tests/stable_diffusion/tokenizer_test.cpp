@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "paths.h"
 #include "support.h"
 #include "support/files/json_file.h"
 #include "text/tokenizer_text.h"

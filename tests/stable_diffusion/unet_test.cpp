@@ -11,6 +11,7 @@
 #include <string>
 
 #include "models/weights.h"
+#include "paths.h"
 #include "support.h"
 #include "support/files/json_file.h"
 

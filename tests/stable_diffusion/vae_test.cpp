@@ -12,6 +12,7 @@
 
 #include "models/bands.h"
 #include "models/weights.h"
+#include "paths.h"
 #include "support.h"
 #include "support/files/json_file.h"
 

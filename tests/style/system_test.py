@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is not C++ stands in few files: the size of a port to another system is the length of one list.
 
-system_test.py          both rules; exit status 1 with the offenders if one is broken
+system_test.py          all rules; exit status 1 with the offenders if one is broken
 """
 
 import os
@@ -80,7 +80,22 @@ def wrapped_libraries():
                 yield f"{path}: includes <{library}...>; hint: include {wrapper}"
 
 
-RULES = [system_calls, wrapped_libraries]
+# Streams of CUDA beside the current one, fenced on both sides; the simulated device has one stream, so it sees no race.
+STREAMS = re.compile(r"\b(?:getStreamFromPool|getStreamFromExternal|CUDAStreamGuard|cudaStreamCreate\w*)\b")
+OF_STREAMS = "examples/stable_diffusion/support/cuda/part/graph.cpp"
+
+
+def cuda_streams():
+    """One file has a second stream, so that nothing else needs to be checked for races between streams."""
+    users = [path for path, text in files() if STREAMS.search(text)]
+    for path in users:
+        if path != OF_STREAMS:
+            yield f"{path}: takes another CUDA stream; hint: {OF_STREAMS} is the only one that fences it"
+    if OF_STREAMS not in users:
+        yield f"{OF_STREAMS}: is said to take a stream and takes none"
+
+
+RULES = [system_calls, wrapped_libraries, cuda_streams]
 
 
 if __name__ == "__main__":
