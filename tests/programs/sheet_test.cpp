@@ -90,7 +90,9 @@ TEST_CASE("sheet: no picture or too few labels are errors", "[sheet]") {
   CHECK_THROWS_AS(images::draw_sheet({"", {}, {"a", "b"}, {{red}}}), c10::ValueError);
 }
 
-TEST_CASE("sheet: letters lose their marks, every other character outside ASCII is one question mark", "[sheet]") {
+TEST_CASE(
+    "sheet: letters lose their marks, every other character outside ASCII is one question mark",
+    "[sheet]") {
   CHECK(images::printable("a café, 猫 🐈\n\tz\x01") == "a cafe, ? ?  z?");
   CHECK(images::printable("a large sks piñata…") == "a large sks pinata...");
   CHECK(images::printable("\xFF!") == "?!");
