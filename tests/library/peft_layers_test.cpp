@@ -139,3 +139,37 @@ TEST_CASE("a layer that a format has no names for is refused", "[peft]") {
   CHECK_THROWS_WITH(save(lora, folder.file("dora"), Format::peft),
                     ContainsSubstring("DoRA cannot be combined with Embedding"));
 }
+
+TEST_CASE("a layer whose path ends as another's keeps its own rank and alpha in PEFT's patterns",
+          "[peft]") {
+  struct Model : torch::nn::Module {};
+  const auto model = std::make_shared<Model>();
+  model->register_module("fc", torch::nn::Linear(12, 8));
+  torch::nn::Sequential inner;
+  inner->push_back("fc", torch::nn::Linear(12, 8));
+  model->register_module("blk", inner);
+  const ScratchFolder folder;
+  for (const std::string variant : {"loha", "lokr"}) {
+    INFO(variant);
+    const auto lora = patch(*model, variant, LoRAOptions(3),
+                            Targets{"fc"}.alpha("blk.fc", 8.0).rank("blk.fc", 2));
+    randomise(lora);
+    const std::string written = folder.file(variant);
+    save(lora, written, Format::peft);
+    const auto expected = lora->state(), found = read_state(written);
+    REQUIRE(found.size() == 2);
+    for (const auto& layer : expected) {
+      INFO(layer.layer.name);
+      const auto same = std::find_if(found.begin(), found.end(), [&](const LayerState& other) {
+        return other.layer.name == layer.layer.name;
+      });
+      REQUIRE(same != found.end());
+      const auto base = torch::zeros({8, 12});
+      CHECK(close(make_adapter(*same)->delta(base), make_adapter(layer)->delta(base), 1e-6));
+    }
+    // What could be the end of another path is anchored.
+    const auto text = read_file(written + "/adapter_config.json", 100'000);
+    CHECK_THAT(text, ContainsSubstring("\"^fc\""));
+    lora->remove();
+  }
+}

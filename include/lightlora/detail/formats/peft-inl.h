@@ -16,6 +16,8 @@
 #include <filesystem>
 #include <map>
 #include <set>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -61,6 +63,32 @@ inline JsonValue::Object lora_config(const std::string& component, int64_t rank,
   return config;
 }
 
+// The keys of PEFT's patterns for layers of these names. PEFT takes a key for a regular expression that
+// the end of a path matches from a dot on, so "fc" would be "blk.fc" too.
+inline std::map<std::string, std::string> pattern_keys(const std::set<std::string>& modules) {
+  std::set<std::string> endings;
+  for (const auto& module : modules) {
+    for (std::size_t dot = module.find('.'); dot != module.npos; dot = module.find('.', dot + 1)) {
+      endings.insert(module.substr(dot + 1));
+    }
+  }
+  std::map<std::string, std::string> keys;
+  for (const auto& module : modules) {
+    std::string& key = keys[module];
+    const bool plain = module.find_first_of("*+?[](){}|^$\\") == module.npos;
+    if (plain && endings.count(module) == 0) {
+      key = module;
+      continue;
+    }
+    key = "^";
+    for (const char c : module) {
+      if (std::string_view(".*+?[](){}|^$\\").find(c) != std::string_view::npos) key += '\\';
+      key += c;
+    }
+  }
+  return keys;
+}
+
 // Of LoHa or LoKr: rank and alpha of the first layer, and what differs from them.
 inline JsonValue::Object lycoris_config(const std::string& component, const LycorisMethod& method,
                                         const std::map<std::string, std::string>& names) {
@@ -68,10 +96,12 @@ inline JsonValue::Object lycoris_config(const std::string& component, const Lyco
   JsonValue::Object ranks, alphas;
   const int64_t rank = method.ranks.begin()->second;
   const double alpha = method.alphas.begin()->second;
+  for (const auto& item : names) modules.insert(item.second);
+  const auto keys = pattern_keys(modules);
   for (const auto& [layer, module] : names) {
-    modules.insert(module);
-    if (method.ranks.at(layer) != rank) ranks.emplace_back(module, method.ranks.at(layer));
-    if (method.alphas.at(layer) != alpha) alphas.emplace_back(module, method.alphas.at(layer));
+    const std::string& key = keys.at(module);
+    if (method.ranks.at(layer) != rank) ranks.emplace_back(key, method.ranks.at(layer));
+    if (method.alphas.at(layer) != alpha) alphas.emplace_back(key, method.alphas.at(layer));
   }
   JsonValue::Object config{{"alpha", alpha},        {"init_weights", true},
                            {"module_dropout", 0.0}, {"r", rank},
