@@ -20,10 +20,13 @@ int main() {
                          .dropout(0);
   torch::nn::TransformerEncoder model(
       torch::nn::TransformerEncoderOptions(layer, /*num_layers=*/2));
+  // On a GPU where there is one: adapters are made on their layer's device.
+  const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
+  model->to(device);
   const auto before = model->layers->ptr(0)->named_parameters()["self_attn.in_proj_weight"].clone();
 
   // Each token shall become the normalised mean of its sequence: attention has to look around.
-  const auto x = torch::randn({6, 64, 32});  // (tokens, batch, width)
+  const auto x = torch::randn({6, 64, 32}).to(device);  // (tokens, batch, width)
   const auto target = torch::layer_norm(x.mean(0, /*keepdim=*/true).expand_as(x), {32});
 
   // A name is the end of a layer's path, here of layers.0.self_attn.in_proj and so on.

@@ -103,7 +103,7 @@ unpack_kit() {
 
 phase_build() {
   local cuda=ON targets=(train_dreambooth_lora textual_inversion text_to_image library_tests stable_diffusion_tests
-    layer_benchmark step_benchmark generate_benchmark)
+    existing_model layer_benchmark step_benchmark generate_benchmark)
   if [[ $fake ]]; then
     [[ -x $build/bin/train_dreambooth_lora && ! -d $deps ]] && return  # what `make` built
     cuda=OFF targets+=(fake_cuda)

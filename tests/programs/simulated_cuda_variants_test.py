@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every variant, and every way of keeping the frozen weights, over the simulated CUDA device."""
 
+import json
+import os
 import pathlib
 import re
+import subprocess
 
-from simulated_cuda_test import KINDS, LOOSE, NATIVE, REAL, SAME_KERNELS, difference, train_on
-from support import main, run_ok, scratch
+from simulated_cuda_test import DEVICE, KINDS, LOOSE, NATIVE, REAL, SAME_KERNELS, difference, train_on
+from support import BIN, main, run_ok, scratch
 
 # Variants with more to say than their name.
 FLAGS = {
@@ -63,6 +66,17 @@ def test_what_changes_between_steps_reaches_the_recorded_ones():
             error = difference(results[0][0], results[1][0])
             print(f"  recorded steps, {name}: losses within {error:.1e} of the eager ones'")
             assert error < 1e-3 if REAL else results[0] == results[1], (name, results[0][0], results[1][0])
+
+
+def test_the_small_example_computes_on_the_device_and_prints_what_it_promises():
+    source = pathlib.Path(os.environ["LIGHTLORA_SOURCE_DIR"]) / "examples/existing_model.cpp"
+    promised = [line[5:] for line in source.read_text().splitlines() if line.startswith("//   ")]
+    with scratch() as folder:
+        counts = pathlib.Path(folder) / "counts.json"
+        environment = {**os.environ, **DEVICE, "FAKE_CUDA_COUNTS": str(counts)}
+        done = subprocess.run([BIN / "existing_model"], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout.splitlines() == promised, (done.stdout, done.stderr)
+        assert REAL or json.loads(counts.read_text())["kernel_total"] > 1000, counts.read_text()
 
 
 if __name__ == "__main__":
