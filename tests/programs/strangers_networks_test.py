@@ -15,8 +15,8 @@ from strangers_support import (
     fifo,
     floats,
     model_folder,
-    run_cases,
     run_measured,
+    run_tests_and_cases,
     safetensors,
     training,
     what_is_wrong_with_line,
@@ -270,9 +270,4 @@ with tempfile.TemporaryDirectory(prefix="lightlora-") as place:
     honest = run_measured("personalize", personalizes(NETWORK, pathlib.Path(place, "out")), 300)
     assert honest.status == 0, honest
     BASELINES["personalize"] = honest.megabytes
-TESTS = [test for name, test in globals().items() if name.startswith("test_")]
-for test in TESTS:
-    with tempfile.TemporaryDirectory(prefix="lightlora-") as place:
-        test(pathlib.Path(place))
-        print("ok:", test.__name__, flush=True)
-run_cases(CASES)
+run_tests_and_cases(globals(), CASES)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 import time
 
 from strangers_adapters import native
@@ -18,8 +17,8 @@ from strangers_support import (
     baseline,
     drawing,
     entries,
-    run_cases,
     run_measured,
+    run_tests_and_cases,
     training,
     what_is_wrong_with_line,
 )
@@ -355,9 +354,4 @@ def test_a_killed_training_leaves_nothing_that_a_later_one_does_not_clear(folder
     assert not left, left
 
 
-TESTS = [test for name, test in globals().items() if name.startswith("test_")]
-for test in TESTS:
-    with tempfile.TemporaryDirectory(prefix="lightlora-") as place:
-        test(pathlib.Path(place))
-        print("ok:", test.__name__, flush=True)
-run_cases(TABLE)
+run_tests_and_cases(globals(), TABLE)

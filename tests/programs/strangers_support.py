@@ -192,6 +192,16 @@ def run_cases(cases):
     sys.exit(1 if failures else 0)
 
 
+def run_tests_and_cases(names, cases):
+    """Runs the functions test_... of a module's names, each with a folder of its own, and then a table."""
+    for name, test in list(names.items()):
+        if name.startswith("test_"):
+            with tempfile.TemporaryDirectory(prefix="lightlora-") as place:
+                test(pathlib.Path(place))
+            print("ok:", name, flush=True)
+    run_cases(cases)
+
+
 # Files.
 
 
