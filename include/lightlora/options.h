@@ -181,6 +181,12 @@ struct LayerInfo {
   std::string part = {};
   /// Groups of a convolution.
   int64_t groups = 1;
+  /// Options of the layer that bear on its outputs and that another program may not take over where
+  /// it computes an adapter's part beside the layer: "padding_mode", "dilation", and "stride" or
+  /// "padding" that is not one number, of a convolution; "max_norm" of an embedding.
+  std::vector<std::string> uncommon = {};
+  /// The row of an embedding that no adapter changes, its `padding_idx`; -1: none.
+  int64_t padding_row = -1;
 
   /// Whether it is no layer's matrix but a vector beside one, seen as (out, 1): weight or bias of a
   /// norm (type "Norm") or the bias of a layer (type "Bias").

@@ -240,6 +240,11 @@ LIGHTLORA_INLINE void PatchedImpl::add(const std::string& name, const AdapterSta
       own.layer.kernel = here.kernel;
     }
     if (own.layer.out == 0) own.layer.out = here.out;
+    if (site.weight.layer()) {  // it knows what of the files only native ones say
+      own.layer.groups = here.groups;
+      own.layer.uncommon = here.uncommon;
+      own.layer.padding_row = here.padding_row;
+    }
     TORCH_CHECK(here.in == own.layer.in && here.out == own.layer.out, "'", site.path,
                 "': expected an adapter for ", here.in, " -> ", here.out, ", got ", own.layer.in,
                 " -> ", own.layer.out, "; hint: it was trained on another model");

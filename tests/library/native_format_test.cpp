@@ -206,6 +206,10 @@ TEST_CASE("native files that are damaged or from elsewhere name what is wrong", 
   fails_with("expected 1 to 1000000 as metadata '0.in', got 1000000000000");
   rewritten("0.rank", "-4");
   fails_with("expected 1 to 1000000 as metadata '0.rank', got -4");
+  rewritten("0.padding_row", "0");
+  fails_with("expected one of the 300 rows of an Embedding as metadata '0.padding_row', got 0");
+  rewritten("0.uncommon", "a b c d e f g h i");
+  fails_with("expected up to 8 names of options as metadata '0.uncommon', got 'a b c");
   rewritten("0.variant", "");
   fails_with("expected metadata '0.variant', got none");
   rewritten("0.layers", "{a,b}");

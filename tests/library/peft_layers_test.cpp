@@ -140,6 +140,132 @@ TEST_CASE("a layer that a format has no names for is refused", "[peft]") {
                     ContainsSubstring("DoRA cannot be combined with Embedding"));
 }
 
+TEST_CASE("PEFT adds nothing to an embedding's padding row, whatever was trained there", "[peft]") {
+  const auto ids = torch::tensor({{2, 0, 4}, {0, 3, 1}});
+  for (const std::string variant : {"classic", "light", "loha", "shira", "full"}) {
+    INFO(variant);
+    torch::manual_seed(4);
+    torch::nn::Sequential model(
+        torch::nn::Embedding(torch::nn::EmbeddingOptions(5, 4).padding_idx(-3)));
+    const auto lora = patch(*model, variant, LoRAOptions(2), Targets{"0"});
+    randomise(lora);
+    const torch::NoGradGuard no_grad;
+    const Tensor expected = lora(model, ids);
+    const ScratchFolder folder;
+    save(lora, folder.file("peft"), Format::peft);
+    save(lora, folder.file("native"));
+    save(read_adapters(folder.file("native")).components, folder.file("again"), Format::peft);
+    lora->remove();
+    // A file that does not say what row it is gets it from the model that it is put into.
+    auto stranger = read_state(folder.file("native"));
+    stranger[0].layer.padding_row = -1;
+    const auto same = patch(*model, stranger);
+    save(same, folder.file("model's"), Format::peft);
+    same->remove();
+    const Tensor base = model->forward(ids);
+    for (const char* file : {"peft", "again", "model's"}) {
+      INFO(file);
+      const auto written = adapter_of(folder.file(file));
+      const Tensor down = written.at("base_model.model.0.lora_embedding_A");
+      const Tensor up = written.at("base_model.model.0.lora_embedding_B");
+      // PEFT's own sum, of alpha = rank.
+      const Tensor added = torch::embedding(down.t(), ids).matmul(up.t());
+      CHECK(added.abs().max().item<double>() > 1e-3);
+      CHECK(close(base + added, expected, 1e-5));
+    }
+  }
+}
+
+namespace {
+
+/// One layer, and the option of it that keeps a variant from PEFT; empty if none does.
+struct CallCase {
+  std::string variant, refused;
+  torch::nn::Sequential model;
+};
+
+std::vector<CallCase> calls() {
+  using torch::nn::Conv1dOptions;
+  using torch::nn::Conv2dOptions;
+  const auto one = [](const Conv1dOptions& options) {
+    return torch::nn::Sequential(torch::nn::Conv1d(options));
+  };
+  const auto two = [](const Conv2dOptions& options) {
+    return torch::nn::Sequential(torch::nn::Conv2d(options));
+  };
+  const Conv2dOptions plain(6, 8, 3);
+  std::vector<CallCase> all;
+  for (const char* variant : {"classic", "full", "loha", "lokr", "adalora", "boft"}) {
+    const std::string name = variant;
+    const bool beside = name == "classic" || name == "full";  // they become LoRA
+    const bool boft = name == "boft";
+    const auto add = [&](bool refused, const char* option, const Conv2dOptions& options) {
+      all.push_back({name, refused ? option : "", two(options)});
+    };
+    add(true, "padding_mode", Conv2dOptions(plain).padding(1).padding_mode(torch::kCircular));
+    add(true, "padding_mode", Conv2dOptions(plain).padding({0, 1}).padding_mode(torch::kReflect));
+    add(false, "", Conv2dOptions(plain).padding_mode(torch::kCircular));
+    add(beside || boft, "dilation", Conv2dOptions(plain).dilation(2).padding(torch::kSame));
+    add(beside || boft, "dilation", Conv2dOptions(plain).dilation({1, 2}));
+    add(false, "", Conv2dOptions(6, 8, 1).dilation(2));
+    add(boft, "stride", Conv2dOptions(plain).stride({1, 2}));
+    add(boft, "padding", Conv2dOptions(plain).padding({1, 0}));
+    add(boft, "padding", Conv2dOptions(plain).padding(torch::kSame));
+    add(false, "", Conv2dOptions(plain).stride(2).padding(1));
+  }
+  for (const char* variant : {"classic", "loha"}) {
+    all.push_back(
+        {variant, "padding_mode",
+         one(Conv1dOptions(6, 8, 3).padding(torch::kSame).padding_mode(torch::kReplicate))});
+  }
+  all.push_back({"classic", "dilation", one(Conv1dOptions(6, 8, 3).dilation(2))});
+  all.push_back({"classic", "dilation",
+                 torch::nn::Sequential(
+                     torch::nn::Conv3d(torch::nn::Conv3dOptions(2, 3, {1, 3, 1}).dilation(2)))});
+  all.push_back(
+      {"classic", "max_norm",
+       torch::nn::Sequential(torch::nn::Embedding(torch::nn::EmbeddingOptions(9, 4).max_norm(1)))});
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("a layer whose call PEFT does not repeat is refused for PEFT, and for nobody else",
+          "[peft]") {
+  for (auto& [variant, refused, model] : calls()) {
+    CAPTURE(variant, refused);
+    LoRAOptions options(2);
+    if (variant == "boft") {
+      options.own({{"input_side", "1"}, {"factors", "1"}, {"rescaled", "1"}});
+    }
+    const auto lora = patch(*model, variant, options, Targets{"0"});
+    randomise(lora);
+    const ScratchFolder folder;
+    save(lora, folder.file("native"));
+    auto state = read_state(folder.file("native"));
+    for (const bool from_file : {false, true}) {
+      const auto write = [&, from_file = from_file, &state = state, &lora = lora] {
+        if (from_file) return save({{"", state}}, folder.file("peft"), Format::peft);
+        save(lora, folder.file("peft"), Format::peft);
+      };
+      if (refused.empty()) {
+        CHECK_NOTHROW(write());
+      } else {
+        CHECK_THROWS_WITH(write(), ContainsSubstring("'0': expected a layer that PEFT's") &&
+                                       ContainsSubstring("whose " + refused + " it does") &&
+                                       ContainsSubstring("write the native format"));
+        CHECK_FALSE(std::filesystem::exists(folder.file("peft")));
+      }
+    }
+    lora->remove();
+    // A file of another program says nothing of the layer, but the model does.
+    const auto known = std::exchange(state[0].layer.uncommon, {});
+    const auto again = patch(*model, state);
+    CHECK(again->state()[0].layer.uncommon == known);
+    again->remove();
+  }
+}
+
 TEST_CASE("a layer whose path ends as another's keeps its own rank and alpha in PEFT's patterns",
           "[peft]") {
   struct Model : torch::nn::Module {};

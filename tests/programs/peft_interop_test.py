@@ -14,7 +14,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model, 
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from support import LATENTS, MODEL, draw, main, run_ok, scratch, train
+from support import LATENTS, MODEL, draw, main, run, run_ok, scratch, train
 
 PROMPT = "a red apple on a blue background"
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -330,6 +330,66 @@ def test_kohya_files_have_the_hashes_of_sd_scripts():
             hashes = metadata["sshs_model_hash"], metadata["sshs_legacy_hash"]
             assert hashes == sd_scripts_hashes(folder / "kohya"), width
             assert (hashes[1] == "e3b0c442") == (width == 64), hashes
+
+
+def native_file(path, down, up, **fields):
+    """A file of ours for a layer "0" of a model of one's own."""
+    fields = {"variant": "classic", "component": "", "layers": "0", "init": "up_zero", "scale": "1", **fields}
+    sizes = {"in": down.shape[1], "out": up.shape[0], "rank": down.shape[0]}
+    metadata = {f"0.{key}": str(value) for key, value in {**fields, **sizes}.items()}
+    head = {"format": "lightlora", "format_version": "1", "basis_version": "1", "groups": "1"}
+    save_file({"0.down": down.unsqueeze(0), "0.up": up.unsqueeze(0)}, path, {**head, **metadata})
+
+
+@torch.no_grad()
+def test_peft_adds_nothing_to_the_padding_row_of_an_embedding():
+    with scratch() as folder:
+        folder = pathlib.Path(folder)
+        torch.manual_seed(6)
+        down, up = torch.randn(RANK, 5), torch.randn(4, RANK)
+        native_file(folder / "native.safetensors", down, up, type="Embedding", padding_row=2)
+        run_ok("convert_lora", "--input", folder / "native.safetensors", "--output", folder / "peft", "--to", "peft")
+        model = torch.nn.Sequential(torch.nn.Embedding(5, 4, padding_idx=2))
+        ids = torch.arange(5)
+        expected = model(ids) + (up @ down).T * (ids != 2).unsqueeze(1)
+        outputs = PeftModel.from_pretrained(model, str(folder / "peft"))(ids)
+        assert torch.allclose(outputs, expected, atol=1e-5), (outputs, expected)
+
+
+# Of a convolution of 6 channels with a 3x3 kernel; the names of the options that our native files hold of it.
+CALLS = [
+    ({"padding": 1, "padding_mode": "circular"}, "padding_mode"),
+    ({"padding": "same", "dilation": 2}, "dilation"),
+    ({"padding": (1, 0), "stride": (2, 1)}, ""),
+]
+
+
+@torch.no_grad()
+def test_convolutions_that_peft_computes_otherwise_are_refused_and_no_others():
+    for options, refused in CALLS:
+        with scratch() as folder:
+            folder = pathlib.Path(folder)
+            torch.manual_seed(6)
+            down, up = torch.randn(RANK, 54), torch.randn(8, RANK)
+            model = torch.nn.Sequential(torch.nn.Conv2d(6, 8, 3, **options))
+            x = torch.randn(2, 6, 9, 9)
+            base = model(x)
+            # The layer itself with the sum of both weights, as an adapter of ours computes.
+            model[0].weight += (up @ down).view(8, 6, 3, 3)
+            expected = model(x)
+            model[0].weight -= (up @ down).view(8, 6, 3, 3)
+            files = ["--input", folder / "native", "--output", folder / "peft", "--to", "peft"]
+            native_file(folder / "native", down, up, kernel="3 3 ", **({"uncommon": refused} if refused else {}))
+            done = run("convert_lora", *files)
+            if refused:
+                assert done.returncode != 0 and f"got one whose {refused} it does not take over" in done.stderr, done
+                # Without the mark the file is written, and PEFT computes something else, as this library says.
+                native_file(folder / "native", down, up, kernel="3 3 ")
+                done = run("convert_lora", *files)
+            assert done.returncode == 0, done
+            outputs = PeftModel.from_pretrained(model, str(folder / "peft"))(x)
+            error = ((outputs - expected).norm() / (expected - base).norm()).item()
+            assert error > 0.1 if refused else error < 1e-5, (options, error)
 
 
 main(globals())

@@ -3,6 +3,7 @@
 
 #include <lightlora/detail/layer_weights.h>
 
+#include <lightlora/detail/layer_call.h>
 #include <lightlora/detail/layer_vectors-inl.h>
 
 #include <ATen/ATen.h>
@@ -129,20 +130,6 @@ LIGHTLORA_INLINE bool LayerWeight::transposed() const {
          kind_ == LayerKind::bag;
 }
 
-namespace detail {
-
-template <typename... Convolution>
-int64_t groups_of(const torch::nn::Module* layer) {
-  int64_t groups = 1;
-  const auto look = [&](const auto* convolution) {
-    if (convolution) groups = convolution->options.groups();
-  };
-  (look(dynamic_cast<const Convolution*>(layer)), ...);
-  return groups;
-}
-
-}  // namespace detail
-
 LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
   const int64_t rows = weight_->size(0);
   const int64_t columns = rows > 0 ? weight_->numel() / rows : 0;
@@ -154,8 +141,8 @@ LIGHTLORA_INLINE LayerInfo LayerWeight::info(std::string name) const {
   info.lookup = kind_ == LayerKind::lookup || kind_ == LayerKind::bag;
   info.type = attention_output_ ? "MultiheadAttention" : type_;
   info.part = attention_output_ ? "out_proj" : part_;
-  namespace nn = torch::nn;
-  info.groups = detail::groups_of<nn::Conv1dImpl, nn::Conv2dImpl, nn::Conv3dImpl>(layer_.get());
+  info.padding_row = padding_idx_;
+  detail::describe_call(layer_.get(), info);
   return info;
 }
 

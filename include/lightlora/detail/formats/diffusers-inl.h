@@ -5,6 +5,7 @@
 
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/module_names.h>
+#include <lightlora/detail/formats/peft_calls.h>
 #include <lightlora/detail/formats/portable.h>
 #include <lightlora/file_io.h>
 
@@ -43,6 +44,7 @@ LIGHTLORA_INLINE TensorMap to_diffusers(const Components& components, at::Scalar
   std::map<std::string, Spelling> spellings;
   for (const auto& [component, state] : components) {
     spellings[component] = spelling_of(component, state);
+    require_peft_calls("LORA", state);  // diffusers computes with PEFT's layers
   }
   TensorMap tensors;
   for (const auto& layer : portable_layers(components, dtype)) {

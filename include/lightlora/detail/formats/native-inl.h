@@ -99,6 +99,10 @@ inline Metadata group_fields(const LayerState& layer) {
   if (!is_plain_type(type)) fields["type"] = type;
   if (!is_plain_type(type) && !layer.layer.part.empty()) fields["part"] = layer.layer.part;
   if (layer.layer.groups != 1) fields["groups"] = std::to_string(layer.layer.groups);
+  for (const auto& option : layer.layer.uncommon) fields["uncommon"] += option + " ";
+  if (layer.layer.padding_row >= 0) {
+    fields["padding_row"] = std::to_string(layer.layer.padding_row);
+  }
   if (options.dora()) fields["dora"] = "1";
   if (options.dora_inputs()) fields["dora_inputs"] = "1";
   fields.merge(own_fields(layer));
@@ -123,6 +127,26 @@ inline std::vector<int64_t> kernel_from_fields(const NativeFields& fields, const
               " inputs that the kernel divides, got a kernel of ", values, " in metadata '", key,
               "'");
   return kernel;
+}
+
+// What the layer's call is, for the writers of other formats.
+inline void read_call(const NativeFields& fields, const std::string& group, LayerInfo& layer) {
+  if (fields.has(group + ".uncommon")) {
+    std::istringstream options(fields.text(group + ".uncommon"));
+    for (std::string option; options >> option;) {
+      TORCH_CHECK(option.size() <= 32 && layer.uncommon.size() < 8, "'", fields.path(),
+                  "': expected up to 8 names of options as metadata '", group, ".uncommon', got ",
+                  shown(fields.text(group + ".uncommon")));
+      layer.uncommon.push_back(option);
+    }
+  }
+  const std::string key = group + ".padding_row";
+  if (!fields.has(key)) return;
+  layer.padding_row = fields.number<int64_t>(key);
+  const bool within = layer.padding_row >= 0 && layer.padding_row < layer.in;
+  TORCH_CHECK(within && layer.type == "Embedding", "'", fields.path(), "': expected one of the ",
+              layer.in, " rows of an Embedding as metadata '", key, "', got ", layer.padding_row,
+              "; hint: is the file damaged?");
 }
 
 // The values of the frozen bases that a layer of these options has; more than it has is no harm.
@@ -205,6 +229,7 @@ inline LayerState layer_from_fields(const NativeFields& fields, const std::strin
   if (fields.has(key("type"))) layer.layer.type = fields.text(key("type"));
   if (fields.has(key("part"))) layer.layer.part = fields.text(key("part"));
   if (fields.has(key("groups"))) layer.layer.groups = size("groups");
+  read_call(fields, group, layer.layer);
   layer.layer.lookup = layer.layer.type == "Embedding" || layer.layer.type == "EmbeddingBag";
   layer.options.dora(fields.has(key("dora")) && fields.text(key("dora")) != "0");
   layer.options.dora_inputs(fields.has(key("dora_inputs")) &&

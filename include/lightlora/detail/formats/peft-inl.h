@@ -7,6 +7,7 @@
 #include <lightlora/detail/formats/lora_keys.h>
 #include <lightlora/detail/formats/lycoris.h>
 #include <lightlora/detail/formats/module_names.h>
+#include <lightlora/detail/formats/peft_calls.h>
 #include <lightlora/detail/formats/peft_config.h>
 #include <lightlora/detail/formats/peft_methods.h>
 #include <lightlora/detail/formats/portable.h>
@@ -240,11 +241,14 @@ inline void save_lycoris_method(const std::filesystem::path& folder, const std::
 inline void save_peft_folder(const std::filesystem::path& folder, const std::string& component,
                              const AdapterState& state, at::ScalarType dtype, bool text_model) {
   if (const PeftMethod* method = peft_method_of(state)) {
+    require_peft_calls(method->type, state);
     return save_peft_method(folder, component, *method, state, dtype, text_model);
   }
   if (const auto method = lycoris_method(state)) {
+    require_peft_calls(method->type, state);
     return save_lycoris_method(folder, component, state, *method, dtype, text_model);
   }
+  require_peft_calls("LORA", state);
   TensorMap tensors;
   std::set<std::string> modules;
   int64_t rank = 0;
@@ -255,7 +259,7 @@ inline void save_peft_folder(const std::filesystem::path& folder, const std::str
     const auto names = peft_names(layer.info, transformers_name(component, layer.name, text_model));
     modules.insert(names.module);
     rank = layer.down.size(0);
-    tensors[names.down] = layer.down;
+    tensors[names.down] = without_padding_row(layer.down, layer.info.padding_row);
     const bool twice = layer.info.type == "MultiheadAttention" && layer.info.part == "out_proj";
     tensors[names.up] = twice ? layer.up / kPeftOutputProjection : layer.up;
     if (!layer.magnitude.defined()) continue;
