@@ -62,9 +62,9 @@ def packed(size):
     return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * size, 9))
 
 
-def bmp(rows):
+def bmp(rows, height=4):
     head = b"BM" + struct.pack("<IHHI", 102, 0, 0, 54)
-    head += struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 24, 0, 0, 1, 1, 0, 0)
+    head += struct.pack("<IiiHHIIiiII", 40, 4, height, 1, 24, 0, 0, 1, 1, 0, 0)
     return head + b"\xff" * 12 * rows
 
 
@@ -73,6 +73,7 @@ PICTURE = {
     "valid_texts": png(*[packed(3_000_000)] * 8),
     "valid_bmp": bmp(4),
     "invalid_bmp_cut": bmp(2),
+    "invalid_bmp_claim": bmp(2, height=16_580_355),
     "invalid_png_cut": png()[:-40],
     "invalid_png_size": png(width=4)[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + png()[24:],
     "invalid_gif_size": b"GIF89a" + struct.pack("<HHBBB", 60000, 2000, 0x80, 0, 0) + bytes(6) + b";",
@@ -80,6 +81,8 @@ PICTURE = {
 SETTINGS = {
     "valid_flags": b'rank = 4\nprompt = "a cat"\nlora = ["a", "b"]\nflag = true\nrate = 1e-4\n',
     "valid_table": b"[training]\nrank = 4\n",
+    "valid_large_number": b"a = 719971e97\n",  # which toml++ would cast to a whole number
+    "invalid_letter": "a = 7\u01e4\n".encode(),
     "invalid_keys": b"a" + b".a" * 2000 + b" = 1\n",
     "invalid_deep": b"a = " + DEEP.encode() * 2 + b"\n",
     "invalid_date": b"a = 1979-05-27\n",
@@ -93,6 +96,7 @@ DATA_FOLDER = {
     "invalid_elsewhere": b'{"file_name": "../../etc/1.png", "text": "a"}',
     "invalid_number": b'{"file_name": "1.png", "text": 5}',
     "invalid_half": b'{"file_name": "1.p',
+    "invalid_long_name": b'{"file_name": "' + b"G" * 300 + b'.png", "text": "a"}',
 }
 EMOJI_LIST = {
     "valid_list": b"# group: Objects\n1F916 ; fully-qualified # x E1.0 robot\n2764 FE0F ; fully-qualified # y E0.6 red heart\n",

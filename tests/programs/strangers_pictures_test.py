@@ -252,6 +252,7 @@ CASES = [
     case("a line of pixels to start from", image(bmp(4, 300, 300), "p.bmp", "--height", 64, "--width", 64), "--image"),
     case("a start of 17 million pixels", image(bmp(4200, 4000, 4000), "p.bmp"), "p.bmp", "--allow_large"),
     case("a BMP that is cut off", image(bmp(64, 64, 20), "p.bmp"), "p.bmp"),
+    case("66 million pixels in a BMP of 78 bytes", image(bmp(4, 16_580_355, 2), "p.bmp"), "p.bmp", "too early"),
     case("a TGA that is cut off", image(tga(640, 640), "p.tga"), "p.tga"),
     case("a GIF of 60,000 by 2000 pixels", image(gif(60000, 2000), "p.gif"), "p.gif"),
     case("a JPEG of a thousand scans", image(jpeg(1000), "p.jpg"), "p.jpg"),
@@ -275,6 +276,12 @@ CASES = [
         "a name with escape codes in metadata.jsonl",
         trains(metadata(json.dumps({"file_name": "\x1b[2J\n.png", "text": "a"}))),
         "metadata.jsonl",
+    ),
+    learning(
+        "a name of 300 letters in metadata.jsonl",
+        trains(metadata(json.dumps({"file_name": "G" * 300 + ".png", "text": "a"}))),
+        "metadata.jsonl",
+        "no such file",
     ),
     learning("a folder to repeat a thousand million times", trains(repeated("1000000000_x")), "1000000000_x"),
     learning("a folder to repeat 2^70 times", trains(repeated(f"{2**70}_x")), "_x"),
@@ -330,6 +337,7 @@ CASES = [
         for line in (
             "num_repeats = 0",
             "num_repeats = -3",
+            "num_repeats = 1e97",
             "num_repeats = 9000000000000000000",
             "keep_tokens = -1",
             "caption_dropout_rate = 1.5",

@@ -14,6 +14,7 @@
 #include "generation/lora_tags.h"
 #include "generation/parameters.h"
 #include "support/cli/fmt.h"
+#include "support/files/limits.h"
 #include "support/images/png.h"
 
 namespace generation {
@@ -252,7 +253,7 @@ void apply_loras(const Parameters& parameters, const cli::App& app, GenerationOp
   std::vector<std::string> tag_files;
   for (std::size_t i = 0; i < picture.tags.size(); ++i) {
     const auto file = known ? sd::parse_lora(files[i]).path : std::string();
-    const bool there = !file.empty() && std::filesystem::exists(file);
+    const bool there = !file.empty() && sd::limits::exists(file);
     tag_files.push_back(there ? file : find_lora(picture.tags[i].path, options.lora_dir));
   }
   for (std::size_t i = 0; i < picture.tags.size() && own_prompt; ++i) {

@@ -20,6 +20,7 @@
 #include "models/streaming.h"
 #include "support/cli/fmt.h"
 #include "support/files/json_file.h"
+#include "support/files/limits.h"
 
 namespace sd {
 namespace {
@@ -71,7 +72,7 @@ Files open_files(const std::string& path, const lightlora::SafetensorsOptions& o
   const auto paths = ends_with(path, ".json") ? shards_of(path) : std::vector<std::string>{path};
   Files files;
   for (const auto& each : paths) {
-    TORCH_CHECK(fs::exists(each), "'", each, "': expected a file of weights, got none; hint: ",
+    TORCH_CHECK(limits::exists(each), "'", each, "': expected a file of weights, got none; hint: ",
                 paths.size() > 1 ? "an unfinished download of a model in several files?"
                                  : "is the path right?");
     files.push_back(lightlora::open_tensors(each, options));

@@ -4,7 +4,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 
 #include "support/files/limits.h"
@@ -35,7 +34,7 @@ at::Tensor slices_in_order(const lightlora::LearnedEmbedding& embedding,
 
 std::vector<lightlora::LearnedEmbedding> read_embeddings(const std::string& text) {
   const auto colon = text.rfind(':');
-  const bool whole = colon == std::string::npos || std::filesystem::exists(text);
+  const bool whole = colon == std::string::npos || limits::exists(text);
   if (whole) return lightlora::load_embeddings(text);
   return lightlora::load_embeddings(text.substr(0, colon), text.substr(colon + 1));
 }

@@ -7,9 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <utility>
+
+#include "support/files/limits.h"
 
 namespace sd {
 
@@ -88,7 +89,7 @@ void add_all(PipelineAdapters& adapters, StableDiffusion& pipeline, const LoRACh
 }  // namespace
 
 LoRAChoice parse_lora(const std::string& text) {
-  if (std::filesystem::exists(text)) return {text, 1.0};
+  if (limits::exists(text)) return {text, 1.0};
   const std::size_t colon = text.rfind(':');
   if (colon == std::string::npos || colon + 1 == text.size()) return {text, 1.0};
   char* end = nullptr;

@@ -15,6 +15,7 @@
 #include "support/cli/fmt.h"
 #include "support/cli/message.h"
 #include "support/files/json_file.h"
+#include "support/files/limits.h"
 #include "support/images/load.h"
 
 namespace training {
@@ -105,9 +106,10 @@ std::pair<fs::path, std::string> read_metadata_line(const fs::path& folder, cons
   const auto inside = path.lexically_relative(folder.lexically_normal());
   TORCH_CHECK(!inside.empty() && *inside.begin() != "..", where,
               ": expected the name of a file in the folder, got '", *name, "'");
-  TORCH_CHECK(images::is_image_file(path.string()), where, ": expected a picture '", *name,
-              "' in the folder, got ",
-              fs::exists(path) ? images::describe_other_file(path.string()) : "no such file");
+  TORCH_CHECK(
+      images::is_image_file(path.string()), where, ": expected a picture '", *name,
+      "' in the folder, got ",
+      sd::limits::exists(path) ? images::describe_other_file(path.string()) : "no such file");
   for (const char* key : {"text", "caption", "prompt"}) {
     const auto text = text_of(key);
     if (!text) continue;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <stdexcept>
+#include <type_traits>
 
 #include "support/cli/fmt.h"
 #include "support/cli/toml_text.h"
@@ -20,6 +21,17 @@ constexpr int64_t kMostRepeats = 100'000, kMostSamples = 10'000'000, kMostTokens
                   kMostBatch = 256, kMostEpochs = 1'000'000;
 constexpr int64_t kLeastSide = 8, kMostSide = 4096;
 
+// A whole number is written as one, as in sd-scripts: toml++ would cast 1e97 before it looks whether it
+// is one, and such a cast may be anything. Elsewhere 1 stands for 1.0.
+template <typename Value>
+std::optional<Value> value_of(const toml::node& node) {
+  if constexpr (std::is_same_v<Value, int64_t>) {
+    return node.value_exact<int64_t>();
+  } else {
+    return node.value<Value>();
+  }
+}
+
 // One table of the file, and those that stand behind it.
 class Level {
  public:
@@ -30,7 +42,7 @@ class Level {
   std::optional<Value> find(const char* key) const {
     const auto* node = node_of(key);
     if (node == nullptr) return std::nullopt;
-    const auto value = node->template value<Value>();
+    const auto value = value_of<Value>(*node);
     TORCH_CHECK(value, "'", path_, "' line ", node->source().begin.line, ": expected another kind ",
                 "of value for '", key, "'");
     return value;
@@ -190,8 +202,8 @@ void read_dataset(const Level& dataset, DatasetConfig& config) {
   auto& data = config.data;
   const auto* resolution = dataset.node_of("resolution");
   if (const auto* sides = resolution ? resolution->as_array() : nullptr) {
-    const auto width = sides->get(0) ? sides->get(0)->value<int64_t>() : std::nullopt;
-    const auto height = sides->get(1) ? sides->get(1)->value<int64_t>() : width;
+    const auto width = sides->get(0) ? value_of<int64_t>(*sides->get(0)) : std::nullopt;
+    const auto height = sides->get(1) ? value_of<int64_t>(*sides->get(1)) : width;
     TORCH_CHECK(width && height == width && *width >= kLeastSide && *width <= kMostSide, "'",
                 dataset.path(), "' line ", resolution->source().begin.line,
                 ": expected a square as 'resolution', got another shape; ",

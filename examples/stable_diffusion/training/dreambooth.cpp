@@ -14,6 +14,7 @@
 #include "support/cli/format.h"
 #include "support/cli/message.h"
 #include "support/distributed/fingerprint.h"
+#include "support/files/limits.h"
 #include "training/adapters.h"
 #include "training/class_pictures.h"
 #include "training/memory.h"
@@ -65,7 +66,7 @@ void print_encoded_anew(const ImageDataset& pictures) {
 
 // The file of "FILE" or "FILE:TOKEN".
 std::string file_of(const std::string& embedding) {
-  return fs::exists(embedding) ? embedding : embedding.substr(0, embedding.rfind(':'));
+  return sd::limits::exists(embedding) ? embedding : embedding.substr(0, embedding.rfind(':'));
 }
 
 void add_word(distributed::Fingerprint& print, const lightlora::LearnedEmbedding& word) {

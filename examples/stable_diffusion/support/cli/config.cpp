@@ -93,15 +93,11 @@ std::string text_of_bytes(const std::string& path, const toml::value<std::string
 // A value as the command line would spell it.
 std::string value_text(const std::string& path, const toml::node& node) {
   if (const auto* bytes = bytes_in(node)) return text_of_bytes(path, *bytes);
-  if (const auto text = node.value<std::string>(); text && node.is_string()) return *text;
-  if (const auto flag = node.value<bool>(); flag && node.is_boolean())
-    return *flag ? "true" : "false";
-  if (const auto number = node.value<int64_t>(); number && node.is_integer()) {
-    return fmt::to_string(*number);
-  }
-  if (const auto number = node.value<double>(); number && node.is_floating_point()) {
-    return format_exact(*number);
-  }
+  // Exact: toml++ turns one kind into another before it looks, 1e97 into a whole number too.
+  if (const auto text = node.value_exact<std::string>()) return *text;
+  if (const auto flag = node.value_exact<bool>()) return *flag ? "true" : "false";
+  if (const auto number = node.value_exact<int64_t>()) return fmt::to_string(*number);
+  if (const auto number = node.value_exact<double>()) return format_exact(*number);
   fail(path, node.source(),
        "expected text, a number, true, false or a list of these, got another value");
 }

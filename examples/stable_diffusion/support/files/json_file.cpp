@@ -5,7 +5,6 @@
 #include <lightlora/file_io.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "support/files/limits.h"
 
@@ -62,7 +61,7 @@ std::string words_of(const nlohmann::json::exception& error) {
 }
 
 nlohmann::json read_json_file(const std::string& path) {
-  TORCH_CHECK(std::filesystem::exists(path), "'", path,
+  TORCH_CHECK(limits::exists(path), "'", path,
               "': expected a JSON file, got none; hint: is the folder a complete diffusers model?");
   auto value = parse_json(lightlora::read_file(path, limits::kJsonBytes), "'" + path + "'");
   TORCH_CHECK(value.is_object(), "'", path, "': expected a JSON object, got ", value.type_name());

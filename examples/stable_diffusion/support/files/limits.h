@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <system_error>
 
 namespace sd::limits {
 
@@ -29,5 +31,13 @@ constexpr int64_t kPositions = 16'384;  // of a text encoder
 constexpr int64_t kKernel = 31;
 constexpr int64_t kSampleSize = 8192;  // of latents or pictures, by default
 constexpr int64_t kTrainTimesteps = 100'000;
+
+/// Whether there is something of a name that a stranger may have written. A name that no file system
+/// takes, such as one of 300 letters, is nothing, where std::filesystem::exists throws without saying
+/// which file holds the name.
+inline bool exists(const std::filesystem::path& path) {
+  std::error_code refused;
+  return std::filesystem::exists(path, refused);
+}
 
 }  // namespace sd::limits

@@ -101,6 +101,11 @@ Pixels decode_pixels(const Bytes& bytes, int wanted) {
   constexpr int64_t kMostGifPixels = 25'000'000;
   TORCH_CHECK(!gif || int64_t{width} * height <= kMostGifPixels, "it claims ", width, "x", height,
               " pixels, the limit for a GIF is ", kMostGifPixels, " in all");
+  // TGA's shortest spelling is two bytes for 128 equal pixels, BMP's one for eight. Without this a file of
+  // a few bytes costs as much as the picture that it claims, before its end is found.
+  constexpr int64_t kMostPixelsOfByte = 64;
+  TORCH_CHECK(gif || int64_t{width} * height <= kMostPixelsOfByte * length(bytes),
+              "the file ends too early");
   const stbi_io_callbacks calls{read_source, skip_source, source_ended};
   Pixels pixels{{stbi_load_from_callbacks(&calls, &source, &width, &height, &channels, wanted),
                  stbi_image_free},
